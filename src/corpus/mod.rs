@@ -1,0 +1,1 @@
+//! Deterministic simple Python for training.

@@ -1,0 +1,8 @@
+//! Causeway runs a dense and a weight-sparse language model side by side and lets a caller edit named
+//! features of the sparse one inside the dense one.
+//!
+//! The modules below stand in layer order: a lower layer never imports a higher one
+//! (`tests/house_rules.rs` keeps it so). `src/ARCHITECTURE.md` is the map.
+
+pub mod corpus;
+pub mod tasks;

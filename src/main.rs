@@ -1,0 +1,3 @@
+//! The command line: parse, load settings, run.
+
+fn main() {}
