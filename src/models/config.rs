@@ -1,0 +1,209 @@
+//! What a transformer is made of, read from its `config.json`.
+//!
+//! One configuration describes both kinds of model Causeway joins: the weight-sparse transformer and the
+//! GPT-2-like dense one differ only in these fields and in how their linear layers store their weights.
+//! The fields follow the released sparse checkpoints; [`crate::artifacts`] translates their file format.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+/// The shape and the switches of one transformer. Widths are in channels, the context in tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransformerConfig {
+    pub n_layers: usize,
+    pub d_model: usize,
+    pub n_heads: usize,
+    pub d_head: usize,
+    pub d_mlp: usize,
+    pub vocab_size: usize,
+    /// The longest sequence, in tokens.
+    pub context_length: usize,
+    pub norm: Norm,
+    /// Linear layers carry a bias (the unembedding never does; see `final_logits_bias`).
+    pub bias: bool,
+    pub activation: Activation,
+    /// Applied to the residual stream after each sublayer has been added.
+    #[serde(default)]
+    pub residual_activation: ResidualActivation,
+    pub positions: Positions,
+    /// The fraction of entries an AbsTopK keeps at each of `active_locations`; none keeps all.
+    #[serde(default)]
+    pub active_fraction: Option<f64>,
+    #[serde(default)]
+    pub active_locations: BTreeSet<ActiveLocation>,
+    /// The unembedding is the embedding matrix.
+    #[serde(default)]
+    pub tied_unembedding: bool,
+    /// A dense `[vocab, vocab]` table whose row for the current token is added to the logits.
+    #[serde(default)]
+    pub bigram_table: bool,
+    /// One learned logit per head that enters only the softmax's denominator.
+    #[serde(default)]
+    pub attention_sinks: bool,
+}
+
+/// How the residual stream is normalised before each sublayer reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Norm {
+    /// `x / rms(x) * gain`: a zero stays a zero.
+    Rms,
+    /// `(x - mean) / std * gain + bias`.
+    Layer,
+    /// A LayerNorm without its bias.
+    LayerNoBias,
+}
+
+impl Norm {
+    /// Added to the mean square (or the variance) before the root; the values of the released code.
+    pub fn epsilon(self) -> f32 {
+        match self {
+            Norm::Rms => f32::EPSILON,
+            Norm::Layer | Norm::LayerNoBias => 1e-5,
+        }
+    }
+}
+
+/// The MLP's nonlinearity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x * Phi(x)` with the exact error function.
+    Gelu,
+    /// The tanh approximation that GPT-2 was trained with.
+    GeluTanh,
+    Relu,
+}
+
+/// What happens to the residual stream after a sublayer's output has been added to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResidualActivation {
+    #[default]
+    Identity,
+    Relu,
+}
+
+/// Where positions enter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// The model sees order only through the causal mask.
+    None,
+    /// A learned embedding added to the residual stream, `[context, d_model]`.
+    Added,
+    /// Read-only positional channels joined to every sublayer's input, `[context, channels]`.
+    Concatenated { channels: usize },
+}
+
+/// The places where the released checkpoints may apply an AbsTopK, by the names they use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActiveLocation {
+    AttnIn,
+    AttnQ,
+    AttnK,
+    AttnV,
+    AttnOut,
+    ResidPostAttn,
+    MlpIn,
+    MlpNeuron,
+    MlpOut,
+    ResidPostMlp,
+}
+
+impl ActiveLocation {
+    /// Every location with the name used in `afrac_loctypes`.
+    pub const NAMES: [(&'static str, ActiveLocation); 10] = [
+        ("attn_in", ActiveLocation::AttnIn),
+        ("attn_q", ActiveLocation::AttnQ),
+        ("attn_k", ActiveLocation::AttnK),
+        ("attn_v", ActiveLocation::AttnV),
+        ("attn_out", ActiveLocation::AttnOut),
+        ("resid_post_attn", ActiveLocation::ResidPostAttn),
+        ("mlp_in", ActiveLocation::MlpIn),
+        ("mlp_neuron", ActiveLocation::MlpNeuron),
+        ("mlp_out", ActiveLocation::MlpOut),
+        ("resid_post_mlp", ActiveLocation::ResidPostMlp),
+    ];
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[error("{field}: {problem}")]
+pub struct ConfigError {
+    /// The offending field of `config.json`.
+    pub field: &'static str,
+    pub problem: String,
+}
+
+/// No field may exceed this; a larger one is a damaged file, not a model.
+const LARGEST_SIZE: usize = 1 << 24;
+
+impl TransformerConfig {
+    /// The width of what a sublayer reads: `d_model`, plus the positional channels where there are any.
+    pub fn d_read(&self) -> usize {
+        match self.positions {
+            Positions::Concatenated { channels } => self.d_model + channels,
+            _ => self.d_model,
+        }
+    }
+
+    /// `n_heads * d_head`, the width of q, k, v and of the attention's output before `c_proj`.
+    pub fn d_attention(&self) -> usize {
+        self.n_heads * self.d_head
+    }
+
+    /// Residual sites: one before each sublayer and the last layer's output.
+    pub fn n_sites(&self) -> usize {
+        2 * self.n_layers + 1
+    }
+
+    /// `k` of the AbsTopK at `location` for a last dimension of `width`; none means "keep all".
+    pub fn active_count(&self, location: ActiveLocation, width: usize) -> Option<usize> {
+        let fraction = self.active_fraction?;
+        self.active_locations
+            .contains(&location)
+            .then(|| (fraction * width as f64).floor() as usize)
+    }
+
+    /// Checks that the sizes are usable before anything is allocated.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let sizes = [
+            ("n_layers", self.n_layers),
+            ("d_model", self.d_model),
+            ("n_heads", self.n_heads),
+            ("d_head", self.d_head),
+            ("d_mlp", self.d_mlp),
+            ("vocab_size", self.vocab_size),
+            ("context_length", self.context_length),
+        ];
+        for (field, size) in sizes {
+            if size == 0 || size > LARGEST_SIZE {
+                let problem = format!("is {size}; it must be between 1 and {LARGEST_SIZE}");
+                return Err(ConfigError { field, problem });
+            }
+        }
+        if let Positions::Concatenated { channels } = self.positions
+            && (channels == 0 || channels > LARGEST_SIZE)
+        {
+            let problem = format!("has {channels} channels; it must have at least 1");
+            return Err(ConfigError {
+                field: "positions",
+                problem,
+            });
+        }
+        if let Some(fraction) = self.active_fraction
+            && !(fraction > 0.0 && fraction <= 1.0)
+        {
+            let problem = format!("is {fraction}; it must be above 0 and at most 1");
+            return Err(ConfigError {
+                field: "active_fraction",
+                problem,
+            });
+        }
+        Ok(())
+    }
+}
