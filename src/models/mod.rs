@@ -1,4 +1,12 @@
 //! The two transformers of a pair: their configuration, their forward pass, the places in it that can be
 //! read and changed, and their tokenizer.
 
+pub mod attention;
 pub mod config;
+pub mod kv_cache;
+pub mod layers;
+pub mod location;
+pub mod mlp;
+pub mod tap;
+pub mod token_rows;
+pub mod transformer;

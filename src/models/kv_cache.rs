@@ -1,0 +1,108 @@
+//! The key-value cache of inference: a fixed number of slots, allocated once, written in place.
+//!
+//! A slot holds one sequence. Keys are kept by channel (`[slot, heads * d_head, capacity]`) so that scores run
+//! along the keys, values by position (`[slot, capacity, heads * d_head]`).
+
+use candle_core::{Device, Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::config::TransformerConfig;
+use crate::numerics::attention::{Heads, Keys, Values, attend};
+use crate::numerics::rows;
+
+/// Keys and values of every layer for a number of sequences.
+#[derive(Debug)]
+pub struct KvCache {
+    slots: usize,
+    capacity: usize,
+    heads: Heads,
+    layers: Vec<LayerCache>,
+}
+
+#[derive(Debug)]
+struct LayerCache {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+/// One row's sequence and its place in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheRow {
+    pub slot: usize,
+    pub position: usize,
+}
+
+impl KvCache {
+    /// Room for `slots` sequences of at most `capacity` tokens.
+    pub fn new(config: &TransformerConfig, slots: usize, capacity: usize) -> Self {
+        let heads = Heads { count: config.n_heads, d_head: config.d_head };
+        let size = slots * capacity * config.d_attention();
+        let layer = || LayerCache { keys: vec![0.0; size], values: vec![0.0; size] };
+        KvCache {
+            slots,
+            capacity,
+            heads,
+            layers: (0..config.n_layers).map(|_| layer()).collect(),
+        }
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Stores the rows' keys and values, then lets each row attend to its own slot up to itself. `q`, `k`, `v`
+    /// and the result are `[rows, heads * d_head]`; positions below a row's own must have been stored before
+    /// or be among the rows.
+    pub fn attend(
+        &mut self,
+        layer: usize,
+        at: &[CacheRow],
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        sinks: &Tensor,
+    ) -> Result<Tensor> {
+        let width = self.heads.count * self.heads.d_head;
+        if let Some(bad) = at.iter().find(|row| row.slot >= self.slots || row.position >= self.capacity) {
+            bail!("{bad:?} is outside a cache of {} slots of {}", self.slots, self.capacity)
+        }
+        let (q, k, v, sinks) = (rows::to_vec(q)?, rows::to_vec(k)?, rows::to_vec(v)?, rows::to_vec(sinks)?);
+        let LayerCache { keys, values } = &mut self.layers[layer];
+        let slot_size = self.capacity * width;
+        for (row, at) in at.iter().enumerate() {
+            let slot = at.slot * slot_size;
+            for (channel, &key) in k[row * width..][..width].iter().enumerate() {
+                keys[slot + channel * self.capacity + at.position] = key;
+            }
+            values[slot + at.position * width..][..width].copy_from_slice(&v[row * width..][..width]);
+        }
+        let mut output = vec![0f32; q.len()];
+        let d_head = self.heads.d_head;
+        let one_row = |row: usize, out: &mut [f32]| {
+            let at = at[row];
+            let mut weights = vec![0f32; at.position + 1];
+            for (head, out) in out.chunks_exact_mut(d_head).enumerate() {
+                let first = at.slot * slot_size + head * d_head * self.capacity;
+                let keys = Keys {
+                    by_channel: &keys[first..][..d_head * self.capacity],
+                    stride: self.capacity,
+                };
+                let values = Values {
+                    rows: &values[at.slot * slot_size + head * d_head..][..(at.position * width) + d_head],
+                    stride: width,
+                };
+                let q = &q[row * width + head * d_head..][..d_head];
+                attend(q, keys, values, sinks[head], &mut weights, out);
+            }
+        };
+        if at.len() == 1 {
+            one_row(0, &mut output);
+        } else {
+            output
+                .par_chunks_mut(width)
+                .enumerate()
+                .for_each(|(row, out)| one_row(row, out));
+        }
+        Tensor::from_vec(output, (at.len(), width), &Device::Cpu)
+    }
+}

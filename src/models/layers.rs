@@ -1,0 +1,192 @@
+//! The layers every transformer here is made of: linear, norm, AbsTopK, and how their weights are held.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::config::{ActiveLocation, Norm, TransformerConfig};
+use crate::numerics::{abs_top_k::abs_top_k, columns::Columns, linear, norm};
+
+/// What a model's weights are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Gradients flow to the weights.
+    Training,
+    /// Gradients flow through the model, not to its weights.
+    Frozen,
+    /// No gradients; on the CPU weights are stored by columns, sparse where they are.
+    Inference,
+}
+
+/// A checkpoint's tensors by name, handed out once each with their shapes checked.
+pub struct Weights<'a> {
+    tensors: &'a BTreeMap<String, Tensor>,
+    pub purpose: Purpose,
+}
+
+impl<'a> Weights<'a> {
+    pub fn new(tensors: &'a BTreeMap<String, Tensor>, purpose: Purpose) -> Self {
+        Weights { tensors, purpose }
+    }
+
+    /// The tensor called `name`, which must have `shape`.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let Some(tensor) = self.tensors.get(name) else {
+            bail!("the checkpoint has no tensor {name}; expected one of shape {shape:?}")
+        };
+        if tensor.dims() != shape {
+            bail!("{name} has shape {:?}; expected {shape:?}", tensor.dims())
+        }
+        if tensor.dtype() != DType::F32 {
+            bail!("{name} holds {:?}; expected float32", tensor.dtype())
+        }
+        match self.purpose {
+            Purpose::Training => Ok(tensor.clone()),
+            Purpose::Frozen | Purpose::Inference => Ok(tensor.detach()),
+        }
+    }
+
+    /// The same where the checkpoint may leave it out.
+    pub fn optional(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        match self.tensors.contains_key(name) {
+            true => self.get(name, shape).map(Some),
+            false => Ok(None),
+        }
+    }
+}
+
+/// `y = W x + b`, rows in, rows out.
+#[derive(Debug, Clone)]
+pub enum Linear {
+    /// Plain matrices: training, and every device but the CPU.
+    Matrix { weight: Tensor, bias: Option<Tensor>, frozen: bool },
+    /// Inference on the CPU.
+    Columns(Arc<Columns>),
+}
+
+impl Linear {
+    /// From `weight [out, in]` and `bias [out]`, held as `purpose` needs it.
+    pub fn new(weight: Tensor, bias: Option<Tensor>, purpose: Purpose) -> Result<Self> {
+        if purpose == Purpose::Inference && weight.device().is_cpu() {
+            return Ok(Linear::Columns(Arc::new(Columns::new(&weight, bias.as_ref())?)));
+        }
+        let frozen = purpose != Purpose::Training;
+        Ok(Linear::Matrix { weight, bias, frozen })
+    }
+
+    pub fn load(weights: &Weights, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Self> {
+        let weight = weights.get(&format!("{name}.weight"), &[outputs, inputs])?;
+        let bias = match bias {
+            true => Some(weights.get(&format!("{name}.bias"), &[outputs])?),
+            false => None,
+        };
+        Self::new(weight, bias, weights.purpose)
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Linear::Matrix { weight, bias, frozen } => linear::linear(x, weight, bias.as_ref(), *frozen),
+            Linear::Columns(columns) => columns.forward(x),
+        }
+    }
+
+    /// The layer's columns, where it is held for inference.
+    pub fn columns(&self) -> Option<&Columns> {
+        match self {
+            Linear::Columns(columns) => Some(columns),
+            Linear::Matrix { .. } => None,
+        }
+    }
+}
+
+/// RMSNorm or LayerNorm with its weights.
+#[derive(Debug, Clone)]
+pub struct NormLayer {
+    kind: Norm,
+    /// `[channels]`.
+    pub gain: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl NormLayer {
+    pub fn load(weights: &Weights, name: &str, kind: Norm, channels: usize) -> Result<Self> {
+        let gain = weights.get(&format!("{name}.weight"), &[channels])?;
+        let bias = match kind {
+            Norm::Layer => Some(weights.get(&format!("{name}.bias"), &[channels])?),
+            Norm::Rms | Norm::LayerNoBias => None,
+        };
+        Ok(NormLayer { kind, gain, bias })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let epsilon = self.kind.epsilon();
+        match self.kind {
+            Norm::Rms => norm::rms_norm(x, &self.gain, epsilon),
+            Norm::Layer | Norm::LayerNoBias => norm::layer_norm(x, &self.gain, self.bias.as_ref(), epsilon),
+        }
+    }
+}
+
+/// An AbsTopK at one location of a model, or nothing where the model has none.
+#[derive(Debug, Clone, Copy)]
+pub struct Active(Option<usize>);
+
+impl Active {
+    pub fn at(config: &TransformerConfig, location: ActiveLocation, width: usize) -> Self {
+        Active(config.active_count(location, width))
+    }
+
+    pub fn forward(self, x: Tensor) -> Result<Tensor> {
+        match self.0 {
+            Some(k) => abs_top_k(&x, k),
+            None => Ok(x),
+        }
+    }
+}
+
+/// How a sublayer reads the residual stream: norm, positional channels joined on, AbsTopK.
+#[derive(Debug, Clone)]
+pub struct SublayerInput {
+    pub norm: NormLayer,
+    positional_norm: Option<NormLayer>,
+    active: Active,
+}
+
+impl SublayerInput {
+    /// `names` are the norm's and the positional norm's, `channels` the positional channels (0: none).
+    pub fn load(
+        weights: &Weights,
+        config: &TransformerConfig,
+        names: (&str, &str),
+        location: ActiveLocation,
+    ) -> Result<Self> {
+        let positional = config.d_read() - config.d_model;
+        Ok(SublayerInput {
+            norm: NormLayer::load(weights, names.0, config.norm, config.d_model)?,
+            positional_norm: match positional {
+                0 => None,
+                channels => Some(NormLayer::load(weights, names.1, config.norm, channels)?),
+            },
+            active: Active::at(config, location, config.d_read()),
+        })
+    }
+
+    /// `h [rows, d_model]`, `positional [rows, channels]` `-> [rows, d_read]`.
+    pub fn forward(&self, h: &Tensor, positional: Option<&Tensor>) -> Result<Tensor> {
+        let x = self.norm.forward(h)?;
+        let x = match (&self.positional_norm, positional) {
+            (Some(norm), Some(p)) => Tensor::cat(&[&x, &norm.forward(p)?], 1)?,
+            _ => x,
+        };
+        self.active.forward(x)
+    }
+}
+
+/// A head's sink logits `[heads]`; minus infinity where the model has none.
+pub fn sinks(weights: &Weights, config: &TransformerConfig, name: &str, device: &Device) -> Result<Tensor> {
+    match config.attention_sinks {
+        true => weights.get(name, &[config.n_heads]),
+        false => Tensor::full(f32::NEG_INFINITY, config.n_heads, device),
+    }
+}

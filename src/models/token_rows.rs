@@ -1,0 +1,52 @@
+//! The tokens of one forward pass and how they belong together.
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use super::kv_cache::{CacheRow, KvCache};
+
+/// One row a token.
+pub struct TokenRows<'c> {
+    /// `[rows]` token ids.
+    pub ids: Tensor,
+    /// `[rows]` positions within their sequences.
+    pub positions: Tensor,
+    pub arrangement: Arrangement<'c>,
+}
+
+/// Which rows see which.
+pub enum Arrangement<'c> {
+    /// Whole sequences of `length` rows one after another, nothing kept: training and evaluation.
+    Sequences { length: usize },
+    /// Each row continues the sequence in its slot of a cache: inference.
+    Cached { at: Vec<CacheRow>, cache: &'c mut KvCache },
+}
+
+impl TokenRows<'static> {
+    /// Whole sequences of equal length.
+    pub fn sequences(ids: &[u32], length: usize, device: &Device) -> Result<Self> {
+        if length == 0 || ids.is_empty() || ids.len() % length != 0 {
+            bail!("{} tokens are not whole sequences of {length}", ids.len())
+        }
+        let positions: Vec<u32> = (0..ids.len()).map(|row| (row % length) as u32).collect();
+        Ok(TokenRows {
+            ids: Tensor::new(ids, device)?,
+            positions: Tensor::new(positions, device)?,
+            arrangement: Arrangement::Sequences { length },
+        })
+    }
+}
+
+impl<'c> TokenRows<'c> {
+    /// Rows that continue sequences in a cache, in ascending position within each slot.
+    pub fn cached(ids: &[u32], at: Vec<CacheRow>, cache: &'c mut KvCache) -> Result<Self> {
+        if ids.is_empty() || ids.len() != at.len() {
+            bail!("{} tokens for {} rows", ids.len(), at.len())
+        }
+        let positions: Vec<u32> = at.iter().map(|row| row.position as u32).collect();
+        Ok(TokenRows {
+            ids: Tensor::new(ids, &Device::Cpu)?,
+            positions: Tensor::new(positions, &Device::Cpu)?,
+            arrangement: Arrangement::Cached { at, cache },
+        })
+    }
+}

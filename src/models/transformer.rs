@@ -1,0 +1,181 @@
+//! The transformer: embedding, layers of attention and MLP, unembedding.
+//!
+//! `ids [rows] -> logits [rows, vocabulary]`. Dense and sparse models are this one type; they differ by their
+//! configuration and by how linear layers hold their weights. A pass can start in the middle ([`Self::tail`]),
+//! which is what bridges need, and every value on its way goes past a [`ResidualTap`].
+
+use std::collections::BTreeMap;
+
+use candle_core::{Result, Tensor};
+
+use super::attention::Attention;
+use super::config::{ActiveLocation, Positions, ResidualActivation, TransformerConfig};
+use super::layers::{Active, Linear, NormLayer, Purpose, SublayerInput, Weights};
+use super::location::{Place, Site};
+use super::mlp::Mlp;
+use super::tap::{NoTap, ResidualTap};
+use super::token_rows::TokenRows;
+use crate::numerics::activation::relu;
+
+/// A transformer with its weights.
+#[derive(Debug, Clone)]
+pub struct Transformer {
+    pub config: TransformerConfig,
+    /// `[vocabulary, d_model]`.
+    embedding: Tensor,
+    /// `[context, d_model]` or `[context, positional channels]`.
+    positions: Option<Tensor>,
+    layers: Vec<Layer>,
+    final_norm: NormLayer,
+    unembedding: Linear,
+    /// `[vocabulary]`.
+    logits_bias: Option<Tensor>,
+    /// `[vocabulary, vocabulary]`.
+    bigram_table: Option<Tensor>,
+}
+
+#[derive(Debug, Clone)]
+struct Layer {
+    attention: Attention,
+    mlp: Mlp,
+    /// AbsTopK of the stream after the attention and after the MLP.
+    active: [Active; 2],
+}
+
+impl Transformer {
+    /// From a checkpoint's tensors, whose names are the released checkpoints' own.
+    pub fn new(config: TransformerConfig, tensors: &BTreeMap<String, Tensor>, purpose: Purpose) -> Result<Self> {
+        config.validate().map_err(candle_core::Error::wrap)?;
+        let weights = Weights::new(tensors, purpose);
+        let (vocabulary, d_model) = (config.vocab_size, config.d_model);
+        let embedding = weights.get("transformer.wte.weight", &[vocabulary, d_model])?;
+        let positions = match config.positions {
+            Positions::None => None,
+            Positions::Added => {
+                Some(weights.get("transformer.wpe.weight", &[config.context_length, d_model])?)
+            }
+            Positions::Concatenated { channels } => {
+                Some(weights.get("transformer.wpe.weight", &[config.context_length, channels])?)
+            }
+        };
+        let layers = (0..config.n_layers)
+            .map(|layer| {
+                Ok(Layer {
+                    attention: Attention::load(&weights, &config, layer)?,
+                    mlp: Mlp::load(&weights, &config, layer)?,
+                    active: [
+                        Active::at(&config, ActiveLocation::ResidPostAttn, d_model),
+                        Active::at(&config, ActiveLocation::ResidPostMlp, d_model),
+                    ],
+                })
+            })
+            .collect::<Result<_>>()?;
+        let unembedding = match config.tied_unembedding {
+            true => Linear::new(embedding.clone(), None, purpose)?,
+            false => Linear::load(&weights, "lm_head", vocabulary, d_model, false)?,
+        };
+        let bigram_table = match config.bigram_table {
+            true => Some(weights.get("bigram_table", &[vocabulary, vocabulary])?),
+            false => None,
+        };
+        Ok(Transformer {
+            final_norm: NormLayer::load(&weights, "transformer.ln_f", config.norm, d_model)?,
+            logits_bias: weights.optional("final_logits_bias", &[vocabulary])?,
+            embedding,
+            positions,
+            layers,
+            unembedding,
+            bigram_table,
+            config,
+        })
+    }
+
+    /// `rows -> logits [rows, vocabulary]`.
+    pub fn forward(&self, rows: &mut TokenRows, tap: &mut dyn ResidualTap) -> Result<Tensor> {
+        let stream = self.embed(rows)?;
+        let ids = rows.ids.clone();
+        let last = self.run(Site::before_attention(0, self.config.n_layers), stream, rows, tap)?;
+        self.unembed(&last, &ids)
+    }
+
+    /// The logits when the stream at `site` is `stream [rows, d_model]`.
+    pub fn tail(&self, site: Site, stream: Tensor, rows: &mut TokenRows) -> Result<Tensor> {
+        let ids = rows.ids.clone();
+        let last = self.run(site, stream, rows, &mut NoTap)?;
+        self.unembed(&last, &ids)
+    }
+
+    /// The stream at site 0, `[rows, d_model]`.
+    pub fn embed(&self, rows: &TokenRows) -> Result<Tensor> {
+        let tokens = self.embedding.index_select(&rows.ids, 0)?;
+        match (&self.positions, self.config.positions) {
+            (Some(positions), Positions::Added) => tokens + positions.index_select(&rows.positions, 0)?,
+            _ => Ok(tokens),
+        }
+    }
+
+    /// From the stream at `from` to the stream at the last site.
+    pub fn run(
+        &self,
+        from: Site,
+        stream: Tensor,
+        rows: &mut TokenRows,
+        tap: &mut dyn ResidualTap,
+    ) -> Result<Tensor> {
+        let positional = match (&self.positions, self.config.positions) {
+            (Some(positions), Positions::Concatenated { .. }) => {
+                Some(positions.index_select(&rows.positions, 0)?)
+            }
+            _ => None,
+        };
+        let mut h = stream;
+        for site in Site::all(self.config.n_layers).skip(from.index()) {
+            h = tap.visit(Place::Site(site), h)?;
+            let Some(layer) = self.layers.get(site.index() / 2) else {
+                break;
+            };
+            let (delta, active) = match site.index() % 2 {
+                0 => {
+                    let delta = layer.attention.forward(&h, positional.as_ref(), rows, tap)?;
+                    (delta, layer.active[0])
+                }
+                _ => (layer.mlp.forward(&h, positional.as_ref(), tap)?, layer.active[1]),
+            };
+            h = (h + delta)?;
+            if self.config.residual_activation == ResidualActivation::Relu {
+                h = relu(&h)?;
+            }
+            h = active.forward(h)?;
+        }
+        Ok(h)
+    }
+
+    /// The last site's stream `[rows, d_model]` and the rows' own ids `-> logits [rows, vocabulary]`.
+    pub fn unembed(&self, stream: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        let mut logits = self.unembedding.forward(&self.final_norm.forward(stream)?)?;
+        if let Some(bias) = &self.logits_bias {
+            logits = logits.broadcast_add(bias)?;
+        }
+        if let Some(table) = &self.bigram_table {
+            logits = (logits + table.index_select(ids, 0)?)?;
+        }
+        Ok(logits)
+    }
+
+    /// How the sublayer after `site` reads the stream; none at the last site.
+    pub fn sublayer_input(&self, site: Site) -> Option<&SublayerInput> {
+        let layer = self.layers.get(site.index() / 2)?;
+        match site.index() % 2 {
+            0 => Some(&layer.attention.input),
+            _ => Some(&layer.mlp.input),
+        }
+    }
+
+    /// Every linear layer, unembedding included.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.layers
+            .iter()
+            .flat_map(|layer| layer.attention.linears().into_iter().chain(layer.mlp.linears()))
+            .chain([&self.unembedding])
+    }
+}

@@ -1,0 +1,151 @@
+//! The linear layer of training: `y = x W^T + b` with its gradients.
+//!
+//! `x [rows, in]`, `W [out, in]`, `b [out]`, `y [rows, out]`. One operation instead of a matrix product and a
+//! broadcast sum, because candle's backward pass computes the gradient of both factors always: a frozen layer
+//! (the dense model while a bridge is trained) would pay for weight gradients nobody reads.
+//! Inference uses [`super::columns`], whose rows do not depend on their neighbours.
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::rows;
+
+/// `x W^T + b`. A `frozen` layer passes gradients to `x` only.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, frozen: bool) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        let weight = if frozen { weight.detach() } else { weight.clone() };
+        let product = x.matmul(&weight.t()?)?;
+        return match bias {
+            Some(bias) if frozen => product.broadcast_add(&bias.detach()),
+            Some(bias) => product.broadcast_add(bias),
+            None => Ok(product),
+        };
+    }
+    let op = LinearOp { frozen, has_bias: bias.is_some() };
+    // A layer without bias still needs a third argument; its weight stands in and is not read.
+    x.contiguous()?.apply_op3(weight, bias.unwrap_or(weight), op)
+}
+
+struct LinearOp {
+    frozen: bool,
+    has_bias: bool,
+}
+
+impl CustomOp3 for LinearOp {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (n_rows, n_in) = x_layout.shape().dims2()?;
+        let (n_out, weight_in) = weight_layout.shape().dims2()?;
+        if weight_in != n_in {
+            bail!("a linear layer of {weight_in} inputs was given rows of {n_in}")
+        }
+        let x = rows::values(x, x_layout)?;
+        let weight = rows::values(weight, weight_layout)?;
+        let mut output = vec![0f32; n_rows * n_out];
+        if self.has_bias {
+            let bias = rows::values(bias, bias_layout)?;
+            for row in output.chunks_exact_mut(n_out) {
+                row.copy_from_slice(bias);
+            }
+        }
+        add_product(
+            &mut output,
+            Matrix { values: x, rows: n_rows, columns: n_in, transposed: false },
+            Matrix { values: weight, rows: n_in, columns: n_out, transposed: true },
+        )?;
+        Ok((CpuStorage::F32(output), Shape::from((n_rows, n_out))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _bias: &Tensor,
+        _result: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let grad_x = grad.matmul(weight)?;
+        if self.frozen {
+            return Ok((Some(grad_x), None, None));
+        }
+        let grad_weight = grad.t()?.matmul(x)?;
+        if !self.has_bias {
+            return Ok((Some(grad_x), Some(grad_weight), None));
+        }
+        let (_, n_out) = grad.dims2()?;
+        let total = rows::sum_over_rows(&rows::to_vec(&grad)?, n_out);
+        let grad_bias = Tensor::from_vec(total, n_out, grad.device())?;
+        Ok((Some(grad_x), Some(grad_weight), Some(grad_bias)))
+    }
+}
+
+/// A row-major matrix of `rows x columns` values; `transposed` says it is stored as `columns x rows`.
+struct Matrix<'a> {
+    values: &'a [f32],
+    rows: usize,
+    columns: usize,
+    transposed: bool,
+}
+
+impl Matrix<'_> {
+    /// Distances in values from one row to the next and from one column to the next.
+    fn strides(&self) -> (isize, isize) {
+        if self.transposed {
+            (1, self.rows as isize)
+        } else {
+            (self.columns as isize, 1)
+        }
+    }
+}
+
+/// `output += left * right`, `output` row-major.
+fn add_product(output: &mut [f32], left: Matrix, right: Matrix) -> Result<()> {
+    let (m, n, k) = (left.rows, right.columns, left.columns);
+    let complete = left.values.len() == m * k && right.values.len() == k * n && output.len() == m * n;
+    if !complete || right.rows != k {
+        bail!("a product of {m} x {k} and {} x {n} was given other sizes", right.rows)
+    }
+    let (left_rows, left_columns) = left.strides();
+    let (right_rows, right_columns) = right.strides();
+    let threads = match rayon::current_num_threads() {
+        1 => gemm::Parallelism::None,
+        several => gemm::Parallelism::Rayon(several),
+    };
+    // SAFETY: the sizes were checked against the slices above, the strides stay inside them, and `output` is
+    // borrowed mutably, so it overlaps neither input.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            output.as_mut_ptr(),
+            1,
+            n as isize,
+            true,
+            left.values.as_ptr(),
+            left_columns,
+            left_rows,
+            right.values.as_ptr(),
+            right_columns,
+            right_rows,
+            1f32,
+            1f32,
+            false,
+            false,
+            false,
+            threads,
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! The losses of training: cross-entropy, KL divergence, normalised mean squared error.
+//!
+//! Logits are `[rows, vocabulary]`. Cross-entropy and KL give one value a row, in nats: `[rows]`. Neither keeps
+//! probabilities: each pass over a row goes through the vocabulary once in cache, and the backward pass
+//! computes them again, so memory stays that of the logits.
+
+use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
+use multiversion::multiversion;
+
+use super::{exponential, rows};
+
+/// `-log softmax(logits)[target]` for each row: `[rows, vocabulary]`, `[rows]` (u32) `-> [rows]`.
+pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    if logits.device().is_cpu() {
+        return logits.contiguous()?.apply_op2(targets, CrossEntropy);
+    }
+    let log_probabilities = candle_nn::ops::log_softmax(logits, D::Minus1)?;
+    let picked = log_probabilities.gather(&targets.unsqueeze(1)?, 1)?;
+    picked.squeeze(1)?.neg()
+}
+
+/// `KL(softmax(teacher) || softmax(student))` for each row. The teacher is a constant: its gradient is none.
+pub fn kl_divergence(teacher: &Tensor, student: &Tensor) -> Result<Tensor> {
+    if student.device().is_cpu() {
+        let teacher = teacher.detach().contiguous()?;
+        return student.contiguous()?.apply_op2(&teacher, KlDivergence);
+    }
+    let teacher = candle_nn::ops::log_softmax(&teacher.detach(), D::Minus1)?;
+    let student = candle_nn::ops::log_softmax(student, D::Minus1)?;
+    (teacher.exp()? * (&teacher - student)?)?.sum(D::Minus1)
+}
+
+/// Squared error over the target's squared deviation from its mean over the rows, one ratio for all of
+/// `[rows, width]`. The denominator is a constant, or training would inflate the variance to shrink the ratio.
+pub fn normalised_mean_squared_error(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
+    let constant = target.detach();
+    let mean = constant.mean_keepdim(0)?;
+    let denominator = constant.broadcast_sub(&mean)?.sqr()?.sum_all()?;
+    // A constant target has no deviation to explain; the floor keeps the ratio finite.
+    let denominator = denominator.maximum(1e-12f32)?;
+    (prediction - target)?.sqr()?.sum_all()? / denominator.detach()
+}
+
+struct CrossEntropy;
+
+impl CustomOp2 for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross-entropy"
+    }
+
+    fn cpu_fwd(
+        &self,
+        logits: &CpuStorage,
+        layout: &Layout,
+        targets: &CpuStorage,
+        targets_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (n_rows, width) = layout.shape().dims2()?;
+        let logits = rows::values(logits, layout)?;
+        let CpuStorage::U32(targets) = targets else {
+            bail!("targets must be u32 token ids")
+        };
+        let Some((start, end)) = targets_layout.contiguous_offsets() else {
+            bail!("targets must be contiguous")
+        };
+        let targets = &targets[start..end];
+        if targets.len() != n_rows || targets.iter().any(|&t| t as usize >= width) {
+            bail!("expected {n_rows} targets below {width}")
+        }
+        let mut losses = vec![0f32; n_rows];
+        rows::map_rows(logits, width, &mut losses, 1, |row, logits, loss| {
+            loss[0] = log_sum_exp(logits) - logits[targets[row] as usize];
+        });
+        Ok((CpuStorage::F32(losses), Shape::from(n_rows)))
+    }
+
+    fn bwd(
+        &self,
+        logits: &Tensor,
+        targets: &Tensor,
+        _result: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let width = logits.dim(1)?;
+        let (values, grad) = (rows::to_vec(logits)?, rows::to_vec(grad)?);
+        let targets = targets.to_vec1::<u32>()?;
+        let mut output = vec![0f32; values.len()];
+        rows::map_rows(&values, width, &mut output, width, |row, logits, out| {
+            let total = log_sum_exp(logits);
+            probabilities(logits, total, grad[row], out);
+            out[targets[row] as usize] -= grad[row];
+        });
+        Ok((Some(Tensor::from_vec(output, logits.shape(), logits.device())?), None))
+    }
+}
+
+struct KlDivergence;
+
+impl CustomOp2 for KlDivergence {
+    fn name(&self) -> &'static str {
+        "kl-divergence"
+    }
+
+    fn cpu_fwd(
+        &self,
+        student: &CpuStorage,
+        layout: &Layout,
+        teacher: &CpuStorage,
+        teacher_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (n_rows, width) = layout.shape().dims2()?;
+        let student = rows::values(student, layout)?;
+        let teacher = rows::values(teacher, teacher_layout)?;
+        if student.len() != teacher.len() {
+            bail!("the teacher has {} logits, the student {}", teacher.len(), student.len())
+        }
+        let mut losses = vec![0f32; n_rows];
+        rows::map_rows(student, width, &mut losses, 1, |row, student, loss| {
+            loss[0] = divergence(&teacher[row * width..][..width], student);
+        });
+        Ok((CpuStorage::F32(losses), Shape::from(n_rows)))
+    }
+
+    fn bwd(
+        &self,
+        student: &Tensor,
+        teacher: &Tensor,
+        _result: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let width = student.dim(1)?;
+        let (students, teachers) = (rows::to_vec(student)?, rows::to_vec(teacher)?);
+        let grad = rows::to_vec(grad)?;
+        let mut output = vec![0f32; students.len()];
+        rows::map_rows(&students, width, &mut output, width, |row, student, out| {
+            let teacher = &teachers[row * width..][..width];
+            let totals = (log_sum_exp(teacher), log_sum_exp(student));
+            divergence_gradient(teacher, student, totals, grad[row], out);
+        });
+        Ok((Some(Tensor::from_vec(output, student.shape(), student.device())?), None))
+    }
+}
+
+const LANES: usize = 16;
+
+/// `log(sum(exp(row)))`, in lanes of fixed width.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub fn log_sum_exp(row: &[f32]) -> f32 {
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for chunk in row.chunks(LANES) {
+        for (lane, &x) in largest.iter_mut().zip(chunk) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    let largest = largest.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+    let mut lanes = [0f32; LANES];
+    for chunk in row.chunks(LANES) {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += exponential::exp(x - largest);
+        }
+    }
+    largest + lanes.iter().sum::<f32>().ln()
+}
+
+/// `out = scale * softmax(logits)`, given their log-sum-exp.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn probabilities(logits: &[f32], total: f32, scale: f32, out: &mut [f32]) {
+    for (o, &x) in out.iter_mut().zip(logits) {
+        *o = scale * exponential::exp(x - total);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn divergence_from_totals(teacher: &[f32], student: &[f32], teacher_total: f32, student_total: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    for (teacher, student) in teacher.chunks(LANES).zip(student.chunks(LANES)) {
+        for ((lane, &t), &s) in lanes.iter_mut().zip(teacher).zip(student) {
+            let log_p = t - teacher_total;
+            *lane += exponential::exp(log_p) * (log_p - (s - student_total));
+        }
+    }
+    lanes.iter().sum()
+}
+
+/// `KL(softmax(teacher) || softmax(student))` of one row of logits, in nats.
+pub fn divergence(teacher: &[f32], student: &[f32]) -> f32 {
+    divergence_from_totals(teacher, student, log_sum_exp(teacher), log_sum_exp(student))
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn divergence_gradient(teacher: &[f32], student: &[f32], totals: (f32, f32), scale: f32, out: &mut [f32]) {
+    for ((o, &t), &s) in out.iter_mut().zip(teacher).zip(student) {
+        *o = scale * (exponential::exp(s - totals.1) - exponential::exp(t - totals.0));
+    }
+}
+
+/// The mean of a `[rows]` loss.
+pub fn mean(per_row: &Tensor) -> Result<Tensor> {
+    debug_assert_eq!(per_row.dtype(), DType::F32);
+    per_row.mean_all()
+}

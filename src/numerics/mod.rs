@@ -1,0 +1,18 @@
+//! Row kernels and differentiable operations on candle tensors.
+//!
+//! Everything a transformer does to numbers lives here; nothing here knows what a model is. Each operation
+//! is written for float32 on the CPU, one row at a time, in an order that does not depend on how many rows
+//! there are: a row's result is the same alone and in a batch. On other devices the same functions are
+//! composed of candle's own operations, with the CPU version as their oracle.
+//!
+//! Shapes: a *row* is one token; tensors are `[rows, channels]` and contiguous unless stated otherwise.
+
+pub mod abs_top_k;
+pub mod activation;
+pub mod columns;
+pub mod exponential;
+pub mod linear;
+pub mod norm;
+pub mod rows;
+pub mod attention;
+pub mod loss;

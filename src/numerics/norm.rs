@@ -1,0 +1,155 @@
+//! RMSNorm and LayerNorm with their gradients.
+//!
+//! `[rows, width] -> [rows, width]`; the gain (and, for a LayerNorm, the bias) is `[width]`. RMSNorm divides by
+//! the root mean square and so leaves zeros zero; LayerNorm subtracts the mean first. Sums run over the row
+//! in lanes of fixed width, the same for every batch.
+
+use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
+use multiversion::multiversion;
+
+use super::rows;
+
+/// `x / sqrt(mean(x^2) + epsilon) * gain`.
+pub fn rms_norm(x: &Tensor, gain: &Tensor, epsilon: f32) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        let op = NormOp { epsilon, centre: false };
+        return x.contiguous()?.apply_op2(gain, op);
+    }
+    let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
+    x.broadcast_div(&(mean_square + epsilon as f64)?.sqrt()?)?
+        .broadcast_mul(gain)
+}
+
+/// `(x - mean) / sqrt(variance + epsilon) * gain + bias`.
+pub fn layer_norm(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, epsilon: f32) -> Result<Tensor> {
+    let scaled = if x.device().is_cpu() {
+        let op = NormOp { epsilon, centre: true };
+        x.contiguous()?.apply_op2(gain, op)?
+    } else {
+        rms_norm(&x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?, gain, epsilon)?
+    };
+    match bias {
+        Some(bias) => scaled.broadcast_add(bias),
+        None => Ok(scaled),
+    }
+}
+
+struct NormOp {
+    epsilon: f32,
+    /// Subtract the row's mean first: LayerNorm.
+    centre: bool,
+}
+
+impl CustomOp2 for NormOp {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        gain: &CpuStorage,
+        gain_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (values, gain) = (rows::values(x, x_layout)?, rows::values(gain, gain_layout)?);
+        let width = rows::width(x_layout)?;
+        let mut output = vec![0f32; values.len()];
+        rows::map_rows(values, width, &mut output, width, |_, row, out| {
+            normalise(row, gain, self.epsilon, self.centre, out)
+        });
+        Ok((CpuStorage::F32(output), x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        gain: &Tensor,
+        _result: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let width = x.dim(D::Minus1)?;
+        let (values, gains, grads) = (rows::to_vec(x)?, rows::to_vec(gain)?, rows::to_vec(grad)?);
+        let mut grad_x = vec![0f32; values.len()];
+        rows::map_rows(&values, width, &mut grad_x, width, |index, row, out| {
+            let grad = &grads[index * width..][..width];
+            normalise_gradient(row, grad, &gains, self.epsilon, self.centre, out)
+        });
+        let mut grad_gain = vec![0f32; width];
+        for (row, grad) in values.chunks_exact(width).zip(grads.chunks_exact(width)) {
+            gain_gradient(row, grad, self.epsilon, self.centre, &mut grad_gain);
+        }
+        Ok((
+            Some(Tensor::from_vec(grad_x, x.shape(), x.device())?),
+            Some(Tensor::from_vec(grad_gain, gain.shape(), x.device())?),
+        ))
+    }
+}
+
+/// The root mean square of a row as the norms divide by it, `sqrt(mean(x^2) + epsilon)`.
+pub fn root_mean_square(row: &[f32], epsilon: f32) -> f32 {
+    1.0 / statistics(row, epsilon, false).1
+}
+
+const LANES: usize = 16;
+
+/// A sum in sixteen lanes, then across them: one order for every caller.
+#[inline(always)]
+fn lane_sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let chunks = row.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += term(x);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += term(x);
+    }
+    lanes.iter().sum()
+}
+
+/// The mean (zero unless centred) and the inverse of the root mean square deviation from it.
+#[inline(always)]
+fn statistics(row: &[f32], epsilon: f32, centre: bool) -> (f32, f32) {
+    let count = row.len() as f32;
+    let mean = if centre { lane_sum(row, |x| x) / count } else { 0.0 };
+    let mean_square = lane_sum(row, |x| (x - mean) * (x - mean)) / count;
+    (mean, 1.0 / (mean_square + epsilon).sqrt())
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn normalise(row: &[f32], gain: &[f32], epsilon: f32, centre: bool, out: &mut [f32]) {
+    let (mean, inverse) = statistics(row, epsilon, centre);
+    for ((o, &x), &g) in out.iter_mut().zip(row).zip(gain) {
+        *o = (x - mean) * inverse * g;
+    }
+}
+
+/// With `n = (x - mean) * inverse` and `u = grad * gain`: `inverse * (u - n * mean(u n) [- mean(u)])`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn normalise_gradient(row: &[f32], grad: &[f32], gain: &[f32], epsilon: f32, centre: bool, out: &mut [f32]) {
+    let (mean, inverse) = statistics(row, epsilon, centre);
+    let count = row.len() as f32;
+    for ((o, &g), &gain) in out.iter_mut().zip(grad).zip(gain) {
+        *o = g * gain;
+    }
+    let mean_u = if centre { lane_sum(out, |u| u) / count } else { 0.0 };
+    let mut products = 0f32;
+    for (&u, &x) in out.iter().zip(row) {
+        products += u * (x - mean);
+    }
+    let slope = products * inverse * inverse / count;
+    for (o, &x) in out.iter_mut().zip(row) {
+        *o = inverse * (*o - mean_u - (x - mean) * slope);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn gain_gradient(row: &[f32], grad: &[f32], epsilon: f32, centre: bool, total: &mut [f32]) {
+    let (mean, inverse) = statistics(row, epsilon, centre);
+    for ((t, &x), &g) in total.iter_mut().zip(row).zip(grad) {
+        *t += g * (x - mean) * inverse;
+    }
+}
