@@ -2,3 +2,4 @@
 //! read and changed, and their tokenizer.
 
 pub mod config;
+pub mod tokenizer;
