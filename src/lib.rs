@@ -4,7 +4,10 @@
 //! The modules below stand in layer order: a lower layer never imports a higher one
 //! (`tests/house_rules.rs` keeps it so). `src/ARCHITECTURE.md` is the map.
 
-pub mod numerics;
-pub mod models;
+pub mod artifacts;
+pub mod bridge;
 pub mod corpus;
+pub mod models;
+pub mod numerics;
 pub mod tasks;
+pub mod training;

@@ -9,4 +9,5 @@ pub mod location;
 pub mod mlp;
 pub mod tap;
 pub mod token_rows;
+pub mod tokenizer;
 pub mod transformer;

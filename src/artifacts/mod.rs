@@ -1,0 +1,17 @@
+//! Bytes on disk: the only layer that opens, reads or writes a file of weights.
+//!
+//! Everything read here may come from a stranger, so each reader checks every declared size, offset and
+//! count against the file's length before it allocates, and answers damage with an error, never a panic.
+//! Everything written here is either wholly there or not there at all.
+//!
+//! - [`atomic`]: replace a file in one step.
+//! - [`tensors`]: safetensors files.
+//! - [`sparse_tensor`]: mostly-zero matrices inside a safetensors file.
+//! - [`torch_pickle`]: the `.pt` files of released checkpoints.
+//! - [`manifest`]: what a directory holds, by hash.
+
+pub mod atomic;
+pub mod error;
+pub mod tensors;
+
+pub use error::ArtifactError;
