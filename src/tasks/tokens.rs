@@ -1,0 +1,179 @@
+//! Minimal pairs as tokens.
+//!
+//! A candidate is the token of the full text that starts where the prompt ends. Encoding it alone would give
+//! another token wherever the tokenizer joins it to what follows (`:` and a line break are one token).
+//! A pair that a tokenizer does not cut there, or whose sides differ in length, is left out, with a reason.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::{Side, Task, TextPair};
+use crate::corpus::Split;
+
+/// Text pairs drawn for each pair asked for, at most.
+const ATTEMPTS_PER_PAIR: usize = 60;
+/// Text pairs drawn in addition, so that asking for one pair is not a matter of luck.
+const MORE_ATTEMPTS: usize = 600;
+/// Keeps the streams of tasks apart from those of documents, which count up from zero.
+const TASK_STREAMS: u64 = 1 << 40;
+
+/// A prompt as token ids, and the token that follows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenSide {
+    /// The tokens before the candidate.
+    pub prompt: Vec<u32>,
+    /// The right next token.
+    pub candidate: u32,
+}
+
+/// Two prompts of equal length that differ in one fact, and two candidates that differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenPair {
+    /// The prompt that the model is given.
+    pub presented: TokenSide,
+    /// The same with the other fact.
+    pub counterfactual: TokenSide,
+    /// See [`TextPair::anything_else`].
+    pub anything_else: bool,
+}
+
+impl TokenPair {
+    /// The pair in the other direction: see [`TextPair::swapped`].
+    pub fn swapped(self) -> Self {
+        Self {
+            presented: self.counterfactual,
+            counterfactual: self.presented,
+            anything_else: self.anything_else,
+        }
+    }
+}
+
+/// Why a tokenizer makes no use of a text pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Unusable {
+    /// A token spans the end of a prompt.
+    #[error("no token starts where the prompt ends")]
+    NoTokenAtCut,
+    /// The prompts cannot be compared token by token.
+    #[error("the two prompts differ in their number of tokens")]
+    LengthsDiffer,
+    /// The first token does not tell the answers apart.
+    #[error("both sides have the same candidate")]
+    SameCandidate,
+}
+
+/// Why there are no pairs.
+#[derive(Debug, thiserror::Error)]
+pub enum PairsError<E> {
+    /// The tokenizer failed.
+    #[error("the tokenizer failed on a text of task {task}")]
+    Encode {
+        /// The task whose text it was.
+        task: Task,
+        /// The tokenizer's own error.
+        #[source]
+        source: E,
+    },
+    /// This tokenizer cuts too few of the task's texts as they must be cut.
+    #[error("task {task}: only {found} of {wanted} pairs after {attempts} attempts ({})", tally(.reasons))]
+    TooFew {
+        /// The task.
+        task: Task,
+        /// How many pairs were asked for.
+        wanted: usize,
+        /// How many were found.
+        found: usize,
+        /// How many text pairs were drawn.
+        attempts: usize,
+        /// How many of them were left out, by reason.
+        reasons: BTreeMap<Unusable, usize>,
+    },
+}
+
+fn tally(reasons: &BTreeMap<Unusable, usize>) -> String {
+    let parts: Vec<String> = reasons
+        .iter()
+        .map(|(reason, times)| format!("{times} times {reason}"))
+        .collect();
+    parts.join(", ")
+}
+
+/// Cuts a pair with a tokenizer.
+///
+/// `encode` gives the ids of a text with the bytes that each covers. The byte ranges must hold the spaces
+/// that belong to a token: a tokenizer that trims them makes every pair unusable that begins with one.
+///
+/// The outer error is the tokenizer's; the inner one says why this pair cannot be used.
+pub fn token_pair<E>(
+    pair: &TextPair,
+    encode: impl Fn(&str) -> Result<Vec<(u32, Range<usize>)>, E>,
+) -> Result<Result<TokenPair, Unusable>, E> {
+    let presented = encode(&pair.presented.text())?;
+    let counterfactual = encode(&pair.counterfactual.text())?;
+    Ok(cut(&pair.presented, &presented).and_then(|presented| {
+        let counterfactual = cut(&pair.counterfactual, &counterfactual)?;
+        if presented.prompt.len() != counterfactual.prompt.len() {
+            return Err(Unusable::LengthsDiffer);
+        }
+        if presented.candidate == counterfactual.candidate {
+            return Err(Unusable::SameCandidate);
+        }
+        Ok(TokenPair {
+            presented,
+            counterfactual,
+            anything_else: pair.anything_else,
+        })
+    }))
+}
+
+fn cut(side: &Side, tokens: &[(u32, Range<usize>)]) -> Result<TokenSide, Unusable> {
+    let at = tokens
+        .iter()
+        .position(|(_, bytes)| bytes.start == side.prompt.len())
+        .ok_or(Unusable::NoTokenAtCut)?;
+    Ok(TokenSide {
+        prompt: tokens[..at].iter().map(|(id, _)| *id).collect(),
+        candidate: tokens[at].0,
+    })
+}
+
+/// Draws pairs of a task until `how_many` of them suit the tokenizer.
+///
+/// The pairs depend on the task, the seed, the split and the tokenizer alone. Fails rather than draw for ever if the
+/// tokenizer suits almost none.
+pub fn token_pairs<E>(
+    task: Task,
+    how_many: usize,
+    seed: u64,
+    split: Split,
+    encode: impl Fn(&str) -> Result<Vec<(u32, Range<usize>)>, E>,
+) -> Result<Vec<TokenPair>, PairsError<E>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(split.stream(TASK_STREAMS + task as u64));
+    let attempts = how_many * ATTEMPTS_PER_PAIR + MORE_ATTEMPTS;
+    let mut pairs = Vec::with_capacity(how_many);
+    let mut reasons = BTreeMap::new();
+    for _ in 0..attempts {
+        if pairs.len() == how_many {
+            return Ok(pairs);
+        }
+        match token_pair(&task.text_pair(&mut rng, split), &encode) {
+            Ok(Ok(pair)) => pairs.push(pair),
+            Ok(Err(reason)) => *reasons.entry(reason).or_insert(0) += 1,
+            Err(source) => return Err(PairsError::Encode { task, source }),
+        }
+    }
+    if pairs.len() == how_many {
+        return Ok(pairs);
+    }
+    Err(PairsError::TooFew {
+        task,
+        wanted: how_many,
+        found: pairs.len(),
+        attempts,
+        reasons,
+    })
+}
