@@ -13,5 +13,6 @@
 pub mod atomic;
 pub mod error;
 pub mod tensors;
+pub mod text_files;
 
 pub use error::ArtifactError;

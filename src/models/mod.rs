@@ -9,5 +9,6 @@ pub mod location;
 pub mod mlp;
 pub mod tap;
 pub mod token_rows;
+pub mod tensor_names;
 pub mod tokenizer;
 pub mod transformer;

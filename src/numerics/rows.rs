@@ -68,3 +68,13 @@ pub fn sum_over_rows(values: &[f32], width: usize) -> Vec<f32> {
     }
     total
 }
+
+/// Calls `read` with a tensor's values without copying them where they are contiguous on the CPU.
+pub fn with_values<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let tensor = tensor.to_device(&candle_core::Device::Cpu)?.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        candle_core::Storage::Cpu(storage) => Ok(read(values(storage, layout)?)),
+        _ => bail!("expected values on the CPU"),
+    }
+}

@@ -1,0 +1,94 @@
+//! Training a model alone: next-token cross-entropy, nothing else.
+//!
+//! [`super::sparse`] is the same with a magnitude mask.
+
+use candle_core::Device;
+
+use super::TrainingError;
+use super::data::{Batch, TrainingData};
+use super::initialise;
+use super::parameters::{Group, Parameters};
+use super::recipe::{Batches, ModelRecipe};
+use super::run::{Loss, Objective, Plan, train};
+use crate::models::layers::Purpose;
+use crate::models::layout::ModelFiles;
+use crate::models::tap::NoTap;
+use crate::models::token_rows::TokenRows;
+use crate::models::tokenizer::Tokenizer;
+use crate::models::transformer::Transformer;
+use crate::numerics::loss::{cross_entropy, mean};
+
+/// Trains the model of a recipe and writes it to `model/` below the recipe's directory.
+pub fn train_model(recipe: &ModelRecipe, device: &Device, resume: bool) -> Result<(), TrainingError> {
+    let json = crate::artifacts::atomic::read_small(&recipe.tokenizer, 1 << 28)?;
+    let tokenizer = Tokenizer::from_bytes(&json)?;
+    check_vocabulary(&tokenizer, recipe.model.vocab_size)?;
+    let data = TrainingData::load(&recipe.sources, &tokenizer, recipe.batches.length)?;
+    tracing::info!(sources = ?data.sizes(), "training tokens");
+    let initial = initialise::model(&recipe.model, recipe.batches.seed, device)?;
+    let protected = recipe.sparsity.as_ref().map(|sparsity| sparsity.protected);
+    let parameters = Parameters::of_model(initial, protected)?;
+    let tensors = parameters.tensors(Group::Model);
+    let mut objective = NextToken {
+        model: Transformer::new(recipe.model.clone(), &tensors, Purpose::Training)?,
+        held_out: data.held_out(recipe.output.evaluation_sequences, recipe.batches.length),
+        data,
+        batches: recipe.batches.clone(),
+        device: device.clone(),
+    };
+    let plan = Plan {
+        batches: &recipe.batches,
+        optimizer: &recipe.optimizer,
+        sparsity: recipe.sparsity.as_ref(),
+        bridge_rate: 0.0,
+        output: &recipe.output,
+        recipe_sha256: Plan::hash(recipe)?,
+    };
+    train(&plan, &parameters, &mut objective, resume)?;
+    let files = ModelFiles {
+        config: recipe.model.clone(),
+        tensors: parameters.tensors(Group::Model),
+        tokenizer: Some(json),
+    };
+    files.write(&recipe.output.directory.join("model"))?;
+    Ok(())
+}
+
+/// A model's vocabulary must be its tokenizer's.
+pub fn check_vocabulary(tokenizer: &Tokenizer, vocab_size: usize) -> Result<(), TrainingError> {
+    match tokenizer.vocab_size() {
+        size if size == vocab_size => Ok(()),
+        size => Err(TrainingError::Recipe(format!(
+            "model.vocab_size is {vocab_size}, the tokenizer has {size} tokens; they must be equal"
+        ))),
+    }
+}
+
+struct NextToken {
+    model: Transformer,
+    data: TrainingData,
+    held_out: Vec<(&'static str, Batch)>,
+    batches: Batches,
+    device: Device,
+}
+
+impl Objective for NextToken {
+    fn loss(&mut self, step: usize) -> Result<Loss, TrainingError> {
+        let batch = self.data.batch(&self.batches, step)?;
+        let mut rows = TokenRows::sequences(&batch.inputs, batch.length, &self.device)?;
+        let logits = self.model.forward(&mut rows, &mut NoTap)?;
+        let total = mean(&cross_entropy(&logits, &batch.targets(&self.device)?)?)?;
+        Ok(Loss { total, terms: Vec::new(), tokens: batch.inputs.len() })
+    }
+
+    fn evaluate(&mut self) -> Result<Vec<(String, f32)>, TrainingError> {
+        let mut results = Vec::new();
+        for (name, batch) in &self.held_out {
+            let mut rows = TokenRows::sequences(&batch.inputs, batch.length, &self.device)?;
+            let logits = self.model.forward(&mut rows, &mut NoTap)?.detach();
+            let loss = mean(&cross_entropy(&logits, &batch.targets(&self.device)?)?)?;
+            results.push((format!("held_out_{name}"), loss.to_scalar()?));
+        }
+        Ok(results)
+    }
+}

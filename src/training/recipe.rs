@@ -1,0 +1,410 @@
+//! Recipes: everything that decides a training's result, read from TOML.
+//!
+//! Unknown fields are refused, sizes are checked before anything is allocated. `configs/recipes` has the
+//! recipes of the shipped pair.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::TrainingError;
+use crate::models::config::TransformerConfig;
+
+/// Where training text comes from. A batch draws its sequences from the sources in proportion to `weight`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "snake_case")]
+pub enum Source {
+    /// Programs of [`crate::corpus`].
+    Generated { documents: usize, seed: u64, weight: f64 },
+    /// `.py`, `.txt` and `.md` files below a directory, one document each, and `.jsonl` files with a `text` in
+    /// each line.
+    Directory {
+        path: PathBuf,
+        weight: f64,
+        /// Every `held_out_every`-th file, by a hash of its path, is kept for evaluation.
+        #[serde(default = "default_held_out")]
+        held_out_every: u64,
+    },
+}
+
+fn default_held_out() -> u64 {
+    50
+}
+
+impl Source {
+    pub fn weight(&self) -> f64 {
+        match self {
+            Source::Generated { weight, .. } | Source::Directory { weight, .. } => *weight,
+        }
+    }
+
+    /// The name its held-out loss is reported under.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Source::Generated { .. } => "generated",
+            Source::Directory { .. } => "real",
+        }
+    }
+}
+
+/// How batches are cut and how long training goes on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batches {
+    pub steps: usize,
+    /// Sequences of text a step.
+    pub sequences: usize,
+    /// Tokens a sequence.
+    pub length: usize,
+    pub seed: u64,
+}
+
+/// AdamW and its schedule.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optimizer {
+    /// The peak learning rate.
+    pub rate: f64,
+    pub warmup_steps: usize,
+    /// The rate at the last step as a fraction of the peak; the decay is linear.
+    #[serde(default)]
+    pub final_fraction: f64,
+    #[serde(default = "default_beta1")]
+    pub beta1: f64,
+    #[serde(default = "default_beta2")]
+    pub beta2: f64,
+    #[serde(default = "default_epsilon")]
+    pub epsilon: f64,
+    #[serde(default = "default_weight_decay")]
+    pub weight_decay: f64,
+    #[serde(default)]
+    pub clip: Clip,
+}
+
+fn default_beta1() -> f64 {
+    0.9
+}
+fn default_beta2() -> f64 {
+    0.95
+}
+fn default_epsilon() -> f64 {
+    1e-8
+}
+fn default_weight_decay() -> f64 {
+    0.1
+}
+
+/// What is done to a gradient that is too large, over all parameters together.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "snake_case")]
+pub enum Clip {
+    /// Scale the gradient so that its Euclidean norm is at most this.
+    Norm { at: f64 },
+    /// Scale the gradient so that its root mean square is at most this.
+    Rms { at: f64 },
+    /// Scale the gradient so that its root mean square is this, whatever it was.
+    NormaliseRms { to: f64 },
+}
+
+impl Default for Clip {
+    fn default() -> Self {
+        Clip::Norm { at: 1.0 }
+    }
+}
+
+/// How weights are made sparse while they are trained.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sparsity {
+    /// The fraction of each matrix's weights that is nonzero in the end.
+    pub kept_fraction: f64,
+    /// Annealing starts and ends at these fractions of the training.
+    #[serde(default)]
+    pub anneal_from: f64,
+    #[serde(default = "default_anneal_to")]
+    pub anneal_to: f64,
+    #[serde(default)]
+    pub anneal: Anneal,
+    /// Nonzeros protected per neuron and attention channel, in and out; 0 protects none.
+    #[serde(default)]
+    pub protected: usize,
+    /// The rate grows by `1/sqrt(kept fraction)`, at most by this.
+    #[serde(default = "default_rate_growth")]
+    pub rate_growth_limit: f64,
+    /// Scale the schedule so that its peak is the configured rate.
+    #[serde(default)]
+    pub normalise_rate: bool,
+}
+
+fn default_anneal_to() -> f64 {
+    0.5
+}
+fn default_rate_growth() -> f64 {
+    4.0
+}
+
+/// The shape of the kept fraction's way from 1 to its target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Anneal {
+    #[default]
+    Linear,
+    Exponential,
+}
+
+/// What a run writes and when.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Output {
+    /// Metrics, checkpoints and the result; made where it does not exist.
+    pub directory: PathBuf,
+    #[serde(default = "default_checkpoint_every")]
+    pub checkpoint_every: usize,
+    #[serde(default = "default_evaluate_every")]
+    pub evaluate_every: usize,
+    /// Held-out sequences of each source in an evaluation.
+    #[serde(default = "default_evaluation_sequences")]
+    pub evaluation_sequences: usize,
+}
+
+fn default_checkpoint_every() -> usize {
+    200
+}
+fn default_evaluate_every() -> usize {
+    200
+}
+fn default_evaluation_sequences() -> usize {
+    16
+}
+
+/// A byte-pair tokenizer trained on samples of the sources.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerRecipe {
+    pub vocab_size: usize,
+    /// Documents taken from each source, in proportion to its weight.
+    pub documents: usize,
+    pub sources: Vec<Source>,
+    /// The `tokenizer.json` to write.
+    pub output: PathBuf,
+}
+
+/// A model trained alone: dense, or sparse where `sparsity` is given.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelRecipe {
+    pub tokenizer: PathBuf,
+    pub model: TransformerConfig,
+    pub sources: Vec<Source>,
+    pub batches: Batches,
+    pub optimizer: Optimizer,
+    #[serde(default)]
+    pub sparsity: Option<Sparsity>,
+    pub output: Output,
+}
+
+/// A sparse model and the bridge to a given dense one, trained together.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BridgeRecipe {
+    /// The dense model's directory, in any layout that can be served. It stays as it is.
+    pub dense: PathBuf,
+    pub sparse: TransformerConfig,
+    /// A sparse model to start from instead of a random one.
+    #[serde(default)]
+    pub start_from: Option<PathBuf>,
+    /// The share of channels that an encoder's AbsTopK keeps.
+    #[serde(default = "default_encoder_fraction")]
+    pub encoder_fraction: f64,
+    pub sources: Vec<Source>,
+    pub batches: Batches,
+    pub optimizer: Optimizer,
+    /// The bridge's peak rate; the sparse model's is the optimizer's.
+    pub bridge_rate: f64,
+    pub sparsity: Sparsity,
+    pub terms: Terms,
+    pub output: Output,
+}
+
+fn default_encoder_fraction() -> f64 {
+    0.25
+}
+
+/// The terms of the bridge loss and their weights; a weight of zero leaves the term out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Terms {
+    pub cross_entropy: f32,
+    /// KL(dense || sparse).
+    pub distillation: f32,
+    /// NMSE of the encoders, mean over the sites.
+    pub encoder: f32,
+    /// NMSE of the decoders, mean over the sites.
+    pub decoder: f32,
+    /// The encoder's error also moves the sparse model, as in the paper; it can then make itself trivially
+    /// predictable.
+    #[serde(default)]
+    pub encoder_moves_sparse: bool,
+    /// KL of the dense-to-sparse hybrids, mean over the sites.
+    pub dense_to_sparse: f32,
+    /// KL of the sparse-to-dense hybrids, mean over the sites.
+    pub sparse_to_dense: f32,
+    /// Which sites the hybrids take in one step.
+    #[serde(default)]
+    pub sites: SiteChoice,
+    /// The hybrids run on this many of a batch's sequences; none takes all.
+    #[serde(default)]
+    pub hybrid_sequences: Option<usize>,
+    #[serde(default)]
+    pub twin: Option<Twin>,
+}
+
+/// All sites in every step, or one of each kind drawn: the same in the mean, far cheaper.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SiteChoice {
+    #[default]
+    Sampled,
+    All,
+}
+
+/// The twin term: a few channels of a site change places between two sequences, once inside the sparse model
+/// and once, decoded, inside the dense one; the outcomes must agree.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Twin {
+    pub weight: f32,
+    /// Pairs of sequences a step made of the tasks' minimal pairs, added to the batch.
+    pub task_pairs: usize,
+    /// Pairs of ordinary sequences of the batch.
+    #[serde(default)]
+    pub text_pairs: usize,
+    /// Up to this many channels change places.
+    #[serde(default = "default_twin_channels")]
+    pub channels: usize,
+    /// Sites drawn in one step.
+    #[serde(default = "default_twin_sites")]
+    pub sites: usize,
+    /// The share of task pairs whose sparse outcome must also be the counterfactual's own: makes the few
+    /// channels suffice in the sparse model itself.
+    #[serde(default)]
+    pub native_weight: f32,
+}
+
+fn default_twin_channels() -> usize {
+    16
+}
+fn default_twin_sites() -> usize {
+    1
+}
+
+/// Reads and checks a recipe.
+pub fn read<R: for<'de> Deserialize<'de> + Check>(path: &Path) -> Result<R, TrainingError> {
+    let bytes = crate::artifacts::atomic::read_small(path, 1 << 20)?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| TrainingError::Recipe(format!("{} is not UTF-8", path.display())))?;
+    let recipe: R = toml::from_str(&text)
+        .map_err(|error| TrainingError::Recipe(format!("{}: {error}", path.display())))?;
+    recipe
+        .check()
+        .map_err(|problem| TrainingError::Recipe(format!("{}: {problem}", path.display())))?;
+    Ok(recipe)
+}
+
+/// What a recipe's types cannot say.
+pub trait Check {
+    /// The first thing wrong, said so that it can be put right.
+    fn check(&self) -> Result<(), String>;
+}
+
+fn in_range(name: &str, value: f64, low: f64, high: f64) -> Result<(), String> {
+    match value >= low && value <= high {
+        true => Ok(()),
+        false => Err(format!("{name} is {value}; it must be between {low} and {high}")),
+    }
+}
+
+fn check_sources(sources: &[Source]) -> Result<(), String> {
+    if sources.is_empty() {
+        return Err("sources is empty; name at least one".into());
+    }
+    for source in sources {
+        in_range("a source's weight", source.weight(), 1e-6, 1e6)?;
+        match source {
+            Source::Generated { documents, .. } => {
+                in_range("documents", *documents as f64, 1.0, 1e7)?;
+            }
+            Source::Directory { held_out_every, .. } => {
+                in_range("held_out_every", *held_out_every as f64, 2.0, 1e6)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Check for TokenizerRecipe {
+    fn check(&self) -> Result<(), String> {
+        in_range("vocab_size", self.vocab_size as f64, 257.0, 1e6)?;
+        in_range("documents", self.documents as f64, 1.0, 1e7)?;
+        check_sources(&self.sources)
+    }
+}
+
+impl Batches {
+    fn check(&self, model: &TransformerConfig) -> Result<(), String> {
+        in_range("batches.steps", self.steps as f64, 1.0, 1e9)?;
+        in_range("batches.sequences", self.sequences as f64, 1.0, 1e5)?;
+        in_range("batches.length", self.length as f64, 2.0, model.context_length as f64)
+    }
+}
+
+impl Optimizer {
+    fn check(&self) -> Result<(), String> {
+        in_range("optimizer.rate", self.rate, 1e-9, 1.0)?;
+        in_range("optimizer.final_fraction", self.final_fraction, 0.0, 1.0)?;
+        in_range("optimizer.beta1", self.beta1, 0.0, 0.9999)?;
+        in_range("optimizer.beta2", self.beta2, 0.0, 0.999_999)?;
+        in_range("optimizer.epsilon", self.epsilon, 1e-20, 1.0)?;
+        in_range("optimizer.weight_decay", self.weight_decay, 0.0, 10.0)?;
+        let (Clip::Norm { at } | Clip::Rms { at } | Clip::NormaliseRms { to: at }) = self.clip;
+        in_range("optimizer.clip", at, 1e-9, 1e9)
+    }
+}
+
+impl Sparsity {
+    fn check(&self) -> Result<(), String> {
+        in_range("sparsity.kept_fraction", self.kept_fraction, 1e-6, 1.0)?;
+        in_range("sparsity.anneal_from", self.anneal_from, 0.0, 1.0)?;
+        in_range("sparsity.anneal_to", self.anneal_to, self.anneal_from, 1.0)?;
+        in_range("sparsity.rate_growth_limit", self.rate_growth_limit, 1.0, 1e3)
+    }
+}
+
+impl Check for ModelRecipe {
+    fn check(&self) -> Result<(), String> {
+        check_sources(&self.sources)?;
+        self.model.validate().map_err(|error| format!("model.{error}"))?;
+        self.batches.check(&self.model)?;
+        self.optimizer.check()?;
+        self.sparsity.as_ref().map_or(Ok(()), Sparsity::check)
+    }
+}
+
+impl Check for BridgeRecipe {
+    fn check(&self) -> Result<(), String> {
+        check_sources(&self.sources)?;
+        self.sparse.validate().map_err(|error| format!("sparse.{error}"))?;
+        self.batches.check(&self.sparse)?;
+        self.optimizer.check()?;
+        in_range("bridge_rate", self.bridge_rate, 1e-9, 1.0)?;
+        in_range("encoder_fraction", self.encoder_fraction, 1e-6, 1.0)?;
+        self.sparsity.check()?;
+        if let Some(twin) = &self.terms.twin {
+            in_range("terms.twin.channels", twin.channels as f64, 1.0, self.sparse.d_model as f64)?;
+            in_range("terms.twin.sites", twin.sites as f64, 1.0, self.sparse.n_sites() as f64)?;
+            in_range("terms.twin.task_pairs", twin.task_pairs as f64, 0.0, 1e4)?;
+            in_range("terms.twin.text_pairs", twin.text_pairs as f64, 0.0, self.batches.sequences as f64 / 2.0)?;
+        }
+        Ok(())
+    }
+}

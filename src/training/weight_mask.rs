@@ -1,0 +1,134 @@
+//! The magnitude mask: after every step a matrix keeps its largest weights and loses the others.
+//!
+//! Only weights are masked. Gradients and the optimizer's moments stay dense, so a weight that was lost can
+//! come back. A number of weights per neuron or attention channel can be protected: they stay whatever their
+//! rank, and the rest of the matrix has that many places fewer.
+
+use multiversion::multiversion;
+
+/// Along which dimension of a matrix `[rows, columns]` the protected weights are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protect {
+    None,
+    /// So many in each row: the inputs of a neuron or of an attention channel.
+    Rows(usize),
+    /// So many in each column: the outputs of a neuron or of an attention channel.
+    Columns(usize),
+}
+
+/// Zeroes all but `floor(fraction * len)` weights of a row-major matrix of `columns` columns, smallest
+/// magnitudes first; among equals the first stay.
+pub fn keep_fraction(weights: &mut [f32], columns: usize, fraction: f64, protect: Protect) {
+    let keep = (fraction * weights.len() as f64).floor() as usize;
+    if keep >= weights.len() {
+        return;
+    }
+    let protected = protected_weights(weights, columns, protect);
+    // A protected weight ranks above all others by counting as infinite.
+    let rank = |index: usize, weight: f32| match protected.get(index) {
+        Some(true) => f32::INFINITY.to_bits(),
+        _ => weight.to_bits() & 0x7fff_ffff,
+    };
+    let ranks: Vec<u32> = weights.iter().enumerate().map(|(i, &w)| rank(i, w)).collect();
+    let threshold = kth_largest(&ranks, keep);
+    let mut room = keep - count_at_least(&ranks, threshold.saturating_add(1)).min(keep);
+    for (weight, &rank) in weights.iter_mut().zip(&ranks) {
+        if rank > threshold {
+            continue;
+        }
+        if rank == threshold && room > 0 {
+            room -= 1;
+        } else {
+            *weight = 0.0;
+        }
+    }
+}
+
+/// The largest `t` that at least `k` ranks reach; above every rank for `k` of zero.
+fn kth_largest(ranks: &[u32], k: usize) -> u32 {
+    if k == 0 {
+        return u32::MAX;
+    }
+    let (mut low, mut high) = (0u32, f32::INFINITY.to_bits() + 1);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if count_at_least(ranks, middle) >= k {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn count_at_least(ranks: &[u32], threshold: u32) -> usize {
+    let mut total = 0usize;
+    // Blocks keep the running count in 32 bits, which vectorises twice as wide.
+    for block in ranks.chunks(1 << 16) {
+        let mut count = 0u32;
+        for &rank in block {
+            count += u32::from(rank >= threshold);
+        }
+        total += count as usize;
+    }
+    total
+}
+
+/// Which weights are protected; empty where none are.
+fn protected_weights(weights: &[f32], columns: usize, protect: Protect) -> Vec<bool> {
+    let rows = weights.len() / columns;
+    let (lines, length, count) = match protect {
+        Protect::None | Protect::Rows(0) | Protect::Columns(0) => return Vec::new(),
+        Protect::Rows(count) => (rows, columns, count),
+        Protect::Columns(count) => (columns, rows, count),
+    };
+    let index = |line: usize, place: usize| match protect {
+        Protect::Columns(_) => place * columns + line,
+        _ => line * columns + place,
+    };
+    let mut protected = vec![false; weights.len()];
+    for line in 0..lines {
+        let mut largest: Vec<usize> = Vec::with_capacity(count + 1);
+        for place in 0..length {
+            let candidate = index(line, place);
+            let magnitude = weights[candidate].abs();
+            if magnitude == 0.0 {
+                continue;
+            }
+            let after = largest.partition_point(|&other| weights[other].abs() >= magnitude);
+            if after < count {
+                largest.insert(after, candidate);
+                largest.truncate(count);
+            }
+        }
+        for index in largest {
+            protected[index] = true;
+        }
+    }
+    protected
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_largest_and_the_first_of_equals() {
+        let mut weights = vec![1.0, -3.0, 2.0, 2.0, -2.0, 0.5, 0.0, 0.1];
+        keep_fraction(&mut weights, 4, 3.0 / 8.0, Protect::None);
+        assert_eq!(weights, [0.0, -3.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0]);
+        keep_fraction(&mut weights, 4, 0.0, Protect::None);
+        assert!(weights.iter().all(|&w| w == 0.0));
+    }
+
+    #[test]
+    fn protected_weights_stay_and_take_places() {
+        let mut by_row = vec![9.0, 8.0, 7.0, 6.0, 0.1, 0.2, 0.3, 0.4];
+        keep_fraction(&mut by_row, 4, 0.5, Protect::Rows(1));
+        assert_eq!(by_row, [9.0, 8.0, 7.0, 0.0, 0.0, 0.0, 0.0, 0.4]);
+        let mut by_column = vec![9.0, 0.1, 8.0, 0.2];
+        keep_fraction(&mut by_column, 2, 0.5, Protect::Columns(1));
+        assert_eq!(by_column, [9.0, 0.0, 0.0, 0.2]);
+    }
+}
