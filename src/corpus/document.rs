@@ -7,9 +7,10 @@ use super::draw::Draw;
 use super::idioms::{self, Place};
 use super::statements::{INDENT, comment, imports, indented, parameters, return_line, statement};
 
-/// Documents have at least about this many lines.
+/// Documents aim at no fewer than this many lines.
 const FEWEST_LINES: u32 = 18;
-/// Documents aim at no more than this many lines, so that the last piece keeps them below the limit.
+/// Documents aim at no more than this many lines, so that the last piece keeps them below the
+/// limit.
 const MOST_LINES_AIMED_AT: u32 = 66;
 /// No document is longer.
 const LINE_LIMIT: usize = 80;
@@ -39,7 +40,8 @@ pub(super) fn document(rng: &mut ChaCha8Rng, split: Split) -> String {
         } else {
             1
         };
-        // A document that would grow too long is done: it already has most of the lines it aimed at.
+        // A document that would grow too long is done: it already has most of the lines it aimed
+        // at.
         if lines + gap + piece.lines().count() > LINE_LIMIT {
             break;
         }
@@ -49,7 +51,10 @@ pub(super) fn document(rng: &mut ChaCha8Rng, split: Split) -> String {
     let lines = text.lines().count();
     if lines + 4 <= LINE_LIMIT && draw.chance(0.15) {
         let name = draw.quoted("__main__");
-        text += &format!("\nif __name__ == {name}:\n{INDENT}{}()\n", draw.function_name());
+        text += &format!(
+            "\nif __name__ == {name}:\n{INDENT}{}()\n",
+            draw.function_name()
+        );
     }
     text
 }
@@ -57,13 +62,23 @@ pub(super) fn document(rng: &mut ChaCha8Rng, split: Split) -> String {
 /// One piece of the top level, and whether it defines something.
 fn piece(draw: &mut Draw) -> (String, bool) {
     match draw.between(0, 19) {
-        0..=6 => {
+        0..=5 => {
             let items = draw.between(2, 6);
-            let lines = (0..items).map(|_| item(draw)).collect();
+            let lines = (0..items)
+                .map(|_| {
+                    if draw.chance(0.12) {
+                        let idiom =
+                            draw.pick(&[idioms::if_ternary, idioms::lambda_func, idioms::with_as]);
+                        idiom(draw).either(draw)
+                    } else {
+                        item(draw)
+                    }
+                })
+                .collect();
             (lines, false)
         }
-        7..=11 => (function(draw), true),
-        12..=13 => (class(draw), true),
+        6..=9 => (function(draw), true),
+        10..=11 => (class(draw), true),
         _ => {
             let idiom = draw.pick(&idioms::AT_TOP);
             (idiom(draw).either(draw), true)
@@ -73,7 +88,7 @@ fn piece(draw: &mut Draw) -> (String, bool) {
 
 /// A statement or an idiom that can stand anywhere.
 fn item(draw: &mut Draw) -> String {
-    if draw.chance(0.5) {
+    if draw.chance(0.6) {
         let idiom = draw.pick(&idioms::IN_BODY);
         let contrast = idiom(draw);
         debug_assert_eq!(contrast.place, Place::Anywhere);
@@ -106,7 +121,11 @@ fn body(draw: &mut Draw, most_items: u32) -> String {
         lines += &format!("\"\"\"{phrase}\"\"\"\n");
     }
     for _ in 0..draw.between(1, most_items) {
-        lines += &if draw.chance(0.15) { block(draw) } else { item(draw) };
+        lines += &if draw.chance(0.15) {
+            block(draw)
+        } else {
+            item(draw)
+        };
     }
     if draw.chance(0.65) {
         lines += &return_line(draw);

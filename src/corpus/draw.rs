@@ -1,8 +1,9 @@
 //! Random choices that a program is made of: names, numbers, phrases, quotes and small expressions.
 //!
-//! [`Draw`] carries the random stream, the split (which decides the words), the style of the text being
-//! written, and the names that the program has defined so far, so that later lines refer to earlier ones.
-//! Every choice goes through 32-bit draws: the text must not depend on the width of `usize`.
+//! [`Draw`] carries the random stream, the split (which decides the words), the style of the text
+//! being written, and the names that the program has defined so far, so that later lines refer to
+//! earlier ones. Every choice goes through 32-bit draws: the text must not depend on the width of
+//! `usize`.
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -35,8 +36,8 @@ pub(crate) struct Draw<'r> {
 impl<'r> Draw<'r> {
     /// Starts a text: draws its style, with no name defined yet.
     pub(crate) fn new(rng: &'r mut ChaCha8Rng, split: Split) -> Self {
-        // Symmetric in the two quotes, and half of the texts mix them evenly: the closing quote must be
-        // read from the opening one, not guessed from the file.
+        // Symmetric in the two quotes, and half of the texts mix them evenly: the closing quote
+        // must be read from the opening one, not guessed from the file.
         let single_quotes = [0.5, 0.5, 0.2, 0.8][rng.random_range(0..4u32) as usize];
         let style = Style {
             single_quotes,
@@ -209,7 +210,11 @@ impl<'r> Draw<'r> {
 
     /// A quote character, by the text's habit.
     pub(crate) fn quote(&mut self) -> char {
-        if self.chance(self.style.single_quotes) { '\'' } else { '"' }
+        if self.chance(self.style.single_quotes) {
+            '\''
+        } else {
+            '"'
+        }
     }
 
     /// The text in quotes.
@@ -220,7 +225,11 @@ impl<'r> Draw<'r> {
 
     /// A name in scope or a number.
     pub(crate) fn atom(&mut self) -> String {
-        if self.chance(0.6) { self.known() } else { self.number() }
+        if self.chance(0.6) {
+            self.known()
+        } else {
+            self.number()
+        }
     }
 
     /// A short expression on one line.
@@ -238,7 +247,8 @@ impl<'r> Draw<'r> {
         }
     }
 
-    /// A condition that ends in a letter or a digit, so that what follows it starts a token of its own.
+    /// A condition that ends in a letter or a digit, so that what follows it starts a token of its
+    /// own.
     pub(crate) fn condition(&mut self) -> String {
         match self.between(0, 9) {
             0..=1 => self.known(),
@@ -255,7 +265,11 @@ impl<'r> Draw<'r> {
     }
 
     /// Items joined by `, `, each made by `item`.
-    pub(crate) fn series(&mut self, how_many: usize, mut item: impl FnMut(&mut Self) -> String) -> String {
+    pub(crate) fn series(
+        &mut self,
+        how_many: usize,
+        mut item: impl FnMut(&mut Self) -> String,
+    ) -> String {
         let items: Vec<String> = (0..how_many).map(|_| item(self)).collect();
         items.join(", ")
     }

@@ -1,8 +1,9 @@
 //! Simple Python programs, made up deterministically.
 //!
-//! A document reads like a small real file and is rich in the twenty idioms that the tasks ask about, so that
-//! a model trained on documents can do the tasks. [`CorpusGenerator`] writes documents; inside the crate, a
-//! [`Passage`] is one idiom in both its forms with the same code around it, from the same functions.
+//! A document reads like a small real file and is rich in the twenty idioms that the tasks ask
+//! about, so that a model trained on documents can do the tasks. [`CorpusGenerator`] writes
+//! documents; inside the crate, a [`Passage`] is one idiom in both its forms with the same code
+//! around it, from the same functions.
 //!
 //! Text is ASCII. Document `i` depends on the seed, the split and `i` alone.
 
@@ -17,13 +18,15 @@ mod words;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use passage::Passage;
 
 /// Which half of the made-up world a text belongs to.
 ///
 /// The two have different random streams, and each has words that the other never uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Split {
     /// What models are trained on.
     Train,
@@ -53,7 +56,11 @@ pub struct CorpusGenerator {
 impl CorpusGenerator {
     /// A generator that stands before document 0.
     pub fn new(seed: u64, split: Split) -> Self {
-        Self { seed, split, next: 0 }
+        Self {
+            seed,
+            split,
+            next: 0,
+        }
     }
 
     /// A generator that stands before document `index`, to go on where another stopped.

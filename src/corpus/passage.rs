@@ -1,7 +1,7 @@
 //! One idiom in both its forms, with the same code before and after it.
 //!
-//! The code around an idiom is drawn once, in the manner of documents, so the two forms share every name and every
-//! distractor. What precedes is kept short enough for a prompt of about 120 tokens.
+//! The code around an idiom is drawn once, in the manner of documents, so the two forms share every
+//! name and every distractor. What precedes is kept short enough for a prompt of about 120 tokens.
 
 use rand_chacha::ChaCha8Rng;
 
@@ -11,8 +11,9 @@ use super::draw::Draw;
 use super::idioms::{Contrast, IN_BODY, Idiom, Place, Snippet};
 use super::statements::{imports, indented, parameters, statement};
 
-/// Prompts are kept below this many bytes by leaving out what precedes; the idiom itself always stays.
-const PROMPT_BYTES: usize = 340;
+/// Prompts are kept below this many bytes by leaving out what precedes; the idiom itself always
+/// stays.
+const PROMPT_BYTES: usize = 300;
 
 /// An idiom in both its forms and the code around it.
 #[derive(Debug, Clone)]
@@ -46,27 +47,49 @@ impl Passage {
 
         let (contrast, tail, tail_gap) = match contrast.place {
             Place::Anywhere if in_function => {
+                part(&mut pieces, draw.style.blank_lines);
                 pieces.push(header);
                 pieces.push(indented(&opening, 1));
                 (contrast.indented(1), indented(&tail, 1), "")
             }
             Place::Anywhere => (contrast, tail, ""),
-            Place::Top => (contrast, tail, "\n"),
+            Place::Top => {
+                if ["def ", "class "]
+                    .iter()
+                    .any(|word| contrast.presented.lead.starts_with(word))
+                {
+                    part(&mut pieces, draw.style.blank_lines);
+                }
+                (contrast, tail, "\n")
+            }
         };
-        let own = contrast.presented.lead.len().max(contrast.counterfactual.lead.len());
+        let own = contrast
+            .presented
+            .lead
+            .len()
+            .max(contrast.counterfactual.lead.len());
         Self {
-            context: fitting(pieces, PROMPT_BYTES.saturating_sub(own), in_function, contrast.place),
+            context: fitting(
+                pieces,
+                PROMPT_BYTES.saturating_sub(own),
+                in_function,
+                contrast.place,
+            ),
             contrast,
             tail,
             tail_gap,
         }
     }
 
-    /// The presented form, then the one with the other fact: what precedes the deciding token, and that
-    /// token with the rest of its line.
+    /// The presented form, then the one with the other fact: what precedes the deciding token, and
+    /// that token with the rest of its line.
     pub(crate) fn sides(&self) -> [(String, String); 2] {
-        [&self.contrast.presented, &self.contrast.counterfactual]
-            .map(|snippet| (format!("{}{}", self.context, snippet.lead), snippet.answer.clone()))
+        [&self.contrast.presented, &self.contrast.counterfactual].map(|snippet| {
+            (
+                format!("{}{}", self.context, snippet.lead),
+                snippet.answer.clone(),
+            )
+        })
     }
 
     /// The same two as whole texts, with what follows.
@@ -75,9 +98,13 @@ impl Passage {
     }
 
     fn whole(&self, snippet: &Snippet) -> String {
-        // A blank line would join the answer's own newline, so only a form that goes on after the answer
-        // is parted from the tail.
-        let gap = if snippet.rest.is_empty() { "" } else { self.tail_gap };
+        // A blank line would join the answer's own newline, so only a form that goes on after the
+        // answer is parted from the tail.
+        let gap = if snippet.rest.is_empty() {
+            ""
+        } else {
+            self.tail_gap
+        };
         format!("{}{}{gap}{}", self.context, snippet.text(), self.tail)
     }
 }
@@ -94,8 +121,16 @@ fn piece(draw: &mut Draw) -> String {
     }
 }
 
-/// The last pieces that fit in `bytes`. The header of a function that the idiom stands in always stays, and
-/// so may the statements at its beginning.
+/// Ends the last piece with blank lines, as documents part what they define from what precedes it.
+fn part(pieces: &mut [String], blank_lines: usize) {
+    if let Some(last) = pieces.last_mut() {
+        last.truncate(last.trim_end_matches('\n').len() + 1);
+        *last += &"\n".repeat(blank_lines);
+    }
+}
+
+/// The last pieces that fit in `bytes`. The header of a function that the idiom stands in always
+/// stays, and so may the statements at its beginning.
 fn fitting(mut pieces: Vec<String>, bytes: usize, in_function: bool, place: Place) -> String {
     let mut end = String::new();
     if in_function && place == Place::Anywhere {

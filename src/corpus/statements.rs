@@ -1,8 +1,8 @@
 //! Ordinary statements: what stands between the idioms, and what distracts from them.
 //!
-//! Each function returns whole lines at indentation zero, every line with its newline, and puts the names
-//! it assigns in scope. [`statement`] is the mixture; it holds the distractors on purpose: strings with
-//! the other quote inside, unmatched brackets in comments, long and nested lists.
+//! Each function returns whole lines at indentation zero, every line with its newline, and puts the
+//! names it assigns in scope. [`statement`] is the mixture; it holds the distractors on purpose:
+//! strings with the other quote inside, unmatched brackets in comments, long and nested lists.
 
 use super::draw::Draw;
 use super::words::MODULES;
@@ -104,17 +104,30 @@ pub(crate) fn return_line(draw: &mut Draw) -> String {
             let phrase = draw.phrase(1, 2);
             format!("return {}\n", draw.quoted(&phrase))
         }
-        3 => format!("return {} if {} else {}\n", draw.atom(), draw.condition(), draw.atom()),
+        3 => format!(
+            "return {} if {} else {}\n",
+            draw.atom(),
+            draw.condition(),
+            draw.atom()
+        ),
         _ => format!("return {}\n", draw.expression()),
     }
 }
 
 /// The parameters of a function, defaults last. The names are put in scope.
 pub(crate) fn parameters(draw: &mut Draw, fewest: u32) -> String {
-    let how_many = if draw.chance(0.25) { fewest as usize } else { draw.between(fewest.max(1), 3) };
+    let how_many = if draw.chance(0.25) {
+        fewest as usize
+    } else {
+        draw.between(fewest.max(1), 3)
+    };
     let names = draw.distinct_names(how_many);
     // From this parameter on all have a default: once one has, the later ones must.
-    let first_default = if draw.chance(0.35) { draw.between(0, 2) } else { how_many };
+    let first_default = if draw.chance(0.35) {
+        draw.between(0, 2)
+    } else {
+        how_many
+    };
     let mut written = Vec::with_capacity(how_many);
     for (position, name) in names.iter().enumerate() {
         draw.define(name);
@@ -164,7 +177,7 @@ fn string(draw: &mut Draw) -> String {
                 format!("'{phrase} \"{word}\" here'")
             }
         }
-        3 => format!("\"it's {phrase}\""),
+        3 if draw.quote() == '"' => format!("\"it's {phrase}\""),
         4 => draw.quoted(&format!("{phrase}!")),
         _ => draw.quoted(&phrase),
     }
@@ -185,11 +198,17 @@ fn element(draw: &mut Draw, kind: usize) -> String {
 fn assign_list(draw: &mut Draw) -> String {
     let kind = draw.between(0, 3);
     let length = draw.between(2, 5);
-    let name = if draw.chance(0.6) { draw.plural() } else { draw.name() };
+    let name = if draw.chance(0.6) {
+        draw.plural()
+    } else {
+        draw.name()
+    };
     let value = match draw.between(0, 5) {
         0 => {
             let rows = draw.between(2, 3);
-            let rows = draw.series(rows, |draw| format!("[{}]", draw.series(2, |draw| element(draw, kind))));
+            let rows = draw.series(rows, |draw| {
+                format!("[{}]", draw.series(2, |draw| element(draw, kind)))
+            });
             format!("[{rows}]")
         }
         1 => format!("[[{}]]", draw.series(length, |draw| element(draw, kind))),
@@ -206,7 +225,11 @@ fn assign_dictionary(draw: &mut Draw) -> String {
     let entries = draw.series(length, |draw| {
         let key = draw.noun();
         let key = draw.quoted(key);
-        let value = if draw.chance(0.3) { string(draw) } else { draw.atom() };
+        let value = if draw.chance(0.3) {
+            string(draw)
+        } else {
+            draw.atom()
+        };
         format!("{key}: {value}")
     });
     let name = draw.name();
@@ -240,8 +263,18 @@ fn call(draw: &mut Draw) -> String {
         1 => format!("print({})\n", draw.expression()),
         2 => format!("{}.{}({})\n", draw.known(), draw.verb(), draw.atom()),
         3 => format!("{}()\n", draw.function_name()),
-        4 => format!("{}.sort(key=lambda {}: {})\n", draw.plural(), draw.name(), draw.atom()),
-        _ => format!("{}({}, {})\n", draw.function_name(), draw.known(), draw.atom()),
+        4 => format!(
+            "{}.sort(key=lambda {}: {})\n",
+            draw.plural(),
+            draw.name(),
+            draw.atom()
+        ),
+        _ => format!(
+            "{}({}, {})\n",
+            draw.function_name(),
+            draw.known(),
+            draw.atom()
+        ),
     }
 }
 
@@ -268,9 +301,19 @@ fn comprehension(draw: &mut Draw) -> String {
     let name = draw.plural();
     draw.define(&name);
     match draw.between(0, 3) {
-        0 => format!("{name} = [{each} for {each} in {source} if {each} > {}]\n", draw.number()),
-        1 => format!("{name} = [{each} * {} for {each} in range({})]\n", draw.number(), draw.number()),
-        2 => format!("{name} = {{{each}: {} for {each} in {source}}}\n", draw.atom()),
+        0 => format!(
+            "{name} = [{each} for {each} in {source} if {each} > {}]\n",
+            draw.number()
+        ),
+        1 => format!(
+            "{name} = [{each} * {} for {each} in range({})]\n",
+            draw.number(),
+            draw.number()
+        ),
+        2 => format!(
+            "{name} = {{{each}: {} for {each} in {source}}}\n",
+            draw.atom()
+        ),
         _ => format!("{name} = [{each}.{} for {each} in {source}]\n", draw.noun()),
     }
 }
@@ -296,7 +339,12 @@ fn long_literal(draw: &mut Draw) -> String {
         0 => format!("[{}]\n", draw.series(9, |draw| element(draw, kind))),
         1 => {
             let rows: String = (0..draw.between(2, 3))
-                .map(|_| format!("{INDENT}[{}],\n", draw.series(3, |draw| element(draw, kind))))
+                .map(|_| {
+                    format!(
+                        "{INDENT}[{}],\n",
+                        draw.series(3, |draw| element(draw, kind))
+                    )
+                })
                 .collect();
             format!("[\n{rows}]\n")
         }
@@ -321,6 +369,9 @@ fn guard(draw: &mut Draw) -> String {
     } else {
         let phrase = draw.phrase(1, 3);
         let string = draw.quoted(&phrase);
-        format!("if {}:\n{INDENT}raise ValueError({string})\n", draw.condition())
+        format!(
+            "if {}:\n{INDENT}raise ValueError({string})\n",
+            draw.condition()
+        )
     }
 }

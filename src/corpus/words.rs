@@ -1,9 +1,9 @@
 //! The words that names and strings are made of.
 //!
-//! Every kind of word has three pools: one that both splits use, one that only training text uses and one
-//! that only held-out text uses. A held-out word never occurs in training text (a test reads documents
-//! to make sure), so that a feature found on training text is tried on names it was never fitted to.
-//! All nouns form their plural with a plain `s`, and no word is a Python keyword.
+//! Every kind of word has three pools: one that both splits use, one that only training text uses
+//! and one that only held-out text uses. A held-out word never occurs in training text (a test
+//! reads documents to make sure), so that a feature found on training text is tried on names it was
+//! never fitted to. All nouns form their plural with a plain `s`, and no word is a Python keyword.
 
 use super::Split;
 
@@ -32,18 +32,21 @@ impl Pool {
 /// Things: variables, attributes, classes, and with an `s` collections.
 pub(crate) const NOUNS: Pool = Pool {
     shared: &[
-        "item", "value", "name", "count", "total", "score", "node", "user", "price", "size", "width", "height", "key",
-        "line", "word", "text", "result", "point", "row", "order", "file", "number", "group", "state",
+        "item", "value", "name", "count", "total", "score", "node", "user", "price", "size",
+        "width", "height", "key", "line", "word", "text", "result", "point", "row", "order",
+        "file", "number", "group", "state",
     ],
     train: &[
-        "apple", "car", "ticket", "player", "team", "letter", "level", "color", "weight", "table", "record", "event",
-        "message", "limit", "offset", "page", "token", "account", "cell", "step", "signal", "tag", "worker", "buffer",
-        "parent", "student", "product", "option", "model", "job",
+        "apple", "car", "ticket", "player", "team", "letter", "level", "color", "weight", "table",
+        "record", "event", "message", "limit", "offset", "page", "token", "account", "cell",
+        "step", "signal", "tag", "worker", "buffer", "parent", "student", "product", "option",
+        "model", "job",
     ],
     held_out: &[
-        "river", "castle", "garden", "planet", "violin", "bottle", "kitten", "anchor", "basket", "candle", "dragon",
-        "engine", "falcon", "guitar", "harbor", "island", "jacket", "kettle", "lantern", "mirror", "needle", "pepper",
-        "ribbon", "saddle", "temple", "valley", "window", "tower",
+        "river", "castle", "garden", "planet", "violin", "bottle", "kitten", "anchor", "basket",
+        "candle", "dragon", "engine", "falcon", "guitar", "harbor", "island", "jacket", "kettle",
+        "lantern", "mirror", "needle", "pepper", "ribbon", "saddle", "temple", "valley", "window",
+        "tower",
     ],
 };
 
@@ -53,25 +56,29 @@ pub(crate) const VERBS: Pool = Pool {
         "get", "make", "find", "build", "check", "update", "run", "add", "show", "load",
     ],
     train: &[
-        "merge", "filter", "scan", "clean", "pack", "reset", "move", "sort", "handle", "split", "process", "collect",
+        "merge", "filter", "scan", "clean", "pack", "reset", "move", "sort", "handle", "split",
+        "process", "collect",
     ],
     held_out: &[
-        "polish", "harvest", "gather", "steer", "weave", "carve", "paint", "climb", "plant", "shuffle",
+        "polish", "harvest", "gather", "steer", "weave", "carve", "paint", "climb", "plant",
+        "shuffle",
     ],
 };
 
 /// What strings and comments say.
 pub(crate) const PROSE: Pool = Pool {
     shared: &[
-        "hello", "world", "ready", "done", "error", "start", "end", "found", "empty", "new", "good", "last",
+        "hello", "world", "ready", "done", "error", "start", "end", "found", "empty", "new",
+        "good", "last",
     ],
     train: &[
-        "green", "morning", "please", "invalid", "loading", "warning", "simple", "happy", "yellow", "failed", "thanks",
-        "today", "missing", "closed", "first", "wrong", "finished", "red", "blue", "old",
+        "green", "morning", "please", "invalid", "loading", "warning", "simple", "happy", "yellow",
+        "failed", "thanks", "today", "missing", "closed", "first", "wrong", "finished", "red",
+        "blue", "old",
     ],
     held_out: &[
-        "purple", "thunder", "gentle", "velvet", "frozen", "golden", "quiet", "sunny", "winter", "welcome", "broken",
-        "hidden", "silver", "autumn", "distant", "sudden",
+        "purple", "thunder", "gentle", "velvet", "frozen", "golden", "quiet", "sunny", "winter",
+        "welcome", "broken", "hidden", "silver", "autumn", "distant", "sudden",
     ],
 };
 

@@ -1,8 +1,9 @@
-//! The twenty tasks: pairs of prompts that differ in one fact, and the tokens that the fact decides between.
+//! The twenty tasks: pairs of prompts that differ in one fact, and the tokens that the fact decides
+//! between.
 //!
-//! A [`Task`] names what the model must predict. [`TextPair`] is a pair as text, made by the same code that
-//! writes training documents; [`TokenPair`] is the pair as a tokenizer cuts it, with each candidate taken from
-//! the tokens of the full text, never encoded alone.
+//! A [`Task`] names what the model must predict. [`TextPair`] is a pair as text, made by the same
+//! code that writes training documents; [`TokenPair`] is the pair as a tokenizer cuts it, with each
+//! candidate taken from the tokens of the full text, never encoded alone.
 
 mod pairs;
 #[cfg(test)]
@@ -104,7 +105,8 @@ impl Task {
 
     /// Whether the counterfactual side may be followed by anything but the presented candidate.
     ///
-    /// The loss is then `-log p` of that candidate on the presented side and `-log(1 - p)` on the other.
+    /// The loss is then `-log p` of that candidate on the presented side and `-log(1 - p)` on the
+    /// other.
     pub fn anything_else(self) -> bool {
         matches!(
             self,
@@ -168,8 +170,16 @@ impl Task {
                 "`=None` for the last parameter after one with a default, `):` after one without",
                 idioms::final_kwarg,
             ),
-            Task::ForWhile => ("for_while", "` in` after `for x`, `:` after `while x`", idioms::for_while),
-            Task::ElseElif => ("else_elif", "`:` after `else`, not after `elif`", idioms::else_elif),
+            Task::ForWhile => (
+                "for_while",
+                "` in` after `for x`, `:` after `while x`",
+                idioms::for_while,
+            ),
+            Task::ElseElif => (
+                "else_elif",
+                "`:` after `else`, not after `elif`",
+                idioms::else_elif,
+            ),
             Task::FstringBrace => (
                 "fstring_brace",
                 "`{` in an f-string, not in another string",
@@ -180,14 +190,26 @@ impl Task {
                 "`:` after a statement `if`, not after one inside an expression",
                 idioms::if_ternary,
             ),
-            Task::VarSwap => ("var_swap", "the first name again, in `x, y = y, x`", idioms::var_swap),
+            Task::VarSwap => (
+                "var_swap",
+                "the first name again, in `x, y = y, x`",
+                idioms::var_swap,
+            ),
             Task::IndentFor => (
                 "indent_for",
                 "a deeper indentation after `for ...:`, the same after a statement",
                 idioms::indent_for,
             ),
-            Task::LambdaFunc => ("lambda_func", "`:` after `lambda x`, `(` after `def x`", idioms::lambda_func),
-            Task::IfEquals => ("if_equals", "` ==` after `if x`, ` =` after `x`", idioms::if_equals),
+            Task::LambdaFunc => (
+                "lambda_func",
+                "`:` after `lambda x`, `(` after `def x`",
+                idioms::lambda_func,
+            ),
+            Task::IfEquals => (
+                "if_equals",
+                "` ==` after `if x`, ` =` after `x`",
+                idioms::if_equals,
+            ),
             Task::EnumerateRange => (
                 "enumerate_range",
                 "` enumerate` after two loop variables, ` range` after one",

@@ -10,8 +10,8 @@ use crate::corpus::{Passage, Split};
 pub struct Side {
     /// The text up to the token asked for.
     pub prompt: String,
-    /// That token and the rest of its line, with the newline. `prompt + answer` is natural text, and
-    /// its tokenisation holds the candidate as the model would meet it.
+    /// That token and the rest of its line, with the newline. `prompt + answer` is natural text,
+    /// and its tokenisation holds the candidate as the model would meet it.
     pub answer: String,
 }
 
@@ -29,14 +29,16 @@ pub struct TextPair {
     pub presented: Side,
     /// The same with the other fact.
     pub counterfactual: Side,
-    /// Whether the counterfactual answer is only one of many, so that what counts is that the presented
-    /// candidate does not follow there: see [`Task::anything_else`].
+    /// Whether the counterfactual answer is only one of many, so that what counts is that the
+    /// presented candidate does not follow there: see [`Task::anything_else`].
     pub anything_else: bool,
 }
 
 impl TextPair {
     pub(super) fn from_passage(passage: &Passage, anything_else: bool) -> Self {
-        let [presented, counterfactual] = passage.sides().map(|(prompt, answer)| Side { prompt, answer });
+        let [presented, counterfactual] = passage
+            .sides()
+            .map(|(prompt, answer)| Side { prompt, answer });
         Self {
             presented,
             counterfactual,
@@ -44,8 +46,8 @@ impl TextPair {
         }
     }
 
-    /// The pair in the other direction. Where `anything_else` is set, the candidate that the loss is about is then
-    /// the counterfactual's.
+    /// The pair in the other direction. Where `anything_else` is set, the candidate that the loss
+    /// is about is then the counterfactual's.
     pub fn swapped(self) -> Self {
         Self {
             presented: self.counterfactual,
@@ -57,7 +59,8 @@ impl TextPair {
 
 /// The two full texts of a pair, presented first: prompt, answer, and a few plausible lines more.
 ///
-/// Given the same random stream, the texts begin with the prompts and answers of [`Task::text_pair`].
+/// Given the same random stream, the texts begin with the prompts and answers of
+/// [`Task::text_pair`].
 pub fn pair_documents(rng: &mut ChaCha8Rng, split: Split, task: Task) -> (String, String) {
     let [presented, counterfactual] = task.passage(rng, split).texts();
     (presented, counterfactual)

@@ -1,8 +1,9 @@
 //! Minimal pairs as tokens.
 //!
-//! A candidate is the token of the full text that starts where the prompt ends. Encoding it alone would give
-//! another token wherever the tokenizer joins it to what follows (`:` and a line break are one token).
-//! A pair that a tokenizer does not cut there, or whose sides differ in length, is left out, with a reason.
+//! A candidate is the token of the full text that starts where the prompt ends. Encoding it alone
+//! would give another token wherever the tokenizer joins it to what follows (`:` and a line break
+//! are one token). A pair that a tokenizer does not cut there, or whose sides differ in length, is
+//! left out, with a reason.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -78,7 +79,10 @@ pub enum PairsError<E> {
         source: E,
     },
     /// This tokenizer cuts too few of the task's texts as they must be cut.
-    #[error("task {task}: only {found} of {wanted} pairs after {attempts} attempts ({})", tally(.reasons))]
+    #[error(
+        "task {task}: only {found} of {wanted} pairs after {attempts} attempts ({})",
+        tally(.reasons)
+    )]
     TooFew {
         /// The task.
         task: Task,
@@ -103,8 +107,9 @@ fn tally(reasons: &BTreeMap<Unusable, usize>) -> String {
 
 /// Cuts a pair with a tokenizer.
 ///
-/// `encode` gives the ids of a text with the bytes that each covers. The byte ranges must hold the spaces
-/// that belong to a token: a tokenizer that trims them makes every pair unusable that begins with one.
+/// `encode` gives the ids of a text with the bytes that each covers. The byte ranges must hold the
+/// spaces that belong to a token: a tokenizer that trims them makes every pair unusable that begins
+/// with one.
 ///
 /// The outer error is the tokenizer's; the inner one says why this pair cannot be used.
 pub fn token_pair<E>(
@@ -142,8 +147,8 @@ fn cut(side: &Side, tokens: &[(u32, Range<usize>)]) -> Result<TokenSide, Unusabl
 
 /// Draws pairs of a task until `how_many` of them suit the tokenizer.
 ///
-/// The pairs depend on the task, the seed, the split and the tokenizer alone. Fails rather than draw for ever if the
-/// tokenizer suits almost none.
+/// The pairs depend on the task, the seed, the split and the tokenizer alone. Fails rather than
+/// draw for ever if the tokenizer suits almost none.
 pub fn token_pairs<E>(
     task: Task,
     how_many: usize,

@@ -13,7 +13,11 @@ fn elements(draw: &mut Draw, how_many: usize, numbers: bool) -> Vec<String> {
 /// The end of a list: `]]` two levels deep (presented), `]` one level deep.
 pub(crate) fn bracket_counting(draw: &mut Draw) -> Contrast {
     let numbers = draw.chance(0.6);
-    let name = if draw.chance(0.5) { draw.plural() } else { draw.name() };
+    let name = if draw.chance(0.5) {
+        draw.plural()
+    } else {
+        draw.name()
+    };
     draw.define(&name);
     let how_many = draw.between(1, 6);
     let last = elements(draw, how_many, numbers).join(", ");
@@ -25,9 +29,14 @@ pub(crate) fn bracket_counting(draw: &mut Draw) -> Contrast {
         // [[1, 2, 3]] and [[1, 2], 3]: the inner bracket was closed already.
         2 => (format!("[[{first}, {last}"), format!("[[{first}], {last}")),
         // [[1, 2], [3]] and [1, 2], [3]
-        _ => (format!("[[{first}], [{last}"), format!("[{first}], [{last}")),
+        _ => (
+            format!("[[{first}], [{last}"),
+            format!("[{first}], [{last}"),
+        ),
     };
-    let form = |value: String, closing: &str| Snippet::new(format!("{name} = {value}"), format!("{closing}\n"), "");
+    let form = |value: String, closing: &str| {
+        Snippet::new(format!("{name} = {value}"), format!("{closing}\n"), "")
+    };
     Contrast::anywhere(form(deep, "]]"), form(flat, "]"))
 }
 
@@ -39,8 +48,18 @@ pub(crate) fn bracket_brace(draw: &mut Draw) -> Contrast {
     let how_many = 2 * draw.between(1, 3);
     let elements = elements(draw, how_many, numbers);
     // An even number of elements precedes the cut, so the next one of a dictionary is a key.
-    let cut = if how_many > 2 && draw.chance(0.4) { 2 } else { 0 };
-    let separators = |at: usize, dictionary: bool| if dictionary && at % 2 == 0 { ": " } else { ", " };
+    let cut = if how_many > 2 && draw.chance(0.4) {
+        2
+    } else {
+        0
+    };
+    let separators = |at: usize, dictionary: bool| {
+        if dictionary && at.is_multiple_of(2) {
+            ": "
+        } else {
+            ", "
+        }
+    };
     let form = |dictionary: bool| {
         let (opening, closing) = if dictionary { ('{', '}') } else { ('[', ']') };
         let mut lead = format!("{name} = {opening}");

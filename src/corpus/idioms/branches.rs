@@ -9,16 +9,27 @@ pub(crate) fn else_elif(draw: &mut Draw) -> Contrast {
     let condition = draw.condition();
     let first = indented(&short_statement(draw), 1);
     let middle = if draw.chance(0.25) {
-        format!("elif {}:\n{}", draw.condition(), indented(&short_statement(draw), 1))
+        format!(
+            "elif {}:\n{}",
+            draw.condition(),
+            indented(&short_statement(draw), 1)
+        )
     } else {
         String::new()
     };
     let second = indented(&short_statement(draw), 1);
     let other = draw.condition();
     let form = |word: &str, answer: String| {
-        Snippet::new(format!("if {condition}:\n{first}{middle}{word}"), answer, second.clone())
+        Snippet::new(
+            format!("if {condition}:\n{first}{middle}{word}"),
+            answer,
+            second.clone(),
+        )
     };
-    Contrast::anywhere(form("else", ":\n".to_owned()), form("elif", format!(" {other}:\n")))
+    Contrast::anywhere(
+        form("else", ":\n".to_owned()),
+        form("elif", format!(" {other}:\n")),
+    )
 }
 
 /// `:` after a statement's `if` (presented), ` else` after one inside an expression.
@@ -51,8 +62,8 @@ pub(crate) fn if_ternary(draw: &mut Draw) -> Contrast {
 
 /// Two leads that end in `if name` and in the same name to be assigned, each with as many tokens.
 ///
-/// Either the line still belongs to the body above (its indentation in place of `if`), or the `if` in a method is
-/// exchanged for `self` and the name for an attribute.
+/// Either the line still belongs to the body above (its indentation in place of `if`), or the `if`
+/// in a method is exchanged for `self` and the name for an attribute.
 fn test_or_assign(draw: &mut Draw, name: &str) -> (String, String, usize, String) {
     if draw.chance(0.55) {
         let header = match draw.between(0, 3) {
@@ -62,7 +73,12 @@ fn test_or_assign(draw: &mut Draw, name: &str) -> (String, String, usize, String
             _ => format!("def {}({}):\n", draw.function_name(), draw.name()),
         };
         let opening = format!("{header}{}", indented(&short_statement(draw), 1));
-        (format!("{opening}if {name}"), format!("{opening}{INDENT}{name}"), 1, String::new())
+        (
+            format!("{opening}if {name}"),
+            format!("{opening}{INDENT}{name}"),
+            1,
+            String::new(),
+        )
     } else {
         let method = format!(
             "class {}:\n{INDENT}def {}(self, {name}):\n",
@@ -76,7 +92,12 @@ fn test_or_assign(draw: &mut Draw, name: &str) -> (String, String, usize, String
         };
         let opening = format!("{method}{before}{INDENT}{INDENT}");
         let end = format!("{INDENT}{INDENT}return {}\n", draw.atom());
-        (format!("{opening}if {name}"), format!("{opening}self.{name}"), 3, end)
+        (
+            format!("{opening}if {name}"),
+            format!("{opening}self.{name}"),
+            3,
+            end,
+        )
     }
 }
 

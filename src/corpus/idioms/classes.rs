@@ -15,14 +15,21 @@ pub(crate) fn class_init(draw: &mut Draw) -> Contrast {
         String::new()
     };
     let assignment = |name: &String| format!("{INDENT}{INDENT}self.{name} = {name}\n");
-    // The assignments before the cut are the same in both forms; the two asked about are the next ones.
+    // The assignments before the cut are the same in both forms; the two asked about are the next
+    // ones.
     let done = draw.between(0, how_many as u32 - 2);
     let (one, other) = draw.either_order(done, done + 1);
-    let mut lead = format!("class {class}{base}:\n{INDENT}def __init__(self, {}):\n", names.join(", "));
+    let mut lead = format!(
+        "class {class}{base}:\n{INDENT}def __init__(self, {}):\n",
+        names.join(", ")
+    );
     lead.extend(names[..done].iter().map(assignment));
     let method = if draw.chance(0.6) {
         let name = &names[draw.between(0, how_many as u32 - 1)];
-        format!("\n{INDENT}def {}(self):\n{INDENT}{INDENT}return self.{name}\n", draw.verb())
+        format!(
+            "\n{INDENT}def {}(self):\n{INDENT}{INDENT}return self.{name}\n",
+            draw.verb()
+        )
     } else {
         String::new()
     };
@@ -53,14 +60,24 @@ pub(crate) fn var_swap(draw: &mut Draw) -> Contrast {
             names[1],
             draw.number()
         ),
-        1 => format!("{}, {} = {}, {}\n", names[0], names[1], draw.number(), draw.number()),
+        1 => format!(
+            "{}, {} = {}, {}\n",
+            names[0],
+            names[1],
+            draw.number(),
+            draw.number()
+        ),
         2 => format!("if {} > {}:\n{INDENT}", names[0], names[1]),
         _ => String::new(),
     };
     draw.define(&names[0]);
     draw.define(&names[1]);
     let form = |first: &str, second: &str| {
-        Snippet::new(format!("{opening}{first}, {second} = {second},"), format!(" {first}\n"), "")
+        Snippet::new(
+            format!("{opening}{first}, {second} = {second},"),
+            format!(" {first}\n"),
+            "",
+        )
     };
     Contrast::anywhere(form(&names[0], &names[1]), form(&names[1], &names[0]))
 }

@@ -25,14 +25,18 @@ fn growing(draw: &mut Draw, name: &str) -> Contrast {
         }
         4 => {
             let number = draw.number();
-            (format!("{{{number}}}"), format!("\"{number}\""))
+            (format!("{{{number}}}"), draw.quoted(&number))
         }
         _ => {
             let word = draw.noun();
-            (format!("{{{word}}}"), format!("\"{word}\""))
+            (format!("{{{word}}}"), draw.quoted(word))
         }
     };
-    let between = if draw.chance(0.35) { short_statement(draw) } else { String::new() };
+    let between = if draw.chance(0.35) {
+        short_statement(draw)
+    } else {
+        String::new()
+    };
     let (opening, pad, item) = if draw.chance(0.65) {
         let item = draw.name();
         (format!("for {item} in {}:\n", draw.plural()), INDENT, item)

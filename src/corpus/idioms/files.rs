@@ -6,8 +6,9 @@ use crate::corpus::statements::INDENT;
 
 /// ` as` after `with open(...)` (presented), something else after a plain `open(...)`.
 ///
-/// `with` is one token and `f =` two, so the other form is `return open(...)`, or the `with` takes a
-/// bracket. The plain call is followed by a condition or a comment: a line break would join its bracket.
+/// `with` is one token and `f =` two, so the other form is `return open(...)`, or the `with` takes
+/// a bracket. The plain call is followed by a condition or a comment: a line break would join its
+/// bracket.
 pub(crate) fn with_as(draw: &mut Draw) -> Contrast {
     let path = draw.pick(&["path", "path", "filename", "source", "name"]);
     let mode = match draw.between(0, 3) {
@@ -39,7 +40,9 @@ pub(crate) fn with_as(draw: &mut Draw) -> Contrast {
         let other = draw.pick(&["return", "return", "yield"]);
         let form = |word: &str, answer: String, rest: String| {
             Snippet::new(
-                format!("def {function}({path}{extra}):\n{before}{INDENT}{word} open({path}{mode})"),
+                format!(
+                    "def {function}({path}{extra}):\n{before}{INDENT}{word} open({path}{mode})"
+                ),
                 answer,
                 rest,
             )
@@ -92,7 +95,10 @@ pub(crate) fn with_open(draw: &mut Draw) -> Contrast {
     let (reading_line, writing_line) = if reading == writing {
         let phrase = draw.phrase(1, 2);
         match draw.between(0, 1) {
-            0 => (format!("# read the {phrase}\n"), format!("# write the {phrase}\n")),
+            0 => (
+                format!("# read the {phrase}\n"),
+                format!("# write the {phrase}\n"),
+            ),
             _ => {
                 let quote = draw.quote();
                 (

@@ -4,7 +4,8 @@ use super::{Contrast, Snippet};
 use crate::corpus::draw::Draw;
 use crate::corpus::statements::{INDENT, indented, short_statement};
 
-/// The last parameter: `=None` after one that has a default (presented), `):` after one that has none.
+/// The last parameter: `=None` after one that has a default (presented), `):` after one that has
+/// none.
 ///
 /// `=None` is exchanged for a suffix of the name, `_size`, so that both leads have as many tokens.
 pub(crate) fn final_kwarg(draw: &mut Draw) -> Contrast {
@@ -12,11 +13,18 @@ pub(crate) fn final_kwarg(draw: &mut Draw) -> Contrast {
     let how_many = draw.between(2, 4);
     let names = draw.distinct_nouns(how_many);
     // At least the one before the last has the default; sometimes the one before that has it too.
-    let plain = if how_many > 2 { how_many - draw.between(2, 3) } else { 0 };
+    let plain = if how_many > 2 {
+        how_many - draw.between(2, 3)
+    } else {
+        0
+    };
     let suffixes: Vec<&str> = (0..how_many).map(|_| draw.suffix()).collect();
     let in_class = draw.chance(0.25);
     let opening = if in_class {
-        format!("class {}:\n{INDENT}def {function}(self, ", draw.class_name())
+        format!(
+            "class {}:\n{INDENT}def {function}(self, ",
+            draw.class_name()
+        )
     } else {
         format!("def {function}(")
     };
@@ -125,11 +133,18 @@ pub(crate) fn while_return_true(draw: &mut Draw) -> Contrast {
     } else {
         String::new()
     };
-    let looped = indented(&format!("{INDENT}{}{INDENT}break\n", short_statement(draw)), depth + 1);
+    let looped = indented(
+        &format!("{INDENT}{}{INDENT}break\n", short_statement(draw)),
+        depth + 1,
+    );
     draw.leave(mark);
     let lead = format!("def {function}({parameter}):\n{before}{opening}{INDENT}");
     // Nothing follows a return in the same body.
-    let after_return = if depth == 1 { end.clone() } else { String::new() };
+    let after_return = if depth == 1 {
+        end.clone()
+    } else {
+        String::new()
+    };
     Contrast::top(
         Snippet::new(format!("{lead}return True"), "\n", after_return),
         Snippet::new(format!("{lead}while True"), ":\n", format!("{looped}{end}")),

@@ -20,7 +20,11 @@ pub(crate) fn for_while(draw: &mut Draw) -> Contrast {
     draw.define(&name);
     let body = indented(&short_statement(draw), 1);
     Contrast::anywhere(
-        Snippet::new(format!("{before}for {name}"), format!(" in {source}:\n"), body.clone()),
+        Snippet::new(
+            format!("{before}for {name}"),
+            format!(" in {source}:\n"),
+            body.clone(),
+        ),
         Snippet::new(
             format!("{before}while {name}"),
             ":\n",
@@ -29,7 +33,8 @@ pub(crate) fn for_while(draw: &mut Draw) -> Contrast {
     )
 }
 
-/// The indentation of the next line: deeper after `for x in xs:` (presented), the same after a statement.
+/// The indentation of the next line: deeper after `for x in xs:` (presented), the same after a
+/// statement.
 pub(crate) fn indent_for(draw: &mut Draw) -> Contrast {
     let name = draw.name();
     let source = match draw.between(0, 4) {
@@ -56,7 +61,11 @@ pub(crate) fn indent_for(draw: &mut Draw) -> Contrast {
     draw.define(&name);
     // Only a statement that begins with a letter leaves the indentation a token of its own.
     let body = short_statement(draw);
-    let other = if header.starts_with("if") { "assert" } else { other };
+    let other = if header.starts_with("if") {
+        "assert"
+    } else {
+        other
+    };
     let form = |word: &str, end: &str, depth: usize| {
         Snippet::new(
             format!("{header}{INDENT}{word} {name} in {source}{end}\n"),
@@ -86,7 +95,11 @@ pub(crate) fn enumerate_range(draw: &mut Draw) -> Contrast {
         let first = if draw.chance(0.5) { index } else { names[1] };
         let (middle, suffix) = (draw.suffix(), draw.suffix());
         let form = |variables: String, answer: String| {
-            Snippet::new(format!("for {variables} in"), format!("{answer}:\n"), body.clone())
+            Snippet::new(
+                format!("for {variables} in"),
+                format!("{answer}:\n"),
+                body.clone(),
+            )
         };
         Contrast::anywhere(
             form(format!("{first}, {second}"), answers.0),
@@ -106,7 +119,11 @@ pub(crate) fn enumerate_range(draw: &mut Draw) -> Contrast {
         };
         Contrast::anywhere(
             form(each.to_owned(), format!("{index}, {each}"), answers.0),
-            form(format!("{each} {operator} {index}"), index.to_owned(), answers.1),
+            form(
+                format!("{each} {operator} {index}"),
+                index.to_owned(),
+                answers.1,
+            ),
         )
     }
 }

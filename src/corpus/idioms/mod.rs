@@ -1,16 +1,18 @@
 //! The twenty idioms, each in the two forms that differ in one fact.
 //!
-//! An idiom function draws names, values and style once and writes both forms from them: a [`Contrast`] of two
-//! [`Snippet`]s, cut at the token that the fact decides. Training documents use one of the two forms; a
-//! task takes both. One function serves both ends, so what a model is asked is what it was taught.
+//! An idiom function draws names, values and style once and writes both forms from them: a
+//! [`Contrast`] of two [`Snippet`]s, cut at the token that the fact decides. Training documents use
+//! one of the two forms; a task takes both. One function serves both ends, so what a model is asked
+//! is what it was taught.
 //!
-//! The two leads must have the same number of tokens, which is what makes some idioms look the way they do.
-//! The tokenizer splits a letter run with the one sign before it (`(path`, `=None`, `_name`), glues the line break
-//! to the punctuation before it (`:\n`, `")\n`), and cuts an indentation one space short (`   `, ` with`). So a fact
-//! is always one token exchanged for another: `=None` for `_name`, an indentation for `if`, `)\n` for `)`.
+//! The two leads must have the same number of tokens, which is what makes some idioms look the way
+//! they do. The tokenizer splits a letter run with the one sign before it (`(path`, `=None`,
+//! `_name`), glues the line break to the punctuation before it (`:\n`, `")\n`), and cuts an
+//! indentation one space short (`   `, ` with`). So a fact is always one token exchanged for
+//! another: `=None` for `_name`, an indentation for `if`, `)\n` for `)`.
 
-mod branches;
 mod brackets;
+mod branches;
 mod classes;
 mod containers;
 mod files;
@@ -18,8 +20,8 @@ mod functions;
 mod loops;
 mod strings;
 
-pub(crate) use branches::{else_elif, if_equals, if_ternary, var_if};
 pub(crate) use brackets::{bracket_brace, bracket_counting};
+pub(crate) use branches::{else_elif, if_equals, if_ternary, var_if};
 pub(crate) use classes::{class_init, var_swap};
 pub(crate) use containers::{set_or_string, set_or_string_fixedvarname};
 pub(crate) use files::{with_as, with_open};
@@ -63,7 +65,11 @@ impl Snippet {
         } else {
             self.answer.clone()
         };
-        Self::new(indented(&self.lead, depth), answer, indented(&self.rest, depth))
+        Self::new(
+            indented(&self.lead, depth),
+            answer,
+            indented(&self.rest, depth),
+        )
     }
 }
 
@@ -115,7 +121,9 @@ impl Contrast {
 
     /// One of the two forms as whole lines.
     pub(crate) fn either(self, draw: &mut Draw) -> String {
-        draw.either_order(self.presented, self.counterfactual).0.text()
+        draw.either_order(self.presented, self.counterfactual)
+            .0
+            .text()
     }
 }
 
@@ -138,7 +146,8 @@ pub(crate) const IN_BODY: [Idiom; 12] = [
     enumerate_range,
 ];
 
-/// The idioms that are written at the top level of a file, with the functions or classes around them.
+/// The idioms that are written at the top level of a file, with the functions or classes around
+/// them.
 pub(crate) const AT_TOP: [Idiom; 8] = [
     class_init,
     with_as,

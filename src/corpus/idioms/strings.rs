@@ -3,7 +3,8 @@
 use super::{Contrast, Snippet};
 use crate::corpus::draw::Draw;
 
-/// A call whose last argument is a string: `")` after a double quote (presented), `')` after a single one.
+/// A call whose last argument is a string: `")` after a double quote (presented), `')` after a
+/// single one.
 pub(crate) fn single_double_quote(draw: &mut Draw) -> Contrast {
     let mut text = draw.phrase(1, 4);
     if draw.chance(0.15) {
@@ -23,7 +24,8 @@ pub(crate) fn single_double_quote(draw: &mut Draw) -> Contrast {
             line
         }
     };
-    let form = |quote: char| Snippet::new(format!("{opening}{quote}{text}"), format!("{quote})\n"), "");
+    let form =
+        |quote: char| Snippet::new(format!("{opening}{quote}{text}"), format!("{quote})\n"), "");
     Contrast::anywhere(form('"'), form('\''))
 }
 
@@ -33,7 +35,8 @@ pub(crate) fn fstring_brace(draw: &mut Draw) -> Contrast {
     let last = draw.phrase(1, 1);
     let field = draw.known();
     let quote = draw.quote();
-    // A prefix of one letter keeps the token count; with none the opening quote may join the first word.
+    // A prefix of one letter keeps the token count; with none the opening quote may join the first
+    // word.
     let plain = draw.pick(&["r", "r", "u", "b", ""]);
     let (opening, closing) = match draw.between(0, 4) {
         0..=2 => ("print(".to_owned(), ")\n"),
