@@ -2,4 +2,8 @@
 //! read and changed, and their tokenizer.
 
 pub mod config;
+pub mod gpt2;
+pub mod layout;
+pub mod released;
+pub mod tensor_names;
 pub mod tokenizer;
