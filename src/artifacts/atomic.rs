@@ -53,6 +53,20 @@ pub fn sync_directory(directory: &Path) -> Result<(), ArtifactError> {
         .map_err(ArtifactError::io("flush", directory))
 }
 
+/// Creates a directory and its parents, if they are not there yet.
+pub fn create_directory(directory: &Path) -> Result<(), ArtifactError> {
+    fs::create_dir_all(directory).map_err(ArtifactError::io("create", directory))
+}
+
+/// Removes a file, durably, if it is there.
+pub fn remove(path: &Path) -> Result<(), ArtifactError> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_directory(directory_of(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(ArtifactError::io("remove", path)(error)),
+    }
+}
+
 /// Reads a whole file of at most `limit` bytes: for configurations and other small files, whose size must
 /// not be a stranger's choice.
 pub fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>, ArtifactError> {

@@ -12,7 +12,11 @@
 
 pub mod atomic;
 pub mod error;
+pub mod manifest;
+pub mod sparse_tensor;
 pub mod tensors;
 pub mod text_files;
+pub mod torch_pickle;
 
 pub use error::ArtifactError;
+pub use manifest::{ArtifactId, Manifest};

@@ -5,14 +5,15 @@
 //! overlap. So no more is allocated than the file holds. Tensors are read one at a time.
 //! Format: <https://github.com/huggingface/safetensors#format>.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::manifest::FileName;
 use super::{ArtifactError, atomic};
 
 /// What becomes of half-precision and double-precision tensors when read.
@@ -71,14 +72,51 @@ pub fn read(
     Ok(tensors)
 }
 
-/// The shapes of a safetensors file's tensors, without reading them.
-pub fn shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, ArtifactError> {
-    let mut file = File::open(path).map_err(ArtifactError::io("open", path))?;
-    let header = Header::read(&mut file, path)?;
-    let entries = header.entries.into_iter();
-    Ok(entries
-        .map(|(name, _, entry)| (name, entry.shape))
-        .collect())
+/// The index of tensors spread over several files, `<name>.index.json`.
+#[derive(Deserialize)]
+struct ShardIndex {
+    /// From a tensor's name to the file that holds it.
+    weight_map: BTreeMap<String, FileName>,
+}
+
+/// Reads the tensors of the file `name` in `directory`, or of the several files that `<name>.index.json`
+/// lists. Also returns the path read, the index's where there is one, for errors.
+pub fn read_sharded(
+    directory: &Path,
+    name: &str,
+    precision: FloatPrecision,
+) -> Result<(PathBuf, BTreeMap<String, Tensor>), ArtifactError> {
+    let single = directory.join(name);
+    let index_path = directory.join(format!("{name}.index.json"));
+    if single.is_file() || !index_path.is_file() {
+        let tensors = read(&single, precision)?;
+        return Ok((single, tensors));
+    }
+    let json = atomic::read_small(&index_path, LONGEST_HEADER)?;
+    let index: ShardIndex = serde_json::from_slice(&json)
+        .map_err(|error| ArtifactError::damaged(&index_path, "the index", error.to_string()))?;
+    let shards: BTreeSet<&FileName> = index.weight_map.values().collect();
+    let mut tensors = BTreeMap::new();
+    for shard in shards {
+        for (name, tensor) in read(&shard.under(directory), precision)? {
+            if index.weight_map.get(&name) != Some(shard) {
+                let problem = format!("is in {shard}; the index does not say so");
+                return Err(ArtifactError::damaged(&index_path, name, problem));
+            }
+            tensors.insert(name, tensor);
+        }
+    }
+    match index
+        .weight_map
+        .iter()
+        .find(|(name, _)| !tensors.contains_key(*name))
+    {
+        None => Ok((index_path, tensors)),
+        Some((name, shard)) => {
+            let problem = format!("is not in {shard}, where the index has it");
+            Err(ArtifactError::damaged(&index_path, name, problem))
+        }
+    }
 }
 
 /// Writes `tensors` as a safetensors file in one step.

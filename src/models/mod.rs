@@ -3,12 +3,15 @@
 
 pub mod attention;
 pub mod config;
+pub mod gpt2;
 pub mod kv_cache;
 pub mod layers;
+pub mod layout;
 pub mod location;
 pub mod mlp;
+pub mod released;
 pub mod tap;
-pub mod token_rows;
 pub mod tensor_names;
+pub mod token_rows;
 pub mod tokenizer;
 pub mod transformer;

@@ -1,0 +1,378 @@
+//! One model as a directory of files, in any of the forms that Causeway reads.
+//!
+//! | form | configuration | weights |
+//! |---|---|---|
+//! | Causeway's own | `config.json` ([`TransformerConfig`]) | `model.safetensors`, mostly-zero matrices packed |
+//! | released checkpoint | `beeg_config.json` | `final_model.pt` |
+//! | its Hugging Face copy | `config.json` with the same fields | safetensors, names prefixed `circuit_model.` |
+//! | Hugging Face GPT-2 | `config.json`, `"model_type": "gpt2"` | safetensors, linear weights `[in, out]` |
+//!
+//! Safetensors of the last two may be sharded. Beside each there may be a `tokenizer.json`, or GPT-2's
+//! `encoder.json` and `vocab.bpe`, which are converted. Whatever the form, the result holds the tensors of
+//! [`tensor_shapes`], all of them f32, finite, and of the shape the configuration calls for. Nothing is
+//! allocated by the configuration's word alone: the file's tensors are read first and compared with it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value};
+
+use super::config::{ConfigError, Positions, TransformerConfig};
+use super::tensor_names::{EMBEDDING, FINAL_LOGITS_BIAS, POSITIONS, UNEMBEDDING, tensor_shapes};
+use super::tokenizer::{SPLIT_PATTERN, Tokenizer, TokenizerError, formats};
+use super::{gpt2, released};
+use crate::artifacts::tensors::FloatPrecision;
+use crate::artifacts::{ArtifactError, atomic, sparse_tensor, tensors, torch_pickle};
+
+const CONFIG_FILE: &str = "config.json";
+const WEIGHTS_FILE: &str = "model.safetensors";
+const TOKENIZER_FILE: &str = "tokenizer.json";
+const RELEASED_CONFIG_FILE: &str = "beeg_config.json";
+const RELEASED_WEIGHTS_FILE: &str = "final_model.pt";
+/// What the Hugging Face copy of a released checkpoint puts before every name.
+const HUGGING_FACE_PREFIX: &str = "circuit_model.";
+const LONGEST_CONFIG: u64 = 1 << 20;
+const LONGEST_TOKENIZER: u64 = 64 << 20;
+
+/// Why a directory could not be read or written as a model.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    #[error("{}: {source}", path.display())]
+    Config { path: PathBuf, source: ConfigError },
+    #[error("{}: {problem}", directory.display())]
+    Unrecognised { directory: PathBuf, problem: String },
+    #[error("{}: tensor {name} is missing; the configuration calls for shape {expected:?}", path.display())]
+    MissingTensor {
+        path: PathBuf,
+        name: String,
+        expected: Vec<usize>,
+    },
+    #[error("{}: tensor {name} has shape {found:?}; the configuration calls for {expected:?}", path.display())]
+    Shape {
+        path: PathBuf,
+        name: String,
+        expected: Vec<usize>,
+        found: Vec<usize>,
+    },
+    #[error("{}: tensor {name}: {problem}", path.display())]
+    Tensor {
+        path: PathBuf,
+        name: String,
+        problem: String,
+    },
+    #[error("{}: {source}", path.display())]
+    Tokenizer {
+        path: PathBuf,
+        source: TokenizerError,
+    },
+}
+
+/// A model: its configuration, its tensors by their canonical names, and its `tokenizer.json`.
+#[derive(Debug, Clone)]
+pub struct ModelFiles {
+    pub config: TransformerConfig,
+    pub tensors: BTreeMap<String, Tensor>,
+    pub tokenizer: Option<Vec<u8>>,
+}
+
+impl ModelFiles {
+    /// Reads the model in `directory`, whichever of the known forms it is in.
+    pub fn read(directory: &Path) -> Result<Self, LayoutError> {
+        let config_path = directory.join(CONFIG_FILE);
+        let released_path = directory.join(RELEASED_CONFIG_FILE);
+        let (path, mut model) = if config_path.is_file() {
+            let object = read_object(&config_path)?;
+            let in_config = |source| LayoutError::Config {
+                path: config_path.clone(),
+                source,
+            };
+            if object.get("model_type") == Some(&Value::from("gpt2")) {
+                let config = gpt2::from_object(&object).map_err(in_config)?;
+                read_gpt2(directory, config)?
+            } else if object.contains_key("block_size") {
+                let config = released::from_object(&object).map_err(in_config)?;
+                read_hugging_face(directory, config)?
+            } else {
+                read_own(directory, &config_path, object)?
+            }
+        } else if released_path.is_file() {
+            let object = read_object(&released_path)?;
+            let config = released::from_object(&object).map_err(|source| LayoutError::Config {
+                path: released_path,
+                source,
+            })?;
+            let path = directory.join(RELEASED_WEIGHTS_FILE);
+            let tensors = torch_pickle::read(&path)?;
+            (path, model(config, tensors))
+        } else {
+            let problem =
+                format!("holds neither {CONFIG_FILE} nor {RELEASED_CONFIG_FILE}: no model");
+            return Err(unrecognised(directory, problem));
+        };
+        model.normalise(&path)?;
+        model.check(&path)?;
+        model.tokenizer = read_tokenizer(directory, model.config.vocab_size)?;
+        Ok(model)
+    }
+
+    /// Writes the model to `directory`, which is created if need be, in Causeway's own form. Each file is
+    /// replaced in one step and `config.json` comes last, so a directory whose writing was cut short is no
+    /// model rather than a mixture of two.
+    pub fn write(&self, directory: &Path) -> Result<(), LayoutError> {
+        let weights_path = directory.join(WEIGHTS_FILE);
+        let config_path = directory.join(CONFIG_FILE);
+        self.config
+            .validate()
+            .map_err(|source| LayoutError::Config {
+                path: config_path.clone(),
+                source,
+            })?;
+        let mut complete = self.clone();
+        complete.add_final_logits_bias(&weights_path)?;
+        complete.check(&weights_path)?;
+        let packed = sparse_tensor::pack(&complete.tensors)
+            .map_err(|error| unrecognised(directory, error.to_string()))?;
+        let config = serde_json::to_vec_pretty(&self.config)
+            .map_err(|error| unrecognised(directory, error.to_string()))?;
+        atomic::create_directory(directory)?;
+        atomic::remove(&config_path)?;
+        tensors::write(&weights_path, &packed)?;
+        let tokenizer_path = directory.join(TOKENIZER_FILE);
+        match &self.tokenizer {
+            Some(tokenizer) => atomic::write(&tokenizer_path, tokenizer)?,
+            None => atomic::remove(&tokenizer_path)?,
+        }
+        atomic::write(&config_path, &config)?;
+        Ok(())
+    }
+
+    /// Brings the tensors of a foreign form to the canonical set, wherever that loses nothing.
+    fn normalise(&mut self, path: &Path) -> Result<(), LayoutError> {
+        // Non-flash attention stores its causal mask; it is no parameter.
+        let is_mask =
+            |name: &str| name.starts_with("transformer.h.") && name.ends_with(".attn.bias");
+        self.tensors.retain(|name, _| !is_mask(name));
+        if self.config.tied_unembedding
+            && let Some(unembedding) = self.tensors.remove(UNEMBEDDING)
+        {
+            // A file may keep either name of the shared matrix, or both.
+            match self.tensors.get(EMBEDDING) {
+                None => {
+                    self.tensors.insert(EMBEDDING.to_owned(), unembedding);
+                }
+                Some(embedding) => {
+                    if !same_values(embedding, &unembedding, path)? {
+                        let problem = format!("differs from {EMBEDDING}, though the two are tied");
+                        return Err(tensor_error(path, UNEMBEDDING, problem));
+                    }
+                }
+            }
+        }
+        if self.config.positions == Positions::Added {
+            let unused = match self.tensors.get(POSITIONS) {
+                None => true,
+                Some(embedding) => values(embedding, path, POSITIONS)?
+                    .iter()
+                    .all(|&value| value == 0.0),
+            };
+            if unused {
+                self.tensors.remove(POSITIONS);
+                self.config.positions = Positions::None;
+            }
+        }
+        self.add_final_logits_bias(path)
+    }
+
+    /// An absent bias is zero. Its length is taken from the embedding that is there, not from the
+    /// configuration; [`ModelFiles::check`] compares the two.
+    fn add_final_logits_bias(&mut self, path: &Path) -> Result<(), LayoutError> {
+        if let Some(embedding) = self.tensors.get(EMBEDDING)
+            && let Some(&vocabulary) = embedding.dims().first()
+            && !self.tensors.contains_key(FINAL_LOGITS_BIAS)
+        {
+            let zeros = Tensor::zeros(vocabulary, DType::F32, &Device::Cpu)
+                .map_err(|error| tensor_error(path, FINAL_LOGITS_BIAS, error.to_string()))?;
+            self.tensors.insert(FINAL_LOGITS_BIAS.to_owned(), zeros);
+        }
+        Ok(())
+    }
+
+    /// Every tensor there, of the right shape and type, finite, and no other.
+    fn check(&self, path: &Path) -> Result<(), LayoutError> {
+        if self.config.n_layers > self.tensors.len() {
+            let problem = format!(
+                "has {} tensors, too few for the {} layers of the configuration",
+                self.tensors.len(),
+                self.config.n_layers
+            );
+            return Err(unrecognised(path, problem));
+        }
+        let shapes = tensor_shapes(&self.config);
+        for (name, expected) in &shapes {
+            let Some(tensor) = self.tensors.get(name) else {
+                return Err(LayoutError::MissingTensor {
+                    path: path.to_path_buf(),
+                    name: name.clone(),
+                    expected: expected.clone(),
+                });
+            };
+            if tensor.dims() != expected.as_slice() {
+                return Err(LayoutError::Shape {
+                    path: path.to_path_buf(),
+                    name: name.clone(),
+                    expected: expected.clone(),
+                    found: tensor.dims().to_vec(),
+                });
+            }
+            let values = values(tensor, path, name)?;
+            if let Some(position) = values.iter().position(|value| !value.is_finite()) {
+                let problem = format!(
+                    "entry {position} is {}; all must be finite",
+                    values[position]
+                );
+                return Err(tensor_error(path, name, problem));
+            }
+        }
+        match self.tensors.keys().find(|name| !shapes.contains_key(*name)) {
+            None => Ok(()),
+            Some(name) => {
+                let problem = "is not part of a model of this configuration".to_owned();
+                Err(tensor_error(path, name, problem))
+            }
+        }
+    }
+}
+
+fn model(config: TransformerConfig, tensors: BTreeMap<String, Tensor>) -> ModelFiles {
+    ModelFiles {
+        config,
+        tensors,
+        tokenizer: None,
+    }
+}
+
+fn read_own(
+    directory: &Path,
+    config_path: &Path,
+    object: Map<String, Value>,
+) -> Result<(PathBuf, ModelFiles), LayoutError> {
+    let config: TransformerConfig =
+        serde_json::from_value(Value::Object(object)).map_err(|error| {
+            let problem = format!("{CONFIG_FILE} is of no known form; as Causeway's own, {error}");
+            unrecognised(directory, problem)
+        })?;
+    config.validate().map_err(|source| LayoutError::Config {
+        path: config_path.to_path_buf(),
+        source,
+    })?;
+    let path = directory.join(WEIGHTS_FILE);
+    let stored = tensors::read(&path, FloatPrecision::Single)?;
+    let tensors = sparse_tensor::unpack(&path, stored)?;
+    Ok((path, model(config, tensors)))
+}
+
+fn read_hugging_face(
+    directory: &Path,
+    config: TransformerConfig,
+) -> Result<(PathBuf, ModelFiles), LayoutError> {
+    let (path, stored) = tensors::read_sharded(directory, WEIGHTS_FILE, FloatPrecision::Single)?;
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in stored {
+        let Some(plain) = name.strip_prefix(HUGGING_FACE_PREFIX) else {
+            let problem = format!("its name lacks the prefix {HUGGING_FACE_PREFIX:?}");
+            return Err(tensor_error(&path, &name, problem));
+        };
+        tensors.insert(plain.to_owned(), tensor);
+    }
+    Ok((path, model(config, tensors)))
+}
+
+fn read_gpt2(
+    directory: &Path,
+    config: TransformerConfig,
+) -> Result<(PathBuf, ModelFiles), LayoutError> {
+    let (path, stored) = tensors::read_sharded(directory, WEIGHTS_FILE, FloatPrecision::Single)?;
+    let tensors =
+        gpt2::translate(stored).map_err(|error| unrecognised(&path, error.to_string()))?;
+    Ok((path, model(config, tensors)))
+}
+
+fn read_object(path: &Path) -> Result<Map<String, Value>, LayoutError> {
+    let json = atomic::read_small(path, LONGEST_CONFIG)?;
+    serde_json::from_slice(&json).map_err(|error| {
+        ArtifactError::damaged(path, "the configuration", error.to_string()).into()
+    })
+}
+
+/// The directory's tokenizer as a `tokenizer.json`, none of whose ids is beyond the model's vocabulary.
+fn read_tokenizer(directory: &Path, vocab_size: usize) -> Result<Option<Vec<u8>>, LayoutError> {
+    let json_path = directory.join(TOKENIZER_FILE);
+    let encoder_path = directory.join("encoder.json");
+    let merges_path = directory.join("vocab.bpe");
+    let (path, tokenizer, json) = if json_path.is_file() {
+        let json = atomic::read_small(&json_path, LONGEST_TOKENIZER)?;
+        (json_path, Tokenizer::from_bytes(&json), Some(json))
+    } else if encoder_path.is_file() && merges_path.is_file() {
+        let encoder = atomic::read_small(&encoder_path, LONGEST_TOKENIZER)?;
+        let merges = atomic::read_small(&merges_path, LONGEST_TOKENIZER)?;
+        let merges = String::from_utf8(merges).map_err(|error| {
+            ArtifactError::damaged(&merges_path, "the merges", error.to_string())
+        })?;
+        let tokenizer = formats::from_gpt2(&encoder, &merges, SPLIT_PATTERN);
+        (encoder_path, tokenizer, None)
+    } else {
+        return Ok(None);
+    };
+    let failed = |source| LayoutError::Tokenizer {
+        path: path.clone(),
+        source,
+    };
+    let tokenizer = tokenizer.map_err(failed)?;
+    if tokenizer.vocab_size() > vocab_size {
+        let problem = format!(
+            "has {} tokens, the model's vocabulary {vocab_size}",
+            tokenizer.vocab_size()
+        );
+        return Err(failed(TokenizerError::Invalid(problem)));
+    }
+    match json {
+        Some(json) => Ok(Some(json)),
+        None => tokenizer.to_json().map(Some).map_err(failed),
+    }
+}
+
+/// The values of a tensor, which must be f32.
+fn values(tensor: &Tensor, path: &Path, name: &str) -> Result<Vec<f32>, LayoutError> {
+    if tensor.dtype() != DType::F32 {
+        let problem = format!(
+            "has type {:?}; weights are floating-point numbers",
+            tensor.dtype()
+        );
+        return Err(tensor_error(path, name, problem));
+    }
+    let values = tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
+    values.map_err(|error| tensor_error(path, name, error.to_string()))
+}
+
+fn same_values(left: &Tensor, right: &Tensor, path: &Path) -> Result<bool, LayoutError> {
+    Ok(left.dims() == right.dims()
+        && values(left, path, EMBEDDING)? == values(right, path, UNEMBEDDING)?)
+}
+
+fn tensor_error(path: &Path, name: &str, problem: String) -> LayoutError {
+    LayoutError::Tensor {
+        path: path.to_path_buf(),
+        name: name.to_owned(),
+        problem,
+    }
+}
+
+fn unrecognised(directory: &Path, problem: String) -> LayoutError {
+    LayoutError::Unrecognised {
+        directory: directory.to_path_buf(),
+        problem,
+    }
+}
