@@ -5,7 +5,7 @@
 //! (`tests/house_rules.rs` keeps it so). `src/ARCHITECTURE.md` is the map.
 
 pub mod artifacts;
-pub mod bridge;
+pub mod cli;
 pub mod corpus;
 pub mod models;
 pub mod numerics;

@@ -3,7 +3,6 @@
 //! A recipe (TOML) says everything that decides the result. [`run`] is the loop they share; what is minimised
 //! is an [`run::Objective`]: [`dense`], [`sparse`] and [`bridge`], each readable top to bottom.
 
-pub mod bridge;
 pub mod checkpoint;
 pub mod data;
 pub mod dense;
@@ -14,12 +13,11 @@ pub mod progress;
 pub mod recipe;
 pub mod run;
 pub mod schedule;
-pub mod sparse;
 pub mod tokenizer;
-pub mod twin;
 pub mod weight_mask;
 
 use crate::artifacts::ArtifactError;
+use crate::models::layout::LayoutError;
 use crate::models::tokenizer::TokenizerError;
 
 /// Why a training could not start or go on.
@@ -29,6 +27,8 @@ pub enum TrainingError {
     Recipe(String),
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, Device, InplaceOp1, InplaceOpN, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, Device, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -183,7 +183,7 @@ impl Update<'_> {
     }
 }
 
-impl InplaceOpN<1> for Update<'_> {
+impl InplaceOp2 for Update<'_> {
     fn name(&self) -> &'static str {
         "adamw"
     }
@@ -192,7 +192,8 @@ impl InplaceOpN<1> for Update<'_> {
         &self,
         weights: &mut CpuStorage,
         layout: &Layout,
-        [(gradient, gradient_layout)]: [(&CpuStorage, &Layout); 1],
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
     ) -> Result<()> {
         let gradient = rows::values(gradient, gradient_layout)?;
         let weights = values_mut(weights, layout)?;

@@ -54,8 +54,9 @@ impl Progress {
         line.insert("step".into(), json!(step));
         line.insert("evaluation".into(), json!(true));
         line.extend(results.iter().map(|(name, value)| (name.clone(), json!(value))));
-        self.bar.suspend(|| tracing::info!("{}", Value::Object(line.clone())));
-        self.line(&Value::Object(line))
+        let line = Value::Object(line);
+        self.bar.suspend(|| tracing::info!("{line}"));
+        self.line(&line)
     }
 
     pub fn finish(&self) {

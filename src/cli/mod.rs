@@ -1,0 +1,32 @@
+//! The command line: what can be typed, and what each command does.
+
+pub mod corpus;
+pub mod train;
+
+use clap::{Parser, Subcommand};
+
+/// Edit named features of a weight-sparse model inside a dense one: serve, train, measure.
+#[derive(Debug, Parser)]
+#[command(name = "causeway", version)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write generated Python programs, one JSON object with a `text` a line.
+    Corpus(corpus::CorpusArguments),
+    /// Train a tokenizer, a dense or sparse model, or a sparse model with its bridge to a dense one.
+    Train(train::TrainArguments),
+}
+
+impl Arguments {
+    /// Does what was asked.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Corpus(arguments) => arguments.run(),
+            Command::Train(arguments) => arguments.run(),
+        }
+    }
+}

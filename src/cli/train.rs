@@ -1,0 +1,63 @@
+//! `causeway train`: recipes in, models out.
+
+use std::path::PathBuf;
+
+use candle_core::Device;
+use clap::{Args, ValueEnum};
+
+use crate::training::{dense, recipe, tokenizer};
+
+/// Training by a recipe; everything that decides the result is in the recipe's file.
+#[derive(Debug, Args)]
+pub struct TrainArguments {
+    kind: Kind,
+    /// The recipe, a TOML file; `configs/recipes` has examples.
+    #[arg(long)]
+    recipe: PathBuf,
+    /// Go on from the newest checkpoint in the recipe's directory.
+    #[arg(long)]
+    resume: bool,
+    /// `cpu`, or `cuda:N` in a build with CUDA.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Kind {
+    Tokenizer,
+    Dense,
+    Sparse,
+    Bridge,
+}
+
+impl TrainArguments {
+    pub fn run(self) -> anyhow::Result<()> {
+        let device = device(&self.device)?;
+        match self.kind {
+            Kind::Tokenizer => {
+                tokenizer::train_tokenizer(&recipe::read(&self.recipe)?)?;
+            }
+            Kind::Dense => {
+                let recipe: recipe::ModelRecipe = recipe::read(&self.recipe)?;
+                anyhow::ensure!(recipe.sparsity.is_none(), "a dense model's recipe has no [sparsity]");
+                dense::train_model(&recipe, &device, self.resume)?;
+            }
+            Kind::Sparse => {
+                let recipe: recipe::ModelRecipe = recipe::read(&self.recipe)?;
+                anyhow::ensure!(recipe.sparsity.is_some(), "a sparse model's recipe needs [sparsity]");
+                dense::train_model(&recipe, &device, self.resume)?;
+            }
+            Kind::Bridge => {}
+        }
+        Ok(())
+    }
+}
+
+/// The device called `name`.
+fn device(name: &str) -> anyhow::Result<Device> {
+    match name.split_once(':') {
+        None if name == "cpu" => Ok(Device::Cpu),
+        Some(("cuda", index)) => Ok(Device::new_cuda(index.parse()?)?),
+        _ => anyhow::bail!("{name:?} is no device; use cpu, or cuda:0 in a build with --features cuda"),
+    }
+}
