@@ -5,7 +5,7 @@
 //! target; then the directory is flushed, for a rename is only as durable as its directory entry.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::ArtifactError;
@@ -70,14 +70,15 @@ pub fn remove(path: &Path) -> Result<(), ArtifactError> {
 /// Reads a whole file of at most `limit` bytes: for configurations and other small files, whose size must
 /// not be a stranger's choice.
 pub fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>, ArtifactError> {
-    let length = fs::metadata(path)
-        .map_err(ArtifactError::io("read", path))?
-        .len();
-    if length > limit {
-        let problem = format!("is {length} bytes long; at most {limit} are read");
+    let mut content = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut content))
+        .map_err(ArtifactError::io("read", path))?;
+    if content.len() as u64 > limit {
+        let problem = format!("is longer than the {limit} bytes that are read");
         return Err(ArtifactError::damaged(path, "the file", problem));
     }
-    fs::read(path).map_err(ArtifactError::io("read", path))
+    Ok(content)
 }
 
 fn directory_of(path: &Path) -> &Path {

@@ -33,7 +33,8 @@ pub enum ArtifactError {
     Tensor {
         path: PathBuf,
         place: String,
-        source: candle_core::Error,
+        // Boxed, for it is several times the size of the others.
+        source: Box<candle_core::Error>,
     },
 }
 
@@ -70,7 +71,7 @@ impl ArtifactError {
         move |source| ArtifactError::Tensor {
             path: path.to_path_buf(),
             place: place.to_owned(),
-            source,
+            source: Box::new(source),
         }
     }
 }

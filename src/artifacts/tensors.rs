@@ -169,11 +169,13 @@ pub(super) fn convert(tensor: Tensor, precision: FloatPrecision) -> candle_core:
     }
 }
 
-/// The product of a shape's sizes, or none where it exceeds what can be addressed.
+/// The product of a shape's sizes, or none where it exceeds what can be addressed. Zeros are left out of that
+/// check, for a tensor's strides are products too.
 pub(super) fn element_count(shape: &[usize]) -> Option<usize> {
-    shape
+    let count = shape
         .iter()
-        .try_fold(1usize, |count, &size| count.checked_mul(size))
+        .try_fold(1usize, |count, &size| count.checked_mul(size.max(1)))?;
+    Some(if shape.contains(&0) { 0 } else { count })
 }
 
 impl Header {

@@ -48,7 +48,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, ArtifactError> {
         .map_err(|problem| ArtifactError::damaged(path, archive.name("data.pkl"), problem))?;
     let by_storage = group_by_storage(path, file_length, views)?;
     let mut tensors = BTreeMap::new();
-    for (storage, views) in by_storage {
+    for StorageViews { storage, views } in by_storage {
         let bytes = archive.read_storage(&storage)?;
         for (name, view) in views {
             let place = ArtifactError::tensor(path, &name);
@@ -63,15 +63,21 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, ArtifactError> {
     Ok(tensors)
 }
 
+/// A storage and the tensors that are views of it, by name.
+struct StorageViews {
+    storage: Storage,
+    views: Vec<(String, View)>,
+}
+
 /// Checks every view against its storage and the budget, and gathers the views of each storage, so that it is
 /// read once.
 fn group_by_storage(
     path: &Path,
     file_length: u64,
     views: Vec<(String, View)>,
-) -> Result<Vec<(Storage, Vec<(String, View)>)>, ArtifactError> {
+) -> Result<Vec<StorageViews>, ArtifactError> {
     let mut budget = file_length.saturating_mul(VIEWS_PER_BYTE);
-    let mut by_key: BTreeMap<String, (Storage, Vec<(String, View)>)> = BTreeMap::new();
+    let mut by_key: BTreeMap<String, StorageViews> = BTreeMap::new();
     for (name, view) in views {
         let size =
             check_view(&view).map_err(|problem| ArtifactError::damaged(path, &name, problem))?;
@@ -82,17 +88,20 @@ fn group_by_storage(
             ArtifactError::damaged(path, &name, problem)
         })?;
         let storage = &view.storage;
-        let (known, views) = by_key
+        let known = by_key
             .entry(storage.key.to_string())
-            .or_insert_with(|| (storage.clone(), Vec::new()));
-        if known != storage {
+            .or_insert_with(|| StorageViews {
+                storage: storage.clone(),
+                views: Vec::new(),
+            });
+        if known.storage != *storage {
             let problem = format!(
                 "says storage {} holds {} {:?}; another tensor says {} {:?}",
-                storage.key, storage.count, storage.dtype, known.count, known.dtype
+                storage.key, storage.count, storage.dtype, known.storage.count, known.storage.dtype
             );
             return Err(ArtifactError::damaged(path, &name, problem));
         }
-        views.push((name, view));
+        known.views.push((name, view));
     }
     Ok(by_key.into_values().collect())
 }

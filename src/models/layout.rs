@@ -83,7 +83,7 @@ impl ModelFiles {
     pub fn read(directory: &Path) -> Result<Self, LayoutError> {
         let config_path = directory.join(CONFIG_FILE);
         let released_path = directory.join(RELEASED_CONFIG_FILE);
-        let (path, mut model) = if config_path.is_file() {
+        let (weights_path, mut model) = if config_path.is_file() {
             let object = read_object(&config_path)?;
             let in_config = |source| LayoutError::Config {
                 path: config_path.clone(),
@@ -106,14 +106,14 @@ impl ModelFiles {
             })?;
             let path = directory.join(RELEASED_WEIGHTS_FILE);
             let tensors = torch_pickle::read(&path)?;
-            (path, model(config, tensors))
+            let model = foreign_model(&path, config, tensors)?;
+            (path, model)
         } else {
             let problem =
                 format!("holds neither {CONFIG_FILE} nor {RELEASED_CONFIG_FILE}: no model");
             return Err(unrecognised(directory, problem));
         };
-        model.normalise(&path)?;
-        model.check(&path)?;
+        model.check(&weights_path)?;
         model.tokenizer = read_tokenizer(directory, model.config.vocab_size)?;
         Ok(model)
     }
@@ -133,6 +133,11 @@ impl ModelFiles {
         let mut complete = self.clone();
         complete.add_final_logits_bias(&weights_path)?;
         complete.check(&weights_path)?;
+        let tokenizer_path = directory.join(TOKENIZER_FILE);
+        if let Some(json) = &self.tokenizer {
+            let tokenizer = Tokenizer::from_bytes(json);
+            check_tokenizer(&tokenizer_path, tokenizer, self.config.vocab_size)?;
+        }
         let packed = sparse_tensor::pack(&complete.tensors)
             .map_err(|error| unrecognised(directory, error.to_string()))?;
         let config = serde_json::to_vec_pretty(&self.config)
@@ -140,7 +145,6 @@ impl ModelFiles {
         atomic::create_directory(directory)?;
         atomic::remove(&config_path)?;
         tensors::write(&weights_path, &packed)?;
-        let tokenizer_path = directory.join(TOKENIZER_FILE);
         match &self.tokenizer {
             Some(tokenizer) => atomic::write(&tokenizer_path, tokenizer)?,
             None => atomic::remove(&tokenizer_path)?,
@@ -246,12 +250,19 @@ impl ModelFiles {
     }
 }
 
-fn model(config: TransformerConfig, tensors: BTreeMap<String, Tensor>) -> ModelFiles {
-    ModelFiles {
+/// A model whose tensors carry canonical names but may still differ from the canonical set.
+fn foreign_model(
+    path: &Path,
+    config: TransformerConfig,
+    tensors: BTreeMap<String, Tensor>,
+) -> Result<ModelFiles, LayoutError> {
+    let mut model = ModelFiles {
         config,
         tensors,
         tokenizer: None,
-    }
+    };
+    model.normalise(path)?;
+    Ok(model)
 }
 
 fn read_own(
@@ -270,8 +281,12 @@ fn read_own(
     })?;
     let path = directory.join(WEIGHTS_FILE);
     let stored = tensors::read(&path, FloatPrecision::Single)?;
-    let tensors = sparse_tensor::unpack(&path, stored)?;
-    Ok((path, model(config, tensors)))
+    let model = ModelFiles {
+        config,
+        tensors: sparse_tensor::unpack(&path, stored)?,
+        tokenizer: None,
+    };
+    Ok((path, model))
 }
 
 fn read_hugging_face(
@@ -287,7 +302,8 @@ fn read_hugging_face(
         };
         tensors.insert(plain.to_owned(), tensor);
     }
-    Ok((path, model(config, tensors)))
+    let model = foreign_model(&path, config, tensors)?;
+    Ok((path, model))
 }
 
 fn read_gpt2(
@@ -297,7 +313,8 @@ fn read_gpt2(
     let (path, stored) = tensors::read_sharded(directory, WEIGHTS_FILE, FloatPrecision::Single)?;
     let tensors =
         gpt2::translate(stored).map_err(|error| unrecognised(&path, error.to_string()))?;
-    Ok((path, model(config, tensors)))
+    let model = foreign_model(&path, config, tensors)?;
+    Ok((path, model))
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>, LayoutError> {
@@ -326,22 +343,32 @@ fn read_tokenizer(directory: &Path, vocab_size: usize) -> Result<Option<Vec<u8>>
     } else {
         return Ok(None);
     };
+    let tokenizer = check_tokenizer(&path, tokenizer, vocab_size)?;
+    match json {
+        Some(json) => Ok(Some(json)),
+        None => tokenizer
+            .to_json()
+            .map(Some)
+            .map_err(|source| LayoutError::Tokenizer { path, source }),
+    }
+}
+
+fn check_tokenizer(
+    path: &Path,
+    tokenizer: Result<Tokenizer, TokenizerError>,
+    vocab_size: usize,
+) -> Result<Tokenizer, LayoutError> {
     let failed = |source| LayoutError::Tokenizer {
-        path: path.clone(),
+        path: path.to_path_buf(),
         source,
     };
     let tokenizer = tokenizer.map_err(failed)?;
-    if tokenizer.vocab_size() > vocab_size {
-        let problem = format!(
-            "has {} tokens, the model's vocabulary {vocab_size}",
-            tokenizer.vocab_size()
-        );
+    let tokens = tokenizer.vocab_size();
+    if tokens > vocab_size {
+        let problem = format!("it has {tokens} tokens, the model's vocabulary {vocab_size}");
         return Err(failed(TokenizerError::Invalid(problem)));
     }
-    match json {
-        Some(json) => Ok(Some(json)),
-        None => tokenizer.to_json().map(Some).map_err(failed),
-    }
+    Ok(tokenizer)
 }
 
 /// The values of a tensor, which must be f32.

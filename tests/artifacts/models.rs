@@ -9,6 +9,7 @@ use causeway::models::config::{Activation, ActiveLocation, Norm, Positions};
 use causeway::models::layout::{LayoutError, ModelFiles};
 use causeway::models::released::parse_config;
 use causeway::models::tensor_names::tensor_shapes;
+use causeway::models::tokenizer::train_bpe;
 use serde_json::json;
 
 use crate::{GOLDEN, Scratch, golden};
@@ -117,6 +118,34 @@ fn a_model_written_in_our_layout_reads_back_bit_for_bit() {
             ["config.json", "model.safetensors", "tokenizer.json"]
         );
     }
+}
+
+#[test]
+fn our_own_layout_is_taken_at_its_word_about_positions() {
+    let mut model = ModelFiles::read(&golden("plain")).unwrap();
+    let name = "transformer.wpe.weight";
+    let zeros = model.tensors[name].zeros_like().unwrap();
+    model.tensors.insert(name.to_owned(), zeros);
+    let scratch = Scratch::new();
+    model.write(&scratch.0).unwrap();
+    let reread = ModelFiles::read(&scratch.0).unwrap();
+    assert_eq!(reread.config.positions, Positions::Added);
+    model.tensors.remove(name);
+    assert!(matches!(
+        model.write(&scratch.0),
+        Err(LayoutError::MissingTensor { .. })
+    ));
+}
+
+#[test]
+fn a_tokenizer_larger_than_the_vocabulary_is_refused() {
+    let scratch = Scratch::new();
+    let mut model = ModelFiles::read(&golden("plain")).unwrap();
+    let texts = ["a few words of text".to_owned()];
+    let tokenizer = train_bpe(texts.into_iter(), 260).unwrap();
+    model.tokenizer = Some(tokenizer.to_json().unwrap());
+    let error = model.write(&scratch.0).unwrap_err().to_string();
+    assert!(error.contains("260") && error.contains("96"), "{error}");
 }
 
 #[test]

@@ -318,6 +318,13 @@ fn views_and_storages_that_do_not_fit_are_refused() {
         (6, 0, vec![3], vec![3], "beyond"),
         (6, 0, vec![4096, 4096], vec![0, 0], "more than the 6"),
         (6, 7, vec![0], vec![1], "beyond"),
+        (
+            6,
+            0,
+            vec![0, 0x7fff_ffff, 0x7fff_ffff, 0x7fff_ffff],
+            vec![0; 4],
+            "more than the 6",
+        ),
         (6, 0, vec![2, 2], vec![1], "differ in length"),
         (6, 0, vec![1; 9], vec![1; 9], "at most 8"),
         (
