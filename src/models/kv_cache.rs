@@ -7,7 +7,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::config::TransformerConfig;
-use crate::numerics::attention::{Heads, Keys, Values, attend};
+use crate::numerics::attention::{Heads, Keys, Values, attend, padded};
 use crate::numerics::rows;
 
 /// Keys and values of every layer for a number of sequences.
@@ -36,6 +36,7 @@ impl KvCache {
     /// Room for `slots` sequences of at most `capacity` tokens.
     pub fn new(config: &TransformerConfig, slots: usize, capacity: usize) -> Self {
         let heads = Heads { count: config.n_heads, d_head: config.d_head };
+        let capacity = padded(capacity);
         let size = slots * capacity * config.d_attention();
         let layer = || LayerCache { keys: vec![0.0; size], values: vec![0.0; size] };
         KvCache {
@@ -80,7 +81,7 @@ impl KvCache {
         let d_head = self.heads.d_head;
         let one_row = |row: usize, out: &mut [f32]| {
             let at = at[row];
-            let mut weights = vec![0f32; at.position + 1];
+            let mut weights = vec![0f32; padded(at.position + 1)];
             for (head, out) in out.chunks_exact_mut(d_head).enumerate() {
                 let first = at.slot * slot_size + head * d_head * self.capacity;
                 let keys = Keys {
@@ -92,7 +93,7 @@ impl KvCache {
                     stride: width,
                 };
                 let q = &q[row * width + head * d_head..][..d_head];
-                attend(q, keys, values, sinks[head], &mut weights, out);
+                attend(q, keys, values, sinks[head], at.position + 1, &mut weights, out);
             }
         };
         if at.len() == 1 {

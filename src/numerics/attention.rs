@@ -9,6 +9,7 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::lanes::{LANES, Lanes};
 use super::{exponential, rows};
 
 /// How the channels of a row divide into heads.
@@ -57,7 +58,7 @@ struct HeadData {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
-    /// `[d_head, length]`.
+    /// `[d_head, padded(length)]`.
     k_by_channel: Vec<f32>,
 }
 
@@ -75,7 +76,7 @@ impl CausalAttention {
         HeadData {
             q: pick(q, width, head * d_head),
             v: pick(keys_values, 2 * width, width + head * d_head),
-            k_by_channel: transposed(&k, d_head),
+            k_by_channel: by_channel(&k, d_head, padded(self.length)),
             k,
         }
     }
@@ -88,13 +89,12 @@ impl CausalAttention {
     }
 }
 
-/// `[rows, width] -> [width, rows]`.
-fn transposed(values: &[f32], width: usize) -> Vec<f32> {
-    let n_rows = values.len() / width;
-    let mut out = vec![0f32; values.len()];
+/// `[rows, width] -> [width, stride]`, zeros after the last row.
+fn by_channel(values: &[f32], width: usize, stride: usize) -> Vec<f32> {
+    let mut out = vec![0f32; width * stride];
     for (row, values) in values.chunks_exact(width).enumerate() {
         for (channel, &value) in values.iter().enumerate() {
-            out[channel * n_rows + row] = value;
+            out[channel * stride + row] = value;
         }
     }
     out
@@ -124,13 +124,15 @@ impl CustomOp3 for CausalAttention {
             .map(|task| {
                 let (sequence, head) = (task / self.heads.count, task % self.heads.count);
                 let data = self.gather(q, keys_values, sequence, head);
-                let mut weights = vec![0f32; self.length];
+                let stride = padded(self.length);
+                let mut weights = vec![0f32; stride];
                 let mut out = vec![0f32; self.length * d_head];
                 for (t, out) in out.chunks_exact_mut(d_head).enumerate() {
-                    let keys = Keys { by_channel: &data.k_by_channel, stride: self.length };
+                    let keys = Keys { by_channel: &data.k_by_channel, stride };
                     let values = Values { rows: &data.v, stride: d_head };
                     let q = &data.q[t * d_head..][..d_head];
-                    attend(q, keys, values, sinks[head], &mut weights[..=t], out);
+                    let weights = &mut weights[..padded(t + 1)];
+                    attend(q, keys, values, sinks[head], t + 1, weights, out);
                 }
                 out
             })
@@ -193,7 +195,7 @@ fn scatter(block: &[f32], rows: &mut [f32], task: usize, op: &CausalAttention, s
     }
 }
 
-/// The keys one query may see: channel `d` of key `j` is `by_channel[d * stride + j]`.
+/// The keys of a sequence: channel `d` of key `j` is `by_channel[d * stride + j]`.
 #[derive(Clone, Copy)]
 pub struct Keys<'a> {
     pub by_channel: &'a [f32],
@@ -207,109 +209,114 @@ pub struct Values<'a> {
     pub stride: usize,
 }
 
-/// One query of one head: `q [d_head]` over `weights.len()` keys, the result in `out [d_head]`. `weights` is
-/// left holding the attention probabilities.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn attend(q: &[f32], keys: Keys, values: Values, sink: f32, weights: &mut [f32], out: &mut [f32]) {
-    probabilities(q, keys, sink, weights);
-    weighted_sum(weights, values, out);
+/// The length that [`attend`] needs for `keys` weights, and the least stride of [`Keys`]: kernels read whole
+/// groups of keys and then disregard those that the query may not see.
+pub fn padded(keys: usize) -> usize {
+    keys.next_multiple_of(LANES)
 }
 
-/// Fills `weights` with the probabilities of the keys and returns the sink's.
+/// One query of one head: `q [d_head]` over the first `count` keys, the result in `out [d_head]`. `weights` has
+/// [`padded`] length and is left holding the attention probabilities.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub fn attend(
+    q: &[f32],
+    keys: Keys,
+    values: Values,
+    sink: f32,
+    count: usize,
+    weights: &mut [f32],
+    out: &mut [f32],
+) {
+    probabilities(q, keys, sink, count, weights);
+    weighted_sum(&weights[..count], values, out);
+}
+
+/// Fills `weights` with the probabilities of the first `count` keys, zero after them, and returns the sink's.
 #[inline(always)]
-fn probabilities(q: &[f32], keys: Keys, sink: f32, weights: &mut [f32]) -> f32 {
+fn probabilities(q: &[f32], keys: Keys, sink: f32, count: usize, weights: &mut [f32]) -> f32 {
     let scale = 1.0 / (q.len() as f32).sqrt();
     project(q, keys, weights);
-    let mut largest = sink;
-    for weight in weights.iter_mut() {
-        *weight *= scale;
-        largest = largest.max(*weight);
+    weights[count..].fill(f32::NEG_INFINITY);
+    let mut largest = Lanes::splat(f32::NEG_INFINITY);
+    for group in weights.chunks_exact_mut(LANES) {
+        let scaled = Lanes::load(group).map(|x| x * scale);
+        scaled.store(group);
+        largest = largest.max(scaled);
     }
-    let sink_weight = if sink == f32::NEG_INFINITY { 0.0 } else { exponential::exp(sink - largest) };
-    let mut lanes = [0f32; 16];
-    for chunk in weights.chunks_mut(16) {
-        for (lane, weight) in lanes.iter_mut().zip(chunk) {
-            *weight = exponential::exp(*weight - largest);
-            *lane += *weight;
-        }
+    let largest = largest.largest().max(sink);
+    let sink_weight = exponential::exp(sink - largest);
+    let mut total = Lanes::splat(0.0);
+    for group in weights.chunks_exact_mut(LANES) {
+        let weight = Lanes::load(group).map(|x| exponential::exp(x - largest));
+        weight.store(group);
+        total = total + weight;
     }
-    let inverse = 1.0 / (lanes.iter().sum::<f32>() + sink_weight);
-    for weight in weights.iter_mut() {
-        *weight *= inverse;
+    let inverse = 1.0 / (total.sum() + sink_weight);
+    for group in weights.chunks_exact_mut(LANES) {
+        Lanes::load(group).map(|x| x * inverse).store(group);
     }
     sink_weight * inverse
 }
 
-/// `out[j] = sum_d x[d] * keys[d, j]`.
+/// `out[j] = sum_d x[d] * keys[d, j]`, in ascending `d` for every key.
 #[inline(always)]
 fn project(x: &[f32], keys: Keys, out: &mut [f32]) {
-    const BLOCK: usize = 64;
+    // Four groups at once keep enough independent sums in flight; the rest follow one by one.
     let mut first = 0;
-    for block in out.chunks_mut(BLOCK) {
-        let mut sums = [0f32; BLOCK];
-        if block.len() == BLOCK {
-            for (d, &x) in x.iter().enumerate() {
-                let keys = &keys.by_channel[d * keys.stride + first..][..BLOCK];
-                for lane in 0..BLOCK {
-                    sums[lane] += x * keys[lane];
-                }
-            }
-        } else {
-            for (d, &x) in x.iter().enumerate() {
-                let keys = &keys.by_channel[d * keys.stride + first..][..block.len()];
-                for (sum, &key) in sums.iter_mut().zip(keys) {
-                    *sum += x * key;
-                }
-            }
+    let mut fours = out.chunks_exact_mut(4 * LANES);
+    for four in &mut fours {
+        let mut sums = [Lanes::splat(0.0); 4];
+        for (d, &x) in x.iter().enumerate() {
+            let keys = &keys.by_channel[d * keys.stride + first..][..4 * LANES];
+            let x = Lanes::splat(x);
+            sums[0] = sums[0].add_product(x, Lanes::load(keys));
+            sums[1] = sums[1].add_product(x, Lanes::load(&keys[LANES..]));
+            sums[2] = sums[2].add_product(x, Lanes::load(&keys[2 * LANES..]));
+            sums[3] = sums[3].add_product(x, Lanes::load(&keys[3 * LANES..]));
         }
-        block.copy_from_slice(&sums[..block.len()]);
-        first += BLOCK;
+        for (group, sum) in four.chunks_exact_mut(LANES).zip(sums) {
+            sum.store(group);
+        }
+        first += 4 * LANES;
+    }
+    for group in fours.into_remainder().chunks_exact_mut(LANES) {
+        let mut sum = Lanes::splat(0.0);
+        for (d, &x) in x.iter().enumerate() {
+            let keys = &keys.by_channel[d * keys.stride + first..];
+            sum = sum.add_product(Lanes::splat(x), Lanes::load(keys));
+        }
+        sum.store(group);
+        first += LANES;
     }
 }
 
-/// `out = sum_j weights[j] * values[j]`, in four interleaved sums so that additions need not wait.
+/// `out = sum_j weights[j] * values[j]`, sixteen channels at a time.
 #[inline(always)]
 fn weighted_sum(weights: &[f32], values: Values, out: &mut [f32]) {
-    match out.len() {
-        16 => weighted_sum_of::<16>(weights, values, out),
-        32 => weighted_sum_of::<32>(weights, values, out),
-        64 => weighted_sum_of::<64>(weights, values, out),
-        width => {
-            out.fill(0.0);
-            for (j, &weight) in weights.iter().enumerate() {
-                let value = &values.rows[j * values.stride..][..width];
-                for (out, &value) in out.iter_mut().zip(value) {
-                    *out += weight * value;
-                }
-            }
+    let mut first = 0;
+    let mut groups = out.chunks_exact_mut(LANES);
+    for group in &mut groups {
+        // Four interleaved sums, so that an addition need not wait for the one before.
+        let mut sums = [Lanes::splat(0.0); 4];
+        let value = |j: usize| Lanes::load(&values.rows[j * values.stride + first..]);
+        let fours = weights.chunks_exact(4);
+        let (done, rest) = (weights.len() - fours.remainder().len(), fours.remainder());
+        for (index, four) in fours.enumerate() {
+            let j = 4 * index;
+            sums[0] = sums[0].add_product(Lanes::splat(four[0]), value(j));
+            sums[1] = sums[1].add_product(Lanes::splat(four[1]), value(j + 1));
+            sums[2] = sums[2].add_product(Lanes::splat(four[2]), value(j + 2));
+            sums[3] = sums[3].add_product(Lanes::splat(four[3]), value(j + 3));
         }
-    }
-}
-
-#[inline(always)]
-fn weighted_sum_of<const WIDTH: usize>(weights: &[f32], values: Values, out: &mut [f32]) {
-    let mut sums = [[0f32; WIDTH]; 4];
-    let groups = weights.chunks_exact(4);
-    let rest = groups.remainder();
-    let mut j = 0;
-    for group in groups {
-        for (sums, &weight) in sums.iter_mut().zip(group) {
-            let value = &values.rows[j * values.stride..][..WIDTH];
-            for lane in 0..WIDTH {
-                sums[lane] += weight * value[lane];
-            }
-            j += 1;
+        for (offset, &weight) in rest.iter().enumerate() {
+            sums[offset] = sums[offset].add_product(Lanes::splat(weight), value(done + offset));
         }
+        ((sums[0] + sums[1]) + (sums[2] + sums[3])).store(group);
+        first += LANES;
     }
-    for (sums, &weight) in sums.iter_mut().zip(rest) {
-        let value = &values.rows[j * values.stride..][..WIDTH];
-        for lane in 0..WIDTH {
-            sums[lane] += weight * value[lane];
-        }
-        j += 1;
-    }
-    for lane in 0..WIDTH {
-        out[lane] = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+    for (offset, out) in groups.into_remainder().iter_mut().enumerate() {
+        let value = |j: usize| values.rows[j * values.stride + first + offset];
+        *out = weights.iter().enumerate().map(|(j, &weight)| weight * value(j)).sum();
     }
 }
 
@@ -323,28 +330,30 @@ struct HeadGradients {
 
 fn head_gradients(data: &HeadData, grad: &[f32], sink: f32, d_head: usize) -> HeadGradients {
     let length = data.q.len() / d_head;
-    let v_by_channel = transposed(&data.v, d_head);
+    let stride = padded(length);
+    let v_by_channel = by_channel(&data.v, d_head, stride);
     let mut gradients = HeadGradients {
         q: vec![0f32; data.q.len()],
         k: vec![0f32; data.q.len()],
         v: vec![0f32; data.q.len()],
         sink: 0.0,
     };
-    let (mut weights, mut slopes) = (vec![0f32; length], vec![0f32; length]);
+    let (mut weights, mut slopes) = (vec![0f32; stride], vec![0f32; stride]);
     for t in 0..length {
         let row = t * d_head..(t + 1) * d_head;
         let query = QueryGradient {
             q: &data.q[row.clone()],
             grad: &grad[row.clone()],
-            keys: Keys { by_channel: &data.k_by_channel, stride: length },
+            keys: Keys { by_channel: &data.k_by_channel, stride },
             key_rows: Values { rows: &data.k, stride: d_head },
-            values: Keys { by_channel: &v_by_channel, stride: length },
+            values: Keys { by_channel: &v_by_channel, stride },
             sink,
+            count: t + 1,
         };
         gradients.sink += query_gradient(
             query,
-            &mut weights[..=t],
-            &mut slopes[..=t],
+            &mut weights[..padded(t + 1)],
+            &mut slopes[..padded(t + 1)],
             &mut gradients.q[row],
             &mut gradients.k,
             &mut gradients.v,
@@ -361,6 +370,7 @@ struct QueryGradient<'a> {
     key_rows: Values<'a>,
     values: Keys<'a>,
     sink: f32,
+    count: usize,
 }
 
 /// Adds one query's part to the gradients of the keys and values, writes the query's own, returns the sink's.
@@ -373,49 +383,41 @@ fn query_gradient(
     grad_k: &mut [f32],
     grad_v: &mut [f32],
 ) -> f32 {
-    let d_head = query.q.len();
-    let scale = 1.0 / (d_head as f32).sqrt();
-    let sink_weight = probabilities(query.q, query.keys, query.sink, weights);
+    let scale = 1.0 / (query.q.len() as f32).sqrt();
+    let sink_weight = probabilities(query.q, query.keys, query.sink, query.count, weights);
     project(query.grad, query.values, slopes);
-    let mut lanes = [0f32; 16];
-    for (weights, slopes) in weights.chunks(16).zip(slopes.chunks(16)) {
-        for ((lane, &weight), &slope) in lanes.iter_mut().zip(weights).zip(slopes) {
-            *lane += weight * slope;
-        }
+    let mut total = Lanes::splat(0.0);
+    for (weights, slopes) in weights.chunks_exact(LANES).zip(slopes.chunks_exact(LANES)) {
+        total = total.add_product(Lanes::load(weights), Lanes::load(slopes));
     }
-    let mean = lanes.iter().sum::<f32>();
-    for (slope, &weight) in slopes.iter_mut().zip(weights.iter()) {
-        *slope = weight * (*slope - mean) * scale;
+    let mean = total.sum();
+    for (weights, slopes) in weights.chunks_exact(LANES).zip(slopes.chunks_exact_mut(LANES)) {
+        let slope = Lanes::load(slopes).zip(Lanes::load(weights), |s, w| w * (s - mean) * scale);
+        slope.store(slopes);
     }
-    weighted_sum(slopes, query.key_rows, grad_q);
-    add_outer(slopes, query.q, grad_k);
-    add_outer(weights, query.grad, grad_v);
+    weighted_sum(&slopes[..query.count], query.key_rows, grad_q);
+    add_outer(&slopes[..query.count], query.q, grad_k);
+    add_outer(&weights[..query.count], query.grad, grad_v);
     -sink_weight * mean
 }
 
 /// `rows[j] += weights[j] * x`.
 #[inline(always)]
 fn add_outer(weights: &[f32], x: &[f32], rows: &mut [f32]) {
-    match x.len() {
-        16 => add_outer_of::<16>(weights, x, rows),
-        32 => add_outer_of::<32>(weights, x, rows),
-        width => {
-            for (row, &weight) in rows.chunks_exact_mut(width).zip(weights) {
-                for (value, &x) in row.iter_mut().zip(x) {
-                    *value += weight * x;
-                }
-            }
+    let width = x.len();
+    let whole = width - width % LANES;
+    for first in (0..whole).step_by(LANES) {
+        let x = Lanes::load(&x[first..]);
+        for (row, &weight) in rows.chunks_exact_mut(width).zip(weights) {
+            let row = &mut row[first..first + LANES];
+            Lanes::load(row).add_product(Lanes::splat(weight), x).store(row);
         }
     }
-}
-
-#[inline(always)]
-fn add_outer_of<const WIDTH: usize>(weights: &[f32], x: &[f32], rows: &mut [f32]) {
-    let mut fixed = [0f32; WIDTH];
-    fixed.copy_from_slice(x);
-    for (row, &weight) in rows.chunks_exact_mut(WIDTH).zip(weights) {
-        for lane in 0..WIDTH {
-            row[lane] += weight * fixed[lane];
+    if whole < width {
+        for (row, &weight) in rows.chunks_exact_mut(width).zip(weights) {
+            for (value, &x) in row[whole..].iter_mut().zip(&x[whole..]) {
+                *value += weight * x;
+            }
         }
     }
 }

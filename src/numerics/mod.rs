@@ -9,10 +9,11 @@
 
 pub mod abs_top_k;
 pub mod activation;
+pub mod attention;
 pub mod columns;
 pub mod exponential;
+pub mod lanes;
 pub mod linear;
+pub mod loss;
 pub mod norm;
 pub mod rows;
-pub mod attention;
-pub mod loss;
