@@ -5,8 +5,12 @@
 //! (`tests/house_rules.rs` keeps it so). `src/ARCHITECTURE.md` is the map.
 
 pub mod artifacts;
+pub mod bridge;
 pub mod cli;
 pub mod corpus;
+pub mod features;
+pub mod generation;
+pub mod interventions;
 pub mod models;
 pub mod numerics;
 pub mod tasks;

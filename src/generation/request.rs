@@ -1,0 +1,126 @@
+//! What the engine is asked and what it answers: token ids and numbers, never tensors.
+
+use std::collections::BTreeMap;
+
+use crate::interventions::request::{SteerRequest, Variant};
+
+/// A completion of one or more prompts.
+#[derive(Debug, Clone)]
+pub struct GenerationRequest {
+    /// The id of a dense or sparse model.
+    pub model: String,
+    pub prompts: Vec<Vec<u32>>,
+    pub max_tokens: usize,
+    /// Samples for each prompt.
+    pub n: usize,
+    pub sampling: Sampling,
+    /// Text that ends a completion; it is not part of it.
+    pub stop: Vec<String>,
+    /// So many alternatives are reported beside each token's own log-probability; none reports nothing.
+    pub logprobs: Option<usize>,
+    /// The prompt is part of the answer, with its log-probabilities where they are asked for.
+    pub echo: bool,
+    pub steer: Option<SteerRequest>,
+}
+
+/// How a token is drawn from the logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// Zero takes the most probable token.
+    pub temperature: f64,
+    pub top_p: f64,
+    /// Zero considers all tokens.
+    pub top_k: usize,
+    pub min_p: f64,
+    pub seed: Option<u64>,
+    pub logit_bias: BTreeMap<u32, f32>,
+    pub presence_penalty: f64,
+    pub frequency_penalty: f64,
+    /// One leaves the logits as they are.
+    pub repetition_penalty: f64,
+}
+
+/// The answer to a [`GenerationRequest`].
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// Prompt-major, then sample, variant as requested, strength.
+    pub choices: Vec<Choice>,
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+}
+
+/// One completion.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// Without the prompt, up to the stop text.
+    pub text: String,
+    /// The generated tokens the text is made of.
+    pub tokens: Vec<Token>,
+    /// The prompt's tokens, where `echo` asked for them.
+    pub prompt: Vec<Token>,
+    pub finish: Finish,
+    /// Which arm this is, where the request named variants.
+    pub variant: Option<Variant>,
+    /// The strength of this arm, in a sweep.
+    pub strength: Option<f64>,
+    /// What was done, where it was asked for, as JSON objects of `interventions::receipt`.
+    pub receipt: Option<serde_json::Value>,
+    pub activations: Option<serde_json::Value>,
+}
+
+/// One token with its probability under the model that produced it.
+#[derive(Debug, Clone)]
+pub struct Token {
+    pub id: u32,
+    /// Nats; none for a first prompt token, which nothing predicted, and where logprobs were not asked for.
+    pub logprob: Option<f32>,
+    /// The most probable tokens instead, most probable first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why a completion ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop text or the end-of-text token.
+    Stop,
+    /// `max_tokens` or the context's length.
+    Length,
+}
+
+/// Activations of named places for one sequence of tokens.
+#[derive(Debug, Clone)]
+pub struct ActivationsRequest {
+    pub model: String,
+    pub tokens: Vec<u32>,
+    pub places: Vec<String>,
+    pub logits: bool,
+}
+
+/// The answer: for each place its width and its values, token-major.
+#[derive(Debug, Clone)]
+pub struct Activations {
+    pub places: Vec<(String, usize, Vec<f32>)>,
+    /// `[tokens][vocabulary]`.
+    pub logits: Option<Vec<Vec<f32>>>,
+}
+
+/// Why the engine does not answer; each carries what the caller can do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum EngineError {
+    /// The request cannot be carried out as written.
+    #[error("{message}")]
+    Invalid {
+        message: String,
+        /// The field at fault, as a path such as `steer.edits[0].feature`.
+        param: Option<String>,
+    },
+    /// No model or bridge of that name.
+    #[error("{message}")]
+    NotFound { message: String, param: Option<String> },
+    /// The engine failed; the request may be tried again.
+    #[error("the engine failed: {0}")]
+    Failed(String),
+    /// The engine is not running.
+    #[error("the engine is not running")]
+    Stopped,
+}

@@ -1,0 +1,134 @@
+//! How a change of a sparse feature becomes a change of the dense model.
+//!
+//! The decoder is applied to the change, so its bias and reconstruction error cancel. A residual site's channels
+//! stand before the norm and need no rescaling: `delta = da W'[:, c]`. A sublayer's input stands after it:
+//!
+//! - into the residual stream: `delta = da * rms(h_s) / gain_s[c] * W'[:, c]`;
+//! - into the dense input of the same sublayer, after its norm:
+//!   `delta = da * r * gain_d * W'[:, c] / gain_s[c]`, `r` the ratio of the two streams' mean RMS; for a dense
+//!   LayerNorm the column's mean is subtracted first.
+//!
+//! Source: Gao et al. 2025, arXiv 2511.13653, appendix A.4.
+
+use candle_core::{Result, Tensor};
+
+use super::request::Write;
+use crate::bridge::Bridge;
+use crate::models::config::Norm;
+use crate::models::location::{NodeKind, Place, Site};
+use crate::models::transformer::Transformer;
+use crate::numerics::rows;
+
+/// Why a channel's change has no counterpart in the dense model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotCarried {
+    #[error("channel {channel} of {place} is positional: it has no place in the residual stream")]
+    Positional { place: Place, channel: usize },
+    #[error("channel {channel} of {place} has a gain of zero in the sparse model's norm: nothing reads it")]
+    ZeroGain { place: Place, channel: usize },
+    #[error("{place} is not a sublayer's input: only `residual` can write it")]
+    NoSublayer { place: Place },
+}
+
+/// The dense counterpart of a place's channels: one row for each channel asked for.
+#[derive(Debug, Clone)]
+pub struct Carrier {
+    /// Where the dense model is changed.
+    pub target: Place,
+    /// `[channels][D]`: what a change of one does, before the token's own factor.
+    columns: Vec<Vec<f32>>,
+    /// A sublayer input written to the residual stream: the factor is the RMS of the sparse stream there.
+    pub times_sparse_rms: bool,
+}
+
+impl Carrier {
+    /// Carries changes of `channels` of `place`, a residual site, a sublayer's input or a residual delta.
+    /// `rms_ratio` is the mean RMS of the sparse stream over that of the dense one at the place's site.
+    pub fn new(
+        dense: &Transformer,
+        sparse: &Transformer,
+        bridge: &Bridge,
+        place: Place,
+        channels: &[usize],
+        write: Write,
+        rms_ratio: f64,
+    ) -> Result<std::result::Result<Self, NotCarried>> {
+        let site = place.site(sparse.config.n_layers);
+        let mut columns = Vec::with_capacity(channels.len());
+        for &channel in channels {
+            if channel >= sparse.config.d_model {
+                return Ok(Err(NotCarried::Positional { place, channel }));
+            }
+            columns.push(bridge.decoder_column(site, channel)?);
+        }
+        if !is_sublayer_input(place) {
+            return Ok(match write {
+                Write::Sublayer => Err(NotCarried::NoSublayer { place }),
+                Write::Residual => Ok(Carrier { target: Place::Site(site), columns, times_sparse_rms: false }),
+            });
+        }
+        let gains = input_gains(sparse, site)?;
+        for (column, &channel) in columns.iter_mut().zip(channels) {
+            if gains[channel] == 0.0 {
+                return Ok(Err(NotCarried::ZeroGain { place, channel }));
+            }
+            let inverse = 1.0 / gains[channel];
+            column.iter_mut().for_each(|value| *value *= inverse);
+        }
+        if write == Write::Residual {
+            return Ok(Ok(Carrier { target: Place::Site(site), columns, times_sparse_rms: true }));
+        }
+        let dense_gains = input_gains(dense, site)?;
+        for column in &mut columns {
+            if dense.config.norm != Norm::Rms {
+                let mean = column.iter().sum::<f32>() / column.len() as f32;
+                column.iter_mut().for_each(|value| *value -= mean);
+            }
+            for (value, gain) in column.iter_mut().zip(&dense_gains) {
+                *value *= gain * rms_ratio as f32;
+            }
+        }
+        Ok(Ok(Carrier { target: place, columns, times_sparse_rms: false }))
+    }
+
+    /// Adds to `delta [D]` what the `changes` of the channels (in the order they were named) do at one token,
+    /// whose sparse stream at the site has root mean square `sparse_rms`.
+    pub fn add(&self, changes: &[f32], sparse_rms: f32, delta: &mut [f32]) {
+        let factor = if self.times_sparse_rms { sparse_rms } else { 1.0 };
+        for (column, &change) in self.columns.iter().zip(changes) {
+            let change = change * factor;
+            if change != 0.0 {
+                for (delta, &value) in delta.iter_mut().zip(column) {
+                    *delta += change * value;
+                }
+            }
+        }
+    }
+
+    /// Width of the dense stream.
+    pub fn width(&self) -> usize {
+        self.columns.first().map_or(0, Vec::len)
+    }
+}
+
+/// Whether a place is what a sublayer reads after its norm.
+pub fn is_sublayer_input(place: Place) -> bool {
+    matches!(place, Place::Node(node) if matches!(node.kind, NodeKind::AttnIn | NodeKind::MlpIn))
+}
+
+/// The gains of the norm through which the sublayer after `site` reads the stream.
+fn input_gains(model: &Transformer, site: Site) -> Result<Vec<f32>> {
+    match model.sublayer_input(site) {
+        Some(input) => rows::to_vec(&input.norm.gain),
+        None => candle_core::bail!("no sublayer reads {site}"),
+    }
+}
+
+/// The root mean square of each row of a stream `[rows, S]`.
+pub fn row_rms(stream: &Tensor) -> Result<Vec<f32>> {
+    let width = stream.dim(1)?;
+    rows::with_values(stream, |values| {
+        let rms = |row: &[f32]| crate::numerics::norm::root_mean_square(row, 0.0);
+        values.chunks_exact(width).map(rms).collect()
+    })
+}
