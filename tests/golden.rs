@@ -14,7 +14,12 @@ use causeway::models::tap::Recorder;
 use causeway::models::token_rows::TokenRows;
 use causeway::models::transformer::Transformer;
 
-const CHECKPOINTS: [&str; 4] = ["plain", "cat_pos_emb", "sink_bigram", "layernorm_tied_dense"];
+const CHECKPOINTS: [&str; 4] = [
+    "plain",
+    "cat_pos_emb",
+    "sink_bigram",
+    "layernorm_tied_dense",
+];
 /// Largest difference from the released code's float32, for any activation or logit.
 const TOLERANCE: f32 = 1e-4;
 
@@ -37,7 +42,8 @@ impl Golden {
             .join(name);
         let files = ModelFiles::read(&directory).expect("a readable checkpoint");
         let path = directory.join("expected.safetensors");
-        let mut expected = candle_core::safetensors::load(path, &Device::Cpu).expect("expected values");
+        let mut expected =
+            candle_core::safetensors::load(path, &Device::Cpu).expect("expected values");
         let ids = expected.remove("input_ids").expect("input_ids");
         let (_, length) = ids.dims2().expect("[sequences, length]");
         let logits = as_rows(&expected.remove("logits").expect("logits"));
@@ -90,7 +96,9 @@ fn as_rows(tensor: &Tensor) -> Tensor {
 }
 
 fn flat_ids(ids: &Tensor) -> Vec<u32> {
-    let ids = ids.to_dtype(candle_core::DType::U32).and_then(|ids| ids.flatten_all()?.to_vec1());
+    let ids = ids
+        .to_dtype(candle_core::DType::U32)
+        .and_then(|ids| ids.flatten_all()?.to_vec1());
     ids.expect("token ids")
 }
 
@@ -120,7 +128,12 @@ fn expected_values_cover_every_place() {
     for name in CHECKPOINTS {
         let golden = Golden::read(name);
         let places = Place::all(golden.config().n_layers);
-        assert!(places.iter().all(|place| golden.activations.contains_key(place)), "{name}");
+        assert!(
+            places
+                .iter()
+                .all(|place| golden.activations.contains_key(place)),
+            "{name}"
+        );
         assert_eq!(golden.activations.len(), places.len(), "{name}");
         assert!(golden.sequences() >= 2 && golden.length >= 16, "{name}");
     }
@@ -157,17 +170,22 @@ fn token_by_token_agrees_with_the_released_code() -> Result<()> {
         // One row of each sequence a pass, as a server runs them; put back in order of sequences below.
         let mut passes: Vec<(BTreeMap<Place, Tensor>, Tensor)> = Vec::new();
         for position in 0..length {
-            let ids: Vec<u32> = (0..sequences).map(|s| golden.ids[s * length + position]).collect();
-            let at = (0..sequences).map(|slot| CacheRow { slot, position }).collect();
+            let ids: Vec<u32> = (0..sequences)
+                .map(|s| golden.ids[s * length + position])
+                .collect();
+            let at = (0..sequences)
+                .map(|slot| CacheRow { slot, position })
+                .collect();
             let mut rows = TokenRows::cached(&ids, at, &mut cache)?;
             let mut recorder = golden.recorder();
             let logits = model.forward(&mut rows, &mut recorder)?;
             passes.push((recorder.into_values(), logits));
         }
-        let by_sequence = |pick: &dyn Fn(&(BTreeMap<Place, Tensor>, Tensor)) -> Tensor| -> Result<Tensor> {
-            let picked: Vec<Tensor> = passes.iter().map(pick).collect();
-            Tensor::stack(&picked, 1)?.flatten(0, 1)
-        };
+        let by_sequence =
+            |pick: &dyn Fn(&(BTreeMap<Place, Tensor>, Tensor)) -> Tensor| -> Result<Tensor> {
+                let picked: Vec<Tensor> = passes.iter().map(pick).collect();
+                Tensor::stack(&picked, 1)?.flatten(0, 1)
+            };
         let seen = Place::all(golden.config().n_layers)
             .into_iter()
             .map(|place| Ok((place, by_sequence(&|pass| pass.0[&place].clone())?)))
