@@ -41,6 +41,11 @@ pub struct PairFiles {
 }
 
 impl PairFiles {
+    /// Whether a directory claims to hold a pair.
+    pub fn is_pair(directory: &Path) -> bool {
+        directory.join(RECORD).is_file()
+    }
+
     /// Reads a pair and checks that its parts fit each other.
     pub fn read(directory: &Path) -> Result<Self, PairError> {
         let record_path = directory.join(RECORD);

@@ -14,6 +14,7 @@
 //! are what a step costs. Source: Gao et al. 2025, arXiv 2511.13653; the twin term is ours.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{Device, Result as CandleResult, Tensor};
 use rand::Rng;
@@ -36,6 +37,7 @@ use crate::models::layers::Purpose;
 use crate::models::layout::ModelFiles;
 use crate::models::location::Site;
 use crate::models::tap::Recorder;
+use crate::models::tensor_names::FINAL_LOGITS_BIAS;
 use crate::models::token_rows::TokenRows;
 use crate::models::tokenizer::Tokenizer;
 use crate::models::transformer::Transformer;
@@ -59,6 +61,9 @@ pub fn train_bridge(recipe: &BridgeRecipe, device: &Device, mode: Mode) -> Resul
     tracing::info!(sources = ?data.sizes(), "training tokens");
     let parameters = initial_parameters(recipe, &dense_files, device)?;
     let mut objective = BridgeObjective::new(recipe, &dense_files, &parameters, data, tokenizer, device)?;
+    if !recipe.start_from.as_deref().is_some_and(PairFiles::is_pair) {
+        objective.centre_decoders(&parameters)?;
+    }
     let plan = Plan {
         batches: &recipe.batches,
         optimizer: &recipe.optimizer,
@@ -94,34 +99,51 @@ fn identifier(name: &str) -> Result<ArtifactId, TrainingError> {
     name.parse().map_err(|error| TrainingError::Recipe(format!("{error}")))
 }
 
-/// The sparse model's weights, random or from `start_from`, and a random bridge.
+/// The sparse model's and the bridge's weights: random, or those of the pair or model in `start_from`.
 pub fn initial_parameters(
     recipe: &BridgeRecipe,
     dense: &ModelFiles,
     device: &Device,
 ) -> Result<Parameters, TrainingError> {
     let seed = recipe.batches.seed;
-    let sparse = match &recipe.start_from {
-        Some(directory) => {
-            let files = ModelFiles::read(directory)?;
-            if files.config != recipe.sparse {
-                let problem = format!("{} has another configuration than [sparse]", directory.display());
-                return Err(TrainingError::Recipe(problem));
-            }
-            files.tensors
-        }
-        None => initialise::model(&recipe.sparse, seed, device)?,
+    let (sparse, bridge) = match &recipe.start_from {
+        Some(directory) => start_from(directory, recipe)?,
+        None => (initialise::model(&recipe.sparse, seed, device)?, None),
     };
     let mut parameters = Parameters::of_model(sparse, Some(recipe.sparsity.protected))?;
+    let (n_sites, widths) = (recipe.sparse.n_sites(), (dense.config.d_model, recipe.sparse.d_model));
     // Streams below 2^32 are the models' tensors; the bridge's follow after.
     let mut stream = 1u64 << 32;
     let draw = |name: &str, shape: &[usize], deviation: f64| {
         stream += 1;
         initialise::tensor(name, shape, deviation, seed, stream, device)
     };
-    let (n_sites, widths) = (recipe.sparse.n_sites(), (dense.config.d_model, recipe.sparse.d_model));
-    parameters.add_bridge(bridge::initial_tensors(n_sites, widths.0, widths.1, draw, device)?)?;
+    let bridge = match bridge {
+        Some(tensors) => tensors,
+        None => bridge::initial_tensors(n_sites, widths.0, widths.1, draw, device)?,
+    };
+    parameters.add_bridge(bridge)?;
     Ok(parameters)
+}
+
+type Tensors = BTreeMap<String, Tensor>;
+
+/// The sparse model of a pair or a model's directory, and the bridge where there is one.
+fn start_from(directory: &Path, recipe: &BridgeRecipe) -> Result<(Tensors, Option<Tensors>), TrainingError> {
+    let (mut files, bridge) = match PairFiles::is_pair(directory) {
+        true => {
+            let pair = PairFiles::read(directory)?;
+            (pair.sparse, Some(pair.tensors))
+        }
+        false => (ModelFiles::read(directory)?, None),
+    };
+    if files.config != recipe.sparse {
+        let problem = format!("start_from: {} has another configuration than [sparse]", directory.display());
+        return Err(TrainingError::Recipe(problem));
+    }
+    // Added when a model is written, always zero here, and not trained.
+    files.tensors.remove(FINAL_LOGITS_BIAS);
+    Ok((files.tensors, bridge))
 }
 
 /// The bridge loss on batches of a training's data.
@@ -165,6 +187,18 @@ impl<'a> BridgeObjective<'a> {
             tokenizer,
             device: device.clone(),
         })
+    }
+
+    /// Starts every decoder at the mean of the dense stream, so that it has only the deviations left to learn.
+    fn centre_decoders(&self, parameters: &Parameters) -> Result<(), TrainingError> {
+        let (_, streams) = self.run(&self.dense, &self.batch(0)?)?;
+        for (index, stream) in streams.iter().enumerate() {
+            let name = bridge::tensor_name(index, "decoder", "bias");
+            for parameter in parameters.iter().filter(|parameter| parameter.name == name) {
+                parameter.var.set(&stream.detach().mean(0)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Text sequences, then the task pairs of the twin term.

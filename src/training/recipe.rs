@@ -210,7 +210,7 @@ pub struct BridgeRecipe {
     /// The dense model's directory, in any layout that can be served. It stays as it is.
     pub dense: PathBuf,
     pub sparse: TransformerConfig,
-    /// A sparse model to start from instead of a random one.
+    /// A pair, or a sparse model alone, to start from instead of random weights.
     #[serde(default)]
     pub start_from: Option<PathBuf>,
     /// The share of channels that an encoder's AbsTopK keeps.
