@@ -2,6 +2,8 @@
 //! fall, masks hold, a resumed training is the uninterrupted one, and what is wrong is said before anything is
 //! written.
 
+#[path = "training/bridge.rs"]
+mod bridge;
 #[path = "training/outcome.rs"]
 mod outcome;
 #[path = "training/refusals.rs"]
