@@ -1,7 +1,9 @@
 //! Every operation of training against a plain float64 version of it: the value, and each entry of each
 //! gradient against the float64 version's central difference. Then the transformer they make up, along random
-//! directions, and the optimizer's step.
+//! directions, the bridge loss likewise, and the optimizer's step.
 
+#[path = "gradients/bridge_loss.rs"]
+mod bridge_loss;
 #[path = "gradients/operations.rs"]
 mod operations;
 #[path = "gradients/optimizer.rs"]

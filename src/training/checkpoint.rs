@@ -98,22 +98,26 @@ impl Checkpoint {
     /// recipe made, is an error: going on from something else would not be what was asked for.
     pub fn newest(directory: &Path, recipe_sha256: &str) -> Result<Option<Self>, TrainingError> {
         match existing(directory)?.pop() {
-            Some((_, path)) => Self::read(&path, recipe_sha256).map(Some),
+            Some((step, path)) => Self::read(&path, step, recipe_sha256).map(Some),
             None => Ok(None),
         }
     }
 
-    fn read(path: &Path, recipe_sha256: &str) -> Result<Self, TrainingError> {
+    fn read(path: &Path, step: usize, recipe_sha256: &str) -> Result<Self, TrainingError> {
         let bad = |problem: String| TrainingError::Checkpoint {
             path: path.display().to_string(),
             problem,
         };
         let json = atomic::read_small(&path.join(STATE), 1 << 16)?;
-        let state: State = serde_json::from_slice(&json).map_err(|error| bad(error.to_string()))?;
+        let state: State = serde_json::from_slice(&json).map_err(|error| bad(format!("{STATE}: {error}")))?;
         if state.recipe_sha256 != recipe_sha256 {
             return Err(bad(
                 "made by another recipe; restore that recipe or start in another directory".into(),
             ));
+        }
+        // The state is the one file without a hash; a wrong step would repeat or leave out a part of the data.
+        if state.step != step {
+            return Err(bad(format!("{STATE} is of step {}; remove this checkpoint to go on from the one before", state.step)));
         }
         for (name, expected) in [(WEIGHTS, &state.weights_sha256), (MOMENTS, &state.moments_sha256)] {
             let found = file_hash(&path.join(name))?;

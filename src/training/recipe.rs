@@ -379,12 +379,24 @@ impl Optimizer {
     }
 }
 
-impl Sparsity {
+impl Output {
     fn check(&self) -> Result<(), String> {
+        in_range("output.checkpoint_every", self.checkpoint_every as f64, 1.0, 1e9)?;
+        in_range("output.evaluate_every", self.evaluate_every as f64, 1.0, 1e9)?;
+        in_range("output.evaluation_sequences", self.evaluation_sequences as f64, 1.0, 1e5)
+    }
+}
+
+impl Sparsity {
+    fn check(&self, model: &TransformerConfig) -> Result<(), String> {
         in_range("sparsity.kept_fraction", self.kept_fraction, 1e-6, 1.0)?;
         in_range("sparsity.anneal_from", self.anneal_from, 0.0, 1.0)?;
         in_range("sparsity.anneal_to", self.anneal_to, self.anneal_from, 1.0)?;
-        in_range("sparsity.rate_growth_limit", self.rate_growth_limit, 1.0, 1e3)
+        in_range("sparsity.rate_growth_limit", self.rate_growth_limit, 1.0, 1e3)?;
+        // A neuron's or channel's weights are a row or a column of this length. One that had more places protected
+        // than its share would take them from the others.
+        let places = (self.kept_fraction * model.d_model as f64).floor();
+        in_range("sparsity.protected", self.protected as f64, 0.0, places)
     }
 }
 
@@ -394,7 +406,8 @@ impl Check for ModelRecipe {
         self.model.validate().map_err(|error| format!("model.{error}"))?;
         self.batches.check(&self.model)?;
         self.optimizer.check()?;
-        self.sparsity.as_ref().map_or(Ok(()), Sparsity::check)
+        self.output.check()?;
+        self.sparsity.as_ref().map_or(Ok(()), |sparsity| sparsity.check(&self.model))
     }
 }
 
@@ -406,7 +419,8 @@ impl Check for BridgeRecipe {
         self.optimizer.check()?;
         in_range("bridge_rate", self.bridge_rate, 1e-9, 1.0)?;
         in_range("encoder_fraction", self.encoder_fraction, 1e-6, 1.0)?;
-        self.sparsity.check()?;
+        self.output.check()?;
+        self.sparsity.check(&self.sparse)?;
         if let Some(twin) = &self.terms.twin {
             in_range("terms.twin.channels", twin.channels as f64, 1.0, self.sparse.d_model as f64)?;
             in_range("terms.twin.sites", twin.sites as f64, 1.0, self.sparse.n_sites() as f64)?;

@@ -168,10 +168,7 @@ fn plain_step(all: &mut [Plain], recipe: &Optimizer, rates: &StepRates, step: us
             let square = p.square[i] / (1.0 - recipe.beta2.powi(t));
             p.weights[i] -= rate * (mean / (square.sqrt() + recipe.epsilon) + decay * p.weights[i]);
         }
-        let dense = bridge
-            || ["wpe", "ln_1", "bigram"]
-                .iter()
-                .any(|part| p.name.contains(part));
+        let dense = bridge || ["ln_1", "bigram"].iter().any(|part| p.name.contains(part));
         if let (false, Some(fraction)) = (dense, rates.kept_fraction) {
             plain_mask(p, fraction);
         }
