@@ -116,14 +116,20 @@ impl Contrast {
     pub fn badness(&self) -> f64 {
         let last = self.group.last();
         let (flips, share) = last.map_or((0.0, 0.0), |step| (step.flips, step.share));
-        let channels = self.channels_to_flip.map_or(1e3, |channels| channels as f64);
+        let channels = self
+            .channels_to_flip
+            .map_or(1e3, |channels| channels as f64);
         channels - 0.5 * flips - 0.1 * share
     }
 }
 
 /// The same direction at length one; equal weights where it has no length.
 pub fn unit(mut weights: Vec<f64>) -> Vec<f64> {
-    let norm = weights.iter().map(|weight| weight * weight).sum::<f64>().sqrt();
+    let norm = weights
+        .iter()
+        .map(|weight| weight * weight)
+        .sum::<f64>()
+        .sqrt();
     if norm > 0.0 {
         weights.iter_mut().for_each(|weight| *weight /= norm);
     } else {
@@ -184,27 +190,49 @@ impl<'s, 'm> Selection<'s, 'm> {
         let before = patching.before(patch.route).clone();
         let score = score(&before, &right);
         let change = patch.nothing();
-        Ok(Selection { patching, slopes, patch, options, right, before, group: Vec::new(), change, score })
+        Ok(Selection {
+            patching,
+            slopes,
+            patch,
+            options,
+            right,
+            before,
+            group: Vec::new(),
+            change,
+            score,
+        })
     }
 
     fn reached(&self) -> bool {
-        self.group.last().is_some_and(|step| step.flips >= self.options.target_flips)
+        self.group
+            .last()
+            .is_some_and(|step| step.flips >= self.options.target_flips)
     }
 
     /// Measures the channels of the largest first-order effects one by one.
     fn rank(&mut self) -> Result<Vec<ChannelEffect>, FeatureError> {
-        let gradient = self.slopes.gradient(&self.patch, &self.change, f32::INFINITY)?;
+        let gradient = self
+            .slopes
+            .gradient(&self.patch, &self.change, f32::INFINITY)?;
         let first_order = self.patch.first_order(&gradient);
         let mut effects = Vec::new();
         for channel in strongest(&first_order, self.options.ranked, &[]) {
             let answers = self.answers(&[], Some(channel))?;
-            let gains = answers.margins.iter().zip(&self.before.margins).zip(&self.right);
+            let gains = answers
+                .margins
+                .iter()
+                .zip(&self.before.margins)
+                .zip(&self.right);
             let gains: Vec<f64> = gains
                 .filter(|(_, right)| **right)
                 .map(|((after, before), _)| f64::from(after - before))
                 .collect();
             let alone = gains.iter().sum::<f64>() / gains.len().max(1) as f64;
-            effects.push(ChannelEffect { channel, first_order: first_order[channel], alone });
+            effects.push(ChannelEffect {
+                channel,
+                first_order: first_order[channel],
+                alone,
+            });
         }
         effects.sort_by(|one, other| other.alone.total_cmp(&one.alone));
         Ok(effects)
@@ -319,7 +347,11 @@ impl<'s, 'm> Selection<'s, 'm> {
 
     fn finish(self, ranking: Vec<ChannelEffect>) -> Contrast {
         let enough = |step: &GroupStep| step.flips >= self.options.target_flips;
-        let weights = self.group.iter().map(|step| self.patch.mean_change(step.channel)).collect();
+        let weights = self
+            .group
+            .iter()
+            .map(|step| self.patch.mean_change(step.channel))
+            .collect();
         Contrast {
             place: self.patch.place,
             route: self.patch.route,
@@ -333,8 +365,14 @@ impl<'s, 'm> Selection<'s, 'm> {
 
 /// How far a set of answers has come: margins up to [`ENOUGH`], and the share flipped.
 fn score(answers: &Answers, right: &[bool]) -> f64 {
-    let marked = answers.margins.iter().zip(right).filter(|(_, right)| **right);
-    let clipped: Vec<f64> = marked.map(|(&margin, _)| f64::from(margin.min(ENOUGH))).collect();
+    let marked = answers
+        .margins
+        .iter()
+        .zip(right)
+        .filter(|(_, right)| **right);
+    let clipped: Vec<f64> = marked
+        .map(|(&margin, _)| f64::from(margin.min(ENOUGH)))
+        .collect();
     let mean = clipped.iter().sum::<f64>() / clipped.len().max(1) as f64;
     mean + FLIP_BONUS * answers.flips(right).unwrap_or(0.0)
 }

@@ -64,5 +64,9 @@ fn window(tokens: &[u32], length: usize, activations: &[f32], at: usize) -> Exam
     let sequence = at - at % length.max(1);
     let from = at.saturating_sub(BEFORE).max(sequence);
     let to = (at + 1 + AFTER).min(sequence + length).min(tokens.len());
-    Example { tokens: tokens[from..to].to_vec(), at: at - from, activation: activations[at] }
+    Example {
+        tokens: tokens[from..to].to_vec(),
+        at: at - from,
+        activation: activations[at],
+    }
 }

@@ -42,8 +42,16 @@ pub struct UneditedAnswers {
 impl UneditedAnswers {
     /// The share of prompts, of both kinds together, that a model answers rightly.
     pub fn accuracy(presented: &Answers, counterfactual: &Answers) -> f64 {
-        let right = presented.margins.iter().filter(|margin| **margin < 0.0).count()
-            + counterfactual.margins.iter().filter(|margin| **margin > 0.0).count();
+        let right = presented
+            .margins
+            .iter()
+            .filter(|margin| **margin < 0.0)
+            .count()
+            + counterfactual
+                .margins
+                .iter()
+                .filter(|margin| **margin > 0.0)
+                .count();
         right as f64 / (presented.margins.len() + counterfactual.margins.len()).max(1) as f64
     }
 }
@@ -72,14 +80,15 @@ impl<'m> Patching<'m> {
         }
         let from: Vec<usize> = pairs.iter().map(PromptPair::first_difference).collect();
         let presented: Vec<&[u32]> = pairs.iter().map(|pair| pair.presented.as_slice()).collect();
-        let counterfactual: Vec<&[u32]> =
-            pairs.iter().map(|pair| pair.counterfactual.as_slice()).collect();
+        let counterfactual: Vec<&[u32]> = pairs
+            .iter()
+            .map(|pair| pair.counterfactual.as_slice())
+            .collect();
         let run = |model, prompts: &[&[u32]], places: &[Place]| {
             PromptRun::new(model, prompts, &from, places.iter().copied())
         };
-        let answers = |run: &PromptRun| {
-            Answers::read(pairs.iter().map(|pair| pair.question), run.logits())
-        };
+        let answers =
+            |run: &PromptRun| Answers::read(pairs.iter().map(|pair| pair.question), run.logits());
         let dense = run(&models.dense, &presented, &[])?;
         let sparse = run(&models.sparse, &presented, places)?;
         let dense_other = run(&models.dense, &counterfactual, &[])?;
@@ -139,7 +148,13 @@ impl<'m> Patching<'m> {
                 row.iter_mut().for_each(|change| *change *= factor);
             }
         }
-        Ok(PlacePatch { place, route, channels, changes, columns })
+        Ok(PlacePatch {
+            place,
+            route,
+            channels,
+            changes,
+            columns,
+        })
     }
 
     /// The sparse values of a place on the presented and the counterfactual prompts, `[rows, width]` each.
@@ -152,7 +167,9 @@ impl<'m> Patching<'m> {
 
     /// The answers when `change [rows, width]` is added at the patch's target.
     pub fn answers_with(&mut self, patch: &PlacePatch, change: Vec<f32>) -> CandleResult<Answers> {
-        let logits = self.run_of(patch.route).with_change(patch.columns.target, change)?;
+        let logits = self
+            .run_of(patch.route)
+            .with_change(patch.columns.target, change)?;
         self.read(&logits)
     }
 
@@ -197,7 +214,10 @@ impl<'m> Patching<'m> {
     /// token: `[D]`.
     pub fn dense_mean_difference(&self, site: Site) -> CandleResult<Vec<f32>> {
         let last = Tensor::new(self.dense.last_rows(), &candle_core::Device::Cpu)?;
-        let presented = self.dense.value(Place::Site(site))?.index_select(&last, 0)?;
+        let presented = self
+            .dense
+            .value(Place::Site(site))?
+            .index_select(&last, 0)?;
         let difference = (&self.dense_counterfactual_last[site.index()] - presented)?;
         rows::to_vec(&difference.mean(0)?)
     }

@@ -59,7 +59,12 @@ impl<'m> PromptRun<'m> {
         let mut cache = KvCache::new(&model.config, prompts.len(), longest);
         let mut rows = TokenRows::cached(&ids, at.clone(), &mut cache)?;
         let stream = model.embed(&rows)?;
-        model.run(Site::before_attention(0, n_layers), stream, &mut rows, &mut recorder)?;
+        model.run(
+            Site::before_attention(0, n_layers),
+            stream,
+            &mut rows,
+            &mut recorder,
+        )?;
         let kept_rows = Tensor::new(kept.as_slice(), &Device::Cpu)?;
         let values = recorder
             .into_values()
@@ -115,9 +120,16 @@ impl<'m> PromptRun<'m> {
     pub fn with_change(&mut self, target: Place, change: Vec<f32>) -> Result<Tensor> {
         let start = pass_start(target, self.model.config.n_layers);
         let stream = self.value(Place::Site(start))?.clone();
-        let change = Tensor::from_vec(change, (self.kept_rows(), target.width(&self.model.config)), &Device::Cpu)?;
+        let change = Tensor::from_vec(
+            change,
+            (self.kept_rows(), target.width(&self.model.config)),
+            &Device::Cpu,
+        )?;
         let mut rows = TokenRows::cached(&self.ids, self.at.clone(), &mut self.cache)?;
-        let mut tap = AddAt { target, change: &change };
+        let mut tap = AddAt {
+            target,
+            change: &change,
+        };
         let stream = self.model.run(start, stream, &mut rows, &mut tap)?;
         self.unembed_last(&stream)
     }

@@ -25,9 +25,10 @@ impl Question {
     /// Log odds of the counterfactual's answer.
     pub fn margin(self, logits: &[f32]) -> f32 {
         match self {
-            Question::Between { presented, counterfactual } => {
-                logits[counterfactual as usize] - logits[presented as usize]
-            }
+            Question::Between {
+                presented,
+                counterfactual,
+            } => logits[counterfactual as usize] - logits[presented as usize],
             Question::NotPresented { candidate } => -log_odds(logits, candidate),
             Question::OnlyCounterfactual { candidate } => log_odds(logits, candidate),
         }
@@ -46,7 +47,10 @@ impl Question {
     /// Adds `weight` times the margin's derivative with respect to the logits.
     pub fn add_gradient(self, logits: &[f32], weight: f32, out: &mut [f32]) {
         match self {
-            Question::Between { presented, counterfactual } => {
+            Question::Between {
+                presented,
+                counterfactual,
+            } => {
                 out[counterfactual as usize] += weight;
                 out[presented as usize] -= weight;
             }
@@ -57,10 +61,24 @@ impl Question {
         }
     }
 
+    /// The presented and the counterfactual token, where there is one of each.
+    pub fn margin_tokens(self) -> Option<(u32, u32)> {
+        match self {
+            Question::Between {
+                presented,
+                counterfactual,
+            } => Some((presented, counterfactual)),
+            _ => None,
+        }
+    }
+
     /// The largest token id it is about.
     pub fn largest_token(self) -> u32 {
         match self {
-            Question::Between { presented, counterfactual } => presented.max(counterfactual),
+            Question::Between {
+                presented,
+                counterfactual,
+            } => presented.max(counterfactual),
             Question::NotPresented { candidate } | Question::OnlyCounterfactual { candidate } => {
                 candidate
             }
@@ -76,7 +94,12 @@ fn log_sum_others(logits: &[f32], candidate: u32) -> f32 {
     if largest == f32::NEG_INFINITY {
         return largest;
     }
-    largest + parts.iter().map(|part| (part - largest).exp()).sum::<f32>().ln()
+    largest
+        + parts
+            .iter()
+            .map(|part| (part - largest).exp())
+            .sum::<f32>()
+            .ln()
 }
 
 fn log_odds(logits: &[f32], candidate: u32) -> f32 {
@@ -114,7 +137,9 @@ impl PromptPair {
 impl From<&TokenPair> for PromptPair {
     fn from(pair: &TokenPair) -> Self {
         let question = match pair.anything_else {
-            true => Question::NotPresented { candidate: pair.presented.candidate },
+            true => Question::NotPresented {
+                candidate: pair.presented.candidate,
+            },
             false => Question::Between {
                 presented: pair.presented.candidate,
                 counterfactual: pair.counterfactual.candidate,
@@ -146,7 +171,10 @@ impl Answers {
                 .zip(values.chunks_exact(vocabulary))
                 .map(|(question, row)| (question.margin(row), question.probability(row)))
                 .unzip();
-            Answers { margins, probabilities }
+            Answers {
+                margins,
+                probabilities,
+            }
         })
     }
 
@@ -162,7 +190,10 @@ impl Answers {
 
     /// Among the pairs marked, the share whose answer is the counterfactual's; none where none is marked.
     pub fn flips(&self, among: &[bool]) -> Option<f64> {
-        mean_among(self.margins.iter().map(|&margin| f64::from(margin > 0.0)), among)
+        mean_among(
+            self.margins.iter().map(|&margin| f64::from(margin > 0.0)),
+            among,
+        )
     }
 
     /// Among the pairs marked, the mean two-way probability.

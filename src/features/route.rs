@@ -91,7 +91,12 @@ impl ChannelColumns {
                 column
             }));
         }
-        Ok(ChannelColumns { target, width, times_sparse_rms, columns: Columns::Carried(columns) })
+        Ok(ChannelColumns {
+            target,
+            width,
+            times_sparse_rms,
+            columns: Columns::Carried(columns),
+        })
     }
 
     /// Why a channel cannot be carried over, if it cannot.

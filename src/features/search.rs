@@ -50,7 +50,11 @@ pub fn screen(
         }
         // Where sixteen are not enough, the more probable their answer the better.
         let badness = badness.unwrap_or(32.0 - 10.0 * share);
-        screened.push(Screened { place, route, badness });
+        screened.push(Screened {
+            place,
+            route,
+            badness,
+        });
     }
     screened.sort_by(|one, other| one.badness.total_cmp(&other.badness));
     Ok(screened)
@@ -67,14 +71,23 @@ pub fn search(
     let screened = screen(patching, slopes, places, options.target_flips)?;
     let mut found: Vec<Contrast> = Vec::new();
     for place in screened.iter().take(refined.max(1)) {
-        let best = found.iter().filter_map(|contrast| contrast.channels_to_flip).min();
+        let best = found
+            .iter()
+            .filter_map(|contrast| contrast.channels_to_flip)
+            .min();
         let options = ContrastOptions {
             beyond_target: false,
             // One more than the best: pruning may take it away again.
             give_up_after: best.map(|best| best + 1),
             ..*options
         };
-        found.push(contrast(patching, slopes, place.place, place.route, &options)?);
+        found.push(contrast(
+            patching,
+            slopes,
+            place.place,
+            place.route,
+            &options,
+        )?);
     }
     found.sort_by(|one, other| one.badness().total_cmp(&other.badness()));
     if options.beyond_target

@@ -55,7 +55,11 @@ impl<'m> Slopes<'m> {
             .chunks(BUCKET)
             .map(|pairs| Bucket::new(model, patching, pairs))
             .collect::<Result<_>>()?;
-        Ok(Slopes { model, native: route == Route::Native, buckets })
+        Ok(Slopes {
+            model,
+            native: route == Route::Native,
+            buckets,
+        })
     }
 
     /// Whether it was made for the model that `route` edits.
@@ -85,25 +89,36 @@ impl<'m> Slopes<'m> {
 impl Bucket {
     fn new(model: &Transformer, patching: &Patching, pairs: &[usize]) -> Result<Self> {
         let prompt = |pair: usize| patching.pairs[pair].presented.as_slice();
-        let length = pairs.iter().map(|&pair| prompt(pair).len()).max().unwrap_or(1);
+        let length = pairs
+            .iter()
+            .map(|&pair| prompt(pair).len())
+            .max()
+            .unwrap_or(1);
         let mut ids = Vec::with_capacity(pairs.len() * length);
         for &pair in pairs {
             ids.extend_from_slice(prompt(pair));
             // Whatever stands here is not read; a prompt's own first token is sure to be a token.
             ids.resize(ids.len().next_multiple_of(length), prompt(pair)[0]);
         }
-        let last = |(index, &pair): (usize, &usize)| (index * length + prompt(pair).len() - 1) as u32;
-        let kept = patching.row_positions().enumerate().filter_map(|(row, (pair, position))| {
-            let index = pairs.iter().position(|&chosen| chosen == pair)?;
-            Some((index * length + position, row))
-        });
+        let last =
+            |(index, &pair): (usize, &usize)| (index * length + prompt(pair).len() - 1) as u32;
+        let kept = patching
+            .row_positions()
+            .enumerate()
+            .filter_map(|(row, (pair, position))| {
+                let index = pairs.iter().position(|&chosen| chosen == pair)?;
+                Some((index * length + position, row))
+            });
         let mut recorder = Recorder::of_sites(model.config.n_layers);
         let mut rows = TokenRows::sequences(&ids, length, &Device::Cpu)?;
         let stream = model.embed(&rows)?;
         let first = crate::models::location::Site::before_attention(0, model.config.n_layers);
         model.run(first, stream, &mut rows, &mut recorder)?;
         Ok(Bucket {
-            questions: pairs.iter().map(|&pair| patching.pairs[pair].question).collect(),
+            questions: pairs
+                .iter()
+                .map(|&pair| patching.pairs[pair].question)
+                .collect(),
             last: pairs.iter().enumerate().map(last).collect(),
             rows: kept.collect(),
             sites: recorder.into_sites().iter().map(Tensor::detach).collect(),
@@ -125,8 +140,16 @@ impl Bucket {
         let change = Var::from_tensor(&change)?;
         let start = pass_start(target, model.config.n_layers);
         let mut rows = TokenRows::sequences(&self.ids, self.length, &Device::Cpu)?;
-        let mut tap = AddAt { target, change: change.as_tensor() };
-        let stream = model.run(start, self.sites[start.index()].clone(), &mut rows, &mut tap)?;
+        let mut tap = AddAt {
+            target,
+            change: change.as_tensor(),
+        };
+        let stream = model.run(
+            start,
+            self.sites[start.index()].clone(),
+            &mut rows,
+            &mut tap,
+        )?;
         let last = Tensor::new(self.last.as_slice(), &Device::Cpu)?;
         let logits = model.unembed(
             &stream.index_select(&last, 0)?,
@@ -135,7 +158,9 @@ impl Bucket {
         let vocabulary = logits.dim(1)?;
         let mut direction = vec![0f32; self.pairs.len() * vocabulary];
         rows::with_values(&logits, |values| {
-            let each = values.chunks_exact(vocabulary).zip(direction.chunks_exact_mut(vocabulary));
+            let each = values
+                .chunks_exact(vocabulary)
+                .zip(direction.chunks_exact_mut(vocabulary));
             for (question, (logits, direction)) in self.questions.iter().zip(each) {
                 if question.margin(logits) < enough {
                     question.add_gradient(logits, 1.0, direction);

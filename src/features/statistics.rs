@@ -64,7 +64,13 @@ impl Moments {
         let count = self.count.max(1) as f64;
         let mean = self.sum / count;
         let variance = (self.sum_of_squares / count - mean * mean).max(0.0);
-        let extreme = |value: f32| if self.count == 0 { 0.0 } else { f64::from(value) };
+        let extreme = |value: f32| {
+            if self.count == 0 {
+                0.0
+            } else {
+                f64::from(value)
+            }
+        };
         FeatureStatistics {
             mean,
             std: variance.sqrt(),
@@ -95,7 +101,9 @@ pub fn visit_places(
         model.run(first, stream, &mut rows, &mut recorder)?;
         for (place, value) in recorder.into_values() {
             let width = value.dim(1)?;
-            rows::with_values(&value, |values| see(chunk * CHUNK * length, place, values, width))?;
+            rows::with_values(&value, |values| {
+                see(chunk * CHUNK * length, place, values, width)
+            })?;
         }
     }
     Ok(())
@@ -117,17 +125,29 @@ impl ReferenceStatistics {
         places: &[Place],
     ) -> Result<Self, FeatureError> {
         let mut moments: BTreeMap<Place, Vec<Moments>> = BTreeMap::new();
-        visit_places(model, sequences, length, places, |_, place, values, width| {
-            let moments = moments.entry(place).or_insert_with(|| vec![Moments::default(); width]);
-            for row in values.chunks_exact(width) {
-                for (moments, &value) in moments.iter_mut().zip(row) {
-                    moments.add(value);
+        visit_places(
+            model,
+            sequences,
+            length,
+            places,
+            |_, place, values, width| {
+                let moments = moments
+                    .entry(place)
+                    .or_insert_with(|| vec![Moments::default(); width]);
+                for row in values.chunks_exact(width) {
+                    for (moments, &value) in moments.iter_mut().zip(row) {
+                        moments.add(value);
+                    }
                 }
-            }
-        })?;
+            },
+        )?;
         let finish = |moments: Vec<Moments>| moments.iter().map(Moments::statistics).collect();
-        let places = moments.into_iter().map(|(place, moments)| (place.to_string(), finish(moments)));
-        Ok(ReferenceStatistics { places: places.collect() })
+        let places = moments
+            .into_iter()
+            .map(|(place, moments)| (place.to_string(), finish(moments)));
+        Ok(ReferenceStatistics {
+            places: places.collect(),
+        })
     }
 
     /// One channel's statistics.
@@ -145,12 +165,18 @@ impl ReferenceStatistics {
         let mut tensors = BTreeMap::new();
         for (place, channels) in &self.places {
             for (name, field) in FIELDS {
-                let values: Vec<f32> = channels.iter().map(|channel| field(channel) as f32).collect();
+                let values: Vec<f32> = channels
+                    .iter()
+                    .map(|channel| field(channel) as f32)
+                    .collect();
                 let tensor = Tensor::new(values, &Device::Cpu)?;
                 tensors.insert(format!("{place}.{name}"), tensor);
             }
             let tokens = channels.first().map_or(0, |channel| channel.tokens);
-            tensors.insert(format!("{place}.tokens"), Tensor::new(&[tokens as i64], &Device::Cpu)?);
+            tensors.insert(
+                format!("{place}.tokens"),
+                Tensor::new(&[tokens as i64], &Device::Cpu)?,
+            );
         }
         Ok(tensors::write(&directory.join(REFERENCE_FILE), &tensors)?)
     }
@@ -179,7 +205,10 @@ impl ReferenceStatistics {
             let tokens = tokens.unwrap_or(0).max(0) as usize;
             let (mean, std, max) = (column("mean")?, column("std")?, column("max")?);
             let (min, density) = (column("min")?, column("density")?);
-            if [&std, &max, &min, &density].iter().any(|field| field.len() != mean.len()) {
+            if [&std, &max, &min, &density]
+                .iter()
+                .any(|field| field.len() != mean.len())
+            {
                 let problem = format!("{}: {place} has columns of unequal length", path.display());
                 return Err(FeatureError::Invalid(problem));
             }
@@ -218,21 +247,33 @@ pub fn group_activations(
 ) -> Result<Vec<f32>, FeatureError> {
     let width = place.width(&model.config);
     if let Some(bad) = group.iter().find(|member| member.channel >= width) {
-        let problem = format!("{place} has {width} channels; there is no channel {}", bad.channel);
+        let problem = format!(
+            "{place} has {width} channels; there is no channel {}",
+            bad.channel
+        );
         return Err(FeatureError::Invalid(problem));
     }
     let mut activations = vec![0f32; sequences.len()];
-    visit_places(model, sequences, length, &[place], |first, _, values, width| {
-        for (row, out) in values.chunks_exact(width).zip(&mut activations[first..]) {
-            *out = group_value(row, group);
-        }
-    })?;
+    visit_places(
+        model,
+        sequences,
+        length,
+        &[place],
+        |first, _, values, width| {
+            for (row, out) in values.chunks_exact(width).zip(&mut activations[first..]) {
+                *out = group_value(row, group);
+            }
+        },
+    )?;
     Ok(activations)
 }
 
 /// `<u, x>`.
 pub fn group_value(row: &[f32], group: &[WeightedChannel]) -> f32 {
-    let sum: f64 = group.iter().map(|member| member.weight * f64::from(row[member.channel])).sum();
+    let sum: f64 = group
+        .iter()
+        .map(|member| member.weight * f64::from(row[member.channel]))
+        .sum();
     sum as f32
 }
 

@@ -34,7 +34,11 @@ fn config(d_model: usize, sparse: bool) -> TransformerConfig {
         bias: true,
         activation: Activation::Gelu,
         residual_activation: ResidualActivation::Identity,
-        positions: if sparse { Positions::None } else { Positions::Added },
+        positions: if sparse {
+            Positions::None
+        } else {
+            Positions::Added
+        },
         active_fraction: sparse.then_some(0.5),
         active_locations: match sparse {
             true => [ActiveLocation::AttnIn, ActiveLocation::MlpIn].into(),
@@ -55,7 +59,13 @@ fn random_tensors(shapes: BTreeMap<String, Vec<usize>>, seed: u64) -> BTreeMap<S
         .map(|(name, shape)| {
             let count = shape.iter().product();
             let gain = name.contains(".ln_") && name.ends_with(".weight");
-            let mut value = || if gain { 1.0 } else { normal.sample(&mut rng) as f32 };
+            let mut value = || {
+                if gain {
+                    1.0
+                } else {
+                    normal.sample(&mut rng) as f32
+                }
+            };
             let values: Vec<f32> = (0..count).map(|_| value()).collect();
             let tensor = Tensor::from_vec(values, shape.as_slice(), &Device::Cpu).unwrap();
             (name, tensor)
@@ -73,7 +83,9 @@ pub fn random_pair(seed: u64) -> PairFiles {
     };
     let n_sites = dense.n_sites();
     let site = |index: usize| SiteRecord {
-        site: crate::models::location::Site::new(index, LAYERS).unwrap().to_string(),
+        site: crate::models::location::Site::new(index, LAYERS)
+            .unwrap()
+            .to_string(),
         dense_rms: 1.0,
         sparse_rms: 1.0,
         encoder_nmse: 0.1,

@@ -41,10 +41,17 @@ pub fn verify(models: &PairedModels, feature: &Feature) -> Result<Vec<TestOutcom
         .collect::<Result<Vec<_>, _>>()?;
     let mut patching = Patching::new(models, pairs, &[place])?;
     let patch = patching.place_patch(place, Route::Bridge(feature.write))?;
-    let channels: Vec<usize> = feature.channels.iter().map(|member| member.channel).collect();
+    let channels: Vec<usize> = feature
+        .channels
+        .iter()
+        .map(|member| member.channel)
+        .collect();
     for &channel in &channels {
         if channel >= patch.channels {
-            let problem = format!("{place} has {} channels; there is no channel {channel}", patch.channels);
+            let problem = format!(
+                "{place} has {} channels; there is no channel {channel}",
+                patch.channels
+            );
             return Err(FeatureError::Invalid(problem));
         }
         if let Some(refusal) = patch.columns.refusal(channel) {
@@ -94,21 +101,36 @@ pub fn test_pair(test: &FeatureTest, tokenizer: &Tokenizer) -> Result<PromptPair
         );
         return Err(FeatureError::Invalid(problem));
     }
-    let question = Question::Between { presented: instead, counterfactual: expected };
-    Ok(PromptPair { presented, counterfactual, question })
+    let question = Question::Between {
+        presented: instead,
+        counterfactual: expected,
+    };
+    Ok(PromptPair {
+        presented,
+        counterfactual,
+        question,
+    })
 }
 
 /// The tokens before `prompt.len()` bytes of `prompt + following`, and the one that starts there.
-fn cut(tokenizer: &Tokenizer, prompt: &str, following: &str) -> Result<(Vec<u32>, u32), FeatureError> {
+fn cut(
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    following: &str,
+) -> Result<(Vec<u32>, u32), FeatureError> {
     let tokens: Vec<(u32, Range<usize>)> =
         tokenizer.encode_with_offsets(&format!("{prompt}{following}"))?;
-    let at = tokens.iter().position(|(_, bytes)| bytes.start == prompt.len());
+    let at = tokens
+        .iter()
+        .position(|(_, bytes)| bytes.start == prompt.len());
     match at {
-        Some(at) if at > 0 => {
-            Ok((tokens[..at].iter().map(|(id, _)| *id).collect(), tokens[at].0))
-        }
+        Some(at) if at > 0 => Ok((
+            tokens[..at].iter().map(|(id, _)| *id).collect(),
+            tokens[at].0,
+        )),
         _ => {
-            let problem = format!("no token starts where the prompt {prompt:?} ends before {following:?}");
+            let problem =
+                format!("no token starts where the prompt {prompt:?} ends before {following:?}");
             Err(FeatureError::Invalid(problem))
         }
     }
