@@ -80,7 +80,7 @@ fn an_interpolated_trigram_beats_its_parts_and_nears_the_truth() {
 
 #[test]
 fn a_token_never_counted_still_has_a_probability() {
-    let counts = Counts::new(&[&vec![0, 1, 0, 1, 0, 1, 2, 2, 0, 1].repeat(600)], 50);
+    let counts = Counts::new(&[&[0, 1, 0, 1, 0, 1, 2, 2, 0, 1].repeat(600)], 50);
     let model = Interpolated::fit(&counts, Order::Trigram);
     assert!(model.loss(&[40, 41], &[41, 42], 2).is_finite());
 }

@@ -389,7 +389,7 @@ fn examples_are_the_extremes_with_their_surroundings() {
             "never from another sequence"
         );
     }
-    assert!(examples(&tokens, 10, &vec![0.0; 40], 2).top.is_empty());
+    assert!(examples(&tokens, 10, &[0.0; 40], 2).top.is_empty());
 }
 
 #[test]
