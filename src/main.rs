@@ -6,10 +6,6 @@ use causeway::cli::Arguments;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-/// Training allocates the same large buffers every step; an allocator that keeps them spares the page faults.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

@@ -127,7 +127,7 @@ pub fn initial_tensors(
         .into_iter()
         .map(|(name, shape)| {
             let tensor = match shape.as_slice() {
-                [_, inputs] => draw(&name, &shape, 0.5 / (*inputs as f64).sqrt())?,
+                [_, inputs] => draw(&name, &shape, 0.1 / (*inputs as f64).sqrt())?,
                 _ => Tensor::zeros(shape.as_slice(), candle_core::DType::F32, device)?,
             };
             Ok((name, tensor))

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 
-use crate::training::{dense, recipe, tokenizer};
+use crate::training::run::Mode;
+use crate::training::{bridge, model, recipe, tokenizer};
 
 /// Training by a recipe; everything that decides the result is in the recipe's file.
 #[derive(Debug, Args)]
@@ -17,6 +18,9 @@ pub struct TrainArguments {
     /// Go on from the newest checkpoint in the recipe's directory.
     #[arg(long)]
     resume: bool,
+    /// Do not train: write the result of the newest checkpoint.
+    #[arg(long, conflicts_with = "resume")]
+    export: bool,
     /// `cpu`, or `cuda:N` in a build with CUDA.
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -31,7 +35,16 @@ enum Kind {
 }
 
 impl TrainArguments {
+    fn mode(&self) -> Mode {
+        match (self.export, self.resume) {
+            (true, _) => Mode::Export,
+            (_, true) => Mode::Resume,
+            _ => Mode::Start,
+        }
+    }
+
     pub fn run(self) -> anyhow::Result<()> {
+        keep_memory();
         let device = device(&self.device)?;
         match self.kind {
             Kind::Tokenizer => {
@@ -40,14 +53,14 @@ impl TrainArguments {
             Kind::Dense => {
                 let recipe: recipe::ModelRecipe = recipe::read(&self.recipe)?;
                 anyhow::ensure!(recipe.sparsity.is_none(), "a dense model's recipe has no [sparsity]");
-                dense::train_model(&recipe, &device, self.resume)?;
+                model::train_model(&recipe, &device, self.mode())?;
             }
             Kind::Sparse => {
                 let recipe: recipe::ModelRecipe = recipe::read(&self.recipe)?;
                 anyhow::ensure!(recipe.sparsity.is_some(), "a sparse model's recipe needs [sparsity]");
-                dense::train_model(&recipe, &device, self.resume)?;
+                model::train_model(&recipe, &device, self.mode())?;
             }
-            Kind::Bridge => {}
+            Kind::Bridge => bridge::train_bridge(&recipe::read(&self.recipe)?, &device, self.mode())?,
         }
         Ok(())
     }
@@ -59,5 +72,16 @@ fn device(name: &str) -> anyhow::Result<Device> {
         None if name == "cpu" => Ok(Device::Cpu),
         Some(("cuda", index)) => Ok(Device::new_cuda(index.parse()?)?),
         _ => anyhow::bail!("{name:?} is no device; use cpu, or cuda:0 in a build with --features cuda"),
+    }
+}
+
+/// Tells the C library to keep freed memory. A training step frees and takes the same large buffers again; given
+/// back to the system each time, their pages would be cleared anew, which takes longer than the arithmetic.
+fn keep_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `mallopt` sets two numbers inside the allocator and may be called at any time.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
 }

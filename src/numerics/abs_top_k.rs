@@ -69,12 +69,16 @@ impl candle_core::CustomOp2 for WhereNonzero {
         if grad.len() != result.len() {
             bail!("gradient of {} values for {}", grad.len(), result.len())
         }
-        let masked = grad
-            .iter()
-            .zip(result)
-            .map(|(&g, &r)| if r == 0.0 { 0.0 } else { g })
-            .collect();
+        let mut masked = vec![0f32; grad.len()];
+        where_nonzero(grad, result, &mut masked);
         Ok((CpuStorage::F32(masked), grad_layout.shape().clone()))
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn where_nonzero(grad: &[f32], result: &[f32], out: &mut [f32]) {
+    for ((out, &grad), &result) in out.iter_mut().zip(grad).zip(result) {
+        *out = if result == 0.0 { 0.0 } else { grad };
     }
 }
 

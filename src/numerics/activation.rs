@@ -43,12 +43,13 @@ impl CustomOp1 for GeluErf {
     }
 
     fn bwd(&self, x: &Tensor, _result: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (values, grads) = (rows::to_vec(x)?, rows::to_vec(grad)?);
-        let mut output = vec![0f32; values.len()];
+        let mut output = vec![0f32; x.elem_count()];
         let width = x.dims().last().copied().unwrap_or(1);
-        rows::map_rows(&values, width, &mut output, width, |row, x, out| {
-            gelu_gradient_row(x, &grads[row * width..][..width], out)
-        });
+        rows::with_two(x, grad, |values, grads| {
+            rows::map_rows(values, width, &mut output, width, |row, x, out| {
+                gelu_gradient_row(x, &grads[row * width..][..width], out)
+            })
+        })?;
         Ok(Some(Tensor::from_vec(output, x.shape(), x.device())?))
     }
 }

@@ -65,20 +65,22 @@ struct HeadData {
 impl CausalAttention {
     fn gather(&self, q: &[f32], keys_values: &[f32], sequence: usize, head: usize) -> HeadData {
         let (width, d_head) = (self.heads.width(), self.heads.d_head);
-        let first = sequence * self.length;
-        let pick = |source: &[f32], stride: usize, offset: usize| -> Vec<f32> {
-            (first..first + self.length)
-                .flat_map(|row| &source[row * stride + offset..][..d_head])
-                .copied()
-                .collect()
-        };
-        let k = pick(keys_values, 2 * width, head * d_head);
+        let k = self.pick(keys_values, sequence, 2 * width, head * d_head);
         HeadData {
-            q: pick(q, width, head * d_head),
-            v: pick(keys_values, 2 * width, width + head * d_head),
+            q: self.pick(q, sequence, width, head * d_head),
+            v: self.pick(keys_values, sequence, 2 * width, width + head * d_head),
             k_by_channel: by_channel(&k, d_head, padded(self.length)),
             k,
         }
+    }
+
+    /// One sequence's `[length, d_head]` block at channel `offset` of rows of `stride` channels.
+    fn pick(&self, source: &[f32], sequence: usize, stride: usize, offset: usize) -> Vec<f32> {
+        let mut block = Vec::with_capacity(self.length * self.heads.d_head);
+        for row in sequence * self.length..(sequence + 1) * self.length {
+            block.extend_from_slice(&source[row * stride + offset..][..self.heads.d_head]);
+        }
+        block
     }
 
     fn sequences(&self, rows: usize) -> Result<usize> {
@@ -153,23 +155,22 @@ impl CustomOp3 for CausalAttention {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (width, d_head) = (self.heads.width(), self.heads.d_head);
-        let (q_values, kv_values) = (rows::to_vec(q)?, rows::to_vec(keys_values)?);
-        let (sink_values, grad) = (rows::to_vec(sinks)?, rows::to_vec(grad)?);
-        let sequences = self.sequences(q_values.len() / width)?;
-        let gradients: Vec<HeadGradients> = (0..sequences * self.heads.count)
-            .into_par_iter()
-            .map(|task| {
-                let (sequence, head) = (task / self.heads.count, task % self.heads.count);
-                let data = self.gather(&q_values, &kv_values, sequence, head);
-                let grad: Vec<f32> = (sequence * self.length..(sequence + 1) * self.length)
-                    .flat_map(|row| &grad[row * width + head * d_head..][..d_head])
-                    .copied()
-                    .collect();
-                head_gradients(&data, &grad, sink_values[head], d_head)
+        let sink_values = rows::to_vec(sinks)?;
+        let sequences = self.sequences(q.dim(0)?)?;
+        let one_head = |task: usize, q: &[f32], keys_values: &[f32], grad: &[f32]| {
+            let (sequence, head) = (task / self.heads.count, task % self.heads.count);
+            let data = self.gather(q, keys_values, sequence, head);
+            let grad = self.pick(grad, sequence, width, head * d_head);
+            head_gradients(&data, &grad, sink_values[head], d_head)
+        };
+        let gradients: Vec<HeadGradients> = rows::with_two(q, keys_values, |q, keys_values| {
+            rows::with_values(grad, |grad| {
+                let heads = (0..sequences * self.heads.count).into_par_iter();
+                heads.map(|task| one_head(task, q, keys_values, grad)).collect()
             })
-            .collect();
-        let mut grad_q = vec![0f32; q_values.len()];
-        let mut grad_kv = vec![0f32; kv_values.len()];
+        })??;
+        let mut grad_q = vec![0f32; q.elem_count()];
+        let mut grad_kv = vec![0f32; keys_values.elem_count()];
         let mut grad_sinks = vec![0f32; self.heads.count];
         for (task, gradient) in gradients.iter().enumerate() {
             scatter(&gradient.q, &mut grad_q, task, self, width, 0);

@@ -50,8 +50,9 @@ impl Columns {
         let by_column = rows::to_vec(&weight.t()?.contiguous()?)?;
         let nonzero = by_column.iter().filter(|w| **w != 0.0).count();
         let sparse = (nonzero as f64) <= SPARSE_BELOW * by_column.len() as f64;
+        // A negative zero would survive skipped zeros but not added ones; plus zero survives both.
         let bias = match bias {
-            Some(bias) => rows::to_vec(bias)?,
+            Some(bias) => rows::to_vec(bias)?.into_iter().map(|b| b + 0.0).collect(),
             None => vec![0.0; outputs],
         };
         if bias.len() != outputs {
@@ -195,9 +196,11 @@ const ROW_WORTH_THREADS: usize = 1 << 18;
 /// `a * b + c`, in one rounding where the machine has it; the same choice for a whole process.
 macro_rules! multiply_add {
     ($a:expr, $b:expr, $c:expr) => {
-        if cfg!(target_arch = "aarch64")
-            || multiversion::target::selected_target!().supports_feature_str("fma")
-        {
+        // A constant on purpose: asked at run time, the question costs far more than the sum.
+        if const {
+            cfg!(target_arch = "aarch64")
+                || multiversion::target::selected_target!().supports_feature_str("fma")
+        } {
             $a.mul_add($b, $c)
         } else {
             $a * $b + $c

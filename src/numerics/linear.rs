@@ -74,19 +74,27 @@ impl CustomOp3 for LinearOp {
         _result: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let grad_x = grad.matmul(weight)?;
+        let ((n_rows, n_in), (n_out, _)) = (x.dims2()?, weight.dims2()?);
+        let tensor = |values: Vec<f32>, shape: &[usize]| Tensor::from_vec(values, shape, x.device());
+        let mut grad_x = vec![0f32; n_rows * n_in];
+        rows::with_two(grad, weight, |grad, weight| {
+            let grad = Matrix { values: grad, rows: n_rows, columns: n_out, transposed: false };
+            let weight = Matrix { values: weight, rows: n_out, columns: n_in, transposed: false };
+            add_product(&mut grad_x, grad, weight)
+        })??;
+        let grad_x = tensor(grad_x, &[n_rows, n_in])?;
         if self.frozen {
             return Ok((Some(grad_x), None, None));
         }
-        let grad_weight = grad.t()?.matmul(x)?;
-        if !self.has_bias {
-            return Ok((Some(grad_x), Some(grad_weight), None));
-        }
-        let (_, n_out) = grad.dims2()?;
-        let total = rows::sum_over_rows(&rows::to_vec(&grad)?, n_out);
-        let grad_bias = Tensor::from_vec(total, n_out, grad.device())?;
-        Ok((Some(grad_x), Some(grad_weight), Some(grad_bias)))
+        let mut grad_weight = vec![0f32; n_out * n_in];
+        let grad_bias = rows::with_two(grad, x, |grad, x| {
+            let by_output = Matrix { values: grad, rows: n_out, columns: n_rows, transposed: true };
+            let x = Matrix { values: x, rows: n_rows, columns: n_in, transposed: false };
+            add_product(&mut grad_weight, by_output, x)?;
+            let bias = self.has_bias.then(|| rows::sum_over_rows(grad, n_out));
+            bias.map(|bias| tensor(bias, &[n_out])).transpose()
+        })??;
+        Ok((Some(grad_x), Some(tensor(grad_weight, &[n_out, n_in])?), grad_bias))
     }
 }
 
@@ -118,9 +126,10 @@ fn add_product(output: &mut [f32], left: Matrix, right: Matrix) -> Result<()> {
     }
     let (left_rows, left_columns) = left.strides();
     let (right_rows, right_columns) = right.strides();
+    // More parts than threads: a thread that is held up leaves its parts to the others.
     let threads = match rayon::current_num_threads() {
         1 => gemm::Parallelism::None,
-        several => gemm::Parallelism::Rayon(several),
+        several => gemm::Parallelism::Rayon(4 * several),
     };
     // SAFETY: the sizes were checked against the slices above, the strides stay inside them, and `output` is
     // borrowed mutably, so it overlaps neither input.

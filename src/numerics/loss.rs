@@ -7,6 +7,7 @@
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 use multiversion::multiversion;
 
+use super::lanes::{LANES, Lanes};
 use super::{exponential, rows};
 
 /// `-log softmax(logits)[target]` for each row: `[rows, vocabulary]`, `[rows]` (u32) `-> [rows]`.
@@ -82,14 +83,16 @@ impl CustomOp2 for CrossEntropy {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let width = logits.dim(1)?;
-        let (values, grad) = (rows::to_vec(logits)?, rows::to_vec(grad)?);
+        let grad = rows::to_vec(grad)?;
         let targets = targets.to_vec1::<u32>()?;
-        let mut output = vec![0f32; values.len()];
-        rows::map_rows(&values, width, &mut output, width, |row, logits, out| {
-            let total = log_sum_exp(logits);
-            probabilities(logits, total, grad[row], out);
-            out[targets[row] as usize] -= grad[row];
-        });
+        let mut output = vec![0f32; logits.elem_count()];
+        rows::with_values(logits, |values| {
+            rows::map_rows(values, width, &mut output, width, |row, logits, out| {
+                let total = log_sum_exp(logits);
+                probabilities(logits, total, grad[row], out);
+                out[targets[row] as usize] -= grad[row];
+            })
+        })?;
         Ok((Some(Tensor::from_vec(output, logits.shape(), logits.device())?), None))
     }
 }
@@ -129,37 +132,35 @@ impl CustomOp2 for KlDivergence {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let width = student.dim(1)?;
-        let (students, teachers) = (rows::to_vec(student)?, rows::to_vec(teacher)?);
         let grad = rows::to_vec(grad)?;
-        let mut output = vec![0f32; students.len()];
-        rows::map_rows(&students, width, &mut output, width, |row, student, out| {
-            let teacher = &teachers[row * width..][..width];
-            let totals = (log_sum_exp(teacher), log_sum_exp(student));
-            divergence_gradient(teacher, student, totals, grad[row], out);
-        });
+        let mut output = vec![0f32; student.elem_count()];
+        rows::with_two(student, teacher, |students, teachers| {
+            rows::map_rows(students, width, &mut output, width, |row, student, out| {
+                let teacher = &teachers[row * width..][..width];
+                let totals = (log_sum_exp(teacher), log_sum_exp(student));
+                divergence_gradient(teacher, student, totals, grad[row], out);
+            })
+        })?;
         Ok((Some(Tensor::from_vec(output, student.shape(), student.device())?), None))
     }
 }
 
-const LANES: usize = 16;
-
 /// `log(sum(exp(row)))`, in lanes of fixed width.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub fn log_sum_exp(row: &[f32]) -> f32 {
-    let mut largest = [f32::NEG_INFINITY; LANES];
-    for chunk in row.chunks(LANES) {
-        for (lane, &x) in largest.iter_mut().zip(chunk) {
-            *lane = if x > *lane { x } else { *lane };
-        }
+    let groups = row.chunks_exact(LANES);
+    let rest = groups.remainder();
+    let mut largest = Lanes::splat(f32::NEG_INFINITY);
+    for group in groups.clone() {
+        largest = largest.max(Lanes::load(group));
     }
-    let largest = largest.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-    let mut lanes = [0f32; LANES];
-    for chunk in row.chunks(LANES) {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane += exponential::exp(x - largest);
-        }
+    let largest = rest.iter().fold(largest.largest(), |m, &x| if x > m { x } else { m });
+    let mut total = Lanes::splat(0.0);
+    for group in groups {
+        total = total + Lanes::load(group).map(|x| exponential::exp(x - largest));
     }
-    largest + lanes.iter().sum::<f32>().ln()
+    let rest: f32 = rest.iter().map(|&x| exponential::exp(x - largest)).sum();
+    largest + (total.sum() + rest).ln()
 }
 
 /// `out = scale * softmax(logits)`, given their log-sum-exp.
@@ -172,14 +173,18 @@ fn probabilities(logits: &[f32], total: f32, scale: f32, out: &mut [f32]) {
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn divergence_from_totals(teacher: &[f32], student: &[f32], teacher_total: f32, student_total: f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    for (teacher, student) in teacher.chunks(LANES).zip(student.chunks(LANES)) {
-        for ((lane, &t), &s) in lanes.iter_mut().zip(teacher).zip(student) {
-            let log_p = t - teacher_total;
-            *lane += exponential::exp(log_p) * (log_p - (s - student_total));
-        }
+    let term = |t: f32, s: f32| {
+        let log_p = t - teacher_total;
+        exponential::exp(log_p) * (log_p - (s - student_total))
+    };
+    let (teachers, students) = (teacher.chunks_exact(LANES), student.chunks_exact(LANES));
+    let rest = teachers.remainder().iter().zip(students.remainder());
+    let rest: f32 = rest.map(|(&t, &s)| term(t, s)).sum();
+    let mut total = Lanes::splat(0.0);
+    for (teacher, student) in teachers.zip(students) {
+        total = total + Lanes::load(teacher).zip(Lanes::load(student), term);
     }
-    lanes.iter().sum()
+    total.sum() + rest
 }
 
 /// `KL(softmax(teacher) || softmax(student))` of one row of logits, in nats.

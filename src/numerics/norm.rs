@@ -7,6 +7,7 @@
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
 
+use super::lanes::{LANES, Lanes};
 use super::rows;
 
 /// `x / sqrt(mean(x^2) + epsilon) * gain`.
@@ -69,16 +70,18 @@ impl CustomOp2 for NormOp {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let width = x.dim(D::Minus1)?;
-        let (values, gains, grads) = (rows::to_vec(x)?, rows::to_vec(gain)?, rows::to_vec(grad)?);
-        let mut grad_x = vec![0f32; values.len()];
-        rows::map_rows(&values, width, &mut grad_x, width, |index, row, out| {
-            let grad = &grads[index * width..][..width];
-            normalise_gradient(row, grad, &gains, self.epsilon, self.centre, out)
-        });
+        let gains = rows::to_vec(gain)?;
+        let mut grad_x = vec![0f32; x.elem_count()];
         let mut grad_gain = vec![0f32; width];
-        for (row, grad) in values.chunks_exact(width).zip(grads.chunks_exact(width)) {
-            gain_gradient(row, grad, self.epsilon, self.centre, &mut grad_gain);
-        }
+        rows::with_two(x, grad, |values, grads| {
+            rows::map_rows(values, width, &mut grad_x, width, |index, row, out| {
+                let grad = &grads[index * width..][..width];
+                normalise_gradient(row, grad, &gains, self.epsilon, self.centre, out)
+            });
+            for (row, grad) in values.chunks_exact(width).zip(grads.chunks_exact(width)) {
+                gain_gradient(row, grad, self.epsilon, self.centre, &mut grad_gain);
+            }
+        })?;
         Ok((
             Some(Tensor::from_vec(grad_x, x.shape(), x.device())?),
             Some(Tensor::from_vec(grad_gain, gain.shape(), x.device())?),
@@ -91,23 +94,16 @@ pub fn root_mean_square(row: &[f32], epsilon: f32) -> f32 {
     1.0 / statistics(row, epsilon, false).1
 }
 
-const LANES: usize = 16;
-
-/// A sum in sixteen lanes, then across them: one order for every caller.
+/// A sum in lanes, then across them: one order for every caller.
 #[inline(always)]
 fn lane_sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let chunks = row.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane += term(x);
-        }
+    let groups = row.chunks_exact(LANES);
+    let rest: f32 = groups.remainder().iter().map(|&x| term(x)).sum();
+    let mut total = Lanes::splat(0.0);
+    for group in groups {
+        total = total + Lanes::load(group).map(&term);
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane += term(x);
-    }
-    lanes.iter().sum()
+    total.sum() + rest
 }
 
 /// The mean (zero unless centred) and the inverse of the root mean square deviation from it.
@@ -136,10 +132,14 @@ fn normalise_gradient(row: &[f32], grad: &[f32], gain: &[f32], epsilon: f32, cen
         *o = g * gain;
     }
     let mean_u = if centre { lane_sum(out, |u| u) / count } else { 0.0 };
-    let mut products = 0f32;
-    for (&u, &x) in out.iter().zip(row) {
-        products += u * (x - mean);
+    let mut products = Lanes::splat(0.0);
+    let (us, xs) = (out.chunks_exact(LANES), row.chunks_exact(LANES));
+    let rest = xs.remainder().iter();
+    let rest: f32 = us.remainder().iter().zip(rest).map(|(&u, &x)| u * (x - mean)).sum();
+    for (u, x) in us.zip(xs) {
+        products = products + Lanes::load(u).zip(Lanes::load(x), |u, x| u * (x - mean));
     }
+    let products = products.sum() + rest;
     let slope = products * inverse * inverse / count;
     for (o, &x) in out.iter_mut().zip(row) {
         *o = inverse * (*o - mean_u - (x - mean) * slope);

@@ -78,3 +78,8 @@ pub fn with_values<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result
         _ => bail!("expected values on the CPU"),
     }
 }
+
+/// The same for two tensors.
+pub fn with_two<T>(a: &Tensor, b: &Tensor, read: impl FnOnce(&[f32], &[f32]) -> T) -> Result<T> {
+    with_values(a, |a| with_values(b, |b| read(a, b)))?
+}

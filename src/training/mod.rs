@@ -1,22 +1,26 @@
 //! Training: dense models, weight-sparse models, and bridges between them.
 //!
 //! A recipe (TOML) says everything that decides the result. [`run`] is the loop they share; what is minimised
-//! is an [`run::Objective`]: [`dense`], [`sparse`] and [`bridge`], each readable top to bottom.
+//! is an [`run::Objective`]: [`model`] (dense or sparse) and [`bridge`], each readable top to bottom.
 
+pub mod bridge;
 pub mod checkpoint;
 pub mod data;
-pub mod dense;
 pub mod initialise;
+pub mod model;
 pub mod optimizer;
 pub mod parameters;
 pub mod progress;
 pub mod recipe;
 pub mod run;
 pub mod schedule;
+pub mod task_pairs;
 pub mod tokenizer;
+pub mod twin;
 pub mod weight_mask;
 
 use crate::artifacts::ArtifactError;
+use crate::bridge::pair::PairError;
 use crate::models::layout::LayoutError;
 use crate::models::tokenizer::TokenizerError;
 
@@ -29,6 +33,8 @@ pub enum TrainingError {
     Artifact(#[from] ArtifactError),
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Pair(#[from] PairError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]

@@ -28,8 +28,8 @@ pub struct Parameter {
 pub struct Parameters(Vec<Parameter>);
 
 impl Parameters {
-    /// A model's weights. With `protected` the matrices, embeddings and biases are masked; norms' gains and
-    /// biases, positions, sinks and the bigram table stay dense.
+    /// A model's weights. With `protected` the matrices, embeddings, positions and biases are masked; norms'
+    /// gains and biases, sinks and the bigram table stay dense.
     pub fn of_model(tensors: BTreeMap<String, Tensor>, protected: Option<usize>) -> Result<Self> {
         let parameter = |(name, tensor): (String, Tensor)| {
             Ok(Parameter {
@@ -73,7 +73,7 @@ impl Parameters {
 }
 
 fn mask_rule(name: &str, protected: usize) -> Option<Protect> {
-    let dense = [".ln_", "wpe.", "sink_logit", "bigram_table", "final_logits_bias"];
+    let dense = [".ln_", "sink_logit", "bigram_table", "final_logits_bias"];
     if dense.iter().any(|part| name.contains(part)) {
         return None;
     }

@@ -273,22 +273,27 @@ pub enum SiteChoice {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Twin {
+    /// KL(sparse outcome || dense outcome); the gradient reaches the decoder and, through the swapped values, the
+    /// sparse model.
     pub weight: f32,
+    /// KL(the other sequence's own outcome || sparse outcome): asks that the few channels suffice inside the
+    /// sparse model.
+    #[serde(default)]
+    pub native_weight: f32,
     /// Pairs of sequences a step made of the tasks' minimal pairs, added to the batch.
     pub task_pairs: usize,
-    /// Pairs of ordinary sequences of the batch.
+    /// Pairs of ordinary sequences of the batch; the native term leaves them out.
     #[serde(default)]
     pub text_pairs: usize,
     /// Up to this many channels change places.
     #[serde(default = "default_twin_channels")]
     pub channels: usize,
-    /// Sites drawn in one step.
+    /// Sites drawn in one step, from all but the first and the last.
     #[serde(default = "default_twin_sites")]
     pub sites: usize,
-    /// The share of task pairs whose sparse outcome must also be the counterfactual's own: makes the few
-    /// channels suffice in the sparse model itself.
-    #[serde(default)]
-    pub native_weight: f32,
+    /// How much more a token counts whose successor differs between the two sequences.
+    #[serde(default = "default_decisive_weight")]
+    pub decisive_weight: f32,
 }
 
 fn default_twin_channels() -> usize {
@@ -296,6 +301,9 @@ fn default_twin_channels() -> usize {
 }
 fn default_twin_sites() -> usize {
     1
+}
+fn default_decisive_weight() -> f32 {
+    1.0
 }
 
 /// Reads and checks a recipe.

@@ -45,12 +45,23 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Trains to the last step, from the newest checkpoint if `resume` is set and there is one.
+/// How a training begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// From the first step; refused where a training has stopped before.
+    Start,
+    /// From the newest checkpoint, or the first step where there is none.
+    Resume,
+    /// Not at all: the newest checkpoint's weights are the result.
+    Export,
+}
+
+/// Trains to the last step.
 pub fn train(
     plan: &Plan,
     parameters: &Parameters,
     objective: &mut dyn Objective,
-    resume: bool,
+    mode: Mode,
 ) -> Result<(), TrainingError> {
     let directory = &plan.output.directory;
     let checkpoints = directory.join("checkpoints");
@@ -60,7 +71,7 @@ pub fn train(
     })?;
     let mut optimizer = AdamW::new(plan.optimizer.clone(), parameters);
     let first = match Checkpoint::newest(&checkpoints, &plan.recipe_sha256)? {
-        Some(checkpoint) if resume => restore(parameters, &mut optimizer, &checkpoint)?,
+        Some(checkpoint) if mode != Mode::Start => restore(parameters, &mut optimizer, &checkpoint)?,
         Some(checkpoint) => {
             return Err(TrainingError::Checkpoint {
                 path: checkpoints.display().to_string(),
@@ -70,8 +81,17 @@ pub fn train(
                 ),
             });
         }
+        None if mode == Mode::Export => {
+            return Err(TrainingError::Checkpoint {
+                path: checkpoints.display().to_string(),
+                problem: "there is no checkpoint to export".into(),
+            });
+        }
         None => 0,
     };
+    if mode == Mode::Export {
+        return Ok(());
+    }
     let steps = plan.batches.steps;
     let mut progress = Progress::new(directory, first, steps)?;
     for step in first..steps {

@@ -1,6 +1,6 @@
 //! Training a model alone: next-token cross-entropy, nothing else.
 //!
-//! [`super::sparse`] is the same with a magnitude mask.
+//! A recipe with a `[sparsity]` adds the magnitude mask, and the model comes out sparse.
 
 use candle_core::Device;
 
@@ -9,7 +9,7 @@ use super::data::{Batch, TrainingData};
 use super::initialise;
 use super::parameters::{Group, Parameters};
 use super::recipe::{Batches, ModelRecipe};
-use super::run::{Loss, Objective, Plan, train};
+use super::run::{Loss, Mode, Objective, Plan, train};
 use crate::models::layers::Purpose;
 use crate::models::layout::ModelFiles;
 use crate::models::tap::NoTap;
@@ -19,7 +19,7 @@ use crate::models::transformer::Transformer;
 use crate::numerics::loss::{cross_entropy, mean};
 
 /// Trains the model of a recipe and writes it to `model/` below the recipe's directory.
-pub fn train_model(recipe: &ModelRecipe, device: &Device, resume: bool) -> Result<(), TrainingError> {
+pub fn train_model(recipe: &ModelRecipe, device: &Device, mode: Mode) -> Result<(), TrainingError> {
     let json = crate::artifacts::atomic::read_small(&recipe.tokenizer, 1 << 28)?;
     let tokenizer = Tokenizer::from_bytes(&json)?;
     check_vocabulary(&tokenizer, recipe.model.vocab_size)?;
@@ -44,7 +44,7 @@ pub fn train_model(recipe: &ModelRecipe, device: &Device, resume: bool) -> Resul
         output: &recipe.output,
         recipe_sha256: Plan::hash(recipe)?,
     };
-    train(&plan, &parameters, &mut objective, resume)?;
+    train(&plan, &parameters, &mut objective, mode)?;
     let files = ModelFiles {
         config: recipe.model.clone(),
         tensors: parameters.tensors(Group::Model),

@@ -1,0 +1,425 @@
+//! Training a sparse model and its bridge to a frozen dense model, together.
+//!
+//! The loss, each term with its weight from the recipe (`y` logits, `h` streams, `d` dense, `s` sparse):
+//!
+//! ```text
+//! CE(y_s) + KL(y_d || y_s)
+//! + mean_i NMSE(f_i(h_d,i), h_s,i) + NMSE(g_i(h_s,i), h_d,i)
+//! + mean_i KL(y_d || sparse tail from f_i(h_d,i))          dense to sparse
+//! + mean_i KL(y_d || dense tail from g_i(h_s,i))           sparse to dense
+//! + the twin term
+//! ```
+//!
+//! A mean over sites can be replaced by one drawn site: the same in expectation, and the hybrids' partial passes
+//! are what a step costs. Source: Gao et al. 2025, arXiv 2511.13653; the twin term is ours.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Result as CandleResult, Tensor};
+use rand::Rng;
+
+use super::TrainingError;
+use super::data::{Batch, DRAW_CHANNELS, DRAW_PAIRS, DRAW_SITES, TrainingData, step_rng};
+use super::initialise;
+use super::model::check_vocabulary;
+use super::parameters::{Group, Parameters};
+use super::recipe::{BridgeRecipe, SiteChoice, Terms};
+use super::run::{Loss, Mode, Objective, Plan, train};
+use super::task_pairs::push_task_pairs;
+use super::twin::{TwinBatch, twin_loss};
+use crate::artifacts::ArtifactId;
+use crate::bridge::fidelity::{self, Fidelity};
+use crate::bridge::pair::PairFiles;
+use crate::bridge::record::BridgeRecord;
+use crate::bridge::{self, Bridge};
+use crate::models::layers::Purpose;
+use crate::models::layout::ModelFiles;
+use crate::models::location::Site;
+use crate::models::tap::Recorder;
+use crate::models::token_rows::TokenRows;
+use crate::models::tokenizer::Tokenizer;
+use crate::models::transformer::Transformer;
+use crate::numerics::loss::{cross_entropy, kl_divergence, mean, normalised_mean_squared_error};
+
+/// Trains the sparse model and bridge of a recipe and writes the pair to `pair/` below its directory.
+pub fn train_bridge(recipe: &BridgeRecipe, device: &Device, mode: Mode) -> Result<(), TrainingError> {
+    let dense_files = ModelFiles::read(&recipe.dense)?;
+    let json = dense_files.tokenizer.clone().ok_or_else(|| {
+        TrainingError::Recipe(format!("{} has no tokenizer.json", recipe.dense.display()))
+    })?;
+    let tokenizer = Tokenizer::from_bytes(&json)?;
+    check_vocabulary(&tokenizer, recipe.sparse.vocab_size)?;
+    if dense_files.config.n_layers != recipe.sparse.n_layers {
+        return Err(TrainingError::Recipe(format!(
+            "sparse.n_layers is {}, the dense model has {}; they must be equal",
+            recipe.sparse.n_layers, dense_files.config.n_layers
+        )));
+    }
+    let data = TrainingData::load(&recipe.sources, &tokenizer, recipe.batches.length)?;
+    tracing::info!(sources = ?data.sizes(), "training tokens");
+    let parameters = initial_parameters(recipe, &dense_files, device)?;
+    let mut objective = BridgeObjective::new(recipe, &dense_files, &parameters, data, tokenizer, device)?;
+    let plan = Plan {
+        batches: &recipe.batches,
+        optimizer: &recipe.optimizer,
+        sparsity: Some(&recipe.sparsity),
+        bridge_rate: recipe.bridge_rate,
+        output: &recipe.output,
+        recipe_sha256: Plan::hash(recipe)?,
+    };
+    train(&plan, &parameters, &mut objective, mode)?;
+    let fidelity = objective.fidelity_of_all()?;
+    let pair = PairFiles {
+        record: BridgeRecord {
+            id: identifier("bridge")?,
+            dense: identifier("dense")?,
+            sparse: identifier("sparse")?,
+            encoder_fraction: recipe.encoder_fraction,
+            sites: fidelity.sites,
+            training: serde_json::Map::new(),
+        },
+        sparse: ModelFiles {
+            config: recipe.sparse.clone(),
+            tensors: parameters.tensors(Group::Model),
+            tokenizer: Some(json),
+        },
+        tensors: parameters.tensors(Group::Bridge),
+        dense: dense_files,
+    };
+    pair.write(&recipe.output.directory.join("pair"))?;
+    Ok(())
+}
+
+fn identifier(name: &str) -> Result<ArtifactId, TrainingError> {
+    name.parse().map_err(|error| TrainingError::Recipe(format!("{error}")))
+}
+
+/// The sparse model's weights, random or from `start_from`, and a random bridge.
+pub fn initial_parameters(
+    recipe: &BridgeRecipe,
+    dense: &ModelFiles,
+    device: &Device,
+) -> Result<Parameters, TrainingError> {
+    let seed = recipe.batches.seed;
+    let sparse = match &recipe.start_from {
+        Some(directory) => {
+            let files = ModelFiles::read(directory)?;
+            if files.config != recipe.sparse {
+                let problem = format!("{} has another configuration than [sparse]", directory.display());
+                return Err(TrainingError::Recipe(problem));
+            }
+            files.tensors
+        }
+        None => initialise::model(&recipe.sparse, seed, device)?,
+    };
+    let mut parameters = Parameters::of_model(sparse, Some(recipe.sparsity.protected))?;
+    // Streams below 2^32 are the models' tensors; the bridge's follow after.
+    let mut stream = 1u64 << 32;
+    let draw = |name: &str, shape: &[usize], deviation: f64| {
+        stream += 1;
+        initialise::tensor(name, shape, deviation, seed, stream, device)
+    };
+    let (n_sites, widths) = (recipe.sparse.n_sites(), (dense.config.d_model, recipe.sparse.d_model));
+    parameters.add_bridge(bridge::initial_tensors(n_sites, widths.0, widths.1, draw, device)?)?;
+    Ok(parameters)
+}
+
+/// The bridge loss on batches of a training's data.
+pub struct BridgeObjective<'a> {
+    recipe: &'a BridgeRecipe,
+    dense: Transformer,
+    sparse: Transformer,
+    bridge: Bridge,
+    data: TrainingData,
+    tokenizer: Tokenizer,
+    device: Device,
+}
+
+impl<'a> BridgeObjective<'a> {
+    pub fn new(
+        recipe: &'a BridgeRecipe,
+        dense: &ModelFiles,
+        parameters: &Parameters,
+        data: TrainingData,
+        tokenizer: Tokenizer,
+        device: &Device,
+    ) -> Result<Self, TrainingError> {
+        let on_device = |tensors: &BTreeMap<String, Tensor>| -> CandleResult<BTreeMap<String, Tensor>> {
+            let moved = tensors.iter().map(|(name, t)| Ok((name.clone(), t.to_device(device)?)));
+            moved.collect()
+        };
+        let (config, sparse) = (dense.config.clone(), recipe.sparse.clone());
+        Ok(BridgeObjective {
+            bridge: Bridge::new(
+                &parameters.tensors(Group::Bridge),
+                sparse.n_sites(),
+                config.d_model,
+                sparse.d_model,
+                recipe.encoder_fraction,
+                Purpose::Training,
+            )?,
+            dense: Transformer::new(config, &on_device(&dense.tensors)?, Purpose::Frozen)?,
+            sparse: Transformer::new(sparse, &parameters.tensors(Group::Model), Purpose::Training)?,
+            recipe,
+            data,
+            tokenizer,
+            device: device.clone(),
+        })
+    }
+
+    /// Text sequences, then the task pairs of the twin term.
+    fn batch(&self, step: usize) -> Result<Batch, TrainingError> {
+        let mut batch = self.data.batch(&self.recipe.batches, step)?;
+        if let Some(twin) = &self.recipe.terms.twin {
+            let mut rng = step_rng(self.recipe.batches.seed, step, DRAW_PAIRS);
+            push_task_pairs(&mut batch, twin.task_pairs, &self.tokenizer, &mut rng)?;
+        }
+        Ok(batch)
+    }
+
+    /// A model's logits and streams.
+    fn run(&self, model: &Transformer, batch: &Batch) -> CandleResult<(Tensor, Vec<Tensor>)> {
+        let mut recorder = Recorder::of_sites(model.config.n_layers);
+        let mut rows = TokenRows::sequences(&batch.inputs, batch.length, &self.device)?;
+        let logits = model.forward(&mut rows, &mut recorder)?;
+        Ok((logits, recorder.into_sites()))
+    }
+
+    /// The loss on one batch; `step` decides what is drawn.
+    pub fn loss_on(&self, batch: &Batch, step: usize) -> Result<Loss, TrainingError> {
+        let terms = &self.recipe.terms;
+        let (dense_logits, dense_sites) = self.run(&self.dense, batch)?;
+        let dense_logits = dense_logits.detach();
+        let dense_sites: Vec<Tensor> = dense_sites.iter().map(Tensor::detach).collect();
+        let (sparse_logits, sparse_sites) = self.run(&self.sparse, batch)?;
+        let mut sum = WeightedSum::default();
+        let targets = batch.targets(&self.device)?;
+        sum.add("ce", terms.cross_entropy, || mean(&cross_entropy(&sparse_logits, &targets)?))?;
+        sum.add("kl", terms.distillation, || mean(&kl_divergence(&dense_logits, &sparse_logits)?))?;
+        let streams = Streams {
+            dense_logits: &dense_logits,
+            dense_sites: &dense_sites,
+            sparse_sites: &sparse_sites,
+        };
+        self.add_reconstruction(&mut sum, terms, &streams)?;
+        self.add_hybrids(&mut sum, terms, &streams, batch, step)?;
+        self.add_twin(&mut sum, &streams, &sparse_logits, batch, step)?;
+        sum.into_loss(batch.inputs.len())
+    }
+
+    fn add_reconstruction(&self, sum: &mut WeightedSum, terms: &Terms, streams: &Streams) -> CandleResult<()> {
+        let n_layers = self.sparse.config.n_layers;
+        let over_sites = |nmse: &dyn Fn(Site) -> CandleResult<Tensor>| {
+            let each: Vec<Tensor> = Site::all(n_layers).map(nmse).collect::<CandleResult<_>>()?;
+            Tensor::stack(&each, 0)?.mean_all()
+        };
+        sum.add("encoder", terms.encoder, || {
+            over_sites(&|site| {
+                let (h_d, h_s) = streams.at(site);
+                let target = if terms.encoder_moves_sparse { h_s.clone() } else { h_s.detach() };
+                normalised_mean_squared_error(&self.bridge.encode(site, h_d)?, &target)
+            })
+        })?;
+        sum.add("decoder", terms.decoder, || {
+            over_sites(&|site| {
+                let (h_d, h_s) = streams.at(site);
+                normalised_mean_squared_error(&self.bridge.decode(site, h_s)?, h_d)
+            })
+        })
+    }
+
+    fn add_hybrids(
+        &self,
+        sum: &mut WeightedSum,
+        terms: &Terms,
+        streams: &Streams,
+        batch: &Batch,
+        step: usize,
+    ) -> CandleResult<()> {
+        let mut rng = step_rng(self.recipe.batches.seed, step, DRAW_SITES);
+        let total = batch.sequences();
+        let count = terms.hybrid_sequences.map_or(total, |count| count.clamp(1, total));
+        let first = rng.random_range(0..=total - count);
+        let (first_row, n_rows) = (first * batch.length, count * batch.length);
+        let ids = batch.slice(first, count);
+        let window = |t: &Tensor| t.narrow(0, first_row, n_rows);
+        let teacher = window(streams.dense_logits)?;
+        let sites = |rng: &mut rand_chacha::ChaCha8Rng| -> Vec<Site> {
+            let all: Vec<Site> = Site::all(self.sparse.config.n_layers).collect();
+            match terms.sites {
+                SiteChoice::All => all,
+                SiteChoice::Sampled => vec![all[rng.random_range(0..all.len())]],
+            }
+        };
+        let (to_sparse, to_dense) = (sites(&mut rng), sites(&mut rng));
+        let hybrid = |model: &Transformer, site: Site, stream: Tensor| {
+            let mut rows = TokenRows::sequences(ids, batch.length, &self.device)?;
+            mean(&kl_divergence(&teacher, &model.tail(site, stream, &mut rows)?)?)
+        };
+        let over = |sites: &[Site], each: &dyn Fn(Site) -> CandleResult<Tensor>| {
+            let all: Vec<Tensor> = sites.iter().map(|&site| each(site)).collect::<CandleResult<_>>()?;
+            Tensor::stack(&all, 0)?.mean_all()
+        };
+        sum.add("d2s", terms.dense_to_sparse, || {
+            over(&to_sparse, &|site| {
+                let stream = self.bridge.encode(site, &window(streams.at(site).0)?)?;
+                hybrid(&self.sparse, site, stream)
+            })
+        })?;
+        sum.add("s2d", terms.sparse_to_dense, || {
+            over(&to_dense, &|site| {
+                let stream = self.bridge.decode(site, &window(streams.at(site).1)?)?;
+                hybrid(&self.dense, site, stream)
+            })
+        })
+    }
+
+    fn add_twin(
+        &self,
+        sum: &mut WeightedSum,
+        streams: &Streams,
+        sparse_logits: &Tensor,
+        batch: &Batch,
+        step: usize,
+    ) -> CandleResult<()> {
+        let Some(twin) = &self.recipe.terms.twin else {
+            return Ok(());
+        };
+        // The task pairs are the batch's last sequences; the text pairs stand before them.
+        let count = 2 * (twin.task_pairs + twin.text_pairs);
+        if count == 0 {
+            return Ok(());
+        }
+        let first = (batch.sequences() - count) * batch.length;
+        let n_rows = count * batch.length;
+        let window = |t: &Tensor| t.narrow(0, first, n_rows);
+        let dense_sites: Vec<Tensor> = streams.dense_sites.iter().map(window).collect::<CandleResult<_>>()?;
+        let sparse_sites: Vec<Tensor> = streams.sparse_sites.iter().map(window).collect::<CandleResult<_>>()?;
+        let twin_batch = TwinBatch {
+            ids: &batch.inputs[first..],
+            targets: &batch.targets[first..],
+            length: batch.length,
+            task_sequences: 2 * twin.task_pairs,
+            dense_sites: &dense_sites,
+            sparse_sites: &sparse_sites,
+            sparse_logits: &window(sparse_logits)?,
+        };
+        let n_layers = self.sparse.config.n_layers;
+        let mut rng = step_rng(self.recipe.batches.seed, step, DRAW_CHANNELS);
+        let inner: Vec<Site> = Site::all(n_layers).skip(1).take(2 * n_layers - 1).collect();
+        let (mut bridged, mut native) = (Vec::new(), Vec::new());
+        for _ in 0..twin.sites {
+            let site = inner[rng.random_range(0..inner.len())];
+            let loss =
+                twin_loss(&self.dense, &self.sparse, &self.bridge, twin, &twin_batch, site, &mut rng)?;
+            bridged.push(loss.bridged);
+            native.extend(loss.native);
+        }
+        sum.add("twin", twin.weight, || Tensor::stack(&bridged, 0)?.mean_all())?;
+        if native.is_empty() {
+            return Ok(());
+        }
+        sum.add("native", twin.native_weight, || Tensor::stack(&native, 0)?.mean_all())
+    }
+
+    fn fidelity(&self, batch: &Batch) -> CandleResult<Fidelity> {
+        fidelity::measure(
+            &self.dense,
+            &self.sparse,
+            &self.bridge,
+            &batch.inputs,
+            &batch.targets,
+            batch.length,
+            &self.device,
+        )
+    }
+
+    /// The pair on held-out sequences of all sources together.
+    pub fn fidelity_of_all(&self) -> CandleResult<Fidelity> {
+        let length = self.recipe.batches.length;
+        let mut all = Batch::new(length);
+        for (_, batch) in self.data.held_out(self.recipe.output.evaluation_sequences, length) {
+            all.append(batch);
+        }
+        self.fidelity(&all)
+    }
+}
+
+impl Objective for BridgeObjective<'_> {
+    fn loss(&mut self, step: usize) -> Result<Loss, TrainingError> {
+        self.loss_on(&self.batch(step)?, step)
+    }
+
+    fn evaluate(&mut self) -> Result<Vec<(String, f32)>, TrainingError> {
+        let mut results = Vec::new();
+        let held_out = self.data.held_out(self.recipe.output.evaluation_sequences, self.recipe.batches.length);
+        for (name, batch) in held_out {
+            let fidelity = self.fidelity(&batch)?;
+            let count = fidelity.sites.len() as f64;
+            let mean = |of: fn(&crate::bridge::record::SiteRecord) -> f64| {
+                fidelity.sites.iter().map(of).sum::<f64>() / count
+            };
+            let figures = [
+                ("dense_loss", fidelity.dense_loss),
+                ("sparse_loss", fidelity.sparse_loss),
+                ("distillation", fidelity.distillation),
+                ("encoder_nmse", mean(|site| site.encoder_nmse)),
+                ("decoder_nmse", mean(|site| site.decoder_nmse)),
+                ("dense_to_sparse_kl", mean(|site| site.dense_to_sparse_kl)),
+                ("sparse_to_dense_kl", mean(|site| site.sparse_to_dense_kl)),
+            ];
+            results.extend(figures.map(|(figure, value)| (format!("{name}_{figure}"), value as f32)));
+        }
+        Ok(results)
+    }
+}
+
+/// What both models made of a batch.
+struct Streams<'a> {
+    dense_logits: &'a Tensor,
+    dense_sites: &'a [Tensor],
+    sparse_sites: &'a [Tensor],
+}
+
+impl Streams<'_> {
+    /// The dense and the sparse stream at a site.
+    fn at(&self, site: Site) -> (&Tensor, &Tensor) {
+        (&self.dense_sites[site.index()], &self.sparse_sites[site.index()])
+    }
+}
+
+/// The terms of a loss as they are added up.
+#[derive(Default)]
+struct WeightedSum {
+    total: Option<Tensor>,
+    terms: Vec<(String, Tensor)>,
+}
+
+impl WeightedSum {
+    /// Adds `weight * term()`; a term of weight zero is not computed.
+    fn add(
+        &mut self,
+        name: &str,
+        weight: f32,
+        term: impl FnOnce() -> CandleResult<Tensor>,
+    ) -> CandleResult<()> {
+        if weight == 0.0 {
+            return Ok(());
+        }
+        let value = term()?;
+        let weighted = (&value * f64::from(weight))?;
+        self.total = Some(match self.total.take() {
+            Some(total) => (total + weighted)?,
+            None => weighted,
+        });
+        self.terms.push((name.to_string(), value));
+        Ok(())
+    }
+
+    fn into_loss(self, tokens: usize) -> Result<Loss, TrainingError> {
+        match self.total {
+            Some(total) => Ok(Loss { total, terms: self.terms, tokens }),
+            None => Err(TrainingError::Recipe("every term of the loss has weight zero".into())),
+        }
+    }
+}
