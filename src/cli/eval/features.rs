@@ -1,0 +1,142 @@
+//! `causeway eval features` and `causeway eval verify`: a pair's features found, written, and tested again.
+
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use clap::Args;
+
+use super::tasks::TableArguments;
+use super::{find_feature, read_features, sources, write_json};
+use crate::corpus::{CorpusGenerator, Split};
+use crate::evaluation::catalogue::{self, FEATURES_FILE, FeaturesFile};
+use crate::features::paired_models::PairedModels;
+use crate::features::statistics::ReferenceStatistics;
+use crate::features::verify::verify;
+use crate::training::data::documents;
+
+/// Tokens a reference sequence.
+const REFERENCE_LENGTH: usize = 128;
+
+#[derive(Debug, Args)]
+pub struct FeaturesArguments {
+    #[arg(long)]
+    pair: PathBuf,
+    #[command(flatten)]
+    table: TableArguments,
+    /// Reference text is drawn from the training part of this recipe's sources, in equal parts; without it,
+    /// from generated programs.
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// Sequences of reference text.
+    #[arg(long, default_value_t = 512)]
+    reference_sequences: usize,
+    /// Where to write; the pair's directory by default.
+    #[arg(long)]
+    output: Option<PathBuf>,
+}
+
+impl FeaturesArguments {
+    pub fn run(self) -> anyhow::Result<()> {
+        let models = PairedModels::read(&self.pair)?;
+        let directory = self.output.as_deref().unwrap_or(&self.pair);
+        let length = REFERENCE_LENGTH
+            .min(models.sparse.config.context_length)
+            .min(models.dense.config.context_length);
+        let reference = self.reference_tokens(&models, length)?;
+        let places = models.described_places();
+        let statistics = ReferenceStatistics::measure(&models.sparse, &reference, length, &places)?;
+        statistics.write(directory)?;
+        tracing::info!(
+            tokens = reference.len(),
+            places = places.len(),
+            "reference statistics written"
+        );
+        let mut features = Vec::new();
+        for row in self.table.rows(&models) {
+            if let Some(feature) =
+                catalogue::feature(&models, &row, &reference, length, self.table.seed)?
+            {
+                println!(
+                    "{}: {} channels of {} ({:?}), {} tests",
+                    feature.name,
+                    feature.channels.len(),
+                    feature.node,
+                    feature.write,
+                    feature.tests.len()
+                );
+                features.push(feature);
+            }
+        }
+        write_json(&directory.join(FEATURES_FILE), &FeaturesFile { features })
+    }
+
+    /// Sequences spread evenly over the training documents.
+    fn reference_tokens(&self, models: &PairedModels, length: usize) -> anyhow::Result<Vec<u32>> {
+        let tokenizer = models.tokenizer()?;
+        let texts: Vec<Vec<String>> = match &self.recipe {
+            Some(recipe) => sources(recipe)?
+                .iter()
+                .map(|source| Ok(documents(source)?.train))
+                .collect::<anyhow::Result<_>>()?,
+            None => {
+                let programs = CorpusGenerator::new(1, Split::Train);
+                vec![programs.take(self.reference_sequences).collect()]
+            }
+        };
+        let share = self.reference_sequences.div_ceil(texts.len().max(1));
+        let mut tokens = Vec::new();
+        for documents in &texts {
+            let stride = (documents.len() / share.max(1)).max(1);
+            let mut taken = 0;
+            for document in documents.iter().step_by(stride) {
+                if taken == share {
+                    break;
+                }
+                let ids = tokenizer.encode(document)?;
+                // Not always a document's beginning.
+                let start = (taken * length) % (ids.len().saturating_sub(length) + 1);
+                if let Some(window) = ids.get(start..start + length) {
+                    tokens.extend_from_slice(window);
+                    taken += 1;
+                }
+            }
+        }
+        ensure!(
+            !tokens.is_empty(),
+            "no training document has {length} tokens"
+        );
+        Ok(tokens)
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArguments {
+    #[arg(long)]
+    pair: PathBuf,
+    /// Only this feature.
+    #[arg(long)]
+    feature: Option<String>,
+}
+
+impl VerifyArguments {
+    pub fn run(self) -> anyhow::Result<()> {
+        let models = PairedModels::read(&self.pair)?;
+        let features = match &self.feature {
+            Some(name) => vec![find_feature(&self.pair, name)?],
+            None => read_features(&self.pair)?,
+        };
+        let mut failed = 0;
+        for feature in &features {
+            for outcome in verify(&models, feature)? {
+                let verdict = if outcome.passed { "passed" } else { "failed" };
+                failed += usize::from(!outcome.passed);
+                println!(
+                    "{} {verdict}: {:.3} -> {:.3}",
+                    feature.name, outcome.before, outcome.after
+                );
+            }
+        }
+        ensure!(failed == 0, "{failed} tests failed");
+        Ok(())
+    }
+}

@@ -1,0 +1,46 @@
+//! `causeway eval losses`: held-out losses beside those of n-grams, and the bridge's fidelity.
+
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use clap::Args;
+
+use super::{sources, write_outputs};
+use crate::evaluation::{losses, report};
+use crate::features::paired_models::PairedModels;
+use crate::training::data::TrainingData;
+
+#[derive(Debug, Args)]
+pub struct LossesArguments {
+    #[arg(long)]
+    pair: PathBuf,
+    /// The recipe the pair was trained by: its sources are measured.
+    #[arg(long)]
+    recipe: PathBuf,
+    /// Held-out sequences of each source.
+    #[arg(long, default_value_t = 64)]
+    sequences: usize,
+    /// Tokens a sequence; the models' context by default.
+    #[arg(long)]
+    length: Option<usize>,
+    #[arg(long)]
+    output: Vec<PathBuf>,
+}
+
+impl LossesArguments {
+    pub fn run(self) -> anyhow::Result<()> {
+        let models = PairedModels::read(&self.pair)?;
+        let contexts = [&models.dense, &models.sparse].map(|model| model.config.context_length);
+        let context = contexts[0].min(contexts[1]);
+        let length = self.length.unwrap_or(context);
+        ensure!(
+            (2..=context).contains(&length),
+            "--length must be between 2 and {context}"
+        );
+        let data = TrainingData::load(&sources(&self.recipe)?, models.tokenizer()?, length)?;
+        let results = losses::measure(&models, &data, self.sequences, length)?;
+        let table = report::loss_tables(&results);
+        print!("{table}");
+        write_outputs(&self.output, &table, &results)
+    }
+}
