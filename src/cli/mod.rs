@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and what each command does.
 
 pub mod corpus;
+pub mod openapi;
 pub mod train;
 
 use clap::{Parser, Subcommand};
@@ -17,6 +18,8 @@ pub struct Arguments {
 pub enum Command {
     /// Write generated Python programs, one JSON object with a `text` a line.
     Corpus(corpus::CorpusArguments),
+    /// Print the description of the HTTP API.
+    Openapi,
     /// Train a tokenizer, a dense or sparse model, or a sparse model with its bridge to a dense one.
     Train(train::TrainArguments),
 }
@@ -26,6 +29,7 @@ impl Arguments {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Corpus(arguments) => arguments.run(),
+            Command::Openapi => openapi::run(),
             Command::Train(arguments) => arguments.run(),
         }
     }

@@ -1,0 +1,207 @@
+//! A completion as OpenAI's `text_completion` object.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::prompt::Prompt;
+use crate::generation::request::{self, Finish, Generation, Token};
+use crate::interventions::request::Variant;
+use crate::models::tokenizer::Tokenizer;
+
+/// The completions of one request.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Completion {
+    #[schema(example = "cmpl-0a1b2c3d4e5f60718293a4b5c6d7e8f9")]
+    pub id: String,
+    #[schema(example = "text_completion")]
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: u64,
+    pub model: String,
+    /// By prompt, then sample, then variant as requested, then strength.
+    pub choices: Vec<Choice>,
+    pub usage: Usage,
+    /// A hash of the build, the model and the bridge: what changes an answer and is not in the request.
+    pub system_fingerprint: String,
+}
+
+/// One completion of one prompt.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Choice {
+    /// With `echo`, the prompt is its beginning.
+    pub text: String,
+    pub index: usize,
+    /// Null unless they were asked for.
+    #[schema(required = true)]
+    pub logprobs: Option<Logprobs>,
+    pub finish_reason: FinishReason,
+    /// The arm that this is, where the request named `variants`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub variant: Option<Variant>,
+    /// The strength of this arm, in a sweep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
+    /// What the edits did, where `steer.return` asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub receipt: Option<serde_json::Value>,
+    /// The edited features' activations, where `steer.return` asked for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub activations: Option<serde_json::Value>,
+}
+
+/// Why a completion ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// At one of the texts of `stop`, or at the end of a document.
+    Stop,
+    /// `max_tokens` or the model's context was reached.
+    Length,
+}
+
+/// Four lists of equal length, an entry a token.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Logprobs {
+    /// Each token's text; `bytes:\xe2\x82` where it is only a part of a character.
+    pub tokens: Vec<String>,
+    /// In nats; null for a prompt's first token, which nothing predicted.
+    pub token_logprobs: Vec<Option<f32>>,
+    /// The most probable tokens and the one that was taken, with their log-probabilities.
+    pub top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
+    /// Where in this choice's `text` each token begins, in characters.
+    pub text_offset: Vec<usize>,
+}
+
+/// Tokens of the whole request. The samples that `best_of` dropped count too.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+    pub total_tokens: usize,
+}
+
+/// What an answer says besides what was generated.
+#[derive(Debug)]
+pub struct Frame {
+    pub created: u64,
+    pub model: String,
+    pub system_fingerprint: String,
+    pub echo: bool,
+    pub logprobs: Option<usize>,
+}
+
+/// Keeps the `kept` choices of each prompt's `samples` with the highest mean log-probability a token; of equals
+/// the earlier one.
+pub fn keep_best(choices: &mut Vec<request::Choice>, samples: usize, kept: usize) {
+    let mut best = Vec::new();
+    let mut rest = std::mem::take(choices).into_iter().peekable();
+    while rest.peek().is_some() {
+        let mut of_prompt: Vec<request::Choice> = rest.by_ref().take(samples).collect();
+        of_prompt.sort_by(|left, right| mean_logprob(right).total_cmp(&mean_logprob(left)));
+        of_prompt.truncate(kept);
+        best.append(&mut of_prompt);
+    }
+    *choices = best;
+}
+
+/// A completion without tokens is as good as certain.
+fn mean_logprob(choice: &request::Choice) -> f64 {
+    let logprobs: Vec<f64> = choice.tokens.iter().filter_map(|token| token.logprob).map(f64::from).collect();
+    logprobs.iter().sum::<f64>() / logprobs.len().max(1) as f64
+}
+
+/// The answer. `texts` and `prompts` are the request's prompts as sent and as tokens.
+pub fn completion(
+    frame: Frame,
+    generation: Generation,
+    texts: &[Prompt],
+    prompts: &[Vec<u32>],
+    tokenizer: Option<&Tokenizer>,
+) -> Completion {
+    let per_prompt = (generation.choices.len() / prompts.len().max(1)).max(1);
+    let choices = generation.choices.into_iter().enumerate().map(|(index, choice)| {
+        let prompt = index / per_prompt;
+        let echoed = match (frame.echo, texts.get(prompt)) {
+            (false, _) | (_, None) => String::new(),
+            (true, Some(Prompt::Text(text))) if !text.is_empty() => text.clone(),
+            (true, Some(_)) => match (tokenizer, prompts.get(prompt)) {
+                (Some(tokenizer), Some(tokens)) => tokenizer.decode(tokens),
+                _ => String::new(),
+            },
+        };
+        let text = echoed + &choice.text;
+        let logprobs = frame.logprobs.map(|_| {
+            let tokens = choice.prompt.iter().filter(|_| frame.echo).chain(&choice.tokens);
+            logprobs(tokens, text.chars().count(), tokenizer)
+        });
+        Choice {
+            text,
+            index,
+            logprobs,
+            finish_reason: match choice.finish {
+                Finish::Stop => FinishReason::Stop,
+                Finish::Length => FinishReason::Length,
+            },
+            variant: choice.variant,
+            strength: choice.strength,
+            receipt: choice.receipt,
+            activations: choice.activations,
+        }
+    });
+    let (prompt_tokens, completion_tokens) = (generation.prompt_tokens, generation.completion_tokens);
+    Completion {
+        id: format!("cmpl-{}", Uuid::new_v4().simple()),
+        object: "text_completion",
+        created: frame.created,
+        model: frame.model,
+        choices: choices.collect(),
+        usage: Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens },
+        system_fingerprint: frame.system_fingerprint,
+    }
+}
+
+/// A token that begins inside a character has that character's offset; one cut off by a stop the text's end.
+fn logprobs<'a>(
+    tokens: impl Iterator<Item = &'a Token>,
+    characters: usize,
+    tokenizer: Option<&Tokenizer>,
+) -> Logprobs {
+    let bytes_of = |id: u32| tokenizer.map_or(&[][..], |tokenizer| tokenizer.token_bytes(id));
+    let mut logprobs =
+        Logprobs { tokens: Vec::new(), token_logprobs: Vec::new(), top_logprobs: Vec::new(), text_offset: Vec::new() };
+    // Characters begun so far: a byte that continues one does not count.
+    let mut begun: usize = 0;
+    let continues = |byte: u8| byte & 0b1100_0000 == 0b1000_0000;
+    for token in tokens {
+        let bytes = bytes_of(token.id);
+        let inside = bytes.first().is_some_and(|&byte| continues(byte));
+        logprobs.text_offset.push((begun - usize::from(inside && begun > 0)).min(characters));
+        begun += bytes.iter().filter(|&&byte| !continues(byte)).count();
+        logprobs.tokens.push(token_name(bytes, token.id));
+        logprobs.token_logprobs.push(token.logprob);
+        logprobs.top_logprobs.push(token.logprob.map(|own| {
+            let mut top: BTreeMap<String, f32> =
+                token.top.iter().map(|&(id, logprob)| (token_name(bytes_of(id), id), logprob)).collect();
+            top.insert(token_name(bytes, token.id), own);
+            top
+        }));
+    }
+    logprobs
+}
+
+/// A token's text, or its bytes where they are no text; an id where the model has no tokenizer.
+fn token_name(bytes: &[u8], id: u32) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok("") => format!("token:{id}"),
+        Ok(text) => text.to_owned(),
+        Err(_) => {
+            let escaped: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+            format!("bytes:{escaped}")
+        }
+    }
+}
