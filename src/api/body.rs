@@ -59,7 +59,9 @@ fn body_error(error: &actix_web::Error, limit: usize) -> ApiError {
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let path = error.path().to_string();
+        let cut_off = error.inner().is_eof();
+        // A body that ends early is wrong as a whole, wherever it ends.
+        let path = if cut_off { ".".to_owned() } else { error.path().to_string() };
         parse_error(&path, &error.into_inner().to_string())
     })?;
     reader.end().map_err(|error| parse_error(".", &error.to_string()))?;

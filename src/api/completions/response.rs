@@ -1,6 +1,7 @@
 //! A completion as OpenAI's `text_completion` object.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -65,7 +66,7 @@ pub enum FinishReason {
 }
 
 /// Four lists of equal length, an entry a token.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub struct Logprobs {
     /// Each token's text; `bytes:\xe2\x82` where it is only a part of a character.
     pub tokens: Vec<String>,
@@ -134,10 +135,15 @@ pub fn completion(
                 _ => String::new(),
             },
         };
+        let begins = echoed.chars().count();
         let text = echoed + &choice.text;
         let logprobs = frame.logprobs.map(|_| {
-            let tokens = choice.prompt.iter().filter(|_| frame.echo).chain(&choice.tokens);
-            logprobs(tokens, text.chars().count(), tokenizer)
+            let mut logprobs = Logprobs::default();
+            if frame.echo {
+                logprobs.extend(&choice.prompt, 0..=begins, tokenizer);
+            }
+            logprobs.extend(&choice.tokens, begins..=text.chars().count(), tokenizer);
+            logprobs
         });
         Choice {
             text,
@@ -165,33 +171,48 @@ pub fn completion(
     }
 }
 
-/// A token that begins inside a character has that character's offset; one cut off by a stop the text's end.
-fn logprobs<'a>(
-    tokens: impl Iterator<Item = &'a Token>,
-    characters: usize,
-    tokenizer: Option<&Tokenizer>,
-) -> Logprobs {
-    let bytes_of = |id: u32| tokenizer.map_or(&[][..], |tokenizer| tokenizer.token_bytes(id));
-    let mut logprobs =
-        Logprobs { tokens: Vec::new(), token_logprobs: Vec::new(), top_logprobs: Vec::new(), text_offset: Vec::new() };
-    // Characters begun so far: a byte that continues one does not count.
-    let mut begun: usize = 0;
-    let continues = |byte: u8| byte & 0b1100_0000 == 0b1000_0000;
-    for token in tokens {
-        let bytes = bytes_of(token.id);
-        let inside = bytes.first().is_some_and(|&byte| continues(byte));
-        logprobs.text_offset.push((begun - usize::from(inside && begun > 0)).min(characters));
-        begun += bytes.iter().filter(|&&byte| !continues(byte)).count();
-        logprobs.tokens.push(token_name(bytes, token.id));
-        logprobs.token_logprobs.push(token.logprob);
-        logprobs.top_logprobs.push(token.logprob.map(|own| {
-            let mut top: BTreeMap<String, f32> =
-                token.top.iter().map(|&(id, logprob)| (token_name(bytes_of(id), id), logprob)).collect();
-            top.insert(token_name(bytes, token.id), own);
-            top
-        }));
+impl Logprobs {
+    /// Adds tokens whose text is the characters `place` of the choice's text. A token that begins inside a
+    /// character has that character's offset; one that a stop cut off has the text's end.
+    fn extend(&mut self, tokens: &[Token], place: RangeInclusive<usize>, tokenizer: Option<&Tokenizer>) {
+        let bytes_of = |id: u32| tokenizer.map_or(&[][..], |tokenizer| tokenizer.token_bytes(id));
+        let bytes: Vec<u8> = tokens.iter().flat_map(|token| bytes_of(token.id)).copied().collect();
+        let characters = character_of_byte(&bytes);
+        let mut start = 0;
+        for token in tokens {
+            let own = bytes_of(token.id);
+            let character = characters.get(start).copied().unwrap_or(usize::MAX);
+            start += own.len();
+            self.text_offset.push(place.start().saturating_add(character).min(*place.end()));
+            self.tokens.push(token_name(own, token.id));
+            self.token_logprobs.push(token.logprob);
+            self.top_logprobs.push(token.logprob.map(|logprob| {
+                let name = |id: u32| token_name(bytes_of(id), id);
+                let mut top: BTreeMap<String, f32> =
+                    token.top.iter().map(|&(id, logprob)| (name(id), logprob)).collect();
+                top.insert(name(token.id), logprob);
+                top
+            }));
+        }
     }
-    logprobs
+}
+
+/// For each byte the index of the character it is part of, once every run of bytes that is no UTF-8 has become
+/// one replacement character.
+fn character_of_byte(bytes: &[u8]) -> Vec<usize> {
+    let mut indices = Vec::with_capacity(bytes.len());
+    let mut index = 0;
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            indices.extend(std::iter::repeat_n(index, character.len_utf8()));
+            index += 1;
+        }
+        if !chunk.invalid().is_empty() {
+            indices.extend(std::iter::repeat_n(index, chunk.invalid().len()));
+            index += 1;
+        }
+    }
+    indices
 }
 
 /// A token's text, or its bytes where they are no text; an id where the model has no tokenizer.
@@ -203,5 +224,21 @@ fn token_name(bytes: &[u8], id: u32) -> String {
             let escaped: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
             format!("bytes:{escaped}")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_belong_to_the_characters_that_decoding_makes_of_them() {
+        for bytes in [&b"a\xc3\xa9b"[..], b"\xa9\xa9x", b"\xe2\x82x", b"\xf0\x9f\x98\x80", b""] {
+            let text = String::from_utf8_lossy(bytes);
+            let indices = character_of_byte(bytes);
+            assert_eq!(indices.len(), bytes.len());
+            assert_eq!(indices.last().map_or(0, |last| last + 1), text.chars().count(), "{text}");
+        }
+        assert_eq!(character_of_byte(b"a\xc3\xa9b"), [0, 1, 1, 2]);
     }
 }
