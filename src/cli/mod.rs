@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and what each command does.
 
 pub mod corpus;
+pub mod eval;
 pub mod openapi;
 pub mod train;
 
@@ -18,6 +19,8 @@ pub struct Arguments {
 pub enum Command {
     /// Write generated Python programs, one JSON object with a `text` a line.
     Corpus(corpus::CorpusArguments),
+    /// Measure a pair: steering curves, tasks, losses, features.
+    Eval(eval::EvalArguments),
     /// Print the description of the HTTP API.
     Openapi,
     /// Train a tokenizer, a dense or sparse model, or a sparse model with its bridge to a dense one.
@@ -29,6 +32,7 @@ impl Arguments {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Corpus(arguments) => arguments.run(),
+            Command::Eval(arguments) => arguments.run(),
             Command::Openapi => openapi::run(),
             Command::Train(arguments) => arguments.run(),
         }

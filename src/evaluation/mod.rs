@@ -1,0 +1,61 @@
+//! Evaluation: what a pair can do, in figures that can be checked.
+//!
+//! - [`steering`]: the dose-response curve of one feature, drawn by [`plot`].
+//! - [`task_table`]: every task natively and through the bridge; [`report`] writes it as a table.
+//! - [`losses`]: held-out losses beside those of [`ngram`] models, and the bridge's fidelity.
+//! - [`unrelated`], [`real_strings`]: what a feature does where it should do nothing, and on real code.
+//! - [`catalogue`]: a pair's features with their statistics and tests.
+//! - [`controls`], [`interval`]: the arms a steered one is compared with, and the error bars.
+
+pub mod catalogue;
+pub mod controls;
+pub mod interval;
+pub mod losses;
+pub mod ngram;
+pub mod plot;
+pub mod real_strings;
+pub mod report;
+pub mod steering;
+pub mod task_table;
+#[cfg(test)]
+mod tests;
+pub mod unrelated;
+
+use crate::corpus::Split;
+use crate::features::FeatureError;
+use crate::features::paired_models::PairedModels;
+use crate::features::question::PromptPair;
+use crate::models::tokenizer::TokenizerError;
+use crate::tasks::{PairsError, Task, token_pairs};
+use crate::training::TrainingError;
+
+/// Why something could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluationError {
+    #[error(transparent)]
+    Feature(#[from] FeatureError),
+    #[error(transparent)]
+    Training(#[from] TrainingError),
+    #[error(transparent)]
+    Compute(#[from] candle_core::Error),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Pairs(#[from] PairsError<TokenizerError>),
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// `count` pairs of a task, cut with the pair's tokenizer.
+pub fn task_pairs(
+    models: &PairedModels,
+    task: Task,
+    count: usize,
+    seed: u64,
+    split: Split,
+) -> Result<Vec<PromptPair>, EvaluationError> {
+    let tokenizer = models.tokenizer()?;
+    let encode = |text: &str| tokenizer.encode_with_offsets(text);
+    let pairs = token_pairs(task, count, seed, split, encode)?;
+    Ok(pairs.iter().map(PromptPair::from).collect())
+}

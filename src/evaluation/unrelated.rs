@@ -1,0 +1,145 @@
+//! What a feature does where it should do nothing: setting it on prompts that have nothing to do with it.
+//!
+//! The feature is `set`, at every token, to a value that is typical of the other fact; the figure is the mean over
+//! prompts of KL(baseline || steered) of the next token, in nats. `a = <u, x>` moves to the value along `u`.
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+
+use super::EvaluationError;
+use crate::features::paired_models::PairedModels;
+use crate::features::patching::Patching;
+use crate::features::prompt_run::PromptRun;
+use crate::features::route::{ChannelColumns, Route};
+use crate::features::statistics::group_value;
+use crate::interventions::carry::row_rms;
+use crate::interventions::request::{WeightedChannel, Write};
+use crate::models::location::Place;
+use crate::numerics::loss::kl_divergence;
+use crate::numerics::rows;
+
+/// What setting the feature did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct UnrelatedEffect {
+    pub prompts: usize,
+    /// The value it was set to.
+    pub value: f64,
+    /// Mean KL(baseline || steered) at the next token, in nats.
+    pub mean_kl: f64,
+    pub largest_kl: f64,
+    /// Prompts whose most probable next token changed.
+    pub changed_first_choice: usize,
+}
+
+/// The value typical of the counterfactual side: the mean of `<u, x>` at its prompts' last token.
+pub fn typical_value(
+    patching: &Patching,
+    place: Place,
+    group: &[WeightedChannel],
+) -> Result<f64, EvaluationError> {
+    let [_, counterfactual] = patching.sparse_values(place)?;
+    let width = counterfactual.dim(1)?;
+    let values = rows::to_vec(counterfactual)?;
+    let last = patching.last_rows();
+    let value =
+        |&row: &u32| f64::from(group_value(&values[row as usize * width..][..width], group));
+    Ok(last.iter().map(value).sum::<f64>() / last.len().max(1) as f64)
+}
+
+/// Sets the group to `value` at every token of each prompt, through the bridge.
+pub fn set_everywhere(
+    models: &PairedModels,
+    prompts: &[Vec<u32>],
+    place: Place,
+    group: &[WeightedChannel],
+    write: Write,
+    value: f64,
+) -> Result<UnrelatedEffect, EvaluationError> {
+    let columns = ChannelColumns::new(models, place, Route::Bridge(write))?;
+    let borrowed: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let from_the_start = vec![0; prompts.len()];
+    let sparse = PromptRun::new(&models.sparse, &borrowed, &from_the_start, [place])?;
+    let mut dense = PromptRun::new(&models.dense, &borrowed, &from_the_start, [])?;
+    let values = sparse.value(place)?;
+    let width = values.dim(1)?;
+    let values = rows::to_vec(values)?;
+    let factors = match columns.times_sparse_rms {
+        true => row_rms(sparse.value(Place::Site(place.site(models.n_layers())))?)?,
+        false => vec![1.0; dense.kept_rows()],
+    };
+    let mut change = vec![0f32; dense.kept_rows() * columns.width];
+    let outs = change.chunks_exact_mut(columns.width);
+    for ((row, out), factor) in values.chunks_exact(width).zip(outs).zip(factors) {
+        let step = (value as f32 - group_value(row, group)) * factor;
+        for member in group {
+            columns.add(member.channel, step * member.weight as f32, out);
+        }
+    }
+    let baseline = dense.logits().clone();
+    let steered = dense.with_change(columns.target, change)?;
+    effect(&baseline, &steered, value)
+}
+
+fn effect(
+    baseline: &Tensor,
+    steered: &Tensor,
+    value: f64,
+) -> Result<UnrelatedEffect, EvaluationError> {
+    let divergences = rows::to_vec(&kl_divergence(baseline, steered)?)?;
+    let first = |logits: &Tensor| logits.argmax(1)?.to_device(&Device::Cpu)?.to_vec1::<u32>();
+    let changed = first(baseline)?.into_iter().zip(first(steered)?);
+    let count = divergences.len();
+    Ok(UnrelatedEffect {
+        prompts: count,
+        value,
+        mean_kl: divergences.iter().map(|&kl| f64::from(kl)).sum::<f64>() / count.max(1) as f64,
+        largest_kl: divergences
+            .iter()
+            .map(|&kl| f64::from(kl))
+            .fold(0.0, f64::max),
+        changed_first_choice: changed.filter(|(before, after)| before != after).count(),
+    })
+}
+
+/// Cuts prompts without an open string from code: each ends at the end of a line of one of the documents, and
+/// holds at most `longest` tokens.
+pub fn prompts_without_strings(
+    models: &PairedModels,
+    documents: &[String],
+    count: usize,
+    longest: usize,
+) -> Result<Vec<Vec<u32>>, EvaluationError> {
+    let tokenizer = models.tokenizer()?;
+    let mut prompts = Vec::new();
+    for (index, document) in documents.iter().enumerate() {
+        if prompts.len() == count {
+            break;
+        }
+        let lines: Vec<&str> = document.split_inclusive('\n').collect();
+        // A different depth into each document, and never a line of a triple-quoted string.
+        let end = 4 + index % 16;
+        if lines.len() <= end {
+            continue;
+        }
+        let text: String = lines[..end].concat();
+        let (before, line) = text.split_at(text.len() - lines[end - 1].len());
+        let words = line.trim_end();
+        if words.trim().is_empty()
+            || [before, words]
+                .iter()
+                .any(|part| part.contains("\"\"\"") || part.contains("'''"))
+        {
+            continue;
+        }
+        let cut = words.len() - words.len() / 3;
+        let Some(start) = words.get(..cut) else {
+            continue;
+        };
+        if start.trim().is_empty() || start.contains(['"', '\'', '#']) {
+            continue;
+        }
+        let tokens = tokenizer.encode(&format!("{before}{start}"))?;
+        prompts.push(tokens[tokens.len().saturating_sub(longest)..].to_vec());
+    }
+    Ok(prompts)
+}

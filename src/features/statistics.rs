@@ -1,0 +1,285 @@
+//! Channels over reference text: mean, standard deviation, extremes and how often they are not zero.
+//!
+//! `reference.safetensors` of a pair's directory holds, for each place, `PLACE.mean`, `PLACE.std`, `PLACE.max`,
+//! `PLACE.min` and `PLACE.density`, each `[channels]` f32. A group of channels has statistics of its own, which do
+//! not follow from its channels': they take a pass.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+
+use super::FeatureError;
+use super::registry::FeatureStatistics;
+use crate::artifacts::tensors::{self, FloatPrecision};
+use crate::interventions::request::WeightedChannel;
+use crate::models::location::{Place, Site};
+use crate::models::tap::Recorder;
+use crate::models::token_rows::TokenRows;
+use crate::models::transformer::Transformer;
+use crate::numerics::rows;
+
+/// The file in a pair's directory.
+pub const REFERENCE_FILE: &str = "reference.safetensors";
+/// Sequences run at once.
+const CHUNK: usize = 8;
+
+/// Running moments of one value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moments {
+    count: u64,
+    sum: f64,
+    sum_of_squares: f64,
+    max: f32,
+    min: f32,
+    nonzero: u64,
+}
+
+impl Default for Moments {
+    fn default() -> Self {
+        Moments {
+            count: 0,
+            sum: 0.0,
+            sum_of_squares: 0.0,
+            max: f32::NEG_INFINITY,
+            min: f32::INFINITY,
+            nonzero: 0,
+        }
+    }
+}
+
+impl Moments {
+    pub fn add(&mut self, value: f32) {
+        let wide = f64::from(value);
+        self.count += 1;
+        self.sum += wide;
+        self.sum_of_squares += wide * wide;
+        self.max = self.max.max(value);
+        self.min = self.min.min(value);
+        self.nonzero += u64::from(value != 0.0);
+    }
+
+    /// The statistics so far; all zero before the first value.
+    pub fn statistics(&self) -> FeatureStatistics {
+        let count = self.count.max(1) as f64;
+        let mean = self.sum / count;
+        let variance = (self.sum_of_squares / count - mean * mean).max(0.0);
+        let extreme = |value: f32| {
+            if self.count == 0 {
+                0.0
+            } else {
+                f64::from(value)
+            }
+        };
+        FeatureStatistics {
+            mean,
+            std: variance.sqrt(),
+            max: extreme(self.max),
+            min: extreme(self.min),
+            density: self.nonzero as f64 / count,
+            tokens: self.count as usize,
+            channels_to_flip: None,
+        }
+    }
+}
+
+/// Runs `model` over sequences of `length` tokens and shows `see` the values of each place, chunk by chunk:
+/// the chunk's first token, the place, and `[rows, width]` values.
+pub fn visit_places(
+    model: &Transformer,
+    sequences: &[u32],
+    length: usize,
+    places: &[Place],
+    mut see: impl FnMut(usize, Place, &[f32], usize),
+) -> Result<(), FeatureError> {
+    let n_layers = model.config.n_layers;
+    for (chunk, ids) in sequences.chunks(CHUNK * length).enumerate() {
+        let mut recorder = Recorder::of(places.iter().copied());
+        let mut rows = TokenRows::sequences(ids, length, &Device::Cpu)?;
+        let stream = model.embed(&rows)?;
+        let first = Site::before_attention(0, n_layers);
+        model.run(first, stream, &mut rows, &mut recorder)?;
+        for (place, value) in recorder.into_values() {
+            let width = value.dim(1)?;
+            rows::with_values(&value, |values| {
+                see(chunk * CHUNK * length, place, values, width)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Statistics of every channel of some places.
+#[derive(Debug, Clone, Default)]
+pub struct ReferenceStatistics {
+    /// By place name; one entry a channel.
+    places: BTreeMap<String, Vec<FeatureStatistics>>,
+}
+
+impl ReferenceStatistics {
+    /// Measures them over sequences of `length` tokens.
+    pub fn measure(
+        model: &Transformer,
+        sequences: &[u32],
+        length: usize,
+        places: &[Place],
+    ) -> Result<Self, FeatureError> {
+        let mut moments: BTreeMap<Place, Vec<Moments>> = BTreeMap::new();
+        visit_places(
+            model,
+            sequences,
+            length,
+            places,
+            |_, place, values, width| {
+                let moments = moments
+                    .entry(place)
+                    .or_insert_with(|| vec![Moments::default(); width]);
+                for row in values.chunks_exact(width) {
+                    for (moments, &value) in moments.iter_mut().zip(row) {
+                        moments.add(value);
+                    }
+                }
+            },
+        )?;
+        let finish = |moments: Vec<Moments>| moments.iter().map(Moments::statistics).collect();
+        let places = moments
+            .into_iter()
+            .map(|(place, moments)| (place.to_string(), finish(moments)));
+        Ok(ReferenceStatistics {
+            places: places.collect(),
+        })
+    }
+
+    /// One channel's statistics.
+    pub fn channel(&self, place: Place, channel: usize) -> Option<FeatureStatistics> {
+        self.places.get(&place.to_string())?.get(channel).copied()
+    }
+
+    /// All channels of a place.
+    pub fn place(&self, place: Place) -> Option<&[FeatureStatistics]> {
+        self.places.get(&place.to_string()).map(Vec::as_slice)
+    }
+
+    /// Writes [`REFERENCE_FILE`] into a pair's directory.
+    pub fn write(&self, directory: &Path) -> Result<(), FeatureError> {
+        let mut tensors = BTreeMap::new();
+        for (place, channels) in &self.places {
+            for (name, field) in FIELDS {
+                let values: Vec<f32> = channels
+                    .iter()
+                    .map(|channel| field(channel) as f32)
+                    .collect();
+                let tensor = Tensor::new(values, &Device::Cpu)?;
+                tensors.insert(format!("{place}.{name}"), tensor);
+            }
+            let tokens = channels.first().map_or(0, |channel| channel.tokens);
+            tensors.insert(
+                format!("{place}.tokens"),
+                Tensor::new(&[tokens as i64], &Device::Cpu)?,
+            );
+        }
+        Ok(tensors::write(&directory.join(REFERENCE_FILE), &tensors)?)
+    }
+
+    /// Reads a pair's statistics back.
+    pub fn read(directory: &Path) -> Result<Self, FeatureError> {
+        let path = directory.join(REFERENCE_FILE);
+        let tensors = tensors::read(&path, FloatPrecision::Single)?;
+        let mut places = BTreeMap::new();
+        for name in tensors.keys() {
+            let Some(place) = name.strip_suffix(".mean") else {
+                continue;
+            };
+            let column = |field: &str| -> Result<Vec<f64>, FeatureError> {
+                let name = format!("{place}.{field}");
+                let Some(tensor) = tensors.get(&name) else {
+                    let problem = format!("{}: has no {name}", path.display());
+                    return Err(FeatureError::Invalid(problem));
+                };
+                Ok(rows::to_vec(tensor)?.into_iter().map(f64::from).collect())
+            };
+            let tokens = match tensors.get(&format!("{place}.tokens")) {
+                Some(tokens) => tokens.flatten_all()?.to_vec1::<i64>()?.first().copied(),
+                None => None,
+            };
+            let tokens = tokens.unwrap_or(0).max(0) as usize;
+            let (mean, std, max) = (column("mean")?, column("std")?, column("max")?);
+            let (min, density) = (column("min")?, column("density")?);
+            if [&std, &max, &min, &density]
+                .iter()
+                .any(|field| field.len() != mean.len())
+            {
+                let problem = format!("{}: {place} has columns of unequal length", path.display());
+                return Err(FeatureError::Invalid(problem));
+            }
+            let channel = |channel: usize| FeatureStatistics {
+                mean: mean[channel],
+                std: std[channel],
+                max: max[channel],
+                min: min[channel],
+                density: density[channel],
+                tokens,
+                channels_to_flip: None,
+            };
+            places.insert(place.to_owned(), (0..mean.len()).map(channel).collect());
+        }
+        Ok(ReferenceStatistics { places })
+    }
+}
+
+type Field = fn(&FeatureStatistics) -> f64;
+
+const FIELDS: [(&str, Field); 5] = [
+    ("mean", |channel| channel.mean),
+    ("std", |channel| channel.std),
+    ("max", |channel| channel.max),
+    ("min", |channel| channel.min),
+    ("density", |channel| channel.density),
+];
+
+/// The value `<u, x>` of a group with unit weights at every token of the sequences.
+pub fn group_activations(
+    model: &Transformer,
+    sequences: &[u32],
+    length: usize,
+    place: Place,
+    group: &[WeightedChannel],
+) -> Result<Vec<f32>, FeatureError> {
+    let width = place.width(&model.config);
+    if let Some(bad) = group.iter().find(|member| member.channel >= width) {
+        let problem = format!(
+            "{place} has {width} channels; there is no channel {}",
+            bad.channel
+        );
+        return Err(FeatureError::Invalid(problem));
+    }
+    let mut activations = vec![0f32; sequences.len()];
+    visit_places(
+        model,
+        sequences,
+        length,
+        &[place],
+        |first, _, values, width| {
+            for (row, out) in values.chunks_exact(width).zip(&mut activations[first..]) {
+                *out = group_value(row, group);
+            }
+        },
+    )?;
+    Ok(activations)
+}
+
+/// `<u, x>`.
+pub fn group_value(row: &[f32], group: &[WeightedChannel]) -> f32 {
+    let sum: f64 = group
+        .iter()
+        .map(|member| member.weight * f64::from(row[member.channel]))
+        .sum();
+    sum as f32
+}
+
+/// Statistics of a list of values.
+pub fn statistics_of(values: &[f32]) -> FeatureStatistics {
+    let mut moments = Moments::default();
+    values.iter().for_each(|&value| moments.add(value));
+    moments.statistics()
+}

@@ -1,0 +1,137 @@
+//! A feature's own tests, run again on a pair.
+
+use std::ops::Range;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::FeatureError;
+use super::paired_models::PairedModels;
+use super::patching::Patching;
+use super::question::{PromptPair, Question, share};
+use super::registry::{Feature, FeatureTest};
+use super::route::Route;
+use crate::models::location::Place;
+use crate::models::tokenizer::Tokenizer;
+
+/// What one test found.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct TestOutcome {
+    pub prompt: String,
+    pub counterfactual: String,
+    /// Two-way probability of the expected token without the edit and with it.
+    pub before: f64,
+    pub after: f64,
+    pub at_most_before: f64,
+    pub at_least: f64,
+    pub passed: bool,
+}
+
+/// Runs every test of a feature, patching it from the counterfactual through the bridge at full strength.
+pub fn verify(models: &PairedModels, feature: &Feature) -> Result<Vec<TestOutcome>, FeatureError> {
+    if feature.tests.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tokenizer = models.tokenizer()?;
+    let place = Place::parse(&feature.node, models.n_layers())?;
+    let pairs = feature
+        .tests
+        .iter()
+        .map(|test| test_pair(test, tokenizer))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut patching = Patching::new(models, pairs, &[place])?;
+    let patch = patching.place_patch(place, Route::Bridge(feature.write))?;
+    let channels: Vec<usize> = feature
+        .channels
+        .iter()
+        .map(|member| member.channel)
+        .collect();
+    for &channel in &channels {
+        if channel >= patch.channels {
+            let problem = format!(
+                "{place} has {} channels; there is no channel {channel}",
+                patch.channels
+            );
+            return Err(FeatureError::Invalid(problem));
+        }
+        if let Some(refusal) = patch.columns.refusal(channel) {
+            return Err(refusal.clone().into());
+        }
+    }
+    let after = patching.answers_with(&patch, patch.group(&channels, 1.0))?;
+    let before = &patching.answers.dense_presented;
+    let margins = before.margins.iter().zip(&after.margins);
+    Ok(feature
+        .tests
+        .iter()
+        .zip(margins)
+        .map(|(test, (&before, &after))| {
+            let (before, after) = (share(before), share(after));
+            TestOutcome {
+                prompt: test.prompt.clone(),
+                counterfactual: test.counterfactual.clone(),
+                before,
+                after,
+                at_most_before: test.at_most_before,
+                at_least: test.at_least,
+                passed: before <= test.at_most_before && after >= test.at_least,
+            }
+        })
+        .collect())
+}
+
+/// A test as tokens. The candidates are cut from the full text: the first token that starts where the prompt
+/// ends, in the tokenisation of the prompt together with what is said to follow.
+pub fn test_pair(test: &FeatureTest, tokenizer: &Tokenizer) -> Result<PromptPair, FeatureError> {
+    let (presented, instead) = cut(tokenizer, &test.prompt, &test.instead)?;
+    let (_, expected) = cut(tokenizer, &test.prompt, &test.expected)?;
+    let (counterfactual, _) = cut(tokenizer, &test.counterfactual, &test.expected)?;
+    if presented.len() != counterfactual.len() {
+        let (one, other) = (presented.len(), counterfactual.len());
+        let problem = format!(
+            "the prompt {:?} has {one} tokens and its counterfactual {:?} has {other}; they must agree",
+            test.prompt, test.counterfactual
+        );
+        return Err(FeatureError::Invalid(problem));
+    }
+    if expected == instead {
+        let problem = format!(
+            "{:?} and {:?} begin with the same token after {:?}",
+            test.expected, test.instead, test.prompt
+        );
+        return Err(FeatureError::Invalid(problem));
+    }
+    let question = Question::Between {
+        presented: instead,
+        counterfactual: expected,
+    };
+    Ok(PromptPair {
+        presented,
+        counterfactual,
+        question,
+    })
+}
+
+/// The tokens before `prompt.len()` bytes of `prompt + following`, and the one that starts there.
+fn cut(
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    following: &str,
+) -> Result<(Vec<u32>, u32), FeatureError> {
+    let tokens: Vec<(u32, Range<usize>)> =
+        tokenizer.encode_with_offsets(&format!("{prompt}{following}"))?;
+    let at = tokens
+        .iter()
+        .position(|(_, bytes)| bytes.start == prompt.len());
+    match at {
+        Some(at) if at > 0 => Ok((
+            tokens[..at].iter().map(|(id, _)| *id).collect(),
+            tokens[at].0,
+        )),
+        _ => {
+            let problem =
+                format!("no token starts where the prompt {prompt:?} ends before {following:?}");
+            Err(FeatureError::Invalid(problem))
+        }
+    }
+}
