@@ -13,7 +13,5 @@ mod features;
 mod refusals;
 #[path = "api/service.rs"]
 mod service;
-#[path = "api/start.rs"]
-mod start;
 #[path = "api/tiny_pair.rs"]
 mod tiny_pair;

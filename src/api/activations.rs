@@ -100,13 +100,13 @@ pub async fn create(state: web::Data<State>, body: JsonBody<CreateActivations>) 
     let tokens = prompt::encode(vec![prompt], card, &state.limits).await?.remove(0);
     check_size(&places, tokens.len(), card, logits, state.limits.max_activation_values)?;
     let asked = ActivationsRequest { model: card.id.clone(), tokens: tokens.clone(), places: names(&places), logits };
-    let found = state.backend.activations(asked).await?;
+    let found = state.engine.activations(asked).await?;
     let nodes = found.places.into_iter().map(|(name, width, values)| {
         let rows = values.chunks(width.max(1));
         let node = choose(rows, width, request.channels.as_deref(), request.top_k);
         (name, node)
     });
-    let text_of = |id: u32| card.tokenizer.as_ref().map_or(String::new(), |tokenizer| tokenizer.token_text(id));
+    let text_of = |id: u32| card.tokenizer.token_text(id);
     Ok(HttpResponse::Ok().json(ActivationsObject {
         object: "activations",
         model: card.id.clone(),

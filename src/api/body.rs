@@ -11,8 +11,9 @@ use actix_web::{FromRequest, HttpRequest, ResponseError, dev, web};
 use serde::de::DeserializeOwned;
 
 use super::ApiError;
-use super::nearest;
+use super::inventory::shortened;
 use super::state::State;
+use crate::interventions::nearest::suggestion;
 
 /// A request's body, parsed.
 #[derive(Debug)]
@@ -73,8 +74,8 @@ fn parse_error(path: &str, message: &str) -> ApiError {
     let parent = if path == "." { "" } else { path };
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     if message.starts_with("unknown field") && !quoted.is_empty() {
-        let param = join(parent, quoted[0]);
-        let near = nearest::suggestion(quoted[0], quoted[1..].iter().copied());
+        let param = join(parent, &shortened(quoted[0]));
+        let near = suggestion(&shortened(quoted[0]), quoted[1..].iter().copied());
         let message = format!("there is no field {param:?}{near}");
         return ApiError::Invalid { message, param: Some(param), code: Some("unknown_field") };
     }

@@ -94,6 +94,11 @@ impl FeatureStore {
         bridges.get(bridge).map(|features| features.merged(bridge)).unwrap_or_default()
     }
 
+    /// The features of one bridge by name.
+    pub fn by_name(&self, bridge: &str) -> BTreeMap<String, Feature> {
+        self.of(bridge).into_iter().map(|stored| (stored.feature.name.clone(), stored.feature)).collect()
+    }
+
     /// Waits until no other change is under way; until the guard is dropped there will be none.
     pub async fn change(&self) -> ChangeGuard<'_> {
         ChangeGuard { store: self, _turn: self.changing.lock().await }
@@ -148,8 +153,7 @@ impl BridgeFeatures {
     }
 }
 
-/// Reads an array of features.
-pub fn read_features(path: &Path) -> Result<Vec<Feature>, StoreError> {
+fn read_features(path: &Path) -> Result<Vec<Feature>, StoreError> {
     let json = atomic::read_small(path, LONGEST_FILE)?;
     serde_json::from_slice(&json).map_err(|error| json_error(path, &error))
 }

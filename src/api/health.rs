@@ -30,7 +30,7 @@ pub async fn live() -> HttpResponse {
             headers(("retry-after" = u64, description = "Seconds")))
     ))]
 pub async fn ready(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
-    match tokio::time::timeout(state.ready_timeout, state.backend.ping()).await {
+    match tokio::time::timeout(state.ready_timeout, state.engine.ping()).await {
         Ok(Ok(())) => Ok(HttpResponse::Ok().json(Health { status: "ready" })),
         Ok(Err(error)) => Err(ApiError::NotReady(error.to_string())),
         Err(_) => {

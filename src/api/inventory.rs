@@ -2,22 +2,18 @@
 //! checking a request's names and tokenising need no word from the engine.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 
 use super::ApiError;
-use super::nearest;
-use crate::artifacts::{ArtifactError, ArtifactId, Manifest};
 use crate::bridge::record::BridgeRecord;
+use crate::features::statistics::ReferenceStatistics;
+use crate::generation::catalog::{Catalog, LoadedBridge, LoadedModel, ModelKind};
+use crate::interventions::nearest::suggestion;
 use crate::models::config::TransformerConfig;
-use crate::models::layout::ModelFiles;
-use crate::models::tokenizer::{Tokenizer, TokenizerError};
-
-/// A model with less than this share of its weights nonzero counts as sparse.
-const SPARSE_BELOW: f64 = 0.5;
+use crate::models::tokenizer::Tokenizer;
 
 /// All that is served.
 #[derive(Debug, Default)]
@@ -32,16 +28,14 @@ pub struct ModelCard {
     pub id: String,
     pub sparse: bool,
     pub config: TransformerConfig,
-    /// A model without one takes and gives token ids only.
-    pub tokenizer: Option<Arc<Tokenizer>>,
+    pub tokenizer: Arc<Tokenizer>,
     pub parameters: usize,
     pub nonzeros: usize,
     /// Seconds since 1970.
     pub loaded: u64,
-    /// A hash of its files.
+    /// A hash of its configuration and weights.
     pub fingerprint: String,
-    /// What its manifest says of where it came from.
-    pub provenance: BTreeMap<String, serde_json::Value>,
+    pub provenance: Provenance,
 }
 
 /// One bridge.
@@ -49,75 +43,45 @@ pub struct ModelCard {
 pub struct BridgeCard {
     pub record: BridgeRecord,
     pub fingerprint: String,
-    pub provenance: BTreeMap<String, serde_json::Value>,
+    pub provenance: Provenance,
+    /// What single channels of the sparse model do over reference text, where that was measured.
+    pub statistics: ReferenceStatistics,
 }
 
-/// Why something cannot be listed.
-#[derive(Debug, thiserror::Error)]
-pub enum InventoryError {
-    #[error(transparent)]
-    Artifact(#[from] ArtifactError),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    #[error("a weight could not be read: {0}")]
-    Weights(#[from] candle_core::Error),
-    #[error("two {kind}s are called {id}")]
-    Twice { kind: &'static str, id: String },
-}
+/// What a manifest says of where something came from.
+pub type Provenance = BTreeMap<String, serde_json::Value>;
 
 impl Inventory {
-    /// Adds a model read from `directory`.
-    pub fn add_model(
-        &mut self,
-        id: &ArtifactId,
-        files: &ModelFiles,
-        directory: &Path,
-    ) -> Result<(), InventoryError> {
-        let mut parameters = 0;
-        let mut nonzeros = 0;
-        for tensor in files.tensors.values() {
-            let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-            parameters += values.len();
-            nonzeros += values.iter().filter(|value| **value != 0.0).count();
-        }
-        let tokenizer = files.tokenizer.as_deref().map(Tokenizer::from_bytes).transpose()?;
-        let (fingerprint, provenance) = origin(id, directory)?;
-        let card = ModelCard {
-            id: id.to_string(),
-            sparse: (nonzeros as f64) < SPARSE_BELOW * parameters as f64,
-            config: files.config.clone(),
-            tokenizer: tokenizer.map(Arc::new),
-            parameters,
-            nonzeros,
-            loaded: unix_seconds(),
-            fingerprint,
-            provenance,
+    /// Cards of everything in a catalog, still without provenance and statistics.
+    pub fn of(catalog: &Catalog) -> Self {
+        let loaded = unix_seconds();
+        let model = |model: &LoadedModel| ModelCard {
+            id: model.id.clone(),
+            sparse: model.kind == ModelKind::Sparse,
+            config: model.transformer.config.clone(),
+            tokenizer: model.tokenizer.clone(),
+            parameters: model.parameters,
+            nonzeros: model.nonzeros,
+            loaded,
+            fingerprint: model.fingerprint.clone(),
+            provenance: Provenance::new(),
         };
-        match self.models.insert(id.to_string(), card) {
-            None => Ok(()),
-            Some(_) => Err(InventoryError::Twice { kind: "model", id: id.to_string() }),
-        }
-    }
-
-    /// Adds a bridge, whose models are added by themselves.
-    pub fn add_bridge(&mut self, record: BridgeRecord, directory: &Path) -> Result<(), InventoryError> {
-        let id = record.id.to_string();
-        // The pair's directory holds the models too; what tells one bridge from another is all of it.
-        let (fingerprint, provenance) = origin(&record.id, directory)?;
-        if let Some(model) = self.models.get_mut(record.sparse.as_str()) {
-            model.sparse = true;
-        }
-        let card = BridgeCard { record, fingerprint, provenance };
-        match self.bridges.insert(id.clone(), card) {
-            None => Ok(()),
-            Some(_) => Err(InventoryError::Twice { kind: "bridge", id }),
+        let bridge = |bridge: &LoadedBridge| BridgeCard {
+            record: bridge.record.clone(),
+            fingerprint: bridge.fingerprint.clone(),
+            provenance: Provenance::new(),
+            statistics: ReferenceStatistics::default(),
+        };
+        Inventory {
+            models: catalog.models.iter().map(|(id, loaded)| (id.clone(), model(loaded))).collect(),
+            bridges: catalog.bridges.iter().map(|(id, loaded)| (id.clone(), bridge(loaded))).collect(),
         }
     }
 
     /// The model that a request names in its field `model`.
     pub fn model(&self, id: &str) -> Result<&ModelCard, ApiError> {
         self.models.get(id).ok_or_else(|| {
-            let near = nearest::suggestion(id, self.models.keys().map(String::as_str));
+            let near = suggestion(&shortened(id), self.models.keys().map(String::as_str));
             ApiError::NotFound {
                 message: format!("there is no model {:?}{near}", shortened(id)),
                 param: Some("model".to_owned()),
@@ -129,7 +93,7 @@ impl Inventory {
     /// The bridge of this id; `param` is the field that names it, where a body or a query does.
     pub fn bridge(&self, id: &str, param: Option<&str>) -> Result<&BridgeCard, ApiError> {
         self.bridges.get(id).ok_or_else(|| {
-            let near = nearest::suggestion(id, self.bridges.keys().map(String::as_str));
+            let near = suggestion(&shortened(id), self.bridges.keys().map(String::as_str));
             let message = format!("there is no bridge {:?}{near}", shortened(id));
             match param {
                 Some(param) => ApiError::invalid_with_code(param, "bridge_not_found", message),
@@ -168,15 +132,6 @@ impl Inventory {
     }
 }
 
-impl ModelCard {
-    /// What text becomes for this model.
-    pub fn tokenizer(&self) -> Result<Arc<Tokenizer>, ApiError> {
-        self.tokenizer.clone().ok_or_else(|| {
-            ApiError::invalid("prompt", format!("model {} has no tokenizer; give token ids", self.id))
-        })
-    }
-}
-
 impl BridgeCard {
     fn joins(&self, model: &str) -> bool {
         self.record.dense.as_str() == model || self.record.sparse.as_str() == model
@@ -195,22 +150,6 @@ pub fn system_fingerprint(model: &ModelCard, bridge: Option<&BridgeCard>) -> Str
 /// Seconds since 1970.
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// A hash of all files of a directory, and the provenance its manifest tells where it has one.
-fn origin(
-    id: &ArtifactId,
-    directory: &Path,
-) -> Result<(String, BTreeMap<String, serde_json::Value>), ArtifactError> {
-    let found = Manifest::of_directory(directory, id.clone(), String::new(), BTreeMap::new())?;
-    let mut hasher = Sha256::new();
-    for file in &found.files {
-        hasher.update(file.name.as_str());
-        hasher.update(&file.sha256);
-    }
-    // A directory without a manifest is served all the same; it only cannot say where it came from.
-    let provenance = Manifest::read(directory).map(|manifest| manifest.provenance).unwrap_or_default();
-    Ok((hexadecimal(&hasher.finalize()[..16]), provenance))
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {

@@ -5,18 +5,18 @@
 //! engine as plain data. Nothing here touches a tensor, and no path is ever made from a request's text.
 
 pub mod activations;
-pub mod backend;
 pub mod body;
 pub mod bridges;
 pub mod completions;
 pub mod error;
+pub mod examiner;
 pub mod feature_store;
 pub mod features;
 pub mod health;
 pub mod inventory;
+pub mod loading;
 pub mod metrics;
 pub mod models;
-pub mod nearest;
 pub mod observe;
 pub mod openapi;
 pub mod server;

@@ -37,8 +37,9 @@ pub struct Model {
     pub nonzeros: usize,
     /// The residual sites, in the order of the forward pass.
     pub sites: Vec<String>,
-    /// Whether text can be sent to it; a model without a tokenizer takes token ids.
-    pub tokenizer: bool,
+    /// The id of the token that separates documents and ends completions.
+    #[schema(required = true)]
+    pub end_of_text: Option<u32>,
     /// The bridges that join it to another model.
     pub bridges: Vec<String>,
     /// Changes with the model's files.
@@ -80,7 +81,7 @@ fn model(card: &ModelCard, inventory: &Inventory) -> Model {
         parameters: card.parameters,
         nonzeros: card.nonzeros,
         sites: Site::all(config.n_layers).map(|site| site.to_string()).collect(),
-        tokenizer: card.tokenizer.is_some(),
+        end_of_text: card.tokenizer.end_of_text(),
         bridges: inventory.bridges_of(&card.id).map(|bridge| bridge.record.id.to_string()).collect(),
         fingerprint: card.fingerprint.clone(),
         provenance: card.provenance.clone(),

@@ -27,6 +27,8 @@ use super::{activations, bridges, completions, features, health, models};
         features::list::retrieve,
         features::change::update,
         features::change::delete,
+        features::contrast::create,
+        features::verify::create,
         activations::create,
         health::live,
         health::ready,

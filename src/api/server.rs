@@ -45,6 +45,8 @@ fn routes(config: &mut web::ServiceConfig) {
                 .route(web::get().to(features::list))
                 .route(web::post().to(features::create)),
         )
+        .service(at("/v1/features/contrast", "POST").route(web::post().to(features::contrast::create)))
+        .service(at("/v1/features/{id}/verify", "POST").route(web::post().to(features::verify::create)))
         .service(
             at("/v1/features/{id}", "GET, PATCH, DELETE")
                 .route(web::get().to(features::retrieve))

@@ -3,6 +3,7 @@
 pub mod corpus;
 pub mod eval;
 pub mod openapi;
+pub mod serve;
 pub mod train;
 
 use clap::{Parser, Subcommand};
@@ -23,6 +24,8 @@ pub enum Command {
     Eval(eval::EvalArguments),
     /// Print the description of the HTTP API.
     Openapi,
+    /// Serve models over HTTP.
+    Serve(serve::ServeArguments),
     /// Train a tokenizer, a dense or sparse model, or a sparse model with its bridge to a dense one.
     Train(train::TrainArguments),
 }
@@ -34,6 +37,7 @@ impl Arguments {
             Command::Corpus(arguments) => arguments.run(),
             Command::Eval(arguments) => arguments.run(),
             Command::Openapi => openapi::run(),
+            Command::Serve(arguments) => arguments.run(),
             Command::Train(arguments) => arguments.run(),
         }
     }

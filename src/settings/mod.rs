@@ -84,7 +84,7 @@ impl Default for Limits {
             max_body_bytes: 4 << 20,
             max_prompts: 256,
             max_prompt_characters: 1 << 19,
-            max_choices: 1024,
+            max_choices: 512,
             max_generated_tokens: 1 << 17,
             max_activation_values: 1 << 21,
         }

@@ -9,11 +9,11 @@ use std::thread::JoinHandle;
 
 use actix_web::dev::ServerHandle;
 use actix_web::web;
-use causeway::api::server;
+use causeway::api::{loading, server};
 use causeway::settings::Settings;
 use serde_json::Value;
 
-use crate::{start, tiny_pair};
+use crate::tiny_pair;
 
 /// A running server; it stops when dropped, and its files go with it.
 pub struct Server {
@@ -45,15 +45,14 @@ impl Server {
 
     fn in_directory(directory: PathBuf, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings =
-            Settings { data_dir: directory.join("data"), threads: 1, shutdown_seconds: 5, ..Settings::default() };
+            Settings { data_dir: directory.join("data"), pairs: vec![directory.join("pair")], threads: 1, shutdown_seconds: 5, ..Settings::default() };
         change(&mut settings);
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, receiver) = mpsc::channel();
-        let pair = directory.join("pair");
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async {
-                let state = web::Data::new(start::state(&settings, address, &pair));
+                let state = web::Data::new(loading::load(&settings, address).unwrap());
                 let running = server::run(listener, state, &settings).unwrap();
                 sender.send(running.handle()).unwrap();
                 running.await.unwrap();

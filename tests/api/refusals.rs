@@ -135,7 +135,7 @@ fn names_that_nothing_has_are_refused_with_the_nearest() {
     let server = Server::new();
     let answer = server.post("/v1/completions", &completion(&json!({"model": "tinyy"})));
     answer.is_error(404, Some("model"), Some("model_not_found"));
-    assert!(answer.body.contains("tiny-sparse"), "{}", answer.body);
+    assert!(answer.body.contains("the nearest is \\\"tiny\\\""), "{}", answer.body);
     server.get("/v1/models/../tiny").is_error(404, None, Some("no_such_address"));
     server.get("/v1/models/..%2f..%2fetc").is_error(404, Some("model"), Some("model_not_found"));
     server.get("/v1/bridges/nothing").is_error(404, None, Some("bridge_not_found"));

@@ -21,7 +21,7 @@ fn models_and_bridges_are_described() {
         ("context_length", json!(tiny_pair::CONTEXT)),
         ("vocab_size", json!(tiny_pair::VOCABULARY)),
         ("bridges", json!(["tiny"])),
-        ("tokenizer", json!(true)),
+        ("end_of_text", json!(tiny_pair::VOCABULARY - 1)),
         ("sites", json!(["0.resid_in", "0.resid_mid", "1.resid_in", "1.resid_mid", "final_resid"])),
     ] {
         assert_eq!(model[field], value, "{field}");

@@ -94,11 +94,11 @@ pub fn write(directory: &Path) {
         },
     };
     pair.write(directory).unwrap();
-    let features = json!([{
+    let features = json!({"features": [{
         "name": "shipped_feature", "description": "Came with the pair.", "node": "1.attn.act_in",
         "channels": [{"channel": 3, "weight": 1.0}], "write": "sublayer", "tasks": ["single_double_quote"],
         "stats": {"mean": 0.1, "std": 0.5, "max": 2.0, "min": -1.0, "density": 0.25, "tokens": 1000},
         "tests": []
-    }]);
+    }]});
     atomic::write(&directory.join("features.json"), features.to_string().as_bytes()).unwrap();
 }

@@ -17,6 +17,7 @@ use super::body::JsonBody;
 use super::error::ErrorBody;
 use super::inventory::{system_fingerprint, unix_seconds};
 use super::state::State;
+use crate::generation::request::GenerationRequest;
 
 /// Completes one or more prompts, with edits of sparse features where `steer` asks for them.
 #[utoipa::path(post, path = "/v1/completions", tag = "completions", operation_id = "createCompletion",
@@ -40,10 +41,8 @@ pub async fn create(state: web::Data<State>, body: JsonBody<CreateCompletion>) -
     let bridge = checked.engine.steer.as_ref().filter(|steer| !steer.edits.is_empty()).and_then(|steer| {
         state.inventory.bridge_for(&card.id, steer.bridge.as_deref())
     });
-    let mut generation = state
-        .backend
-        .generate(crate::generation::request::GenerationRequest { prompts: prompts.clone(), ..checked.engine })
-        .await?;
+    let asked = GenerationRequest { prompts: prompts.clone(), ..checked.engine };
+    let mut generation = state.engine.generate(asked).await?;
     state.metrics.prompt_tokens.inc_by(generation.prompt_tokens as u64);
     state.metrics.generation_tokens.inc_by(generation.completion_tokens as u64);
     if let Some(bridge) = bridge {
@@ -59,5 +58,5 @@ pub async fn create(state: web::Data<State>, body: JsonBody<CreateCompletion>) -
         echo: checked.echo,
         logprobs: checked.logprobs,
     };
-    Ok(HttpResponse::Ok().json(response::completion(frame, generation, &texts, &prompts, card.tokenizer.as_deref())))
+    Ok(HttpResponse::Ok().json(response::completion(frame, generation, &texts, &prompts, &card.tokenizer)))
 }

@@ -17,12 +17,8 @@ pub enum Prompt {
 /// The token ids of each prompt, none of them empty and none longer than the model's context.
 pub async fn encode(prompts: Vec<Prompt>, card: &ModelCard, limits: &Limits) -> Result<Vec<Vec<u32>>, ApiError> {
     check_length(&prompts, limits)?;
-    let needs_tokenizer = |prompt: &Prompt| matches!(prompt, Prompt::Text(_));
-    let tokenizer = match prompts.iter().any(needs_tokenizer) {
-        true => Some(card.tokenizer()?),
-        false => None,
-    };
-    let encoded = web::block(move || encode_all(prompts, tokenizer.as_deref())).await;
+    let tokenizer = card.tokenizer.clone();
+    let encoded = web::block(move || encode_all(prompts, &tokenizer)).await;
     let encoded = encoded.map_err(ApiError::internal)??;
     for (index, tokens) in encoded.iter().enumerate() {
         check_tokens(tokens, card, index)?;
@@ -48,18 +44,17 @@ fn check_length(prompts: &[Prompt], limits: &Limits) -> Result<(), ApiError> {
     }
 }
 
-fn encode_all(prompts: Vec<Prompt>, tokenizer: Option<&Tokenizer>) -> Result<Vec<Vec<u32>>, ApiError> {
-    let encode = |prompt| match (prompt, tokenizer) {
-        (Prompt::Tokens(tokens), _) => Ok(tokens),
+fn encode_all(prompts: Vec<Prompt>, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, ApiError> {
+    let encode = |prompt| match prompt {
+        Prompt::Tokens(tokens) => Ok(tokens),
         // An empty text is what comes before a document.
-        (Prompt::Text(text), Some(tokenizer)) if text.is_empty() => match tokenizer.end_of_text() {
+        Prompt::Text(text) if text.is_empty() => match tokenizer.end_of_text() {
             Some(id) => Ok(vec![id]),
             None => Err(ApiError::invalid("prompt", "the prompt is empty, and the tokenizer has no end of text")),
         },
-        (Prompt::Text(text), Some(tokenizer)) => {
+        Prompt::Text(text) => {
             tokenizer.encode(&text).map_err(|error| ApiError::invalid("prompt", error.to_string()))
         }
-        (Prompt::Text(_), None) => Err(ApiError::Internal("text came without a tokenizer".to_owned())),
     };
     prompts.into_iter().map(encode).collect()
 }

@@ -9,6 +9,8 @@ use uuid::Uuid;
 
 use super::prompt::Prompt;
 use crate::generation::request::{self, Finish, Generation, Token};
+#[allow(unused_imports, reason = "named in the schema")]
+use crate::interventions::receipt::{EditActivations, Receipt};
 use crate::interventions::request::Variant;
 use crate::models::tokenizer::Tokenizer;
 
@@ -47,11 +49,11 @@ pub struct Choice {
     pub strength: Option<f64>,
     /// What the edits did, where `steer.return` asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Receipt>)]
     pub receipt: Option<serde_json::Value>,
     /// The edited features' activations, where `steer.return` asked for them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Vec<EditActivations>>)]
     pub activations: Option<serde_json::Value>,
 }
 
@@ -122,7 +124,7 @@ pub fn completion(
     generation: Generation,
     texts: &[Prompt],
     prompts: &[Vec<u32>],
-    tokenizer: Option<&Tokenizer>,
+    tokenizer: &Tokenizer,
 ) -> Completion {
     let per_prompt = (generation.choices.len() / prompts.len().max(1)).max(1);
     let choices = generation.choices.into_iter().enumerate().map(|(index, choice)| {
@@ -130,10 +132,7 @@ pub fn completion(
         let echoed = match (frame.echo, texts.get(prompt)) {
             (false, _) | (_, None) => String::new(),
             (true, Some(Prompt::Text(text))) if !text.is_empty() => text.clone(),
-            (true, Some(_)) => match (tokenizer, prompts.get(prompt)) {
-                (Some(tokenizer), Some(tokens)) => tokenizer.decode(tokens),
-                _ => String::new(),
-            },
+            (true, Some(_)) => prompts.get(prompt).map_or(String::new(), |tokens| tokenizer.decode(tokens)),
         };
         let begins = echoed.chars().count();
         let text = echoed + &choice.text;
@@ -174,8 +173,8 @@ pub fn completion(
 impl Logprobs {
     /// Adds tokens whose text is the characters `place` of the choice's text. A token that begins inside a
     /// character has that character's offset; one that a stop cut off has the text's end.
-    fn extend(&mut self, tokens: &[Token], place: RangeInclusive<usize>, tokenizer: Option<&Tokenizer>) {
-        let bytes_of = |id: u32| tokenizer.map_or(&[][..], |tokenizer| tokenizer.token_bytes(id));
+    fn extend(&mut self, tokens: &[Token], place: RangeInclusive<usize>, tokenizer: &Tokenizer) {
+        let bytes_of = |id: u32| tokenizer.token_bytes(id);
         let bytes: Vec<u8> = tokens.iter().flat_map(|token| bytes_of(token.id)).copied().collect();
         let characters = character_of_byte(&bytes);
         let mut start = 0;
@@ -215,7 +214,7 @@ fn character_of_byte(bytes: &[u8]) -> Vec<usize> {
     indices
 }
 
-/// A token's text, or its bytes where they are no text; an id where the model has no tokenizer.
+/// A token's text, or its bytes where they are no text; its id where the tokenizer does not know it.
 fn token_name(bytes: &[u8], id: u32) -> String {
     match std::str::from_utf8(bytes) {
         Ok("") => format!("token:{id}"),

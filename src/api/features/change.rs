@@ -11,6 +11,7 @@ use crate::api::feature_store::{Change, ChangeGuard, Origin, StoredFeature};
 use crate::api::state::State;
 use crate::artifacts::ArtifactId;
 use crate::features::registry;
+use crate::generation::catalog::Catalog;
 use crate::interventions::request::WeightedChannel;
 use crate::models::location::Place;
 
@@ -45,10 +46,10 @@ pub async fn create(state: web::Data<State>, body: JsonBody<CreateFeature>) -> R
         name: name.to_string(),
         description: request.description,
         node: place.to_string(),
-        channels,
         write: request.write.unwrap_or_else(|| lookup::default_write(place)),
         tasks: request.tasks,
-        stats: None,
+        stats: lookup::statistics(bridge, place, &channels),
+        channels,
         tests: request.tests.into_iter().map(Into::into).collect(),
     };
     let bridge = bridge.record.id.as_str();
@@ -134,12 +135,18 @@ pub async fn delete(
 /// Makes the change on the disk, here and in the engine.
 async fn keep(state: &State, guard: &ChangeGuard<'_>, bridge: &str, change: Change) -> Result<(), ApiError> {
     guard.apply(bridge, change).await.map_err(ApiError::internal)?;
-    let features = state.features.of(bridge).into_iter().map(|stored| stored.feature).collect();
-    Ok(state.backend.set_features(bridge, features).await?)
+    let features = state.features.by_name(bridge);
+    let bridge = bridge.to_owned();
+    let replace = move |catalog: &mut Catalog| {
+        if let Some(bridge) = catalog.bridges.get_mut(&bridge) {
+            bridge.features = features;
+        }
+    };
+    Ok(state.engine.with_catalog(replace).await?)
 }
 
 /// The channels with their weights scaled to a vector of length one.
-fn unit_length(channels: &[WeightedChannel], width: usize, place: Place) -> Result<Vec<WeightedChannel>, ApiError> {
+pub fn unit_length(channels: &[WeightedChannel], width: usize, place: Place) -> Result<Vec<WeightedChannel>, ApiError> {
     if channels.is_empty() {
         return Err(ApiError::invalid("channels", "channels is empty; a feature has at least one"));
     }

@@ -3,9 +3,9 @@
 use crate::api::ApiError;
 use crate::api::feature_store::StoredFeature;
 use crate::api::inventory::{BridgeCard, shortened};
-use crate::api::nearest;
 use crate::api::state::State;
-use crate::features::registry::Feature;
+use crate::features::registry::{Feature, FeatureStatistics};
+use crate::interventions::nearest::suggestion;
 use crate::interventions::request::{WeightedChannel, Write};
 use crate::models::config::TransformerConfig;
 use crate::models::location::{NodeKind, Place};
@@ -39,7 +39,7 @@ pub fn find_named(state: &State, id: &str, bridge: Option<&str>) -> Result<Store
             Err(ApiError::invalid("bridge", format!("several bridges have a feature {id:?}; say which is meant")))
         }
         (None, _) => {
-            let near = nearest::suggestion(id, known.iter().map(|stored| stored.feature.name.as_str()));
+            let near = suggestion(&shortened(id), known.iter().map(|stored| stored.feature.name.as_str()));
             Err(ApiError::NotFound {
                 message: format!("there is no feature {:?}{near}", shortened(id)),
                 param: None,
@@ -58,17 +58,30 @@ fn find_unnamed(state: &State, node: &str, channel: &str, bridge: Option<&str>) 
     let channel = channel.parse::<usize>().ok().filter(|channel| *channel < width).ok_or_else(|| {
         not_found(format!("{place} has no channel {:?}; they run from 0 to {}", shortened(channel), width - 1))
     })?;
+    let channels = vec![WeightedChannel { channel, weight: 1.0 }];
     let feature = Feature {
         name: format!("{place}:{channel}"),
         description: String::new(),
         node: place.to_string(),
-        channels: vec![WeightedChannel { channel, weight: 1.0 }],
         write: default_write(place),
         tasks: Vec::new(),
-        stats: None,
+        stats: statistics(bridge, place, &channels),
+        channels,
         tests: Vec::new(),
     };
     Ok(Found::Unnamed { bridge: bridge.record.id.to_string(), feature })
+}
+
+/// What a feature of one channel does over reference text. A group's statistics do not follow from its
+/// channels'.
+pub fn statistics(bridge: &BridgeCard, place: Place, channels: &[WeightedChannel]) -> Option<FeatureStatistics> {
+    let [WeightedChannel { channel, weight }] = channels else { return None };
+    let stats = bridge.statistics.channel(place, *channel)?;
+    // Its weight is 1 or -1.
+    Some(match *weight > 0.0 {
+        true => stats,
+        false => FeatureStatistics { mean: -stats.mean, max: -stats.min, min: -stats.max, ..stats },
+    })
 }
 
 /// The configuration of the model whose features a bridge has.
