@@ -68,6 +68,18 @@ pub struct Choice {
     pub activations: Option<serde_json::Value>,
 }
 
+/// What has become certain of one choice since the last piece.
+#[derive(Debug, Clone)]
+pub struct Delta {
+    /// The choice's index in the answer.
+    pub choice: usize,
+    pub text: String,
+    /// The tokens whose text is now wholly told.
+    pub tokens: Vec<Token>,
+    /// Why the choice ended, with its last piece.
+    pub finish: Option<Finish>,
+}
+
 /// One token with its probability under the model that produced it.
 #[derive(Debug, Clone)]
 pub struct Token {

@@ -1,7 +1,21 @@
 //! Interventions: what a caller asks to have changed inside a model, validated, compiled and carried out.
 //!
-//! [`request`] is what can be written in the `steer` field; a plan is what is left of it once every name is
-//! resolved and every number checked; [`carry`] is how a change of the sparse model becomes one of the dense.
+//! [`request`] is what can be written in the `steer` field; a [`plan`] is what is left of it once every name is
+//! resolved and every number checked. [`operation`] says what each operation moves a value to and [`carry`] how
+//! a change of the sparse model becomes one of the dense. [`steering`] carries a plan out, step by step, with two
+//! taps: [`in_place`] in the model that has the features, [`carried`] in the dense one; [`readings`] are the
+//! unedited runs beside them, [`control`] the arms to compare with, [`receipt`] what was done.
 
+pub mod carried;
 pub mod carry;
+pub mod control;
+pub mod in_place;
+pub mod nearest;
+pub mod operation;
+pub mod plan;
+pub mod readings;
+pub mod receipt;
+pub mod reference;
 pub mod request;
+pub mod rows_of_arms;
+pub mod steering;

@@ -114,6 +114,14 @@ impl Transformer {
         }
     }
 
+    /// The positional channels `[rows, channels]` that sublayers read beside the stream, where there are any.
+    pub fn positional_channels(&self, positions: &Tensor) -> Result<Option<Tensor>> {
+        match (&self.positions, self.config.positions) {
+            (Some(table), Positions::Concatenated { .. }) => table.index_select(positions, 0).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// From the stream at `from` to the stream at the last site.
     pub fn run(
         &self,
@@ -122,12 +130,7 @@ impl Transformer {
         rows: &mut TokenRows,
         tap: &mut dyn ResidualTap,
     ) -> Result<Tensor> {
-        let positional = match (&self.positions, self.config.positions) {
-            (Some(positions), Positions::Concatenated { .. }) => {
-                Some(positions.index_select(&rows.positions, 0)?)
-            }
-            _ => None,
-        };
+        let positional = self.positional_channels(&rows.positions)?;
         let mut h = stream;
         for site in Site::all(self.config.n_layers).skip(from.index()) {
             h = tap.visit(Place::Site(site), h)?;

@@ -1,0 +1,181 @@
+//! One arm of a request: a sequence that grows token by token until something ends it.
+
+use super::request::{Delta, EngineError, Finish, GenerationRequest, Token};
+use super::sampler::{Sampler, log_probabilities};
+use super::stop::GrowingText;
+use crate::interventions::request::Variant;
+use crate::interventions::rows_of_arms::Feed;
+use crate::models::tokenizer::Tokenizer;
+
+/// A sequence that is generated.
+pub struct Arm {
+    pub prompt: usize,
+    pub prompt_length: usize,
+    pub variant: Variant,
+    pub strength: Option<f64>,
+    /// Its place among the choices; none for a baseline that runs only to be compared with.
+    pub choice: Option<usize>,
+    pub finish: Option<Finish>,
+    /// The logits of the first generated token, where a receipt compares them.
+    pub first_logits: Option<Vec<f32>>,
+    /// The prompt with its log-probabilities, where they are asked for.
+    pub echoed: Vec<Token>,
+    pub generated: Vec<Token>,
+    pub text: GrowingText,
+    /// Prompt and answer.
+    tokens: Vec<u32>,
+    fed: usize,
+    /// The most tokens it may generate.
+    limit: usize,
+    sampler: Sampler,
+    /// Where each generated token's bytes end.
+    ends: Vec<usize>,
+    reported: usize,
+}
+
+/// What distinguishes an arm from the others of its request.
+#[derive(Debug, Clone, Copy)]
+pub struct ArmKey {
+    pub prompt: usize,
+    pub variant: Variant,
+    pub strength: Option<f64>,
+    pub choice: Option<usize>,
+    pub seed: u64,
+}
+
+impl Arm {
+    pub fn new(request: &GenerationRequest, key: ArmKey, limit: usize) -> Self {
+        let prompt = &request.prompts[key.prompt];
+        Arm {
+            prompt: key.prompt,
+            prompt_length: prompt.len(),
+            variant: key.variant,
+            strength: key.strength,
+            choice: key.choice,
+            finish: None,
+            first_logits: None,
+            echoed: Vec::new(),
+            generated: Vec::new(),
+            text: GrowingText::new(&request.stop),
+            tokens: prompt.clone(),
+            fed: 0,
+            limit,
+            sampler: Sampler::new(&request.sampling, key.seed, prompt),
+            ends: Vec::new(),
+            reported: 0,
+        }
+    }
+
+    /// What the model has not seen yet.
+    pub fn feed(&self, index: usize) -> Feed<'_> {
+        Feed {
+            arm: index,
+            prompt: self.prompt,
+            prompt_length: self.prompt_length,
+            tokens: &self.tokens,
+            from: self.fed,
+        }
+    }
+
+    /// How many tokens the model has not seen yet.
+    pub fn unfed(&self) -> usize {
+        self.tokens.len() - self.fed
+    }
+
+    /// The first position among the tokens that the model has not seen yet.
+    pub fn fed(&self) -> usize {
+        self.fed
+    }
+
+    /// The model has seen everything.
+    pub fn mark_fed(&mut self) {
+        self.fed = self.tokens.len();
+    }
+
+    /// The logits after the prompt token at `position`: how probable the next one was.
+    pub fn echo(&mut self, position: usize, logits: &[f32], top: usize) {
+        if let Some(&next) = self.tokens.get(position + 1) {
+            self.echoed.push(token(next, logits, Some(top)));
+        }
+    }
+
+    /// The prompt's tokens with what [`Self::echo`] was told of them.
+    pub fn prompt_tokens(&self) -> Vec<Token> {
+        let plain = |&id: &u32| Token { id, logprob: None, top: Vec::new() };
+        let prompt = &self.tokens[..self.prompt_length];
+        match self.echoed.is_empty() {
+            true => prompt.iter().map(plain).collect(),
+            false => prompt.iter().take(1).map(plain).chain(self.echoed.iter().cloned()).collect(),
+        }
+    }
+
+    /// Draws the next token from the logits after the last one.
+    pub fn extend(
+        &mut self,
+        logits: &[f32],
+        tokenizer: &Tokenizer,
+        logprobs: Option<usize>,
+    ) -> Result<(), EngineError> {
+        if self.limit == 0 {
+            self.finish = Some(Finish::Length);
+            return Ok(());
+        }
+        let Some(id) = self.sampler.draw(logits) else {
+            return Err(EngineError::Failed("the model's logits are not numbers".into()));
+        };
+        if tokenizer.end_of_text() == Some(id) {
+            self.finish = Some(Finish::Stop);
+            return Ok(());
+        }
+        self.tokens.push(id);
+        self.generated.push(token(id, logits, logprobs));
+        let start = self.text.length();
+        let stopped = self.text.push(tokenizer.token_bytes(id));
+        self.ends.push(start + tokenizer.token_bytes(id).len());
+        if stopped {
+            self.finish = Some(Finish::Stop);
+            self.drop_tokens_past_the_text();
+        } else if self.generated.len() == self.limit {
+            self.finish = Some(Finish::Length);
+        }
+        Ok(())
+    }
+
+    /// Tokens that lie wholly in the stop text, or behind it, are not part of the answer.
+    fn drop_tokens_past_the_text(&mut self) {
+        let length = self.text.length();
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let kept = starts.take(self.ends.len()).filter(|start| *start < length).count();
+        self.generated.truncate(kept);
+        self.ends.truncate(kept);
+    }
+
+    /// What can be told of the answer that has not been told.
+    pub fn news(&mut self) -> Option<Delta> {
+        let text = self.text.release(self.finish.is_some());
+        let ready = match self.finish {
+            Some(_) => self.generated.len(),
+            None => self.ends.iter().filter(|end| **end <= self.text.released()).count(),
+        };
+        let from = self.reported.min(ready);
+        self.reported = ready.max(self.reported);
+        let delta = Delta {
+            choice: self.choice?,
+            text,
+            tokens: self.generated[from..ready].to_vec(),
+            finish: self.finish,
+        };
+        let silent = delta.text.is_empty() && delta.tokens.is_empty() && delta.finish.is_none();
+        (!silent).then_some(delta)
+    }
+}
+
+fn token(id: u32, logits: &[f32], logprobs: Option<usize>) -> Token {
+    match logprobs {
+        None => Token { id, logprob: None, top: Vec::new() },
+        Some(count) => {
+            let (logprob, top) = log_probabilities(logits, id, count);
+            Token { id, logprob: Some(logprob), top }
+        }
+    }
+}

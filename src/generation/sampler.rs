@@ -1,0 +1,241 @@
+//! From logits to the next token.
+//!
+//! In this order: repetition penalty (over prompt and answer), presence and frequency penalties (over the answer),
+//! bias; then, unless the temperature is zero, temperature, `top_k`, `top_p`, `min_p` and a draw. Reported
+//! log-probabilities are the model's own, before any of this. A choice's draws depend on its seed alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::request::Sampling;
+use crate::numerics::loss::log_sum_exp;
+
+/// Draws the tokens of one choice.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    sampling: Sampling,
+    generator: ChaCha8Rng,
+    /// How often each token has been generated.
+    counts: BTreeMap<u32, u32>,
+    seen: BTreeSet<u32>,
+}
+
+impl Sampler {
+    pub fn new(sampling: &Sampling, seed: u64, prompt: &[u32]) -> Self {
+        Sampler {
+            sampling: sampling.clone(),
+            generator: ChaCha8Rng::seed_from_u64(seed),
+            counts: BTreeMap::new(),
+            seen: prompt.iter().copied().collect(),
+        }
+    }
+
+    /// The next token; none where no logit is a number.
+    pub fn draw(&mut self, logits: &[f32]) -> Option<u32> {
+        let mut logits = logits.to_vec();
+        self.adjust(&mut logits);
+        let token = match self.sampling.temperature > 0.0 {
+            true => self.sample(&logits),
+            false => largest(&logits).map(|(token, _)| token),
+        }?;
+        *self.counts.entry(token).or_default() += 1;
+        self.seen.insert(token);
+        Some(token)
+    }
+
+    fn adjust(&self, logits: &mut [f32]) {
+        let sampling = &self.sampling;
+        let repetition = sampling.repetition_penalty as f32;
+        if repetition != 1.0 {
+            for &token in &self.seen {
+                if let Some(logit) = logits.get_mut(token as usize) {
+                    *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+                }
+            }
+        }
+        for (&token, &count) in &self.counts {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit -= (sampling.presence_penalty + sampling.frequency_penalty * f64::from(count)) as f32;
+            }
+        }
+        for (&token, &bias) in &sampling.logit_bias {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
+    }
+
+    fn sample(&mut self, logits: &[f32]) -> Option<u32> {
+        let (_, top) = largest(logits)?;
+        let sampling = &self.sampling;
+        // Relative to the largest logit, so that no temperature is too low.
+        let weight = |logit: f32| (f64::from(logit - top) / sampling.temperature).exp();
+        let mut weights: Vec<(u32, f64)> = logits
+            .iter()
+            .zip(0u32..)
+            .filter(|(logit, _)| !logit.is_nan())
+            .map(|(&logit, token)| (token, weight(logit)))
+            .collect();
+        let limited = sampling.top_k > 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0;
+        if limited {
+            weights.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            self.limit(&mut weights);
+        }
+        let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
+        let mut left = self.generator.random::<f64>() * total;
+        for &(token, weight) in &weights {
+            left -= weight;
+            if left < 0.0 {
+                return Some(token);
+            }
+        }
+        // Rounding can leave a remainder; the last token that can be drawn takes it.
+        weights.iter().rev().find(|(_, weight)| *weight > 0.0).map(|(token, _)| *token)
+    }
+
+    /// Cuts the sorted weights, most probable first; at least one stays.
+    fn limit(&self, weights: &mut Vec<(u32, f64)>) {
+        let sampling = &self.sampling;
+        if sampling.top_k > 0 {
+            weights.truncate(sampling.top_k);
+        }
+        if sampling.top_p < 1.0 {
+            let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
+            let mut before = 0.0;
+            let reached = weights.iter().position(|(_, weight)| {
+                before += weight;
+                before >= sampling.top_p * total
+            });
+            weights.truncate(reached.map_or(weights.len(), |last| last + 1));
+        }
+        if let Some(&(_, top)) = weights.first() {
+            weights.retain(|(_, weight)| *weight >= sampling.min_p * top);
+        }
+        weights.truncate(weights.len().max(1));
+    }
+}
+
+/// The largest logit and the first token that has it; none where all are NaN or minus infinity.
+fn largest(logits: &[f32]) -> Option<(u32, f32)> {
+    let mut best = None;
+    for (&logit, token) in logits.iter().zip(0u32..) {
+        if logit > best.map_or(f32::NEG_INFINITY, |(_, best)| best) {
+            best = Some((token, logit));
+        }
+    }
+    best
+}
+
+/// Log-probabilities of one row of raw logits: the token's own, and the `top` most probable tokens.
+pub fn log_probabilities(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u32, f32)>) {
+    let total = log_sum_exp(logits);
+    let own = logits.get(token as usize).map_or(f32::NEG_INFINITY, |logit| logit - total);
+    let mut order: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
+    let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if top < order.len() && top > 0 {
+        order.select_nth_unstable_by(top - 1, descending);
+    }
+    order.truncate(top);
+    order.sort_by(descending);
+    order.iter_mut().for_each(|(_, logit)| *logit -= total);
+    (own, order)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampling() -> Sampling {
+        Sampling {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: None,
+            logit_bias: BTreeMap::new(),
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+        }
+    }
+
+    fn drawn(sampling: &Sampling, logits: &[f32], count: u64) -> BTreeMap<u32, usize> {
+        let mut counts = BTreeMap::new();
+        for seed in 0..count {
+            let token = Sampler::new(sampling, seed, &[]).draw(logits).expect("finite logits");
+            *counts.entry(token).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Probabilities 0.1, 0.2, 0.3, 0.4.
+    fn logits() -> Vec<f32> {
+        [0.1f32, 0.2, 0.3, 0.4].map(f32::ln).to_vec()
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let counts = drawn(&sampling(), &logits(), 4000);
+        for (token, expected) in [(0, 400.0), (1, 800.0), (2, 1200.0), (3, 1600.0)] {
+            let found = counts[&token] as f64;
+            assert!((found - expected).abs() < 120.0, "token {token}: {found} of {expected}");
+        }
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_equals_and_so_do_one_candidate_and_no_temperature() {
+        let logits = [0.0, 2.0, 2.0, 1.0];
+        for sampling in [
+            Sampling { temperature: 0.0, ..sampling() },
+            Sampling { top_k: 1, ..sampling() },
+            Sampling { top_p: 1e-9, ..sampling() },
+            Sampling { temperature: 1e-300, top_k: 1, ..sampling() },
+        ] {
+            assert_eq!(drawn(&sampling, &logits, 50), BTreeMap::from([(1, 50)]));
+        }
+    }
+
+    #[test]
+    fn limits_cut_the_improbable() {
+        let tokens = |sampling| drawn(&sampling, &logits(), 500).into_keys().collect::<Vec<u32>>();
+        assert_eq!(tokens(Sampling { top_k: 2, ..sampling() }), [2, 3]);
+        assert_eq!(tokens(Sampling { top_p: 0.65, ..sampling() }), [2, 3]);
+        assert_eq!(tokens(Sampling { top_p: 0.75, ..sampling() }), [1, 2, 3]);
+        assert_eq!(tokens(Sampling { min_p: 0.6, ..sampling() }), [2, 3]);
+        assert_eq!(tokens(Sampling { min_p: 1.0, ..sampling() }), [3]);
+    }
+
+    #[test]
+    fn penalties_and_bias_move_the_choice() {
+        let greedy = Sampling { temperature: 0.0, ..sampling() };
+        let bias = Sampling { logit_bias: BTreeMap::from([(0, 100.0)]), ..greedy.clone() };
+        assert_eq!(Sampler::new(&bias, 0, &[]).draw(&logits()), Some(0));
+        let presence = Sampling { presence_penalty: 2.0, ..greedy.clone() };
+        let mut sampler = Sampler::new(&presence, 0, &[3]);
+        let order: Vec<_> = (0..4).filter_map(|_| sampler.draw(&logits())).collect();
+        assert_eq!(order, [3, 2, 1, 0]);
+        let frequency = Sampling { frequency_penalty: 0.1, ..greedy.clone() };
+        let mut sampler = Sampler::new(&frequency, 0, &[]);
+        let order: Vec<_> = (0..5).filter_map(|_| sampler.draw(&logits())).collect();
+        assert_eq!(order, [3, 3, 3, 2, 3]);
+        let repetition = Sampling { repetition_penalty: 2.0, ..greedy };
+        assert_eq!(Sampler::new(&repetition, 0, &[3]).draw(&logits()), Some(2));
+    }
+
+    #[test]
+    fn no_number_no_token() {
+        assert_eq!(Sampler::new(&sampling(), 0, &[]).draw(&[f32::NAN; 3]), None);
+        assert_eq!(Sampler::new(&sampling(), 0, &[]).draw(&[f32::NAN, 1.0]), Some(1));
+    }
+
+    #[test]
+    fn log_probabilities_are_of_the_raw_logits() {
+        let (own, top) = log_probabilities(&logits(), 1, 2);
+        assert!((own - 0.2f32.ln()).abs() < 1e-6);
+        assert_eq!(top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [3, 2]);
+        assert!((top[0].1 - 0.4f32.ln()).abs() < 1e-6);
+        assert_eq!(log_probabilities(&logits(), 1, 99).1.len(), 4);
+    }
+}

@@ -1,0 +1,108 @@
+//! `when`: thresholds on features at the same token, seeing unedited values.
+
+use super::subject::{Subject, resolve};
+use super::{PlanError, Scene, Source, refused};
+use crate::interventions::carry::is_sublayer_input;
+use crate::interventions::request::{Read, Threshold, When};
+use crate::models::location::{Place, Site};
+
+/// No condition has more thresholds.
+const MOST_THRESHOLDS: usize = 16;
+
+/// A validated `when`.
+#[derive(Debug, Clone)]
+pub struct Condition {
+    /// Every test must hold; otherwise any one.
+    all: bool,
+    pub tests: Vec<Test>,
+}
+
+/// One feature between two bounds, either of which may be absent.
+#[derive(Debug, Clone)]
+pub struct Test {
+    pub subject: Subject,
+    pub source: Source,
+    above: Option<f64>,
+    below: Option<f64>,
+}
+
+/// What a condition may look at, given the edit it belongs to.
+pub struct Reach {
+    /// How the edit reads its own feature.
+    pub read: Option<Read>,
+    /// The site at which a dense model is when the edit is computed; none where that is before the dense
+    /// model runs.
+    pub dense_site: Option<Site>,
+}
+
+impl Condition {
+    pub fn new(when: &When, scene: &Scene, reach: &Reach, param: &str) -> Result<Self, PlanError> {
+        let (all, thresholds, key) = match when {
+            When::All(thresholds) => (true, thresholds, "all"),
+            When::Any(thresholds) => (false, thresholds, "any"),
+        };
+        let param = format!("{param}.{key}");
+        if thresholds.is_empty() || thresholds.len() > MOST_THRESHOLDS {
+            let message = format!("a condition has 1 to {MOST_THRESHOLDS} thresholds, not {}", thresholds.len());
+            return Err(refused(message, &param));
+        }
+        let tests = thresholds.iter().enumerate();
+        let tests = tests.map(|(index, threshold)| test(threshold, scene, reach, &format!("{param}[{index}]")));
+        Ok(Condition { all, tests: tests.collect::<Result<_, _>>()? })
+    }
+
+    /// Whether it holds, given each test's value on the token.
+    pub fn holds(&self, value: impl Fn(&Test) -> Option<f32>) -> bool {
+        let mut each = self.tests.iter().map(|test| {
+            value(test).map(f64::from).is_some_and(|value| {
+                test.above.is_none_or(|bound| value > bound) && test.below.is_none_or(|bound| value < bound)
+            })
+        });
+        match self.all {
+            true => each.all(|holds| holds),
+            false => each.any(|holds| holds),
+        }
+    }
+}
+
+fn test(threshold: &Threshold, scene: &Scene, reach: &Reach, param: &str) -> Result<Test, PlanError> {
+    let feature = format!("{param}.feature");
+    let subject = resolve(&threshold.feature, scene, &feature)?.subject;
+    for (bound, key) in [(threshold.gt, "gt"), (threshold.lt, "lt")] {
+        if bound.is_some_and(|bound| !bound.is_finite()) {
+            return Err(refused("a threshold is a finite number", &format!("{param}.{key}")));
+        }
+    }
+    if threshold.gt.is_none() && threshold.lt.is_none() {
+        return Err(refused("a threshold needs `gt` or `lt`", param));
+    }
+    let source = source(&subject, scene, reach, &feature)?;
+    Ok(Test { subject, source, above: threshold.gt, below: threshold.lt })
+}
+
+fn source(subject: &Subject, scene: &Scene, reach: &Reach, param: &str) -> Result<Source, PlanError> {
+    if scene.native {
+        return Ok(Source::Sparse);
+    }
+    let place = subject.place();
+    let dense = matches!(subject, Subject::Direction(_));
+    let encoder = reach.read == Some(Read::Encoder);
+    if !dense && !encoder {
+        return Ok(Source::Sparse);
+    }
+    let Some(last) = reach.dense_site else {
+        let message = "an edit inside a sparse sublayer is made before the dense model runs; its condition cannot \
+                       look at a dense direction";
+        return Err(refused(message, param));
+    };
+    if !dense && !is_sublayer_input(place) && !matches!(place, Place::Site(_)) {
+        let message = format!("the encoder gives residual sites and sublayer inputs; {place} is neither");
+        return Err(refused(message, param));
+    }
+    let site = place.site(scene.model.config.n_layers);
+    if site > last {
+        let message = format!("{place} comes after {last}, where the edit is made");
+        return Err(refused(message, param));
+    }
+    Ok(if dense { Source::Own } else { Source::Encoder })
+}

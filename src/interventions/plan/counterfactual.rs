@@ -1,0 +1,74 @@
+//! Counterfactual prompts: the second streams that patches take their values from.
+
+use super::{PlanError, Scene, refused};
+use crate::interventions::request::{Align, Counterfactual, CounterfactualPrompt};
+
+/// Which model runs a counterfactual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamModel {
+    /// The unedited sparse model.
+    Sparse,
+    /// The unsteered dense model.
+    Dense,
+}
+
+/// A counterfactual prompt for every prompt of the request, each followed by the tokens that are generated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stream {
+    pub model: StreamModel,
+    pub prompts: Vec<Vec<u32>>,
+}
+
+impl Stream {
+    /// The token of the counterfactual stream that stands beside `position` of its arm.
+    pub fn partner(&self, prompt: usize, prompt_length: usize, position: usize) -> Option<usize> {
+        (position + self.prompts[prompt].len()).checked_sub(prompt_length)
+    }
+}
+
+/// Tokenises and checks a patch's counterfactual; `param` is the path of `to`.
+pub fn stream(
+    to: &Counterfactual,
+    prompt: &CounterfactualPrompt,
+    model: StreamModel,
+    scene: &Scene,
+    param: &str,
+) -> Result<Stream, PlanError> {
+    let param = format!("{param}.prompt");
+    let encode = |text: &String| {
+        scene.tokenizer.encode(text).map_err(|error| refused(error.to_string(), &param))
+    };
+    let count = scene.prompts.len();
+    let prompts = match prompt {
+        CounterfactualPrompt::Text(text) => vec![encode(text)?; count],
+        CounterfactualPrompt::Tokens(tokens) => vec![tokens.clone(); count],
+        CounterfactualPrompt::Texts(texts) => texts.iter().map(encode).collect::<Result<_, _>>()?,
+        CounterfactualPrompt::TokenLists(lists) => lists.clone(),
+    };
+    if prompts.len() != count {
+        let message = format!("there are {} counterfactual prompts for {count} prompts", prompts.len());
+        return Err(refused(message, &param));
+    }
+    let limit = scene.context_length();
+    for (index, (counterfactual, prompt)) in prompts.iter().zip(scene.prompts).enumerate() {
+        let (found, expected) = (counterfactual.len(), prompt.len());
+        if found == 0 {
+            return Err(refused(format!("the counterfactual of prompt {index} is empty"), &param));
+        }
+        if let Some(id) = counterfactual.iter().find(|id| **id as usize >= scene.model.config.vocab_size) {
+            return Err(refused(format!("token id {id} is outside the vocabulary"), &param));
+        }
+        if found > limit {
+            let message = format!("the counterfactual of prompt {index} has {found} tokens; the context holds {limit}");
+            return Err(refused(message, &param));
+        }
+        if to.align != Some(Align::End) && found != expected {
+            let message = format!(
+                "prompt {index} has {expected} tokens, its counterfactual {found}; they must agree, or \
+                 `\"align\": \"end\"` pairs them from the end"
+            );
+            return Err(refused(message, &param));
+        }
+    }
+    Ok(Stream { model, prompts })
+}

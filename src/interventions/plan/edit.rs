@@ -1,0 +1,338 @@
+//! One edit of a request, checked and resolved.
+
+use super::condition::{Condition, Reach};
+use super::counterfactual::{Stream, StreamModel, stream};
+use super::span::Span;
+use super::subject::{Group, Resolved, Subject, resolve};
+use super::{Edit, EditStrength, PlanError, Route, Scene, Source, refused, sublayer_output};
+use crate::interventions::carry::{Carrier, NotCarried, is_sublayer_input};
+use crate::interventions::operation::Action;
+use crate::interventions::reference::PlaceStatistics;
+use crate::interventions::request::{
+    AblateTo, Counterfactual, Destination, EditRequest, Operation, Read, Strength, Unit, Write,
+};
+use crate::models::location::Place;
+
+/// Checks one edit; counterfactual streams it needs are added to `streams`. `param` is its path.
+pub fn compile(
+    request: &EditRequest,
+    scene: &Scene,
+    streams: &mut Vec<Stream>,
+    param: &str,
+) -> Result<Edit, PlanError> {
+    arguments(request, param)?;
+    let mut resolved = resolve(&request.feature, scene, &format!("{param}.feature"))?;
+    let source = source(request, &resolved.subject, scene, param)?;
+    let action = action(request, &mut resolved, source, scene, streams, param)?;
+    let (route, write) = route(request, &resolved, scene, param)?;
+    let lengths: Vec<usize> = scene.prompts.iter().map(Vec::len).collect();
+    let span = Span::new(request.at.as_ref(), &lengths, &format!("{param}.at"))?;
+    let dense_site = match (scene.native, &route) {
+        (false, Route::InPlace | Route::Carried(_)) => {
+            Some(resolved.subject.place().site(scene.n_layers()))
+        }
+        _ => None,
+    };
+    let condition = match &request.when {
+        None => None,
+        Some(when) => {
+            let reach = Reach { read: request.read, dense_site };
+            Some(Condition::new(when, scene, &reach, &format!("{param}.when"))?)
+        }
+    };
+    Ok(Edit {
+        name: resolved.name,
+        operation: request.op,
+        subject: resolved.subject,
+        action,
+        strength: match request.strength {
+            None => EditStrength::Fixed(1.0),
+            Some(Strength::One(strength)) => EditStrength::Fixed(strength),
+            Some(Strength::Sweep(_)) => EditStrength::Swept,
+        },
+        span,
+        condition,
+        source,
+        route,
+        write,
+    })
+}
+
+/// Each operation has exactly its own arguments, all of them finite.
+fn arguments(request: &EditRequest, param: &str) -> Result<(), PlanError> {
+    use Operation::{Ablate, Add, Clamp, Patch, Scale, Set, Swap};
+    let op = request.op;
+    let name = serde_json::to_value(op).ok();
+    let name = name.as_ref().and_then(|name| name.as_str()).unwrap_or_default();
+    let numbers = [("value", request.value), ("min", request.min), ("max", request.max)];
+    for (key, number) in numbers {
+        if number.is_some_and(|number| !number.is_finite()) {
+            return Err(refused(format!("`{key}` is not a finite number"), &format!("{param}.{key}")));
+        }
+    }
+    let given = [
+        ("value", request.value.is_some(), matches!(op, Add | Set | Scale), matches!(op, Add | Set | Scale)),
+        ("min", request.min.is_some(), op == Clamp, op == Clamp),
+        ("max", request.max.is_some(), op == Clamp, op == Clamp),
+        ("to", request.to.is_some(), matches!(op, Patch | Ablate), op == Patch),
+        ("with", request.with.is_some(), op == Swap, op == Swap),
+        ("unit", request.unit.is_some_and(|unit| unit != Unit::Raw), matches!(op, Add | Set | Clamp), false),
+    ];
+    for (key, given, allowed, needed) in given {
+        let param = format!("{param}.{key}");
+        if given && !allowed {
+            return Err(refused(format!("`{name}` takes no `{key}`"), &param));
+        }
+        if needed && !given {
+            return Err(refused(format!("`{name}` needs `{key}`"), &param));
+        }
+    }
+    if let (Some(min), Some(max)) = (request.min, request.max)
+        && min > max
+    {
+        return Err(refused(format!("`min` {min} is above `max` {max}"), &format!("{param}.min")));
+    }
+    match (&request.to, op) {
+        (Some(Destination::Counterfactual(_)), Ablate) => {
+            Err(refused("`ablate` goes to \"zero\" or \"mean\"", &format!("{param}.to")))
+        }
+        (Some(Destination::Ablation(_)), Patch) => {
+            let message = "`patch` goes to a counterfactual `{\"prompt\": ...}` or `{\"value\": ...}`";
+            Err(refused(message, &format!("{param}.to")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn source(request: &EditRequest, subject: &Subject, scene: &Scene, param: &str) -> Result<Source, PlanError> {
+    let param = format!("{param}.read");
+    let place = match (subject, scene.native) {
+        (Subject::Direction(_), _) => {
+            return match request.read {
+                None => Ok(Source::Own),
+                Some(_) => Err(refused("a vector is read from the model's own residual stream", &param)),
+            };
+        }
+        (Subject::Channels(_), true) => {
+            return match request.read {
+                None | Some(Read::Sparse) => Ok(Source::Own),
+                Some(Read::Encoder) => {
+                    Err(refused("a sparse model reads its own features; it has no encoder", &param))
+                }
+            };
+        }
+        (Subject::Channels(group), false) => group.place,
+    };
+    match request.read {
+        None | Some(Read::Sparse) => Ok(Source::Sparse),
+        Some(Read::Encoder) if is_sublayer_input(place) || matches!(place, Place::Site(_)) => Ok(Source::Encoder),
+        Some(Read::Encoder) => {
+            let message = format!("the encoder gives residual sites and sublayer inputs; {place} is neither");
+            Err(refused(message, &param))
+        }
+    }
+}
+
+fn action(
+    request: &EditRequest,
+    resolved: &mut Resolved,
+    source: Source,
+    scene: &Scene,
+    streams: &mut Vec<Stream>,
+    param: &str,
+) -> Result<Action, PlanError> {
+    let unit = match request.unit {
+        None | Some(Unit::Raw) => 1.0,
+        Some(Unit::Residual) => {
+            if !matches!(resolved.subject, Subject::Direction(_)) || request.op != Operation::Add {
+                let message = "`residual` is the unit of `add` on a vector only";
+                return Err(refused(message, &format!("{param}.unit")));
+            }
+            return Ok(Action::AddResidual(request.value.unwrap_or_default()));
+        }
+        Some(unit) => statistic(unit, resolved, scene, &format!("{param}.unit"))?,
+    };
+    let value = request.value.unwrap_or_default();
+    Ok(match (request.op, &request.to) {
+        (Operation::Add, _) => Action::Add(value * unit),
+        (Operation::Set, _) => Action::Set(value * unit),
+        (Operation::Scale, _) => Action::Scale(value),
+        (Operation::Clamp, _) => Action::Clamp {
+            min: request.min.unwrap_or_default() * unit,
+            max: request.max.unwrap_or_default() * unit,
+        },
+        (Operation::Ablate, Some(Destination::Ablation(AblateTo::Mean))) => {
+            Action::Ablate(means(&resolved.subject, scene, &format!("{param}.to"))?)
+        }
+        (Operation::Ablate, _) => Action::Ablate(vec![0.0; resolved.subject.channels().len()]),
+        (Operation::Patch, Some(Destination::Counterfactual(to))) => {
+            patch(to, &resolved.subject, source, scene, streams, &format!("{param}.to"))?
+        }
+        (Operation::Patch, _) => return Err(refused("`patch` needs `to`", &format!("{param}.to"))),
+        (Operation::Swap, _) => {
+            let param = format!("{param}.with");
+            let with = request.with.ok_or_else(|| refused("`swap` needs `with`", &param))?;
+            join_for_swap(&mut resolved.subject, with, scene, &param)?;
+            Action::Swap
+        }
+    })
+}
+
+/// The feature's standard deviation or largest value over reference text.
+fn statistic(unit: Unit, resolved: &Resolved, scene: &Scene, param: &str) -> Result<f64, PlanError> {
+    let Subject::Channels(group) = &resolved.subject else {
+        return Err(refused("a vector has no statistics; its units are `raw` and `residual`", param));
+    };
+    let of_place = reference(group.place, scene);
+    let value = match (&resolved.statistics, of_place, group.channels.as_slice()) {
+        (Some(known), _, _) => Some(if unit == Unit::Std { known.std } else { known.max }),
+        (None, Some(place), &[channel]) => match unit {
+            Unit::Std => Some(f64::from(place.std[channel])),
+            // The largest value of a channel counted negatively would be minus its smallest, which is not kept.
+            _ if group.weights[0] > 0.0 => Some(f64::from(place.max[channel])),
+            _ => None,
+        },
+        _ => None,
+    };
+    match value {
+        Some(value) if value > 0.0 && value.is_finite() => Ok(value),
+        Some(value) => Err(refused(format!("the feature's statistic is {value}; it is no unit"), param)),
+        None => {
+            let message = format!("there are no reference statistics of this feature of {}; use `raw`", group.place);
+            Err(refused(message, param))
+        }
+    }
+}
+
+fn reference<'a>(place: Place, scene: &Scene<'a>) -> Option<&'a PlaceStatistics> {
+    scene.joined.and_then(|joined| joined.reference.place(place))
+}
+
+fn means(subject: &Subject, scene: &Scene, param: &str) -> Result<Vec<f32>, PlanError> {
+    let Subject::Channels(group) = subject else {
+        return Err(refused("the mean projection on a vector is not known; ablate it to zero", param));
+    };
+    match reference(group.place, scene) {
+        Some(place) => Ok(group.channels.iter().map(|&channel| place.mean[channel]).collect()),
+        None => Err(refused(format!("there are no reference statistics of {}", group.place), param)),
+    }
+}
+
+fn patch(
+    to: &Counterfactual,
+    subject: &Subject,
+    source: Source,
+    scene: &Scene,
+    streams: &mut Vec<Stream>,
+    param: &str,
+) -> Result<Action, PlanError> {
+    let prompt = match (&to.prompt, to.value) {
+        (Some(prompt), None) => prompt,
+        (None, Some(value)) => {
+            if !value.is_finite() {
+                return Err(refused("`value` is not a finite number", &format!("{param}.value")));
+            }
+            if to.align.is_some() {
+                return Err(refused("`align` is for a counterfactual prompt", &format!("{param}.align")));
+            }
+            return Ok(Action::Set(value));
+        }
+        _ => return Err(refused("`to` has either a `prompt` or a `value`", param)),
+    };
+    let dense = !scene.native && (source == Source::Encoder || matches!(subject, Subject::Direction(_)));
+    let model = if dense { StreamModel::Dense } else { StreamModel::Sparse };
+    let stream = stream(to, prompt, model, scene, param)?;
+    let known = streams.iter().position(|known| *known == stream);
+    let index = known.unwrap_or_else(|| {
+        streams.push(stream);
+        streams.len() - 1
+    });
+    Ok(Action::Patch { stream: index })
+}
+
+/// Adds the other channel with no weight: the feature's value stays the first channel's.
+fn join_for_swap(subject: &mut Subject, with: usize, scene: &Scene, param: &str) -> Result<(), PlanError> {
+    let Subject::Channels(group) = subject else {
+        return Err(refused("a vector cannot be swapped with a channel", param));
+    };
+    let &[channel] = group.channels.as_slice() else {
+        return Err(refused("only a single channel can be swapped with another", param));
+    };
+    let width = group.place.width(&scene.sparse(param)?.config);
+    if with >= width {
+        let message = format!("{} has channels 0 to {}; {with} is none of them", group.place, width - 1);
+        return Err(refused(message, param));
+    }
+    if with == channel {
+        return Err(refused(format!("channel {channel} cannot be swapped with itself"), param));
+    }
+    group.channels.push(with);
+    group.weights.push(0.0);
+    Ok(())
+}
+
+fn route(
+    request: &EditRequest,
+    resolved: &Resolved,
+    scene: &Scene,
+    param: &str,
+) -> Result<(Route, Option<Write>), PlanError> {
+    let write_param = format!("{param}.write");
+    let group = match (&resolved.subject, scene.native) {
+        (Subject::Direction(_), false) => {
+            return match request.write {
+                None | Some(Write::Residual) => Ok((Route::InPlace, Some(Write::Residual))),
+                Some(Write::Sublayer) => {
+                    Err(refused("a vector is written to the residual stream", &write_param))
+                }
+            };
+        }
+        (_, true) if request.write.is_some() => {
+            let message = "a sparse model is edited in place; `write` is for dense models";
+            return Err(refused(message, &write_param));
+        }
+        (_, true) => return Ok((Route::InPlace, None)),
+        (Subject::Channels(group), false) => group,
+    };
+    let usual = if is_sublayer_input(group.place) { Write::Sublayer } else { Write::Residual };
+    let registered = resolved.write.filter(|_| is_sublayer_input(group.place));
+    let write = request.write.or(registered).unwrap_or(usual);
+    if sublayer_output(group.place).is_some() {
+        return match write {
+            Write::Residual => Ok((Route::Replayed, Some(write))),
+            Write::Sublayer => Err(refused(
+                NotCarried::NoSublayer { place: group.place }.to_string(),
+                &write_param,
+            )),
+        };
+    }
+    let carrier = carry(group, write, scene, param)?;
+    Ok((Route::Carried(carrier), Some(write)))
+}
+
+fn carry(group: &Group, write: Write, scene: &Scene, param: &str) -> Result<Carrier, PlanError> {
+    let joined = scene.joined(&format!("{param}.feature"))?;
+    let site = group.place.site(joined.sparse.config.n_layers);
+    let scales = &joined.record.sites[site.index()];
+    let ratio = scales.sparse_rms / scales.dense_rms;
+    if write == Write::Sublayer && !(ratio > 0.0 && ratio.is_finite()) {
+        let message = format!("the bridge's record has no usable scales at {site}; write to `residual`");
+        return Err(refused(message, &format!("{param}.write")));
+    }
+    let carrier = Carrier::new(
+        joined.dense,
+        joined.sparse,
+        joined.bridge,
+        group.place,
+        &group.channels,
+        write,
+        ratio,
+    )?;
+    carrier.map_err(|error| {
+        let key = match error {
+            NotCarried::NoSublayer { .. } => "write",
+            NotCarried::Positional { .. } | NotCarried::ZeroGain { .. } => "feature",
+        };
+        refused(error.to_string(), &format!("{param}.{key}"))
+    })
+}

@@ -1,0 +1,420 @@
+//! Plans: a `steer` field with every name resolved, every number checked and everything computed that does not
+//! depend on the tokens, once per request. What a plan holds can be carried out; what cannot be is refused here.
+
+pub mod condition;
+pub mod counterfactual;
+mod edit;
+pub mod span;
+pub mod subject;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::carry::Carrier;
+use super::operation::Action;
+use super::reference::ReferenceStatistics;
+use super::request::{EditRequest, Operation, Return, SteerRequest, Strength, Variant, Write};
+use crate::bridge::Bridge;
+use crate::bridge::record::BridgeRecord;
+use crate::features::registry::Feature;
+use crate::models::location::{Node, NodeKind, Place, Site};
+use crate::models::tokenizer::Tokenizer;
+use crate::models::transformer::Transformer;
+
+use condition::Condition;
+use counterfactual::{Stream, StreamModel};
+use span::Span;
+use subject::Subject;
+
+/// No request has more edits.
+pub const MOST_EDITS: usize = 64;
+/// No sweep has more strengths.
+pub const LONGEST_SWEEP: usize = 64;
+/// Strengths lie between this and its negative.
+pub const LARGEST_STRENGTH: f64 = 10.0;
+
+/// Why a request cannot be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The request is at fault.
+    #[error("{message}")]
+    Refused {
+        message: String,
+        /// The field at fault, such as `steer.edits[0].feature`.
+        param: String,
+    },
+    #[error(transparent)]
+    Failed(#[from] candle_core::Error),
+}
+
+pub(crate) fn refused(message: impl Into<String>, param: &str) -> PlanError {
+    PlanError::Refused { message: message.into(), param: param.to_owned() }
+}
+
+/// What a request is held against.
+pub struct Scene<'a> {
+    /// The model that answers, and its id.
+    pub model: &'a Transformer,
+    pub model_id: &'a str,
+    /// The answering model is a sparse one: edits are made in it directly.
+    pub native: bool,
+    /// Its bridge, where it has one (or the request named one).
+    pub joined: Option<Joined<'a>>,
+    pub tokenizer: &'a Tokenizer,
+    pub prompts: &'a [Vec<u32>],
+}
+
+/// A bridge with the models it joins and what is known of their features.
+#[derive(Clone, Copy)]
+pub struct Joined<'a> {
+    pub id: &'a str,
+    pub dense: &'a Transformer,
+    pub sparse: &'a Transformer,
+    pub bridge: &'a Bridge,
+    pub record: &'a BridgeRecord,
+    pub features: &'a BTreeMap<String, Feature>,
+    pub reference: &'a ReferenceStatistics,
+}
+
+impl<'a> Scene<'a> {
+    fn joined(&self, param: &str) -> Result<Joined<'a>, PlanError> {
+        self.joined.ok_or_else(|| {
+            let message = format!("{:?} has no bridge; only a raw vector can steer it", self.model_id);
+            refused(message, param)
+        })
+    }
+
+    fn sparse(&self, param: &str) -> Result<&'a Transformer, PlanError> {
+        match self.native {
+            true => Ok(self.model),
+            false => Ok(self.joined(param)?.sparse),
+        }
+    }
+
+    fn n_layers(&self) -> usize {
+        self.model.config.n_layers
+    }
+
+    /// The longest sequence that every model of the request can hold.
+    pub fn context_length(&self) -> usize {
+        let own = self.model.config.context_length;
+        match (&self.joined, self.native) {
+            (Some(joined), false) => own.min(joined.sparse.config.context_length),
+            _ => own,
+        }
+    }
+}
+
+/// Where a value is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The answering model itself, as edited at earlier places.
+    Own,
+    /// The unedited sparse model.
+    Sparse,
+    /// The encoder of the dense stream as edited at earlier sites.
+    Encoder,
+}
+
+/// How a change takes effect.
+#[derive(Debug, Clone)]
+pub enum Route {
+    /// At its own place in the answering model.
+    InPlace,
+    /// Through the decoder.
+    Carried(Carrier),
+    /// In a second run of a sparse sublayer, whose changed output goes through the decoder.
+    Replayed,
+}
+
+/// An edit's strength: its own, or the arm's in a sweep.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum EditStrength {
+    Fixed(f64),
+    Swept,
+}
+
+impl EditStrength {
+    /// In an arm whose place in the sweep is `swept`.
+    pub fn in_arm(self, swept: Option<f64>) -> f64 {
+        match self {
+            EditStrength::Fixed(strength) => strength,
+            EditStrength::Swept => swept.unwrap_or(1.0),
+        }
+    }
+}
+
+/// One validated edit.
+#[derive(Debug, Clone)]
+pub struct Edit {
+    /// The registered feature's name.
+    pub name: Option<String>,
+    pub operation: Operation,
+    pub subject: Subject,
+    pub action: Action,
+    pub strength: EditStrength,
+    pub span: Span,
+    pub condition: Option<Condition>,
+    pub source: Source,
+    pub route: Route,
+    /// How the change is written; none in the model's own place.
+    pub write: Option<Write>,
+}
+
+/// A second run of one sparse sublayer with edits inside it.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    /// The sublayer's residual delta, whose change is carried.
+    pub output: Place,
+    pub edits: Vec<usize>,
+    /// Of every channel of the delta, in order.
+    pub carrier: Carrier,
+}
+
+/// What happens at a site of a dense model, in the order of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Edit(usize),
+    Replay(usize),
+}
+
+/// A validated request.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub bridge: Option<String>,
+    pub native: bool,
+    pub n_layers: usize,
+    pub edits: Vec<Edit>,
+    pub replays: Vec<Replay>,
+    pub streams: Vec<Stream>,
+    /// The arms of each sample.
+    pub variants: Vec<Variant>,
+    /// The request named its variants.
+    pub names_variants: bool,
+    pub sweep: Option<Vec<f64>>,
+    pub receipt: bool,
+    pub activations: bool,
+    /// The dense model's steps, by site; empty for a sparse model.
+    pub steps: BTreeMap<Site, Vec<Step>>,
+}
+
+impl Plan {
+    /// Checks and resolves a request.
+    pub fn new(request: &SteerRequest, scene: &Scene) -> Result<Self, PlanError> {
+        let variants = variants(request)?;
+        if request.edits.len() > MOST_EDITS {
+            let message = format!("there are {} edits; a request has at most {MOST_EDITS}", request.edits.len());
+            return Err(refused(message, "steer.edits"));
+        }
+        let mut plan = Plan {
+            bridge: scene.joined.map(|joined| joined.id.to_owned()),
+            native: scene.native,
+            n_layers: scene.n_layers(),
+            edits: Vec::new(),
+            replays: Vec::new(),
+            streams: Vec::new(),
+            variants,
+            names_variants: request.variants.is_some(),
+            sweep: sweep(&request.edits)?,
+            receipt: request.returns.contains(&Return::Receipt),
+            activations: request.returns.contains(&Return::Activations),
+            steps: BTreeMap::new(),
+        };
+        for (index, edit) in request.edits.iter().enumerate() {
+            let edit = edit::compile(edit, scene, &mut plan.streams, &format!("steer.edits[{index}]"))?;
+            plan.edits.push(edit);
+        }
+        if !plan.native {
+            plan.gather_replays(scene)?;
+            plan.order_steps();
+        }
+        Ok(plan)
+    }
+
+    /// No edit: nothing differs from an unsteered run.
+    pub fn is_empty(&self) -> bool {
+        self.edits.is_empty()
+    }
+
+    /// Edits inside one sublayer share its second run, and edits of its output made by the sparse model's own
+    /// values join them, so that each sees what its predecessors left.
+    fn gather_replays(&mut self, scene: &Scene) -> Result<(), PlanError> {
+        let mut outputs: Vec<Place> = Vec::new();
+        for edit in &self.edits {
+            if let (Route::Replayed, Some(output)) = (&edit.route, sublayer_output(edit.subject.place()))
+                && !outputs.contains(&output)
+            {
+                outputs.push(output);
+            }
+        }
+        for output in outputs {
+            let inside = |edit: &Edit| {
+                let place = edit.subject.place();
+                matches!(edit.route, Route::Replayed) && sublayer_output(place) == Some(output)
+                    || place == output && edit.source == Source::Sparse && judged_by_sparse_values(edit)
+            };
+            let edits: Vec<usize> = (0..self.edits.len()).filter(|&index| inside(&self.edits[index])).collect();
+            for &index in &edits {
+                self.edits[index].route = Route::Replayed;
+            }
+            let joined = scene.joined("steer.bridge")?;
+            let channels: Vec<usize> = (0..joined.sparse.config.d_model).collect();
+            let carrier = Carrier::new(
+                joined.dense,
+                joined.sparse,
+                joined.bridge,
+                output,
+                &channels,
+                Write::Residual,
+                1.0,
+            )?;
+            let carrier = carrier.map_err(|error| refused(error.to_string(), "steer.edits"))?;
+            self.replays.push(Replay { output, edits, carrier });
+        }
+        Ok(())
+    }
+
+    fn order_steps(&mut self) {
+        for (index, edit) in self.edits.iter().enumerate() {
+            let place = edit.subject.place();
+            let step = match edit.route {
+                Route::InPlace | Route::Carried(_) => Step::Edit(index),
+                Route::Replayed => {
+                    match self.replays.iter().position(|replay| replay.edits.first() == Some(&index)) {
+                        Some(replay) => Step::Replay(replay),
+                        None => continue,
+                    }
+                }
+            };
+            self.steps.entry(place.site(self.n_layers)).or_default().push(step);
+        }
+    }
+
+    /// The places read in the unedited sparse model.
+    pub fn sparse_places(&self) -> BTreeSet<Place> {
+        let mut places: BTreeSet<Place> = self.replays.iter().map(|replay| replay.output).collect();
+        for edit in &self.edits {
+            let place = edit.subject.place();
+            if edit.source == Source::Sparse {
+                places.insert(place);
+                if needs_sparse_rms(edit) {
+                    places.insert(Place::Site(place.site(self.n_layers)));
+                }
+            }
+            if self.stream_model(edit) == Some(StreamModel::Sparse) {
+                places.insert(place);
+            }
+            places.extend(tests(edit, Source::Sparse).map(|test| test.subject.place()));
+        }
+        places
+    }
+
+    /// Whether the unedited sparse model runs on the arms' own tokens.
+    pub fn reads_sparse(&self) -> bool {
+        !self.replays.is_empty()
+            || self.edits.iter().any(|edit| {
+                edit.source == Source::Sparse || tests(edit, Source::Sparse).next().is_some()
+            })
+    }
+
+    /// The sites read in the unsteered dense model's counterfactual runs.
+    pub fn dense_places(&self) -> BTreeSet<Place> {
+        let reading = self.edits.iter().filter(|edit| self.stream_model(edit) == Some(StreamModel::Dense));
+        reading.map(|edit| Place::Site(edit.subject.place().site(self.n_layers))).collect()
+    }
+
+    /// The streams that one model runs.
+    pub fn streams_of(&self, model: StreamModel) -> Vec<usize> {
+        let indices = 0..self.streams.len();
+        indices.filter(|&index| self.streams[index].model == model).collect()
+    }
+
+    /// The places whose encoder values are read at `site`.
+    pub fn encoder_places(&self, site: Site) -> BTreeSet<Place> {
+        let edited = self.edits.iter().filter(|edit| edit.source == Source::Encoder);
+        let edited = edited.map(|edit| edit.subject.place());
+        let tested = self.edits.iter().flat_map(|edit| tests(edit, Source::Encoder));
+        edited
+            .chain(tested.map(|test| test.subject.place()))
+            .filter(|place| place.site(self.n_layers) == site)
+            .collect()
+    }
+
+    /// Whether a condition looks at the answering model's own stream at `site`.
+    pub fn watches(&self, site: Site) -> bool {
+        let mut tested = self.edits.iter().flat_map(|edit| tests(edit, Source::Own));
+        tested.any(|test| test.subject.place() == Place::Site(site))
+    }
+
+    fn stream_model(&self, edit: &Edit) -> Option<StreamModel> {
+        match edit.action {
+            Action::Patch { stream } => Some(self.streams[stream].model),
+            _ => None,
+        }
+    }
+}
+
+fn tests(edit: &Edit, source: Source) -> impl Iterator<Item = &condition::Test> {
+    let tests = edit.condition.iter().flat_map(|condition| &condition.tests);
+    tests.filter(move |test| test.source == source)
+}
+
+fn judged_by_sparse_values(edit: &Edit) -> bool {
+    let mut tests = edit.condition.iter().flat_map(|condition| &condition.tests);
+    tests.all(|test| test.source == Source::Sparse)
+}
+
+/// Whether carrying the edit takes the root mean square of the sparse stream at its site.
+pub fn needs_sparse_rms(edit: &Edit) -> bool {
+    matches!(&edit.route, Route::Carried(carrier) if carrier.times_sparse_rms)
+}
+
+/// The residual delta that a node inside a sublayer works through; none for other places.
+pub fn sublayer_output(place: Place) -> Option<Place> {
+    let Place::Node(Node { layer, kind }) = place else {
+        return None;
+    };
+    let kind = match kind {
+        NodeKind::Q | NodeKind::K | NodeKind::V | NodeKind::AttnY => NodeKind::AttnOut,
+        NodeKind::PostAct => NodeKind::MlpOut,
+        NodeKind::AttnIn | NodeKind::AttnOut | NodeKind::MlpIn | NodeKind::MlpOut => return None,
+    };
+    Some(Place::Node(Node { layer, kind }))
+}
+
+fn variants(request: &SteerRequest) -> Result<Vec<Variant>, PlanError> {
+    let Some(variants) = &request.variants else {
+        return Ok(vec![Variant::Steered]);
+    };
+    let different: BTreeSet<Variant> = variants.iter().copied().collect();
+    if variants.is_empty() || different.len() != variants.len() {
+        return Err(refused("`variants` names at least one variant, each once", "steer.variants"));
+    }
+    Ok(variants.clone())
+}
+
+fn sweep(edits: &[EditRequest]) -> Result<Option<Vec<f64>>, PlanError> {
+    let mut sweep: Option<Vec<f64>> = None;
+    for (index, edit) in edits.iter().enumerate() {
+        let param = format!("steer.edits[{index}].strength");
+        let strengths = match &edit.strength {
+            None => continue,
+            Some(Strength::One(strength)) => std::slice::from_ref(strength),
+            Some(Strength::Sweep(strengths)) => strengths.as_slice(),
+        };
+        if strengths.is_empty() || strengths.len() > LONGEST_SWEEP {
+            let message = format!("a sweep has 1 to {LONGEST_SWEEP} strengths, not {}", strengths.len());
+            return Err(refused(message, &param));
+        }
+        let outside = |strength: &&f64| !(strength.abs() <= LARGEST_STRENGTH);
+        if let Some(strength) = strengths.iter().find(outside) {
+            let message = format!("strength {strength} is outside -{LARGEST_STRENGTH} to {LARGEST_STRENGTH}");
+            return Err(refused(message, &param));
+        }
+        if let Some(Strength::Sweep(strengths)) = &edit.strength
+            && sweep.replace(strengths.clone()).is_some()
+        {
+            return Err(refused("only one edit of a request can have a list of strengths", &param));
+        }
+    }
+    Ok(sweep)
+}

@@ -1,0 +1,173 @@
+//! What an edit or a condition speaks of, resolved: channels of a place, or a direction of a residual stream.
+
+use super::{PlanError, Scene, refused};
+use crate::features::registry::FeatureStatistics;
+use crate::interventions::nearest::suggestion;
+use crate::interventions::request::{FeatureAddress, WeightedChannel, Write};
+use crate::models::location::{Place, Site};
+
+/// A feature by what it is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Subject {
+    Channels(Group),
+    Direction(Direction),
+}
+
+/// Channels of one place with a unit weight vector.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    pub place: Place,
+    pub channels: Vec<usize>,
+    pub weights: Vec<f64>,
+}
+
+/// A direction of the answering model's own residual stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Direction {
+    pub site: Site,
+    pub vector: Vec<f32>,
+    pub squared_norm: f64,
+}
+
+impl Subject {
+    /// Where it is read.
+    pub fn place(&self) -> Place {
+        match self {
+            Subject::Channels(group) => group.place,
+            Subject::Direction(direction) => Place::Site(direction.site),
+        }
+    }
+
+    /// Its channels with their weights; none for a direction.
+    pub fn channels(&self) -> Vec<WeightedChannel> {
+        match self {
+            Subject::Channels(group) => {
+                let pairs = group.channels.iter().zip(&group.weights);
+                pairs.map(|(&channel, &weight)| WeightedChannel { channel, weight }).collect()
+            }
+            Subject::Direction(_) => Vec::new(),
+        }
+    }
+}
+
+/// An address with what the registry knows of it.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    pub subject: Subject,
+    pub name: Option<String>,
+    pub statistics: Option<FeatureStatistics>,
+    pub write: Option<Write>,
+}
+
+/// Finds what `address` means for the model that answers. `param` is the address's own path in the request.
+pub fn resolve(address: &FeatureAddress, scene: &Scene, param: &str) -> Result<Resolved, PlanError> {
+    let unnamed = |subject| Resolved { subject, name: None, statistics: None, write: None };
+    match address {
+        FeatureAddress::Named(name) => {
+            let joined = scene.joined(param)?;
+            let Some(feature) = joined.features.get(name) else {
+                let near = suggestion(name, joined.features.keys().map(String::as_str));
+                let message = format!("bridge {:?} has no feature {name:?}{near}", joined.id);
+                return Err(refused(message, param));
+            };
+            let place = parse_place(&feature.node, scene, param)?;
+            let group = group(place, &feature.channels, scene, param)?;
+            Ok(Resolved {
+                subject: Subject::Channels(group),
+                name: Some(feature.name.clone()),
+                statistics: feature.stats,
+                write: Some(feature.write),
+            })
+        }
+        FeatureAddress::Channel(address) => {
+            let place = parse_place(&address.node, scene, &format!("{param}.node"))?;
+            let channels = [WeightedChannel { channel: address.channel, weight: 1.0 }];
+            group(place, &channels, scene, param).map(Subject::Channels).map(unnamed)
+        }
+        FeatureAddress::Group(address) => {
+            let place = parse_place(&address.node, scene, &format!("{param}.node"))?;
+            let group = group(place, &address.channels, scene, &format!("{param}.channels"))?;
+            Ok(unnamed(Subject::Channels(group)))
+        }
+        FeatureAddress::Vector(address) => {
+            let site_param = format!("{param}.site");
+            let layers = scene.model.config.n_layers;
+            let place = named_place(&address.site, layers, &site_param)?;
+            let Place::Site(site) = place else {
+                let message = format!("{place} is a node; a vector acts on a residual site");
+                return Err(refused(message, &site_param));
+            };
+            let direction = direction(site, &address.vector, scene, &format!("{param}.vector"))?;
+            Ok(unnamed(Subject::Direction(direction)))
+        }
+    }
+}
+
+/// A place of the sparse model.
+fn parse_place(name: &str, scene: &Scene, param: &str) -> Result<Place, PlanError> {
+    named_place(name, scene.sparse(param)?.config.n_layers, param)
+}
+
+fn named_place(name: &str, n_layers: usize, param: &str) -> Result<Place, PlanError> {
+    Place::parse(name, n_layers).map_err(|error| {
+        let names: Vec<String> = Place::all(n_layers).iter().map(Place::to_string).collect();
+        let near = suggestion(name, names.iter().map(String::as_str));
+        refused(format!("{error}{near}"), param)
+    })
+}
+
+fn group(
+    place: Place,
+    channels: &[WeightedChannel],
+    scene: &Scene,
+    param: &str,
+) -> Result<Group, PlanError> {
+    if channels.is_empty() {
+        return Err(refused("a group has at least one channel", param));
+    }
+    let width = place.width(&scene.sparse(param)?.config);
+    let mut seen = std::collections::BTreeSet::new();
+    for entry in channels {
+        let channel = entry.channel;
+        if channel >= width {
+            let message = format!("{place} has channels 0 to {}; {channel} is none of them", width - 1);
+            return Err(refused(message, param));
+        }
+        if !seen.insert(channel) {
+            return Err(refused(format!("channel {channel} is named twice"), param));
+        }
+        if !entry.weight.is_finite() || entry.weight == 0.0 {
+            let message = format!("channel {channel} has weight {}; a weight is finite and not zero", entry.weight);
+            return Err(refused(message, param));
+        }
+    }
+    // Scaled by the largest first, so that no square overflows or vanishes.
+    let largest = channels.iter().fold(0f64, |largest, entry| largest.max(entry.weight.abs()));
+    let squares: f64 = channels.iter().map(|entry| (entry.weight / largest).powi(2)).sum();
+    let length = squares.sqrt();
+    Ok(Group {
+        place,
+        channels: channels.iter().map(|entry| entry.channel).collect(),
+        weights: channels.iter().map(|entry| entry.weight / largest / length).collect(),
+    })
+}
+
+fn direction(site: Site, vector: &[f32], scene: &Scene, param: &str) -> Result<Direction, PlanError> {
+    let width = scene.model.config.d_model;
+    if vector.len() != width {
+        let message = format!(
+            "the vector has {} numbers; the residual stream of {:?} has {width} channels",
+            vector.len(),
+            scene.model_id
+        );
+        return Err(refused(message, param));
+    }
+    if vector.iter().any(|value| !value.is_finite()) {
+        return Err(refused("the vector holds a number that is not finite", param));
+    }
+    let squared_norm: f64 = vector.iter().map(|&value| f64::from(value).powi(2)).sum();
+    if squared_norm == 0.0 {
+        return Err(refused("the vector is zero; it has no direction", param));
+    }
+    Ok(Direction { site, vector: vector.to_vec(), squared_norm })
+}

@@ -1,0 +1,204 @@
+//! What was done, token by token, for a caller to check.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::plan::subject::Subject;
+use super::plan::{Edit, Plan, Source};
+use super::request::{Operation, Read, Variant, WeightedChannel, Write};
+use super::rows_of_arms::SteeredArm;
+use crate::bridge::record::BridgeRecord;
+use crate::models::location::Place;
+
+/// What was done in one arm.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Receipt {
+    pub bridge: Option<String>,
+    pub edits: Vec<EditReceipt>,
+    /// KL(baseline || this arm) in nats at the first generated token.
+    pub kl_to_baseline: Option<f32>,
+}
+
+/// One edit as it was resolved, and what it did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EditReceipt {
+    /// The registered feature's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature: Option<String>,
+    /// The place that was read.
+    pub node: String,
+    /// Empty for a raw vector.
+    pub channels: Vec<WeightedChannel>,
+    pub op: Operation,
+    pub strength: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read: Option<Read>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write: Option<Write>,
+    /// NMSE of the bridge's decoder at the site, over held-out text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoder_nmse: Option<f64>,
+    /// NMSE of the encoder, where the feature was read through it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder_nmse: Option<f64>,
+    /// How many tokens it touched.
+    pub tokens_touched: usize,
+    pub tokens: Vec<TouchedToken>,
+}
+
+/// One touched token.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TouchedToken {
+    /// Counted from the prompt's first token.
+    pub position: usize,
+    /// The feature's value before the edit.
+    pub before: f32,
+    /// And with its change; a control arm leaves the feature alone.
+    pub after: f32,
+    /// The norm of what was added to the answering model.
+    pub change_norm: f32,
+    /// The same over the norm of what it was added to: the residual stream, or the sublayer's input. Edits made
+    /// together in one sublayer share both numbers.
+    pub relative_change: f32,
+}
+
+/// An edited feature on every token.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EditActivations {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature: Option<String>,
+    pub node: String,
+    pub channels: Vec<WeightedChannel>,
+    /// One number for each token that was fed to the model: the prompt, then what was generated but its last.
+    pub before: Vec<f32>,
+    pub after: Vec<f32>,
+}
+
+/// What taps note down of one edit on one token.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Record {
+    pub touched: bool,
+    pub before: f32,
+    pub after: f32,
+    pub change_norm: f32,
+    pub base_norm: f32,
+}
+
+/// The notes of a request; nothing is kept where nothing was asked for.
+#[derive(Debug, Default)]
+pub struct Records {
+    wanted: bool,
+    /// By arm, edit, position.
+    records: BTreeMap<(usize, usize, usize), Record>,
+}
+
+impl Records {
+    pub fn of(plan: &Plan) -> Self {
+        Records {
+            wanted: plan.receipt || plan.activations,
+            records: BTreeMap::new(),
+        }
+    }
+
+    /// Adds or replaces a record.
+    pub fn note(&mut self, arm: usize, edit: usize, position: usize, record: Record) {
+        if self.wanted {
+            self.records.insert((arm, edit, position), record);
+        }
+    }
+
+    /// Completes a record with what its change came to.
+    pub fn measure(&mut self, arm: usize, edit: usize, position: usize, change_norm: f32, base_norm: f32) {
+        if let Some(record) = self.records.get_mut(&(arm, edit, position)) {
+            record.change_norm = change_norm;
+            record.base_norm = base_norm;
+        }
+    }
+
+    fn of_edit(&self, arm: usize, edit: usize) -> impl Iterator<Item = (usize, &Record)> {
+        let range = self.records.range((arm, edit, 0)..=(arm, edit, usize::MAX));
+        range.map(|(&(_, _, position), record)| (position, record))
+    }
+
+    /// The receipt of one arm.
+    pub fn receipt(
+        &self,
+        plan: &Plan,
+        record: Option<&BridgeRecord>,
+        (index, arm): (usize, &SteeredArm),
+        kl_to_baseline: Option<f32>,
+    ) -> Receipt {
+        let edits = plan.edits.iter().enumerate();
+        let edits = edits.filter(|_| arm.edits()).map(|(number, edit)| {
+            let touched = self.of_edit(index, number).filter(|(_, record)| record.touched);
+            let tokens: Vec<TouchedToken> = touched.map(|(position, record)| {
+                TouchedToken {
+                    position,
+                    before: record.before,
+                    after: if arm.variant == Variant::Steered { record.after } else { record.before },
+                    change_norm: record.change_norm,
+                    relative_change: match record.base_norm > 0.0 {
+                        true => record.change_norm / record.base_norm,
+                        false => 0.0,
+                    },
+                }
+            })
+            .collect();
+            let site = edit.subject.place().site(plan.n_layers).index();
+            let carried = !plan.native && matches!(edit.subject, Subject::Channels(_));
+            let fidelity = record.filter(|_| carried).and_then(|record| record.sites.get(site));
+            EditReceipt {
+                feature: edit.name.clone(),
+                node: edit.subject.place().to_string(),
+                channels: edit.subject.channels(),
+                op: edit.operation,
+                strength: edit.strength.in_arm(arm.strength),
+                read: read(edit),
+                write: edit.write,
+                decoder_nmse: fidelity.map(|site| site.decoder_nmse),
+                encoder_nmse: fidelity
+                    .filter(|_| edit.source == Source::Encoder)
+                    .map(|site| site.encoder_nmse),
+                tokens_touched: tokens.len(),
+                tokens,
+            }
+        });
+        Receipt { bridge: plan.bridge.clone(), edits: edits.collect(), kl_to_baseline }
+    }
+
+    /// The edited features' values in one arm.
+    pub fn activations(&self, plan: &Plan, (index, arm): (usize, &SteeredArm)) -> Vec<EditActivations> {
+        let edits = plan.edits.iter().enumerate();
+        edits
+            .map(|(number, edit)| {
+                let mut activations = EditActivations {
+                    feature: edit.name.clone(),
+                    node: place_of(edit).to_string(),
+                    channels: edit.subject.channels(),
+                    before: Vec::new(),
+                    after: Vec::new(),
+                };
+                for (_, record) in self.of_edit(index, number) {
+                    activations.before.push(record.before);
+                    let moved = record.touched && arm.variant == Variant::Steered;
+                    activations.after.push(if moved { record.after } else { record.before });
+                }
+                activations
+            })
+            .collect()
+    }
+}
+
+fn place_of(edit: &Edit) -> Place {
+    edit.subject.place()
+}
+
+fn read(edit: &Edit) -> Option<Read> {
+    match edit.source {
+        Source::Own => None,
+        Source::Sparse => Some(Read::Sparse),
+        Source::Encoder => Some(Read::Encoder),
+    }
+}

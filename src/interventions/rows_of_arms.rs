@@ -1,0 +1,119 @@
+//! The rows of one step: which token of which arm stands where.
+//!
+//! An *arm* is one sequence that is generated: a prompt, a sample, a variant, a strength. All arms of a request
+//! step together; their tokens are the rows of one batch.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+
+use super::control::Directions;
+use super::operation::norm;
+use super::request::Variant;
+use crate::models::kv_cache::CacheRow;
+use crate::numerics::rows;
+
+/// What steering knows of an arm.
+#[derive(Debug, Clone)]
+pub struct SteeredArm {
+    pub variant: Variant,
+    /// Its place in a sweep.
+    pub strength: Option<f64>,
+    /// What stands in for each change, in a control arm.
+    pub directions: Option<Arc<Directions>>,
+    /// Its features are read, whether or not they are edited.
+    pub follows: bool,
+}
+
+impl SteeredArm {
+    /// Whether the arm's values are changed.
+    pub fn edits(&self) -> bool {
+        self.variant != Variant::Baseline
+    }
+}
+
+/// Tokens that an arm feeds to its model in this step.
+#[derive(Debug, Clone, Copy)]
+pub struct Feed<'t> {
+    pub arm: usize,
+    pub prompt: usize,
+    pub prompt_length: usize,
+    /// The arm's tokens so far; those from `from` on are fed.
+    pub tokens: &'t [u32],
+    pub from: usize,
+}
+
+/// One token of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// Its row in the answering model's batch.
+    pub index: usize,
+    pub arm: usize,
+    pub prompt: usize,
+    pub prompt_length: usize,
+    pub position: usize,
+}
+
+/// The rows of all feeds, one after another.
+pub fn rows_of(feeds: &[Feed]) -> Vec<Row> {
+    let tokens = feeds.iter().flat_map(|feed| {
+        (feed.from..feed.tokens.len()).map(move |position| Row {
+            index: 0,
+            arm: feed.arm,
+            prompt: feed.prompt,
+            prompt_length: feed.prompt_length,
+            position,
+        })
+    });
+    tokens.enumerate().map(|(index, row)| Row { index, ..row }).collect()
+}
+
+/// The token ids of all feeds.
+pub fn ids_of(feeds: &[Feed]) -> Vec<u32> {
+    feeds.iter().flat_map(|feed| &feed.tokens[feed.from..]).copied().collect()
+}
+
+/// The rows' places in a cache in which every arm has one slot.
+pub fn cache_rows(rows: &[Row]) -> Vec<CacheRow> {
+    rows.iter().map(|row| CacheRow { slot: row.arm, position: row.position }).collect()
+}
+
+/// The values of one place, `[rows, width]`, out of their tensor.
+#[derive(Debug, Clone)]
+pub struct RowValues {
+    width: usize,
+    values: Vec<f32>,
+}
+
+impl RowValues {
+    pub fn of(tensor: &Tensor) -> Result<Self> {
+        let (_, width) = tensor.dims2()?;
+        Ok(RowValues { width, values: rows::to_vec(tensor)? })
+    }
+
+    /// Zeros of this shape.
+    pub fn zeros(count: usize, width: usize) -> Self {
+        RowValues { width, values: vec![0.0; count * width] }
+    }
+
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.width..][..self.width]
+    }
+
+    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.values[row * self.width..][..self.width]
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub fn norm(&self, row: usize) -> f32 {
+        norm(self.row(row))
+    }
+
+    /// Back as a tensor like the one they came from.
+    pub fn into_tensor(self, like: &Tensor) -> Result<Tensor> {
+        Tensor::from_vec(self.values, like.shape(), like.device())
+    }
+}
