@@ -13,5 +13,7 @@ mod features;
 mod refusals;
 #[path = "api/service.rs"]
 mod service;
+#[path = "api/steering.rs"]
+mod steering;
 #[path = "api/tiny_pair.rs"]
 mod tiny_pair;

@@ -88,7 +88,10 @@ pub struct NodeActivations {
         (status = 500, description = "The engine failed", body = ErrorBody),
         (status = 503, description = "The engine is not running", body = ErrorBody)
     ))]
-pub async fn create(state: web::Data<State>, body: JsonBody<CreateActivations>) -> Result<HttpResponse, ApiError> {
+pub async fn create(
+    state: web::Data<State>,
+    body: JsonBody<CreateActivations>,
+) -> Result<HttpResponse, ApiError> {
     let request = body.0;
     let card = state.inventory.model(&request.model)?;
     let logits = request.logits.unwrap_or(false);
@@ -97,9 +100,22 @@ pub async fn create(state: web::Data<State>, body: JsonBody<CreateActivations>) 
         ActivationsPrompt::Text(text) => prompt::Prompt::Text(text),
         ActivationsPrompt::Tokens(tokens) => prompt::Prompt::Tokens(tokens),
     };
-    let tokens = prompt::encode(vec![prompt], card, &state.limits).await?.remove(0);
-    check_size(&places, tokens.len(), card, logits, state.limits.max_activation_values)?;
-    let asked = ActivationsRequest { model: card.id.clone(), tokens: tokens.clone(), places: names(&places), logits };
+    let tokens = prompt::encode(vec![prompt], card, &state.limits)
+        .await?
+        .remove(0);
+    check_size(
+        &places,
+        tokens.len(),
+        card,
+        logits,
+        state.limits.max_activation_values,
+    )?;
+    let asked = ActivationsRequest {
+        model: card.id.clone(),
+        tokens: tokens.clone(),
+        places: names(&places),
+        logits,
+    };
     let found = state.engine.activations(asked).await?;
     let nodes = found.places.into_iter().map(|(name, width, values)| {
         let rows = values.chunks(width.max(1));
@@ -111,7 +127,13 @@ pub async fn create(state: web::Data<State>, body: JsonBody<CreateActivations>) 
         object: "activations",
         model: card.id.clone(),
         nodes: nodes.collect(),
-        tokens: tokens.into_iter().map(|id| PromptToken { id, text: text_of(id) }).collect(),
+        tokens: tokens
+            .into_iter()
+            .map(|id| PromptToken {
+                id,
+                text: text_of(id),
+            })
+            .collect(),
         logits: found.logits,
     }))
 }
@@ -121,36 +143,55 @@ fn names(places: &[Place]) -> Vec<String> {
 }
 
 /// The places asked for, each once.
-fn check(request: &CreateActivations, card: &ModelCard, logits: bool) -> Result<Vec<Place>, ApiError> {
+fn check(
+    request: &CreateActivations,
+    card: &ModelCard,
+    logits: bool,
+) -> Result<Vec<Place>, ApiError> {
     if request.nodes.is_empty() && !logits {
-        return Err(ApiError::invalid("nodes", "nodes is empty and logits are not asked for: nothing to answer"));
+        return Err(ApiError::invalid(
+            "nodes",
+            "nodes is empty and logits are not asked for: nothing to answer",
+        ));
     }
     let mut places = Vec::new();
     for (index, name) in request.nodes.iter().enumerate() {
         let param = format!("nodes[{index}]");
-        let place =
-            Place::parse(name, card.config.n_layers).map_err(|error| ApiError::invalid(&*param, error.to_string()))?;
+        let place = Place::parse(name, card.config.n_layers)
+            .map_err(|error| ApiError::invalid(&*param, error.to_string()))?;
         if places.contains(&place) {
             return Err(ApiError::invalid(param, format!("{place} is named twice")));
         }
         places.push(place);
     }
     if request.top_k.is_some() && request.channels.is_some() {
-        return Err(ApiError::invalid("top_k", "top_k and channels both choose channels; give one of them"));
+        return Err(ApiError::invalid(
+            "top_k",
+            "top_k and channels both choose channels; give one of them",
+        ));
     }
     if request.top_k == Some(0) {
-        return Err(ApiError::invalid("top_k", "top_k is 0; it must be at least 1"));
+        return Err(ApiError::invalid(
+            "top_k",
+            "top_k is 0; it must be at least 1",
+        ));
     }
     let mut seen = BTreeSet::new();
     for (index, channel) in request.channels.iter().flatten().enumerate() {
         let param = format!("channels[{index}]");
-        if let Some(place) = places.iter().find(|place| *channel >= place.width(&card.config)) {
+        if let Some(place) = places
+            .iter()
+            .find(|place| *channel >= place.width(&card.config))
+        {
             let last = place.width(&card.config) - 1;
             let message = format!("{place} has no channel {channel}; they run from 0 to {last}");
             return Err(ApiError::invalid(param, message));
         }
         if !seen.insert(channel) {
-            return Err(ApiError::invalid(param, format!("channel {channel} is named twice")));
+            return Err(ApiError::invalid(
+                param,
+                format!("channel {channel} is named twice"),
+            ));
         }
     }
     Ok(places)
@@ -168,7 +209,9 @@ fn check_size(
     let vocabulary = if logits { card.config.vocab_size } else { 0 };
     let values = tokens.saturating_mul(widths + vocabulary);
     if values > limit {
-        let message = format!("{values} numbers were asked for; at most {limit} are given: fewer nodes or tokens");
+        let message = format!(
+            "{values} numbers were asked for; at most {limit} are given: fewer nodes or tokens"
+        );
         return Err(ApiError::invalid("nodes", message));
     }
     Ok(())
@@ -192,14 +235,23 @@ fn choose<'a>(
         match picked {
             None => values.push(row.to_vec()),
             Some(picked) => {
-                values.push(picked.iter().filter_map(|&channel| row.get(channel).copied()).collect());
+                values.push(
+                    picked
+                        .iter()
+                        .filter_map(|&channel| row.get(channel).copied())
+                        .collect(),
+                );
                 chosen.push(picked);
             }
         }
     }
     let per_token = values.first().map_or(width, Vec::len);
     let choice = channels.is_some() || top_k.is_some();
-    NodeActivations { shape: [values.len(), per_token], values, channels: choice.then_some(chosen) }
+    NodeActivations {
+        shape: [values.len(), per_token],
+        values,
+        channels: choice.then_some(chosen),
+    }
 }
 
 /// The channels of the `count` values largest in magnitude, ties in the order of channels.

@@ -25,7 +25,9 @@ impl<T: DeserializeOwned + 'static> FromRequest for JsonBody<T> {
 
     fn from_request(request: &HttpRequest, payload: &mut dev::Payload) -> Self::Future {
         let json = is_json(request);
-        let limit = request.app_data::<web::Data<State>>().map_or(0, |state| state.limits.max_body_bytes);
+        let limit = request
+            .app_data::<web::Data<State>>()
+            .map_or(0, |state| state.limits.max_body_bytes);
         let bytes = web::Bytes::from_request(request, payload);
         Box::pin(async move {
             // A browser asks for leave before it sends JSON to another site, and sends anything else unasked.
@@ -39,8 +41,16 @@ impl<T: DeserializeOwned + 'static> FromRequest for JsonBody<T> {
 }
 
 fn is_json(request: &HttpRequest) -> bool {
-    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let media_type = content_type.unwrap_or("").split(';').next().unwrap_or("").trim();
+    let content_type = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let media_type = content_type
+        .unwrap_or("")
+        .split(';')
+        .next()
+        .unwrap_or("")
+        .trim();
     media_type.eq_ignore_ascii_case("application/json")
 }
 
@@ -62,10 +72,16 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let cut_off = error.inner().is_eof();
         // A body that ends early is wrong as a whole, wherever it ends.
-        let path = if cut_off { ".".to_owned() } else { error.path().to_string() };
+        let path = if cut_off {
+            ".".to_owned()
+        } else {
+            error.path().to_string()
+        };
         parse_error(&path, &error.into_inner().to_string())
     })?;
-    reader.end().map_err(|error| parse_error(".", &error.to_string()))?;
+    reader
+        .end()
+        .map_err(|error| parse_error(".", &error.to_string()))?;
     Ok(value)
 }
 
@@ -77,12 +93,20 @@ fn parse_error(path: &str, message: &str) -> ApiError {
         let param = join(parent, &shortened(quoted[0]));
         let near = suggestion(&shortened(quoted[0]), quoted[1..].iter().copied());
         let message = format!("there is no field {param:?}{near}");
-        return ApiError::Invalid { message, param: Some(param), code: Some("unknown_field") };
+        return ApiError::Invalid {
+            message,
+            param: Some(param),
+            code: Some("unknown_field"),
+        };
     }
     if message.starts_with("missing field") && !quoted.is_empty() {
         let param = join(parent, quoted[0]);
         let message = format!("{param} is missing");
-        return ApiError::Invalid { message, param: Some(param), code: Some("missing_field") };
+        return ApiError::Invalid {
+            message,
+            param: Some(param),
+            code: Some("missing_field"),
+        };
     }
     ApiError::Invalid {
         message: match parent {
@@ -139,9 +163,18 @@ mod tests {
 
     #[test]
     fn errors_name_the_field() {
-        assert_eq!(param(r#"{"inner": [{"strength": 1}, {"strength": "x"}]}"#).as_deref(), Some("inner[1].strength"));
-        assert_eq!(param(r#"{"inner": [{"strenght": 1}]}"#).as_deref(), Some("inner[0].strenght"));
-        assert_eq!(param(r#"{"inner": [{}]}"#).as_deref(), Some("inner[0].strength"));
+        assert_eq!(
+            param(r#"{"inner": [{"strength": 1}, {"strength": "x"}]}"#).as_deref(),
+            Some("inner[1].strength")
+        );
+        assert_eq!(
+            param(r#"{"inner": [{"strenght": 1}]}"#).as_deref(),
+            Some("inner[0].strenght")
+        );
+        assert_eq!(
+            param(r#"{"inner": [{}]}"#).as_deref(),
+            Some("inner[0].strength")
+        );
         assert_eq!(param(r#"{"iner": 1}"#).as_deref(), Some("iner"));
         assert_eq!(param("{").as_deref(), None);
         assert_eq!(param("{} x").as_deref(), None);

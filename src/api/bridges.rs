@@ -94,8 +94,13 @@ fn bridge(card: &BridgeCard, features: usize) -> Bridge {
     responses((status = 200, description = "The bridges", body = BridgeList)))]
 pub async fn list(state: web::Data<State>) -> HttpResponse {
     let cards = state.inventory.bridges.values();
-    let data = cards.map(|card| bridge(card, state.features.count(card.record.id.as_str()))).collect();
-    HttpResponse::Ok().json(BridgeList { object: "list", data })
+    let data = cards
+        .map(|card| bridge(card, state.features.count(card.record.id.as_str())))
+        .collect();
+    HttpResponse::Ok().json(BridgeList {
+        object: "list",
+        data,
+    })
 }
 
 /// One bridge.
@@ -105,7 +110,10 @@ pub async fn list(state: web::Data<State>) -> HttpResponse {
         (status = 200, description = "The bridge", body = Bridge),
         (status = 404, description = "No bridge has this id: code `bridge_not_found`", body = ErrorBody)
     ))]
-pub async fn retrieve(state: web::Data<State>, id: web::Path<String>) -> Result<HttpResponse, ApiError> {
+pub async fn retrieve(
+    state: web::Data<State>,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
     let card = state.inventory.bridge(&id, None)?;
     Ok(HttpResponse::Ok().json(bridge(card, state.features.count(&id))))
 }

@@ -19,10 +19,18 @@ const RETRY_SECONDS: u64 = 5;
 pub enum ApiError {
     /// The request cannot be carried out as written.
     #[error("{message}")]
-    Invalid { message: String, param: Option<String>, code: Option<&'static str> },
+    Invalid {
+        message: String,
+        param: Option<String>,
+        code: Option<&'static str>,
+    },
     /// What the request names is not there.
     #[error("{message}")]
-    NotFound { message: String, param: Option<String>, code: Option<&'static str> },
+    NotFound {
+        message: String,
+        param: Option<String>,
+        code: Option<&'static str>,
+    },
     #[error("this address answers {allowed} only")]
     MethodNotAllowed { allowed: &'static str },
     #[error("the request's body is longer than the {limit} bytes that are read")]
@@ -34,7 +42,9 @@ pub enum ApiError {
     #[error("the server is not ready: {0}")]
     NotReady(String),
     /// The details are for the log; the client gets the request's id.
-    #[error("the request failed inside the server; its log says more under this request's x-request-id")]
+    #[error(
+        "the request failed inside the server; its log says more under this request's x-request-id"
+    )]
     Internal(String),
 }
 
@@ -64,12 +74,20 @@ pub struct ErrorObject {
 impl ApiError {
     /// A field that is wrong.
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
-        ApiError::Invalid { message: message.into(), param: Some(param.into()), code: None }
+        ApiError::Invalid {
+            message: message.into(),
+            param: Some(param.into()),
+            code: None,
+        }
     }
 
     /// A field that is wrong in a way that programs may want to tell apart.
     pub fn invalid_with_code(param: &str, code: &'static str, message: impl Into<String>) -> Self {
-        ApiError::Invalid { message: message.into(), param: Some(param.to_owned()), code: Some(code) }
+        ApiError::Invalid {
+            message: message.into(),
+            param: Some(param.to_owned()),
+            code: Some(code),
+        }
     }
 
     /// For `map_err`: something that should not have failed.
@@ -83,15 +101,31 @@ impl ApiError {
         const SERVER: &str = "server_error";
         match self {
             ApiError::Invalid { code, .. } => (StatusCode::BAD_REQUEST, INVALID, *code),
-            ApiError::NotFound { code, .. } => (StatusCode::NOT_FOUND, INVALID, code.or(Some("not_found"))),
-            ApiError::MethodNotAllowed { .. } => {
-                (StatusCode::METHOD_NOT_ALLOWED, INVALID, Some("method_not_allowed"))
+            ApiError::NotFound { code, .. } => {
+                (StatusCode::NOT_FOUND, INVALID, code.or(Some("not_found")))
             }
-            ApiError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("body_too_large")),
-            ApiError::NotJson => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Some("unsupported_media_type")),
+            ApiError::MethodNotAllowed { .. } => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                INVALID,
+                Some("method_not_allowed"),
+            ),
+            ApiError::TooLarge { .. } => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                INVALID,
+                Some("body_too_large"),
+            ),
+            ApiError::NotJson => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                INVALID,
+                Some("unsupported_media_type"),
+            ),
             ApiError::ForeignHost { .. } => (StatusCode::FORBIDDEN, INVALID, Some("foreign_host")),
             ApiError::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("not_ready")),
-            ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("internal_error")),
+            ApiError::Internal(_) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                SERVER,
+                Some("internal_error"),
+            ),
         }
     }
 
@@ -102,7 +136,14 @@ impl ApiError {
             ApiError::Invalid { param, .. } | ApiError::NotFound { param, .. } => param.clone(),
             _ => None,
         };
-        ErrorBody { error: ErrorObject { message: self.to_string(), kind, param, code } }
+        ErrorBody {
+            error: ErrorObject {
+                message: self.to_string(),
+                kind,
+                param,
+                code,
+            },
+        }
     }
 }
 
@@ -128,12 +169,24 @@ impl ResponseError for ApiError {
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         match error {
-            EngineError::Invalid { message, param } => ApiError::Invalid { message, param, code: None },
+            EngineError::Invalid { message, param } => ApiError::Invalid {
+                message,
+                param,
+                code: None,
+            },
             // A name inside the steer field is a mistake in the request, not an address that does not exist.
             EngineError::NotFound { message, param } if in_steer(param.as_deref()) => {
-                ApiError::Invalid { message, param, code: Some("not_found") }
+                ApiError::Invalid {
+                    message,
+                    param,
+                    code: Some("not_found"),
+                }
             }
-            EngineError::NotFound { message, param } => ApiError::NotFound { message, param, code: None },
+            EngineError::NotFound { message, param } => ApiError::NotFound {
+                message,
+                param,
+                code: None,
+            },
             EngineError::Failed(details) => ApiError::Internal(details),
             EngineError::Stopped => ApiError::NotReady("the engine is not running".to_owned()),
         }

@@ -26,7 +26,11 @@ pub struct Examiner {
 impl Examiner {
     /// An examiner of the pairs in these directories, by the ids of their bridges.
     pub fn new(directories: BTreeMap<String, PathBuf>) -> Self {
-        Examiner { directories, open: Arc::default(), turn: tokio::sync::Mutex::new(()) }
+        Examiner {
+            directories,
+            open: Arc::default(),
+            turn: tokio::sync::Mutex::new(()),
+        }
     }
 
     /// Does `work` on a bridge's pair, off the threads that serve. What the work refuses is told of the
@@ -37,18 +41,26 @@ impl Examiner {
         W: FnOnce(&PairedModels) -> Result<T, FeatureError> + Send + 'static,
     {
         let Some(directory) = self.directories.get(bridge).cloned() else {
-            return Err(ApiError::Internal(format!("the pair of bridge {bridge} cannot be examined")));
+            return Err(ApiError::Internal(format!(
+                "the pair of bridge {bridge} cannot be examined"
+            )));
         };
         let open = self.open.clone();
         let bridge = bridge.to_owned();
         let _turn = self.turn.lock().await;
         let examined = web::block(move || {
-            let known = open.lock().unwrap_or_else(PoisonError::into_inner).get(&bridge).cloned();
+            let known = open
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(&bridge)
+                .cloned();
             let models = match known {
                 Some(models) => models,
                 None => {
                     let models = Arc::new(PairedModels::read(&directory)?);
-                    open.lock().unwrap_or_else(PoisonError::into_inner).insert(bridge, models.clone());
+                    open.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert(bridge, models.clone());
                     models
                 }
             };
@@ -68,18 +80,26 @@ fn refusal(error: FeatureError, param: &str) -> ApiError {
         | FeatureError::NotCarried(_)
         | FeatureError::Place(_)
         | FeatureError::Tokenizer(_) => ApiError::invalid(param, error.to_string()),
-        FeatureError::Compute(_) | FeatureError::Artifact(_) | FeatureError::Pair(_) => ApiError::internal(error),
+        FeatureError::Compute(_) | FeatureError::Artifact(_) | FeatureError::Pair(_) => {
+            ApiError::internal(error)
+        }
     }
 }
 
 /// Refuses pairs whose prompts are longer than either model's context.
 pub fn check_length(pairs: &[PromptPair], models: &PairedModels) -> Result<(), FeatureError> {
-    let context = models.dense.config.context_length.min(models.sparse.config.context_length);
+    let context = models
+        .dense
+        .config
+        .context_length
+        .min(models.sparse.config.context_length);
     let long = |pair: &PromptPair| pair.presented.len().max(pair.counterfactual.len()) > context;
     match pairs.iter().position(long) {
         None => Ok(()),
         Some(index) => {
-            let problem = format!("the prompts of pair {index} are longer than the context of {context} tokens");
+            let problem = format!(
+                "the prompts of pair {index} are longer than the context of {context} tokens"
+            );
             Err(FeatureError::Invalid(problem))
         }
     }

@@ -66,21 +66,35 @@ pub enum StoreError {
 
 impl FeatureStore {
     /// A store in `data_directory`, with the features that each bridge ships with.
-    pub fn open(data_directory: &Path, shipped: BTreeMap<String, Vec<Feature>>) -> Result<Self, StoreError> {
+    pub fn open(
+        data_directory: &Path,
+        shipped: BTreeMap<String, Vec<Feature>>,
+    ) -> Result<Self, StoreError> {
         let directory = data_directory.join("features");
         let mut bridges = BTreeMap::new();
         for (bridge, shipped) in shipped {
             let path = directory.join(format!("{bridge}.json"));
-            let own = if path.is_file() { read_features(&path)? } else { Vec::new() };
+            let own = if path.is_file() {
+                read_features(&path)?
+            } else {
+                Vec::new()
+            };
             bridges.insert(bridge, BridgeFeatures { shipped, own });
         }
-        Ok(FeatureStore { directory, bridges: RwLock::new(bridges), changing: tokio::sync::Mutex::new(()) })
+        Ok(FeatureStore {
+            directory,
+            bridges: RwLock::new(bridges),
+            changing: tokio::sync::Mutex::new(()),
+        })
     }
 
     /// Every feature: bridge by bridge, the shipped ones first, each as it is now.
     pub fn all(&self) -> Vec<StoredFeature> {
         let bridges = self.bridges.read().unwrap_or_else(PoisonError::into_inner);
-        bridges.iter().flat_map(|(bridge, features)| features.merged(bridge)).collect()
+        bridges
+            .iter()
+            .flat_map(|(bridge, features)| features.merged(bridge))
+            .collect()
     }
 
     /// How many features a bridge has.
@@ -91,17 +105,26 @@ impl FeatureStore {
     /// The features of one bridge.
     pub fn of(&self, bridge: &str) -> Vec<StoredFeature> {
         let bridges = self.bridges.read().unwrap_or_else(PoisonError::into_inner);
-        bridges.get(bridge).map(|features| features.merged(bridge)).unwrap_or_default()
+        bridges
+            .get(bridge)
+            .map(|features| features.merged(bridge))
+            .unwrap_or_default()
     }
 
     /// The features of one bridge by name.
     pub fn by_name(&self, bridge: &str) -> BTreeMap<String, Feature> {
-        self.of(bridge).into_iter().map(|stored| (stored.feature.name.clone(), stored.feature)).collect()
+        self.of(bridge)
+            .into_iter()
+            .map(|stored| (stored.feature.name.clone(), stored.feature))
+            .collect()
     }
 
     /// Waits until no other change is under way; until the guard is dropped there will be none.
     pub async fn change(&self) -> ChangeGuard<'_> {
-        ChangeGuard { store: self, _turn: self.changing.lock().await }
+        ChangeGuard {
+            store: self,
+            _turn: self.changing.lock().await,
+        }
     }
 }
 
@@ -116,8 +139,15 @@ impl ChangeGuard<'_> {
     /// Makes a change, on the disk first.
     pub async fn apply(&self, bridge: &str, change: Change) -> Result<(), StoreError> {
         let mut own = {
-            let bridges = self.store.bridges.read().unwrap_or_else(PoisonError::into_inner);
-            bridges.get(bridge).map(|features| features.own.clone()).unwrap_or_default()
+            let bridges = self
+                .store
+                .bridges
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            bridges
+                .get(bridge)
+                .map(|features| features.own.clone())
+                .unwrap_or_default()
         };
         match change {
             Change::Put(feature) => match own.iter_mut().find(|known| known.name == feature.name) {
@@ -131,7 +161,11 @@ impl ChangeGuard<'_> {
         let written = own.clone();
         let writing = actix_web::web::block(move || write_features(&directory, &path, &written));
         writing.await.map_err(|_| StoreError::Ended)??;
-        let mut bridges = self.store.bridges.write().unwrap_or_else(PoisonError::into_inner);
+        let mut bridges = self
+            .store
+            .bridges
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         bridges.entry(bridge.to_owned()).or_default().own = own;
         Ok(())
     }
@@ -148,7 +182,11 @@ impl BridgeFeatures {
         let made = self.own.iter().filter(|feature| !is_shipped(&feature.name));
         shipped
             .chain(made.map(|feature| (feature, Origin::Own)))
-            .map(|(feature, origin)| StoredFeature { bridge: bridge.to_owned(), feature: feature.clone(), origin })
+            .map(|(feature, origin)| StoredFeature {
+                bridge: bridge.to_owned(),
+                feature: feature.clone(),
+                origin,
+            })
             .collect()
     }
 }
@@ -166,5 +204,8 @@ fn write_features(directory: &Path, path: &Path, features: &[Feature]) -> Result
 }
 
 fn json_error(path: &Path, error: &serde_json::Error) -> StoreError {
-    StoreError::Json { path: path.display().to_string(), problem: error.to_string() }
+    StoreError::Json {
+        path: path.display().to_string(),
+        problem: error.to_string(),
+    }
 }

@@ -35,7 +35,9 @@ pub async fn ready(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
         Ok(Err(error)) => Err(ApiError::NotReady(error.to_string())),
         Err(_) => {
             let seconds = state.ready_timeout.as_secs_f64();
-            Err(ApiError::NotReady(format!("the engine did not answer within {seconds} s")))
+            Err(ApiError::NotReady(format!(
+                "the engine did not answer within {seconds} s"
+            )))
         }
     }
 }
@@ -45,5 +47,7 @@ pub async fn ready(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
     responses((status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain")))]
 pub async fn metrics(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
     let text = state.metrics.text().map_err(ApiError::internal)?;
-    Ok(HttpResponse::Ok().content_type(prometheus::TEXT_FORMAT).body(text))
+    Ok(HttpResponse::Ok()
+        .content_type(prometheus::TEXT_FORMAT)
+        .body(text))
 }

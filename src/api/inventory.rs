@@ -73,8 +73,16 @@ impl Inventory {
             statistics: ReferenceStatistics::default(),
         };
         Inventory {
-            models: catalog.models.iter().map(|(id, loaded)| (id.clone(), model(loaded))).collect(),
-            bridges: catalog.bridges.iter().map(|(id, loaded)| (id.clone(), bridge(loaded))).collect(),
+            models: catalog
+                .models
+                .iter()
+                .map(|(id, loaded)| (id.clone(), model(loaded)))
+                .collect(),
+            bridges: catalog
+                .bridges
+                .iter()
+                .map(|(id, loaded)| (id.clone(), bridge(loaded)))
+                .collect(),
         }
     }
 
@@ -97,7 +105,11 @@ impl Inventory {
             let message = format!("there is no bridge {:?}{near}", shortened(id));
             match param {
                 Some(param) => ApiError::invalid_with_code(param, "bridge_not_found", message),
-                None => ApiError::NotFound { message, param: None, code: Some("bridge_not_found") },
+                None => ApiError::NotFound {
+                    message,
+                    param: None,
+                    code: Some("bridge_not_found"),
+                },
             }
         })
     }
@@ -110,23 +122,33 @@ impl Inventory {
         let mut bridges = self.bridges.values();
         match (bridges.next(), bridges.next()) {
             (Some(only), None) => Ok(only),
-            (None, _) => Err(ApiError::invalid_with_code(param, "bridge_not_found", "no bridge is served")),
+            (None, _) => Err(ApiError::invalid_with_code(
+                param,
+                "bridge_not_found",
+                "no bridge is served",
+            )),
             _ => {
                 let ids: Vec<&str> = self.bridges.keys().map(String::as_str).collect();
-                Err(ApiError::invalid(param, format!("say which bridge is meant: {}", ids.join(", "))))
+                Err(ApiError::invalid(
+                    param,
+                    format!("say which bridge is meant: {}", ids.join(", ")),
+                ))
             }
         }
     }
 
     /// The bridges that join this model to another, as its dense or its sparse side.
     pub fn bridges_of<'a>(&'a self, model: &str) -> impl Iterator<Item = &'a BridgeCard> {
-        self.bridges.values().filter(move |bridge| bridge.joins(model))
+        self.bridges
+            .values()
+            .filter(move |bridge| bridge.joins(model))
     }
 
     /// The bridge that the edits of a request for `model` go over: the one it names, or the model's only one.
     pub fn bridge_for(&self, model: &str, named: Option<&str>) -> Option<&BridgeCard> {
-        let mut bridges =
-            self.bridges_of(model).filter(|bridge| named.is_none_or(|named| bridge.record.id.as_str() == named));
+        let mut bridges = self
+            .bridges_of(model)
+            .filter(|bridge| named.is_none_or(|named| bridge.record.id.as_str() == named));
         let first = bridges.next()?;
         bridges.next().is_none().then_some(first)
     }
@@ -149,7 +171,9 @@ pub fn system_fingerprint(model: &ModelCard, bridge: Option<&BridgeCard>) -> Str
 
 /// Seconds since 1970.
 pub fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {

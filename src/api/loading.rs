@@ -32,7 +32,11 @@ pub enum LoadError {
     #[error(transparent)]
     Features(#[from] StoreError),
     #[error("feature {name:?} kept for bridge {bridge}: {problem}")]
-    Feature { bridge: String, name: String, problem: String },
+    Feature {
+        bridge: String,
+        name: String,
+        problem: String,
+    },
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
     #[error("the engine's thread could not be started: {0}")]
@@ -54,11 +58,17 @@ pub fn load(settings: &Settings, address: SocketAddr) -> Result<State, LoadError
     }
     let inventory = inventory(&catalog, settings, &directories)?;
     let shipped = catalog.bridges.iter().map(|(id, bridge)| {
-        (id.clone(), bridge.features.values().cloned().collect::<Vec<Feature>>())
+        (
+            id.clone(),
+            bridge.features.values().cloned().collect::<Vec<Feature>>(),
+        )
     });
     let features = FeatureStore::open(&settings.data_dir, shipped.collect())?;
-    let configs: BTreeMap<&str, &TransformerConfig> =
-        catalog.models.iter().map(|(id, model)| (id.as_str(), &model.transformer.config)).collect();
+    let configs: BTreeMap<&str, &TransformerConfig> = catalog
+        .models
+        .iter()
+        .map(|(id, model)| (id.as_str(), &model.transformer.config))
+        .collect();
     for bridge in catalog.bridges.values() {
         if let Some(config) = configs.get(bridge.sparse.as_str()) {
             check_features(&features, &bridge.id, config)?;
@@ -86,7 +96,9 @@ fn inventory(
 ) -> Result<Inventory, LoadError> {
     let mut inventory = Inventory::of(catalog);
     for (id, directory) in directories {
-        let Some(card) = inventory.bridges.get_mut(id) else { continue };
+        let Some(card) = inventory.bridges.get_mut(id) else {
+            continue;
+        };
         card.provenance = provenance(directory);
         if directory.join(REFERENCE_FILE).is_file() {
             card.statistics = ReferenceStatistics::read(directory)?;
@@ -102,17 +114,30 @@ fn inventory(
 
 /// A directory without a manifest is served all the same; it only cannot say where it came from.
 fn provenance(directory: &Path) -> Provenance {
-    Manifest::read(directory).map(|manifest| manifest.provenance).unwrap_or_default()
+    Manifest::read(directory)
+        .map(|manifest| manifest.provenance)
+        .unwrap_or_default()
 }
 
 /// What was kept for a bridge may be for another one of its name, or edited by hand.
-fn check_features(features: &FeatureStore, bridge: &str, config: &TransformerConfig) -> Result<(), LoadError> {
+fn check_features(
+    features: &FeatureStore,
+    bridge: &str,
+    config: &TransformerConfig,
+) -> Result<(), LoadError> {
     for stored in features.of(bridge) {
         let feature = stored.feature;
-        let checked = Place::parse(&feature.node, config.n_layers).map_err(|error| error.to_string()).and_then(|place| {
-            unit_length(&feature.channels, place.width(config), place).map_err(|error| error.to_string())
-        });
-        checked.map_err(|problem| LoadError::Feature { bridge: bridge.to_owned(), name: feature.name, problem })?;
+        let checked = Place::parse(&feature.node, config.n_layers)
+            .map_err(|error| error.to_string())
+            .and_then(|place| {
+                unit_length(&feature.channels, place.width(config), place)
+                    .map_err(|error| error.to_string())
+            });
+        checked.map_err(|problem| LoadError::Feature {
+            bridge: bridge.to_owned(),
+            name: feature.name,
+            problem,
+        })?;
     }
     Ok(())
 }

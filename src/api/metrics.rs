@@ -2,11 +2,14 @@
 //! loaded, not names that callers made up.
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// Upper bounds in seconds: from an answer out of memory to a long completion.
-const DURATION_BUCKETS: [f64; 12] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
+const DURATION_BUCKETS: [f64; 12] = [
+    0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0,
+];
 
 /// The counters of one server.
 #[derive(Debug)]
@@ -24,18 +27,31 @@ impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let requests = IntCounterVec::new(
-            Opts::new("causeway_requests_total", "Requests answered, by route and how they ended."),
+            Opts::new(
+                "causeway_requests_total",
+                "Requests answered, by route and how they ended.",
+            ),
             &["endpoint", "outcome"],
         )?;
         let durations = HistogramVec::new(
-            HistogramOpts::new("causeway_request_duration_seconds", "From a request's head to its answer's head.")
-                .buckets(DURATION_BUCKETS.to_vec()),
+            HistogramOpts::new(
+                "causeway_request_duration_seconds",
+                "From a request's head to its answer's head.",
+            )
+            .buckets(DURATION_BUCKETS.to_vec()),
             &["endpoint"],
         )?;
-        let prompt_tokens = IntCounter::new("causeway_prompt_tokens_total", "Tokens of prompts completed.")?;
-        let generation_tokens = IntCounter::new("causeway_generation_tokens_total", "Tokens generated.")?;
+        let prompt_tokens = IntCounter::new(
+            "causeway_prompt_tokens_total",
+            "Tokens of prompts completed.",
+        )?;
+        let generation_tokens =
+            IntCounter::new("causeway_generation_tokens_total", "Tokens generated.")?;
         let steered_requests = IntCounterVec::new(
-            Opts::new("causeway_steered_requests_total", "Completions that carried edits, by bridge."),
+            Opts::new(
+                "causeway_steered_requests_total",
+                "Completions that carried edits, by bridge.",
+            ),
             &["bridge"],
         )?;
         let build = IntGaugeVec::new(Opts::new("causeway_build_info", "Always 1."), &["version"])?;
@@ -46,7 +62,14 @@ impl Metrics {
         registry.register(Box::new(generation_tokens.clone()))?;
         registry.register(Box::new(steered_requests.clone()))?;
         registry.register(Box::new(build))?;
-        Ok(Metrics { registry, requests, durations, prompt_tokens, generation_tokens, steered_requests })
+        Ok(Metrics {
+            registry,
+            requests,
+            durations,
+            prompt_tokens,
+            generation_tokens,
+            steered_requests,
+        })
     }
 
     /// Counts one request that was answered with `status` after `seconds`.
@@ -57,7 +80,9 @@ impl Metrics {
             _ => "failed",
         };
         self.requests.with_label_values(&[endpoint, outcome]).inc();
-        self.durations.with_label_values(&[endpoint]).observe(seconds);
+        self.durations
+            .with_label_values(&[endpoint])
+            .observe(seconds);
     }
 
     /// The text that Prometheus reads.

@@ -71,7 +71,11 @@ fn model(card: &ModelCard, inventory: &Inventory) -> Model {
         object: "model",
         created: card.loaded,
         owned_by: "causeway",
-        kind: if card.sparse { ModelKind::Sparse } else { ModelKind::Dense },
+        kind: if card.sparse {
+            ModelKind::Sparse
+        } else {
+            ModelKind::Dense
+        },
         n_layers: config.n_layers,
         d_model: config.d_model,
         n_heads: config.n_heads,
@@ -80,9 +84,14 @@ fn model(card: &ModelCard, inventory: &Inventory) -> Model {
         context_length: config.context_length,
         parameters: card.parameters,
         nonzeros: card.nonzeros,
-        sites: Site::all(config.n_layers).map(|site| site.to_string()).collect(),
+        sites: Site::all(config.n_layers)
+            .map(|site| site.to_string())
+            .collect(),
         end_of_text: card.tokenizer.end_of_text(),
-        bridges: inventory.bridges_of(&card.id).map(|bridge| bridge.record.id.to_string()).collect(),
+        bridges: inventory
+            .bridges_of(&card.id)
+            .map(|bridge| bridge.record.id.to_string())
+            .collect(),
         fingerprint: card.fingerprint.clone(),
         provenance: card.provenance.clone(),
     }
@@ -93,8 +102,15 @@ fn model(card: &ModelCard, inventory: &Inventory) -> Model {
     responses((status = 200, description = "The models", body = ModelList)))]
 pub async fn list(state: web::Data<State>) -> HttpResponse {
     let inventory = &state.inventory;
-    let data = inventory.models.values().map(|card| model(card, inventory)).collect();
-    HttpResponse::Ok().json(ModelList { object: "list", data })
+    let data = inventory
+        .models
+        .values()
+        .map(|card| model(card, inventory))
+        .collect();
+    HttpResponse::Ok().json(ModelList {
+        object: "list",
+        data,
+    })
 }
 
 /// One model.
@@ -104,7 +120,10 @@ pub async fn list(state: web::Data<State>) -> HttpResponse {
         (status = 200, description = "The model", body = Model),
         (status = 404, description = "No model has this id: code `model_not_found`", body = ErrorBody)
     ))]
-pub async fn retrieve(state: web::Data<State>, id: web::Path<String>) -> Result<HttpResponse, ApiError> {
+pub async fn retrieve(
+    state: web::Data<State>,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
     let card = state.inventory.model(&id)?;
     Ok(HttpResponse::Ok().json(model(card, &state.inventory)))
 }

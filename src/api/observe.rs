@@ -33,13 +33,19 @@ pub async fn observe<B: MessageBody + 'static>(
     let id = request_id(request.headers());
     let (method, path) = (request.method().clone(), request.path().to_owned());
     let mut response = match check_host(&state, request.headers()) {
-        Err(error) => request.into_response(error.error_response()).map_into_right_body(),
+        Err(error) => request
+            .into_response(error.error_response())
+            .map_into_right_body(),
         // A panic fails this request and no other. Nothing shared is left half changed: shared state sits
         // behind locks that are held for plain assignments only.
         Ok(()) => match AssertUnwindSafe(next.call(request)).catch_unwind().await {
-            Ok(result) => result.map_err(|error| with_id(&error, &id))?.map_into_left_body(),
+            Ok(result) => result
+                .map_err(|error| with_id(&error, &id))?
+                .map_into_left_body(),
             Err(_) => {
-                state.metrics.answered(NO_ROUTE, 500, started.elapsed().as_secs_f64());
+                state
+                    .metrics
+                    .answered(NO_ROUTE, 500, started.elapsed().as_secs_f64());
                 let error = ApiError::Internal(format!("{method} {path} panicked"));
                 return Err(with_id(&error.into(), &id));
             }
@@ -48,7 +54,9 @@ pub async fn observe<B: MessageBody + 'static>(
     let seconds = started.elapsed().as_secs_f64();
     let status = response.status().as_u16();
     let pattern = response.request().match_pattern();
-    state.metrics.answered(pattern.as_deref().unwrap_or(NO_ROUTE), status, seconds);
+    state
+        .metrics
+        .answered(pattern.as_deref().unwrap_or(NO_ROUTE), status, seconds);
     let shown_id = id.to_str().unwrap_or_default();
     tracing::info!(request_id = shown_id, %method, path, status, seconds, "answered");
     let headers = response.headers_mut();
@@ -76,16 +84,23 @@ fn check_host(state: &State, headers: &HeaderMap) -> Result<(), ApiError> {
     if !state.loopback_only {
         return Ok(());
     }
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
+    let host = headers
+        .get(HOST)
+        .and_then(|host| host.to_str().ok())
+        .unwrap_or("");
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or(""),
         None => host.split(':').next().unwrap_or(""),
     };
     let local = name.eq_ignore_ascii_case("localhost")
-        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        || name
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
     match local {
         true => Ok(()),
-        false => Err(ApiError::ForeignHost { host: host.chars().take(80).collect() }),
+        false => Err(ApiError::ForeignHost {
+            host: host.chars().take(80).collect(),
+        }),
     }
 }
 
@@ -100,7 +115,12 @@ struct ErrorWithId {
 
 fn with_id(error: &actix_web::Error, id: &HeaderValue) -> actix_web::Error {
     let status = error.as_response_error().status_code();
-    ErrorWithId { message: error.to_string(), status, id: id.clone() }.into()
+    ErrorWithId {
+        message: error.to_string(),
+        status,
+        id: id.clone(),
+    }
+    .into()
 }
 
 impl ResponseError for ErrorWithId {
@@ -110,7 +130,11 @@ impl ResponseError for ErrorWithId {
 
     fn error_response(&self) -> HttpResponse {
         let error = match self.status.is_client_error() {
-            true => ApiError::Invalid { message: self.message.clone(), param: None, code: None },
+            true => ApiError::Invalid {
+                message: self.message.clone(),
+                param: None,
+                code: None,
+            },
             false => ApiError::Internal(self.message.clone()),
         };
         let mut response = HttpResponse::build(self.status).json(error.body());

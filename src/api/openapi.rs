@@ -53,5 +53,7 @@ pub fn text() -> Result<String, serde_json::Error> {
 /// This document.
 pub async fn document() -> Result<HttpResponse, super::ApiError> {
     let text = text().map_err(super::ApiError::internal)?;
-    Ok(HttpResponse::Ok().content_type("application/json").body(text))
+    Ok(HttpResponse::Ok()
+        .content_type("application/json")
+        .body(text))
 }

@@ -9,12 +9,18 @@ use actix_web::{App, HttpResponse, HttpServer, Resource, web};
 
 use super::body::query_config;
 use super::state::State;
-use super::{ApiError, activations, bridges, completions, features, health, models, observe, openapi};
+use super::{
+    ApiError, activations, bridges, completions, features, health, models, observe, openapi,
+};
 use crate::settings::Settings;
 
 /// A server on `listener`, which the caller has bound. It stops when its handle says so, after the requests
 /// in progress are answered.
-pub fn run(listener: TcpListener, state: web::Data<State>, settings: &Settings) -> std::io::Result<Server> {
+pub fn run(
+    listener: TcpListener,
+    state: web::Data<State>,
+    settings: &Settings,
+) -> std::io::Result<Server> {
     let limit = state.limits.max_body_bytes;
     let server = HttpServer::new(move || {
         App::new()
@@ -45,8 +51,12 @@ fn routes(config: &mut web::ServiceConfig) {
                 .route(web::get().to(features::list))
                 .route(web::post().to(features::create)),
         )
-        .service(at("/v1/features/contrast", "POST").route(web::post().to(features::contrast::create)))
-        .service(at("/v1/features/{id}/verify", "POST").route(web::post().to(features::verify::create)))
+        .service(
+            at("/v1/features/contrast", "POST").route(web::post().to(features::contrast::create)),
+        )
+        .service(
+            at("/v1/features/{id}/verify", "POST").route(web::post().to(features::verify::create)),
+        )
         .service(
             at("/v1/features/{id}", "GET, PATCH, DELETE")
                 .route(web::get().to(features::retrieve))
@@ -54,9 +64,21 @@ fn routes(config: &mut web::ServiceConfig) {
                 .route(web::delete().to(features::delete)),
         )
         .service(at("/v1/activations", "POST").route(web::post().to(activations::create)))
-        .service(at("/healthz", "GET, HEAD").route(web::get().to(health::live)).route(web::head().to(health::live)))
-        .service(at("/livez", "GET, HEAD").route(web::get().to(health::live)).route(web::head().to(health::live)))
-        .service(at("/readyz", "GET, HEAD").route(web::get().to(health::ready)).route(web::head().to(health::ready)))
+        .service(
+            at("/healthz", "GET, HEAD")
+                .route(web::get().to(health::live))
+                .route(web::head().to(health::live)),
+        )
+        .service(
+            at("/livez", "GET, HEAD")
+                .route(web::get().to(health::live))
+                .route(web::head().to(health::live)),
+        )
+        .service(
+            at("/readyz", "GET, HEAD")
+                .route(web::get().to(health::ready))
+                .route(web::head().to(health::ready)),
+        )
         .service(at("/metrics", "GET").route(web::get().to(health::metrics)))
         .service(at("/openapi.json", "GET").route(web::get().to(openapi::document)))
         .service(at("/", "GET").route(web::get().to(front_page)));
@@ -64,7 +86,8 @@ fn routes(config: &mut web::ServiceConfig) {
 
 /// A resource that answers other methods than `allowed` with 405.
 fn at(path: &str, allowed: &'static str) -> Resource {
-    let refuse = move || async move { Err::<HttpResponse, _>(ApiError::MethodNotAllowed { allowed }) };
+    let refuse =
+        move || async move { Err::<HttpResponse, _>(ApiError::MethodNotAllowed { allowed }) };
     web::resource(path).default_service(web::to(refuse))
 }
 
@@ -79,6 +102,9 @@ async fn no_such_address() -> Result<HttpResponse, ApiError> {
 async fn front_page() -> HttpResponse {
     HttpResponse::Ok()
         .content_type("text/html; charset=utf-8")
-        .insert_header((CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"))
+        .insert_header((
+            CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'",
+        ))
         .body(include_str!("front_page.html"))
 }

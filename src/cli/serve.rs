@@ -41,13 +41,18 @@ impl ServeArguments {
     /// Serves until the process is told to stop.
     pub fn run(self) -> anyhow::Result<()> {
         let settings = self.settings()?;
-        let listener =
-            TcpListener::bind(settings.listen).with_context(|| format!("cannot listen on {}", settings.listen))?;
+        let listener = TcpListener::bind(settings.listen)
+            .with_context(|| format!("cannot listen on {}", settings.listen))?;
         let address = listener.local_addr()?;
         let state = web::Data::new(loading::load(&settings, address)?);
         for model in state.inventory.models.values() {
             let kind = if model.sparse { "sparse" } else { "dense" };
-            tracing::info!(id = model.id, kind, parameters = model.parameters, "serving a model");
+            tracing::info!(
+                id = model.id,
+                kind,
+                parameters = model.parameters,
+                "serving a model"
+            );
         }
         let engine = state.engine.clone();
         actix_web::rt::System::new().block_on(async move {
@@ -55,7 +60,10 @@ impl ServeArguments {
             let handle = server.handle();
             actix_web::rt::spawn(async move {
                 match told_to_stop().await {
-                    Ok(signal) => tracing::info!(signal, "stopping: no new requests, those in progress are finished"),
+                    Ok(signal) => tracing::info!(
+                        signal,
+                        "stopping: no new requests, those in progress are finished"
+                    ),
                     Err(error) => tracing::error!(%error, "signals cannot be waited for; stopping"),
                 }
                 handle.stop(true).await;
@@ -69,9 +77,12 @@ impl ServeArguments {
     }
 
     fn settings(self) -> anyhow::Result<Settings> {
-        let mut settings = Settings::read(self.config.as_deref(), std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        }))?;
+        let mut settings = Settings::read(
+            self.config.as_deref(),
+            std::env::vars_os().filter_map(|(name, value)| {
+                Some((name.into_string().ok()?, value.into_string().ok()?))
+            }),
+        )?;
         settings.listen = self.listen.unwrap_or(settings.listen);
         settings.allow_remote |= self.allow_remote;
         settings.data_dir = self.data_dir.unwrap_or(settings.data_dir);
@@ -90,14 +101,26 @@ impl ServeArguments {
 
 fn named_model(text: &str) -> Result<(ArtifactId, PathBuf), String> {
     let (id, directory) = text.split_once('=').ok_or("expected ID=DIR")?;
-    Ok((id.parse().map_err(|error| format!("{error}"))?, PathBuf::from(directory)))
+    Ok((
+        id.parse().map_err(|error| format!("{error}"))?,
+        PathBuf::from(directory),
+    ))
 }
 
 /// Where the shipped pair is: below the working directory, beside the program, or where it was built.
 fn shipped_pair() -> anyhow::Result<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|program| program.parent().map(Path::to_path_buf));
-    let roots = [Some(PathBuf::from(".")), beside, Some(PathBuf::from(env!("CARGO_MANIFEST_DIR")))];
-    let mut places = roots.into_iter().flatten().map(|root| root.join(SHIPPED_PAIR));
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|program| program.parent().map(Path::to_path_buf));
+    let roots = [
+        Some(PathBuf::from(".")),
+        beside,
+        Some(PathBuf::from(env!("CARGO_MANIFEST_DIR"))),
+    ];
+    let mut places = roots
+        .into_iter()
+        .flatten()
+        .map(|root| root.join(SHIPPED_PAIR));
     places.find(|place| place.join("bridge.json").is_file()).with_context(|| {
         format!("{SHIPPED_PAIR} is neither here nor beside the program; name a pair with --pair or a model with --model")
     })
@@ -107,7 +130,8 @@ fn shipped_pair() -> anyhow::Result<PathBuf> {
 async fn told_to_stop() -> std::io::Result<&'static str> {
     #[cfg(unix)]
     {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
             pressed = tokio::signal::ctrl_c() => pressed.map(|()| "Ctrl-C"),
             _ = terminate.recv() => Ok("SIGTERM"),

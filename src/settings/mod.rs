@@ -97,7 +97,10 @@ pub enum SettingsError {
     #[error(transparent)]
     File(#[from] ArtifactError),
     #[error("{source_name}: {problem}")]
-    Invalid { source_name: String, problem: String },
+    Invalid {
+        source_name: String,
+        problem: String,
+    },
     #[error(
         "{0} can be reached from other machines, and there are no API keys yet: whoever reaches it may use, \
          change and stop everything. Listen on 127.0.0.1, or say --allow-remote"
@@ -134,7 +137,10 @@ impl Settings {
         if self.threads == 0 {
             return Err(invalid("threads is 0; at least 1 is needed"));
         }
-        if !(self.ready_seconds.is_finite() && self.ready_seconds > 0.0 && self.ready_seconds <= 3600.0) {
+        if !(self.ready_seconds.is_finite()
+            && self.ready_seconds > 0.0
+            && self.ready_seconds <= 3600.0)
+        {
             return Err(invalid("ready_seconds must be above 0 and at most 3600"));
         }
         match self.listen.ip().is_loopback() || self.allow_remote {
@@ -147,10 +153,11 @@ impl Settings {
 fn read_table(path: &Path) -> Result<Table, SettingsError> {
     let bytes = atomic::read_small(path, LONGEST_FILE)?;
     let text = String::from_utf8_lossy(&bytes);
-    text.parse::<Table>().map_err(|error| SettingsError::Invalid {
-        source_name: path.display().to_string(),
-        problem: error.to_string(),
-    })
+    text.parse::<Table>()
+        .map_err(|error| SettingsError::Invalid {
+            source_name: path.display().to_string(),
+            problem: error.to_string(),
+        })
 }
 
 fn parse(table: Table, source_name: &str) -> Result<Settings, SettingsError> {
@@ -169,21 +176,30 @@ fn known_keys() -> Result<Table, SettingsError> {
 }
 
 /// Puts the value of one environment variable into `table`, read as the type that its key has in `known`.
-fn override_with(table: &mut Table, known: &Table, name: &str, text: &str) -> Result<(), SettingsError> {
+fn override_with(
+    table: &mut Table,
+    known: &Table,
+    name: &str,
+    text: &str,
+) -> Result<(), SettingsError> {
     let invalid = |problem: String| SettingsError::Invalid {
         source_name: name.to_owned(),
         problem,
     };
     let key = name[PREFIX.len()..].to_lowercase();
     let mut parts: Vec<&str> = key.split(NESTING).collect();
-    let Some(last) = parts.pop() else { return Ok(()) };
+    let Some(last) = parts.pop() else {
+        return Ok(());
+    };
     let (mut table, mut known) = (table, known);
     for part in parts {
         let Some(Value::Table(nested)) = known.get(part) else {
             return Err(invalid(unknown_key(known)));
         };
         known = nested;
-        let entry = table.entry(part).or_insert_with(|| Value::Table(Table::new()));
+        let entry = table
+            .entry(part)
+            .or_insert_with(|| Value::Table(Table::new()));
         let Value::Table(nested) = entry else {
             return Err(invalid(format!("{part} is no table")));
         };
@@ -192,14 +208,22 @@ fn override_with(table: &mut Table, known: &Table, name: &str, text: &str) -> Re
     let value = match known.get(last) {
         None => return Err(invalid(unknown_key(known))),
         Some(Value::String(_)) => Value::String(text.to_owned()),
-        Some(Value::Integer(_)) => Value::Integer(text.parse().map_err(|_| invalid(format!("{text:?} is no integer")))?),
-        Some(Value::Float(_)) => Value::Float(text.parse().map_err(|_| invalid(format!("{text:?} is no number")))?),
-        Some(Value::Boolean(_)) => {
-            Value::Boolean(text.parse().map_err(|_| invalid(format!("{text:?} is neither true nor false")))?)
-        }
+        Some(Value::Integer(_)) => Value::Integer(
+            text.parse()
+                .map_err(|_| invalid(format!("{text:?} is no integer")))?,
+        ),
+        Some(Value::Float(_)) => Value::Float(
+            text.parse()
+                .map_err(|_| invalid(format!("{text:?} is no number")))?,
+        ),
+        Some(Value::Boolean(_)) => Value::Boolean(
+            text.parse()
+                .map_err(|_| invalid(format!("{text:?} is neither true nor false")))?,
+        ),
         Some(Value::Array(_)) => {
             // Directories, separated as in PATH.
-            let paths = std::env::split_paths(text).map(|path| Value::String(path.display().to_string()));
+            let paths =
+                std::env::split_paths(text).map(|path| Value::String(path.display().to_string()));
             Value::Array(paths.collect())
         }
         Some(Value::Table(_) | Value::Datetime(_)) => {
@@ -220,16 +244,28 @@ mod tests {
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
-        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let variables = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Settings::read(None, variables)
     }
 
     #[test]
     fn the_environment_overrides_the_defaults() {
-        let settings = read(&[("CAUSEWAY_LISTEN", "127.0.0.1:9"), ("CAUSEWAY_LIMITS__MAX_PROMPTS", "3"), ("PATH", "x")]);
+        let settings = read(&[
+            ("CAUSEWAY_LISTEN", "127.0.0.1:9"),
+            ("CAUSEWAY_LIMITS__MAX_PROMPTS", "3"),
+            ("PATH", "x"),
+        ]);
         let settings = settings.expect("valid settings");
         assert_eq!(settings.listen.port(), 9);
-        assert_eq!(settings.limits, Limits { max_prompts: 3, ..Limits::default() });
+        assert_eq!(
+            settings.limits,
+            Limits {
+                max_prompts: 3,
+                ..Limits::default()
+            }
+        );
     }
 
     #[test]

@@ -13,25 +13,45 @@ fn ask(server: &Server, changes: Value) -> crate::client::Response {
 }
 
 fn numbers(values: &Value) -> Vec<f64> {
-    values.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
+    values
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|value| value.as_f64().unwrap())
+        .collect()
 }
 
 #[test]
 fn every_channel_at_every_token() {
     let server = Server::new();
     let answer = ask(&server, json!({"logits": true})).ok();
-    assert_eq!((&answer["object"], &answer["model"]), (&json!("activations"), &json!("tiny-sparse")));
+    assert_eq!(
+        (&answer["object"], &answer["model"]),
+        (&json!("activations"), &json!("tiny-sparse"))
+    );
     let tokens = answer["tokens"].as_array().unwrap();
-    let text: String = tokens.iter().map(|token| token["text"].as_str().unwrap()).collect();
+    let text: String = tokens
+        .iter()
+        .map(|token| token["text"].as_str().unwrap())
+        .collect();
     assert_eq!(text, "x = 1");
     assert_eq!(answer["nodes"].as_object().unwrap().len(), 2);
     let node = &answer["nodes"]["0.attn.act_in"];
     assert_eq!(node["shape"], json!([tokens.len(), 32]));
     assert_eq!(node["values"].as_array().unwrap().len(), tokens.len());
-    assert!(node["values"].as_array().unwrap().iter().all(|row| numbers(row).len() == 32));
+    assert!(
+        node["values"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|row| numbers(row).len() == 32)
+    );
     assert!(node.get("channels").is_none());
     let logits = answer["logits"].as_array().unwrap();
-    assert_eq!((logits.len(), numbers(&logits[0]).len()), (tokens.len(), 320));
+    assert_eq!(
+        (logits.len(), numbers(&logits[0]).len()),
+        (tokens.len(), 320)
+    );
     assert!(ask(&server, json!({})).ok().get("logits").is_none());
 }
 
@@ -39,8 +59,12 @@ fn every_channel_at_every_token() {
 fn channels_can_be_named_or_the_largest_taken() {
     let server = Server::new();
     let all = ask(&server, json!({})).ok();
-    let all: Vec<Vec<f64>> =
-        all["nodes"]["final_resid"]["values"].as_array().unwrap().iter().map(numbers).collect();
+    let all: Vec<Vec<f64>> = all["nodes"]["final_resid"]["values"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(numbers)
+        .collect();
     let named = ask(&server, json!({"channels": [5, 2]})).ok()["nodes"]["final_resid"].clone();
     assert_eq!(named["shape"], json!([all.len(), 2]));
     let largest = ask(&server, json!({"top_k": 3})).ok()["nodes"]["final_resid"].clone();
@@ -50,13 +74,19 @@ fn channels_can_be_named_or_the_largest_taken() {
         assert_eq!(named["channels"][token], json!([5, 2]));
         let mut sizes: Vec<f64> = row.iter().map(|value| value.abs()).collect();
         sizes.sort_by(|left, right| right.total_cmp(left));
-        let (values, channels) = (numbers(&largest["values"][token]), numbers(&largest["channels"][token]));
+        let (values, channels) = (
+            numbers(&largest["values"][token]),
+            numbers(&largest["channels"][token]),
+        );
         for rank in 0..3 {
             assert_eq!(values[rank].abs(), sizes[rank]);
             assert_eq!(row[channels[rank] as usize], values[rank]);
         }
     }
-    assert_eq!(ask(&server, json!({"top_k": 1000})).ok()["nodes"]["final_resid"]["shape"], json!([all.len(), 32]));
+    assert_eq!(
+        ask(&server, json!({"top_k": 1000})).ok()["nodes"]["final_resid"]["shape"],
+        json!([all.len(), 32])
+    );
 }
 
 #[test]

@@ -44,8 +44,13 @@ impl Server {
     }
 
     fn in_directory(directory: PathBuf, change: impl FnOnce(&mut Settings)) -> Self {
-        let mut settings =
-            Settings { data_dir: directory.join("data"), pairs: vec![directory.join("pair")], threads: 1, shutdown_seconds: 5, ..Settings::default() };
+        let mut settings = Settings {
+            data_dir: directory.join("data"),
+            pairs: vec![directory.join("pair")],
+            threads: 1,
+            shutdown_seconds: 5,
+            ..Settings::default()
+        };
         change(&mut settings);
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();
@@ -59,7 +64,13 @@ impl Server {
             });
         });
         let handle = receiver.recv().expect("the server starts");
-        Server { address, directory, handle, thread: Some(thread), keep: false }
+        Server {
+            address,
+            directory,
+            handle,
+            thread: Some(thread),
+            keep: false,
+        }
     }
 
     pub fn get(&self, path: &str) -> Response {
@@ -71,14 +82,30 @@ impl Server {
     }
 
     pub fn post(&self, path: &str, body: &Value) -> Response {
-        self.send("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes())
+        self.send(
+            "POST",
+            path,
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
     }
 
     pub fn patch(&self, path: &str, body: &Value) -> Response {
-        self.send("PATCH", path, &[("content-type", "application/json")], body.to_string().as_bytes())
+        self.send(
+            "PATCH",
+            path,
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
     }
 
-    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+    pub fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Response {
         let mut request = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
         if !headers.iter().any(|(name, _)| *name == "host") {
             request += &format!("host: {}\r\n", self.address);
@@ -128,9 +155,16 @@ impl Response {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
             .collect();
-        assert!(!headers.contains_key("transfer-encoding"), "answers have a length");
+        assert!(
+            !headers.contains_key("transfer-encoding"),
+            "answers have a length"
+        );
         let body = String::from_utf8_lossy(&answer[split + 4..]).into_owned();
-        Some(Response { status, headers, body })
+        Some(Response {
+            status,
+            headers,
+            body,
+        })
     }
 
     pub fn json(&self) -> Value {
@@ -149,17 +183,37 @@ impl Response {
     pub fn is_error(&self, status: u16, param: Option<&str>, code: Option<&str>) {
         assert_eq!(self.status, status, "{}", self.body);
         let body = self.json();
-        assert_eq!(body.as_object().map(serde_json::Map::len), Some(1), "{body}");
+        assert_eq!(
+            body.as_object().map(serde_json::Map::len),
+            Some(1),
+            "{body}"
+        );
         let error = &body["error"];
         let keys: Vec<&String> = error.as_object().unwrap().keys().collect();
         assert_eq!(keys.len(), 4, "{keys:?}");
-        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{error}");
-        let kind = if status < 500 { "invalid_request_error" } else { "server_error" };
+        assert!(
+            error["message"]
+                .as_str()
+                .is_some_and(|message| !message.is_empty()),
+            "{error}"
+        );
+        let kind = if status < 500 {
+            "invalid_request_error"
+        } else {
+            "server_error"
+        };
         assert_eq!(error["type"], kind, "{error}");
         assert_eq!(error.get("param"), Some(&Value::from(param)), "{error}");
         assert_eq!(error.get("code"), Some(&Value::from(code)), "{error}");
-        assert!(self.headers.contains_key("x-request-id"), "{:?}", self.headers);
-        assert_eq!(self.headers.get("content-type").map(String::as_str), Some("application/json"));
+        assert!(
+            self.headers.contains_key("x-request-id"),
+            "{:?}",
+            self.headers
+        );
+        assert_eq!(
+            self.headers.get("content-type").map(String::as_str),
+            Some("application/json")
+        );
     }
 }
 

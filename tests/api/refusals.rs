@@ -31,7 +31,10 @@ fn fields_out_of_range_are_named() {
         (json!({"n": 129}), "n"),
         (json!({"n": -1}), "n"),
         (json!({"n": 3, "best_of": 2}), "best_of"),
-        (json!({"best_of": 2, "steer": {"variants": ["steered", "baseline"]}}), "best_of"),
+        (
+            json!({"best_of": 2, "steer": {"variants": ["steered", "baseline"]}}),
+            "best_of",
+        ),
         (json!({"best_of": 2, "steer": {"edits": [edit]}}), "best_of"),
         (json!({"logprobs": 6}), "logprobs"),
         (json!({"max_tokens": -1}), "max_tokens"),
@@ -49,8 +52,14 @@ fn fields_out_of_range_are_named() {
         (json!({"prompt": [1, "a"]}), "prompt"),
         (json!({"prompt": {"text": "a"}}), "prompt"),
         (json!({"seed": 0.5}), "seed"),
-        (json!({"stream_options": {"include_usage": true}}), "stream_options"),
-        (json!({"steer": {"edits": [{"feature": "a", "op": "pach"}]}}), "steer.edits[0].op"),
+        (
+            json!({"stream_options": {"include_usage": true}}),
+            "stream_options",
+        ),
+        (
+            json!({"steer": {"edits": [{"feature": "a", "op": "pach"}]}}),
+            "steer.edits[0].op",
+        ),
         (json!({"steer": {}, "steering": {}}), "steering"),
     ] {
         let answer = server.post("/v1/completions", &completion(&changes));
@@ -83,17 +92,30 @@ fn unknown_fields_are_refused_with_the_nearest_known_one() {
 fn bodies_that_are_no_json_of_the_right_kind_are_refused() {
     let server = Server::new();
     let send = |content_type: &str, body: &[u8]| {
-        server.send("POST", "/v1/completions", &[("content-type", content_type)], body)
+        server.send(
+            "POST",
+            "/v1/completions",
+            &[("content-type", content_type)],
+            body,
+        )
     };
     send("application/json", b"{\"model\": ").is_error(400, None, None);
     send("application/json", b"").is_error(400, None, None);
     send("application/json", b"[]").is_error(400, None, None);
     send("application/json; charset=utf-8", b"\xff").is_error(400, None, None);
     send("application/json", b"{}").is_error(400, Some("model"), Some("missing_field"));
-    send("application/json", b"{\"model\": \"tiny\", \"temperature\": 1e999}").is_error(400, Some("temperature"), None);
+    send(
+        "application/json",
+        b"{\"model\": \"tiny\", \"temperature\": 1e999}",
+    )
+    .is_error(400, Some("temperature"), None);
     send("application/json", b"{\"model\": \"tiny\", \"n\": NaN}").is_error(400, Some("n"), None);
     send("text/plain", b"{}").is_error(415, None, Some("unsupported_media_type"));
-    let deep = format!("{{\"model\": \"tiny\", \"stream_options\": {}{}}}", "[".repeat(9999), "]".repeat(9999));
+    let deep = format!(
+        "{{\"model\": \"tiny\", \"stream_options\": {}{}}}",
+        "[".repeat(9999),
+        "]".repeat(9999)
+    );
     assert_eq!(send("application/json", deep.as_bytes()).status, 400);
 }
 
@@ -110,22 +132,38 @@ fn budgets_hold_before_anything_is_made() {
     let ask = |changes: Value| server.post("/v1/completions", &completion(&changes));
     ask(json!({"prompt": ["a", "b", "c", "d"]})).is_error(400, Some("prompt"), None);
     ask(json!({"prompt": "a".repeat(1001)})).is_error(400, Some("prompt"), Some("prompt_too_long"));
-    ask(json!({"prompt": "ab ".repeat(300)})).is_error(400, Some("prompt"), Some("context_length_exceeded"));
+    ask(json!({"prompt": "ab ".repeat(300)})).is_error(
+        400,
+        Some("prompt"),
+        Some("context_length_exceeded"),
+    );
     ask(json!({"prompt": "a".repeat(20_000)})).is_error(413, None, Some("body_too_large"));
     ask(json!({"prompt": ["a", "b", "c"], "n": 3})).is_error(400, Some("n"), Some("over_budget"));
     ask(json!({"max_tokens": 101})).is_error(400, Some("max_tokens"), Some("over_budget"));
-    ask(json!({"max_tokens": u64::MAX, "n": 8})).is_error(400, Some("max_tokens"), Some("over_budget"));
+    ask(json!({"max_tokens": u64::MAX, "n": 8})).is_error(
+        400,
+        Some("max_tokens"),
+        Some("over_budget"),
+    );
     let sweep: Vec<f64> = (0..9).map(f64::from).collect();
     let edit = json!({"feature": "shipped_feature", "op": "add", "value": 1, "strength": sweep});
     ask(json!({"steer": {"edits": [edit]}})).is_error(400, Some("n"), Some("over_budget"));
     let long = json!({"prompt": "a".repeat(1001)});
     let edit = json!({"feature": "shipped_feature", "op": "patch", "to": long});
-    ask(json!({"steer": {"edits": [edit]}})).is_error(400, Some("steer.edits"), Some("over_budget"));
-    let all = json!({"model": "tiny", "prompt": "x = 1\n", "nodes": ["0.mlp.post_act"], "logits": true});
+    ask(json!({"steer": {"edits": [edit]}})).is_error(
+        400,
+        Some("steer.edits"),
+        Some("over_budget"),
+    );
+    let all =
+        json!({"model": "tiny", "prompt": "x = 1\n", "nodes": ["0.mlp.post_act"], "logits": true});
     let prompt = "x = 1\n".repeat(5);
-    let many = json!({"model": "tiny", "prompt": prompt, "nodes": ["0.mlp.post_act"], "logits": true});
+    let many =
+        json!({"model": "tiny", "prompt": prompt, "nodes": ["0.mlp.post_act"], "logits": true});
     assert_eq!(server.post("/v1/activations", &all).status, 200);
-    server.post("/v1/activations", &many).is_error(400, Some("nodes"), None);
+    server
+        .post("/v1/activations", &many)
+        .is_error(400, Some("nodes"), None);
     // The server is as well as before.
     assert_eq!(ask(json!({})).status, 200);
 }
@@ -135,16 +173,28 @@ fn names_that_nothing_has_are_refused_with_the_nearest() {
     let server = Server::new();
     let answer = server.post("/v1/completions", &completion(&json!({"model": "tinyy"})));
     answer.is_error(404, Some("model"), Some("model_not_found"));
-    assert!(answer.body.contains("the nearest is \\\"tiny\\\""), "{}", answer.body);
-    server.get("/v1/models/../tiny").is_error(404, None, Some("no_such_address"));
-    server.get("/v1/models/..%2f..%2fetc").is_error(404, Some("model"), Some("model_not_found"));
-    server.get("/v1/bridges/nothing").is_error(404, None, Some("bridge_not_found"));
+    assert!(
+        answer.body.contains("the nearest is \\\"tiny\\\""),
+        "{}",
+        answer.body
+    );
+    server
+        .get("/v1/models/../tiny")
+        .is_error(404, None, Some("no_such_address"));
+    server
+        .get("/v1/models/..%2f..%2fetc")
+        .is_error(404, Some("model"), Some("model_not_found"));
+    server
+        .get("/v1/bridges/nothing")
+        .is_error(404, None, Some("bridge_not_found"));
 }
 
 #[test]
 fn addresses_and_methods_that_do_not_exist_have_the_same_error_shape() {
     let server = Server::new();
-    server.get("/v1/nothing").is_error(404, None, Some("no_such_address"));
+    server
+        .get("/v1/nothing")
+        .is_error(404, None, Some("no_such_address"));
     let answer = server.get("/v1/completions");
     answer.is_error(405, None, Some("method_not_allowed"));
     assert_eq!(answer.headers["allow"], "POST");

@@ -8,7 +8,9 @@ use causeway::artifacts::atomic;
 use causeway::bridge::pair::PairFiles;
 use causeway::bridge::record::{BridgeRecord, SiteRecord};
 use causeway::corpus::{CorpusGenerator, Split};
-use causeway::models::config::{Activation, Norm, Positions, ResidualActivation, TransformerConfig};
+use causeway::models::config::{
+    Activation, Norm, Positions, ResidualActivation, TransformerConfig,
+};
 use causeway::models::layout::ModelFiles;
 use causeway::models::location::Site;
 use causeway::models::tokenizer::train_bpe;
@@ -48,17 +50,27 @@ fn thinned(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
             return tensor.clone();
         }
         let mut values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
-        values.iter_mut().enumerate().filter(|(index, _)| index % 10 != 0).for_each(|(_, value)| *value = 0.0);
+        values
+            .iter_mut()
+            .enumerate()
+            .filter(|(index, _)| index % 10 != 0)
+            .for_each(|(_, value)| *value = 0.0);
         Tensor::from_vec(values, tensor.shape(), &Device::Cpu).unwrap()
     };
-    tensors.into_iter().map(|(name, tensor)| (name, thin(&tensor))).collect()
+    tensors
+        .into_iter()
+        .map(|(name, tensor)| (name, thin(&tensor)))
+        .collect()
 }
 
 /// Writes the pair `tiny` with the models `tiny` and `tiny-sparse`.
 pub fn write(directory: &Path) {
     let (dense, sparse) = (config(16), config(32));
     let texts: Vec<String> = CorpusGenerator::new(1, Split::Train).take(60).collect();
-    let tokenizer = train_bpe(texts.into_iter(), VOCABULARY).unwrap().to_json().unwrap();
+    let tokenizer = train_bpe(texts.into_iter(), VOCABULARY)
+        .unwrap()
+        .to_json()
+        .unwrap();
     let device = Device::Cpu;
     let site = |site: Site| SiteRecord {
         site: site.to_string(),
@@ -82,7 +94,10 @@ pub fn write(directory: &Path) {
     };
     let pair = PairFiles {
         dense: files(&dense, initialise::model(&dense, 1, &device).unwrap()),
-        sparse: files(&sparse, thinned(initialise::model(&sparse, 2, &device).unwrap())),
+        sparse: files(
+            &sparse,
+            thinned(initialise::model(&sparse, 2, &device).unwrap()),
+        ),
         tensors,
         record: BridgeRecord {
             id: "tiny".parse().unwrap(),
@@ -100,5 +115,9 @@ pub fn write(directory: &Path) {
         "stats": {"mean": 0.1, "std": 0.5, "max": 2.0, "min": -1.0, "density": 0.25, "tokens": 1000},
         "tests": []
     }]});
-    atomic::write(&directory.join("features.json"), features.to_string().as_bytes()).unwrap();
+    atomic::write(
+        &directory.join("features.json"),
+        features.to_string().as_bytes(),
+    )
+    .unwrap();
 }

@@ -32,21 +32,44 @@ use crate::generation::request::GenerationRequest;
         (status = 500, description = "The engine failed", body = ErrorBody),
         (status = 503, description = "The engine is not running", body = ErrorBody)
     ))]
-pub async fn create(state: web::Data<State>, body: JsonBody<CreateCompletion>) -> Result<HttpResponse, ApiError> {
+pub async fn create(
+    state: web::Data<State>,
+    body: JsonBody<CreateCompletion>,
+) -> Result<HttpResponse, ApiError> {
     let request = body.0;
     let card = state.inventory.model(&request.model)?;
     let checked = parameters::check(request, card, &state.limits)?;
     let texts = checked.prompts.clone();
     let prompts = prompt::encode(checked.prompts, card, &state.limits).await?;
-    let bridge = checked.engine.steer.as_ref().filter(|steer| !steer.edits.is_empty()).and_then(|steer| {
-        state.inventory.bridge_for(&card.id, steer.bridge.as_deref())
-    });
-    let asked = GenerationRequest { prompts: prompts.clone(), ..checked.engine };
+    let bridge = checked
+        .engine
+        .steer
+        .as_ref()
+        .filter(|steer| !steer.edits.is_empty())
+        .and_then(|steer| {
+            state
+                .inventory
+                .bridge_for(&card.id, steer.bridge.as_deref())
+        });
+    let asked = GenerationRequest {
+        prompts: prompts.clone(),
+        ..checked.engine
+    };
     let mut generation = state.engine.generate(asked).await?;
-    state.metrics.prompt_tokens.inc_by(generation.prompt_tokens as u64);
-    state.metrics.generation_tokens.inc_by(generation.completion_tokens as u64);
+    state
+        .metrics
+        .prompt_tokens
+        .inc_by(generation.prompt_tokens as u64);
+    state
+        .metrics
+        .generation_tokens
+        .inc_by(generation.completion_tokens as u64);
     if let Some(bridge) = bridge {
-        state.metrics.steered_requests.with_label_values(&[bridge.record.id.as_str()]).inc();
+        state
+            .metrics
+            .steered_requests
+            .with_label_values(&[bridge.record.id.as_str()])
+            .inc();
     }
     if let Some(best_of) = checked.best_of {
         response::keep_best(&mut generation.choices, best_of.samples, best_of.kept);
@@ -58,5 +81,11 @@ pub async fn create(state: web::Data<State>, body: JsonBody<CreateCompletion>) -
         echo: checked.echo,
         logprobs: checked.logprobs,
     };
-    Ok(HttpResponse::Ok().json(response::completion(frame, generation, &texts, &prompts, &card.tokenizer)))
+    Ok(HttpResponse::Ok().json(response::completion(
+        frame,
+        generation,
+        &texts,
+        &prompts,
+        &card.tokenizer,
+    )))
 }

@@ -15,7 +15,11 @@ pub enum Prompt {
 }
 
 /// The token ids of each prompt, none of them empty and none longer than the model's context.
-pub async fn encode(prompts: Vec<Prompt>, card: &ModelCard, limits: &Limits) -> Result<Vec<Vec<u32>>, ApiError> {
+pub async fn encode(
+    prompts: Vec<Prompt>,
+    card: &ModelCard,
+    limits: &Limits,
+) -> Result<Vec<Vec<u32>>, ApiError> {
     check_length(&prompts, limits)?;
     let tokenizer = card.tokenizer.clone();
     let encoded = web::block(move || encode_all(prompts, &tokenizer)).await;
@@ -50,11 +54,14 @@ fn encode_all(prompts: Vec<Prompt>, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32
         // An empty text is what comes before a document.
         Prompt::Text(text) if text.is_empty() => match tokenizer.end_of_text() {
             Some(id) => Ok(vec![id]),
-            None => Err(ApiError::invalid("prompt", "the prompt is empty, and the tokenizer has no end of text")),
+            None => Err(ApiError::invalid(
+                "prompt",
+                "the prompt is empty, and the tokenizer has no end of text",
+            )),
         },
-        Prompt::Text(text) => {
-            tokenizer.encode(&text).map_err(|error| ApiError::invalid("prompt", error.to_string()))
-        }
+        Prompt::Text(text) => tokenizer
+            .encode(&text)
+            .map_err(|error| ApiError::invalid("prompt", error.to_string())),
     };
     prompts.into_iter().map(encode).collect()
 }
@@ -62,16 +69,29 @@ fn encode_all(prompts: Vec<Prompt>, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32
 fn check_tokens(tokens: &[u32], card: &ModelCard, index: usize) -> Result<(), ApiError> {
     let (vocabulary, context) = (card.config.vocab_size, card.config.context_length);
     if tokens.is_empty() {
-        return Err(ApiError::invalid("prompt", format!("prompt {index} has no tokens; it needs at least one")));
+        return Err(ApiError::invalid(
+            "prompt",
+            format!("prompt {index} has no tokens; it needs at least one"),
+        ));
     }
     if tokens.len() > context {
-        let message = format!("prompt {index} has {} tokens; the model's context is {context}", tokens.len());
-        return Err(ApiError::invalid_with_code("prompt", "context_length_exceeded", message));
+        let message = format!(
+            "prompt {index} has {} tokens; the model's context is {context}",
+            tokens.len()
+        );
+        return Err(ApiError::invalid_with_code(
+            "prompt",
+            "context_length_exceeded",
+            message,
+        ));
     }
     match tokens.iter().find(|&&id| id as usize >= vocabulary) {
         Some(id) => Err(ApiError::invalid(
             "prompt",
-            format!("prompt {index} has the token id {id}; the model's ids run from 0 to {}", vocabulary - 1),
+            format!(
+                "prompt {index} has the token id {id}; the model's ids run from 0 to {}",
+                vocabulary - 1
+            ),
         )),
         None => Ok(()),
     }

@@ -75,7 +75,10 @@ pub struct CreateCompletion {
 
 /// OpenAI's four forms of a prompt.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected text, a list of texts, a list of token ids or a list of such lists")]
+#[serde(
+    untagged,
+    expecting = "expected text, a list of texts, a list of token ids or a list of such lists"
+)]
 pub enum PromptField {
     Text(String),
     Tokens(Vec<u32>),

@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use super::prompt::Prompt;
 use crate::generation::request::{self, Finish, Generation, Token};
-#[allow(unused_imports, reason = "named in the schema")]
 use crate::interventions::receipt::{EditActivations, Receipt};
 use crate::interventions::request::Variant;
 use crate::models::tokenizer::Tokenizer;
@@ -114,7 +113,12 @@ pub fn keep_best(choices: &mut Vec<request::Choice>, samples: usize, kept: usize
 
 /// A completion without tokens is as good as certain.
 fn mean_logprob(choice: &request::Choice) -> f64 {
-    let logprobs: Vec<f64> = choice.tokens.iter().filter_map(|token| token.logprob).map(f64::from).collect();
+    let logprobs: Vec<f64> = choice
+        .tokens
+        .iter()
+        .filter_map(|token| token.logprob)
+        .map(f64::from)
+        .collect();
     logprobs.iter().sum::<f64>() / logprobs.len().max(1) as f64
 }
 
@@ -127,45 +131,56 @@ pub fn completion(
     tokenizer: &Tokenizer,
 ) -> Completion {
     let per_prompt = (generation.choices.len() / prompts.len().max(1)).max(1);
-    let choices = generation.choices.into_iter().enumerate().map(|(index, choice)| {
-        let prompt = index / per_prompt;
-        let echoed = match (frame.echo, texts.get(prompt)) {
-            (false, _) | (_, None) => String::new(),
-            (true, Some(Prompt::Text(text))) if !text.is_empty() => text.clone(),
-            (true, Some(_)) => prompts.get(prompt).map_or(String::new(), |tokens| tokenizer.decode(tokens)),
-        };
-        let begins = echoed.chars().count();
-        let text = echoed + &choice.text;
-        let logprobs = frame.logprobs.map(|_| {
-            let mut logprobs = Logprobs::default();
-            if frame.echo {
-                logprobs.extend(&choice.prompt, 0..=begins, tokenizer);
+    let choices = generation
+        .choices
+        .into_iter()
+        .enumerate()
+        .map(|(index, choice)| {
+            let prompt = index / per_prompt;
+            let echoed = match (frame.echo, texts.get(prompt)) {
+                (false, _) | (_, None) => String::new(),
+                (true, Some(Prompt::Text(text))) if !text.is_empty() => text.clone(),
+                (true, Some(_)) => prompts
+                    .get(prompt)
+                    .map_or(String::new(), |tokens| tokenizer.decode(tokens)),
+            };
+            let begins = echoed.chars().count();
+            let text = echoed + &choice.text;
+            let logprobs = frame.logprobs.map(|_| {
+                let mut logprobs = Logprobs::default();
+                if frame.echo {
+                    logprobs.extend(&choice.prompt, 0..=begins, tokenizer);
+                }
+                logprobs.extend(&choice.tokens, begins..=text.chars().count(), tokenizer);
+                logprobs
+            });
+            Choice {
+                text,
+                index,
+                logprobs,
+                finish_reason: match choice.finish {
+                    Finish::Stop => FinishReason::Stop,
+                    Finish::Length => FinishReason::Length,
+                },
+                variant: choice.variant,
+                strength: choice.strength,
+                receipt: choice.receipt,
+                activations: choice.activations,
             }
-            logprobs.extend(&choice.tokens, begins..=text.chars().count(), tokenizer);
-            logprobs
         });
-        Choice {
-            text,
-            index,
-            logprobs,
-            finish_reason: match choice.finish {
-                Finish::Stop => FinishReason::Stop,
-                Finish::Length => FinishReason::Length,
-            },
-            variant: choice.variant,
-            strength: choice.strength,
-            receipt: choice.receipt,
-            activations: choice.activations,
-        }
-    });
-    let (prompt_tokens, completion_tokens) = (generation.prompt_tokens, generation.completion_tokens);
+    let (prompt_tokens, completion_tokens) =
+        (generation.prompt_tokens, generation.completion_tokens);
     Completion {
         id: format!("cmpl-{}", Uuid::new_v4().simple()),
         object: "text_completion",
         created: frame.created,
         model: frame.model,
         choices: choices.collect(),
-        usage: Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens },
+        usage: Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+        },
         system_fingerprint: frame.system_fingerprint,
     }
 }
@@ -175,20 +190,28 @@ impl Logprobs {
     /// character has that character's offset; one that a stop cut off has the text's end.
     fn extend(&mut self, tokens: &[Token], place: RangeInclusive<usize>, tokenizer: &Tokenizer) {
         let bytes_of = |id: u32| tokenizer.token_bytes(id);
-        let bytes: Vec<u8> = tokens.iter().flat_map(|token| bytes_of(token.id)).copied().collect();
+        let bytes: Vec<u8> = tokens
+            .iter()
+            .flat_map(|token| bytes_of(token.id))
+            .copied()
+            .collect();
         let characters = character_of_byte(&bytes);
         let mut start = 0;
         for token in tokens {
             let own = bytes_of(token.id);
             let character = characters.get(start).copied().unwrap_or(usize::MAX);
             start += own.len();
-            self.text_offset.push(place.start().saturating_add(character).min(*place.end()));
+            self.text_offset
+                .push(place.start().saturating_add(character).min(*place.end()));
             self.tokens.push(token_name(own, token.id));
             self.token_logprobs.push(token.logprob);
             self.top_logprobs.push(token.logprob.map(|logprob| {
                 let name = |id: u32| token_name(bytes_of(id), id);
-                let mut top: BTreeMap<String, f32> =
-                    token.top.iter().map(|&(id, logprob)| (name(id), logprob)).collect();
+                let mut top: BTreeMap<String, f32> = token
+                    .top
+                    .iter()
+                    .map(|&(id, logprob)| (name(id), logprob))
+                    .collect();
                 top.insert(name(token.id), logprob);
                 top
             }));
@@ -232,11 +255,21 @@ mod tests {
 
     #[test]
     fn bytes_belong_to_the_characters_that_decoding_makes_of_them() {
-        for bytes in [&b"a\xc3\xa9b"[..], b"\xa9\xa9x", b"\xe2\x82x", b"\xf0\x9f\x98\x80", b""] {
+        for bytes in [
+            &b"a\xc3\xa9b"[..],
+            b"\xa9\xa9x",
+            b"\xe2\x82x",
+            b"\xf0\x9f\x98\x80",
+            b"",
+        ] {
             let text = String::from_utf8_lossy(bytes);
             let indices = character_of_byte(bytes);
             assert_eq!(indices.len(), bytes.len());
-            assert_eq!(indices.last().map_or(0, |last| last + 1), text.chars().count(), "{text}");
+            assert_eq!(
+                indices.last().map_or(0, |last| last + 1),
+                text.chars().count(),
+                "{text}"
+            );
         }
         assert_eq!(character_of_byte(b"a\xc3\xa9b"), [0, 1, 1, 2]);
     }

@@ -18,6 +18,8 @@ use crate::models::location::Place;
 /// The longest description, in characters.
 const LONGEST_DESCRIPTION: usize = 10_000;
 const MOST_TESTS: usize = 100;
+/// A feature of this name could not be reached.
+const CONTRAST: &str = "contrast";
 
 /// Names a channel, or a group of channels, of a bridge's sparse model. It can be edited by its name at once,
 /// and is kept in the server's data directory.
@@ -32,12 +34,23 @@ const MOST_TESTS: usize = 100;
         (status = 500, description = "The feature could not be kept", body = ErrorBody),
         (status = 503, description = "The engine is not running", body = ErrorBody)
     ))]
-pub async fn create(state: web::Data<State>, body: JsonBody<CreateFeature>) -> Result<HttpResponse, ApiError> {
+pub async fn create(
+    state: web::Data<State>,
+    body: JsonBody<CreateFeature>,
+) -> Result<HttpResponse, ApiError> {
     let request = body.0;
-    let bridge = state.inventory.bridge_or_only(request.bridge.as_deref(), "bridge")?;
+    let bridge = state
+        .inventory
+        .bridge_or_only(request.bridge.as_deref(), "bridge")?;
     let config = lookup::sparse_config(&state, bridge)?;
-    let name: ArtifactId =
-        request.name.parse().map_err(|error| ApiError::invalid("name", format!("{error}")))?;
+    let name: ArtifactId = request
+        .name
+        .parse()
+        .map_err(|error| ApiError::invalid("name", format!("{error}")))?;
+    if name.as_str() == CONTRAST {
+        let message = format!("/v1/features/{CONTRAST} is another address; choose another name");
+        return Err(ApiError::invalid("name", message));
+    }
     let place = Place::parse(&request.node, config.n_layers)
         .map_err(|error| ApiError::invalid("node", error.to_string()))?;
     let channels = unit_length(&request.channels, place.width(config), place)?;
@@ -46,7 +59,9 @@ pub async fn create(state: web::Data<State>, body: JsonBody<CreateFeature>) -> R
         name: name.to_string(),
         description: request.description,
         node: place.to_string(),
-        write: request.write.unwrap_or_else(|| lookup::default_write(place)),
+        write: request
+            .write
+            .unwrap_or_else(|| lookup::default_write(place)),
         tasks: request.tasks,
         stats: lookup::statistics(bridge, place, &channels),
         channels,
@@ -54,12 +69,31 @@ pub async fn create(state: web::Data<State>, body: JsonBody<CreateFeature>) -> R
     };
     let bridge = bridge.record.id.as_str();
     let guard = state.features.change().await;
-    if state.features.of(bridge).iter().any(|stored| stored.feature.name == feature.name) {
+    if state
+        .features
+        .of(bridge)
+        .iter()
+        .any(|stored| stored.feature.name == feature.name)
+    {
         let message = format!("bridge {bridge} has a feature {name} already; change it with PATCH");
-        return Err(ApiError::invalid_with_code("name", "already_exists", message));
+        return Err(ApiError::invalid_with_code(
+            "name",
+            "already_exists",
+            message,
+        ));
     }
-    keep(&state, &guard, bridge, Change::Put(Box::new(feature.clone()))).await?;
-    let stored = StoredFeature { bridge: bridge.to_owned(), feature, origin: Origin::Own };
+    keep(
+        &state,
+        &guard,
+        bridge,
+        Change::Put(Box::new(feature.clone())),
+    )
+    .await?;
+    let stored = StoredFeature {
+        bridge: bridge.to_owned(),
+        feature,
+        origin: Origin::Own,
+    };
     Ok(HttpResponse::Created().json(Feature::from(stored)))
 }
 
@@ -85,8 +119,11 @@ pub async fn update(
     let changes = body.0;
     check_texts(changes.description.as_deref(), changes.tests.as_deref())?;
     let guard = state.features.change().await;
-    let StoredFeature { bridge, mut feature, .. } =
-        lookup::find_named(&state, &id, query.bridge.as_deref())?;
+    let StoredFeature {
+        bridge,
+        mut feature,
+        ..
+    } = lookup::find_named(&state, &id, query.bridge.as_deref())?;
     if let Some(description) = changes.description {
         feature.description = description;
     }
@@ -128,13 +165,31 @@ pub async fn delete(
             code: Some("shipped"),
         });
     }
-    keep(&state, &guard, &stored.bridge, Change::Remove(stored.feature.name)).await?;
-    Ok(HttpResponse::Ok().json(DeletedFeature { id: id.into_inner(), object: "feature", deleted: true }))
+    keep(
+        &state,
+        &guard,
+        &stored.bridge,
+        Change::Remove(stored.feature.name),
+    )
+    .await?;
+    Ok(HttpResponse::Ok().json(DeletedFeature {
+        id: id.into_inner(),
+        object: "feature",
+        deleted: true,
+    }))
 }
 
 /// Makes the change on the disk, here and in the engine.
-async fn keep(state: &State, guard: &ChangeGuard<'_>, bridge: &str, change: Change) -> Result<(), ApiError> {
-    guard.apply(bridge, change).await.map_err(ApiError::internal)?;
+async fn keep(
+    state: &State,
+    guard: &ChangeGuard<'_>,
+    bridge: &str,
+    change: Change,
+) -> Result<(), ApiError> {
+    guard
+        .apply(bridge, change)
+        .await
+        .map_err(ApiError::internal)?;
     let features = state.features.by_name(bridge);
     let bridge = bridge.to_owned();
     let replace = move |catalog: &mut Catalog| {
@@ -146,27 +201,50 @@ async fn keep(state: &State, guard: &ChangeGuard<'_>, bridge: &str, change: Chan
 }
 
 /// The channels with their weights scaled to a vector of length one.
-pub fn unit_length(channels: &[WeightedChannel], width: usize, place: Place) -> Result<Vec<WeightedChannel>, ApiError> {
+pub fn unit_length(
+    channels: &[WeightedChannel],
+    width: usize,
+    place: Place,
+) -> Result<Vec<WeightedChannel>, ApiError> {
     if channels.is_empty() {
-        return Err(ApiError::invalid("channels", "channels is empty; a feature has at least one"));
+        return Err(ApiError::invalid(
+            "channels",
+            "channels is empty; a feature has at least one",
+        ));
     }
     let mut seen = std::collections::BTreeSet::new();
     for (index, WeightedChannel { channel, weight }) in channels.iter().enumerate() {
         let field = |name: &str| format!("channels[{index}].{name}");
         if *channel >= width {
-            let message = format!("{place} has no channel {channel}; they run from 0 to {}", width - 1);
+            let message = format!(
+                "{place} has no channel {channel}; they run from 0 to {}",
+                width - 1
+            );
             return Err(ApiError::invalid(field("channel"), message));
         }
         if !seen.insert(channel) {
-            return Err(ApiError::invalid(field("channel"), format!("channel {channel} is named twice")));
+            return Err(ApiError::invalid(
+                field("channel"),
+                format!("channel {channel} is named twice"),
+            ));
         }
         if !weight.is_finite() || *weight == 0.0 {
-            return Err(ApiError::invalid(field("weight"), format!("{weight} is no weight: finite, not zero")));
+            return Err(ApiError::invalid(
+                field("weight"),
+                format!("{weight} is no weight: finite, not zero"),
+            ));
         }
     }
     // Dividing by the largest first keeps the squares of very large and very small weights representable.
-    let largest = channels.iter().map(|entry| entry.weight.abs()).fold(0.0, f64::max);
-    let length = channels.iter().map(|entry| (entry.weight / largest).powi(2)).sum::<f64>().sqrt();
+    let largest = channels
+        .iter()
+        .map(|entry| entry.weight.abs())
+        .fold(0.0, f64::max);
+    let length = channels
+        .iter()
+        .map(|entry| (entry.weight / largest).powi(2))
+        .sum::<f64>()
+        .sqrt();
     let scaled = |entry: &WeightedChannel| WeightedChannel {
         channel: entry.channel,
         weight: entry.weight / largest / length,
@@ -181,10 +259,16 @@ fn check_texts(description: Option<&str>, tests: Option<&[Test]>) -> Result<(), 
     }
     let tests = tests.unwrap_or_default();
     if tests.len() > MOST_TESTS {
-        return Err(ApiError::invalid("tests", format!("a feature has at most {MOST_TESTS} tests")));
+        return Err(ApiError::invalid(
+            "tests",
+            format!("a feature has at most {MOST_TESTS} tests"),
+        ));
     }
     for (index, test) in tests.iter().enumerate() {
-        for (name, value) in [("at_least", test.at_least), ("at_most_before", test.at_most_before)] {
+        for (name, value) in [
+            ("at_least", test.at_least),
+            ("at_most_before", test.at_most_before),
+        ] {
             if !(0.0..=1.0).contains(&value) {
                 let message = format!("{value} is no probability, a number from 0 to 1");
                 return Err(ApiError::invalid(format!("tests[{index}].{name}"), message));

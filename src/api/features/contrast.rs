@@ -130,35 +130,64 @@ pub struct GroupStep {
         (status = 415, description = "The body is not sent as JSON", body = ErrorBody),
         (status = 500, description = "The search failed", body = ErrorBody)
     ))]
-pub async fn create(state: web::Data<State>, body: JsonBody<CreateContrast>) -> Result<HttpResponse, ApiError> {
+pub async fn create(
+    state: web::Data<State>,
+    body: JsonBody<CreateContrast>,
+) -> Result<HttpResponse, ApiError> {
     let request = body.0;
-    let bridge = state.inventory.bridge_or_only(request.bridge.as_deref(), "bridge")?;
+    let bridge = state
+        .inventory
+        .bridge_or_only(request.bridge.as_deref(), "bridge")?;
     let places = places(&state, bridge, &request)?;
     let options = options(&request)?;
     let limit = request.limit.unwrap_or(DEFAULT_LIMIT);
     if limit == 0 {
-        return Err(ApiError::invalid("limit", "limit is 0; it must be at least 1"));
+        return Err(ApiError::invalid(
+            "limit",
+            "limit is 0; it must be at least 1",
+        ));
     }
     check_pairs(&state, &request.pairs)?;
-    let tests: Vec<FeatureTest> = request.pairs.into_iter().map(ContrastPair::into_test).collect();
+    let tests: Vec<FeatureTest> = request
+        .pairs
+        .into_iter()
+        .map(ContrastPair::into_test)
+        .collect();
     let id = bridge.record.id.to_string();
     let write = request.write;
     let found = state
         .examiner
         .examine(&id, "pairs", move |models| {
-            let places = if places.is_empty() { models.inner_inputs() } else { places };
+            let places = if places.is_empty() {
+                models.inner_inputs()
+            } else {
+                places
+            };
             run(models, &tests, &places, write, limit, &options)
         })
         .await?;
     let (dense_accuracy, sparse_accuracy, found) = found;
     let data = found.into_iter().map(NodeContrast::from).collect();
-    Ok(HttpResponse::Ok().json(Contrast { object: "contrast", bridge: id, dense_accuracy, sparse_accuracy, data }))
+    Ok(HttpResponse::Ok().json(Contrast {
+        object: "contrast",
+        bridge: id,
+        dense_accuracy,
+        sparse_accuracy,
+        data,
+    }))
 }
 
-fn places(state: &State, bridge: &BridgeCard, request: &CreateContrast) -> Result<Vec<Place>, ApiError> {
+fn places(
+    state: &State,
+    bridge: &BridgeCard,
+    request: &CreateContrast,
+) -> Result<Vec<Place>, ApiError> {
     let names = request.nodes.as_deref().unwrap_or_default();
     if request.nodes.is_some() && !(1..=MOST_NODES).contains(&names.len()) {
-        return Err(ApiError::invalid("nodes", format!("nodes names between 1 and {MOST_NODES} places")));
+        return Err(ApiError::invalid(
+            "nodes",
+            format!("nodes names between 1 and {MOST_NODES} places"),
+        ));
     }
     let config = lookup::sparse_config(state, bridge)?;
     let parse = |(index, name): (usize, &String)| {
@@ -171,7 +200,8 @@ fn places(state: &State, bridge: &BridgeCard, request: &CreateContrast) -> Resul
 fn options(request: &CreateContrast) -> Result<ContrastOptions, ApiError> {
     let most_channels = request.max_channels.unwrap_or(DEFAULT_CHANNELS);
     if !(1..=MOST_CHANNELS).contains(&most_channels) {
-        let message = format!("max_channels is {most_channels}; it must be between 1 and {MOST_CHANNELS}");
+        let message =
+            format!("max_channels is {most_channels}; it must be between 1 and {MOST_CHANNELS}");
         return Err(ApiError::invalid("max_channels", message));
     }
     let target_flips = request.target.unwrap_or(0.5);
@@ -179,20 +209,38 @@ fn options(request: &CreateContrast) -> Result<ContrastOptions, ApiError> {
         let message = format!("target is {target_flips}; it must be above 0 and at most 1");
         return Err(ApiError::invalid("target", message));
     }
-    Ok(ContrastOptions { most_channels, target_flips, ..ContrastOptions::default() })
+    Ok(ContrastOptions {
+        most_channels,
+        target_flips,
+        ..ContrastOptions::default()
+    })
 }
 
 fn check_pairs(state: &State, pairs: &[ContrastPair]) -> Result<(), ApiError> {
     if !(1..=MOST_PAIRS).contains(&pairs.len()) {
-        let message = format!("there are {} pairs; between 1 and {MOST_PAIRS} are taken", pairs.len());
+        let message = format!(
+            "there are {} pairs; between 1 and {MOST_PAIRS} are taken",
+            pairs.len()
+        );
         return Err(ApiError::invalid("pairs", message));
     }
-    let texts = pairs.iter().flat_map(|pair| [&pair.prompt, &pair.counterfactual, &pair.expected, &pair.instead]);
+    let texts = pairs.iter().flat_map(|pair| {
+        [
+            &pair.prompt,
+            &pair.counterfactual,
+            &pair.expected,
+            &pair.instead,
+        ]
+    });
     let characters: usize = texts.map(|text| text.chars().count()).sum();
     let limit = state.limits.max_prompt_characters;
     if characters > limit {
         let message = format!("the pairs have {characters} characters; at most {limit} are taken");
-        return Err(ApiError::invalid_with_code("pairs", "prompt_too_long", message));
+        return Err(ApiError::invalid_with_code(
+            "pairs",
+            "prompt_too_long",
+            message,
+        ));
     }
     Ok(())
 }
@@ -208,17 +256,25 @@ fn run(
     options: &ContrastOptions,
 ) -> Result<Found, FeatureError> {
     let tokenizer = models.tokenizer()?;
-    let pairs: Vec<PromptPair> =
-        tests.iter().map(|test| verify::test_pair(test, tokenizer)).collect::<Result<_, _>>()?;
+    let pairs: Vec<PromptPair> = tests
+        .iter()
+        .map(|test| verify::test_pair(test, tokenizer))
+        .collect::<Result<_, _>>()?;
     check_length(&pairs, models)?;
     let mut patching = Patching::new(models, pairs, places)?;
     let routes: Vec<(Place, Route)> = places
         .iter()
-        .map(|&place| (place, Route::Bridge(write.unwrap_or_else(|| lookup::default_write(place)))))
+        .map(|&place| {
+            (
+                place,
+                Route::Bridge(write.unwrap_or_else(|| lookup::default_write(place))),
+            )
+        })
         .collect();
     let answers = &patching.answers;
     let dense = UneditedAnswers::accuracy(&answers.dense_presented, &answers.dense_counterfactual);
-    let sparse = UneditedAnswers::accuracy(&answers.sparse_presented, &answers.sparse_counterfactual);
+    let sparse =
+        UneditedAnswers::accuracy(&answers.sparse_presented, &answers.sparse_counterfactual);
     let slopes = Slopes::new(&patching, routes[0].1)?;
     let found = search(&mut patching, &slopes, &routes, limit, options)?;
     Ok((dense, sparse, found))
@@ -226,8 +282,20 @@ fn run(
 
 impl ContrastPair {
     fn into_test(self) -> FeatureTest {
-        let ContrastPair { prompt, counterfactual, expected, instead } = self;
-        FeatureTest { prompt, counterfactual, expected, instead, at_least: 0.0, at_most_before: 1.0 }
+        let ContrastPair {
+            prompt,
+            counterfactual,
+            expected,
+            instead,
+        } = self;
+        FeatureTest {
+            prompt,
+            counterfactual,
+            expected,
+            instead,
+            at_least: 0.0,
+            at_most_before: 1.0,
+        }
     }
 }
 
@@ -253,7 +321,11 @@ impl From<contrast::Contrast> for NodeContrast {
             group: found
                 .group
                 .into_iter()
-                .map(|step| GroupStep { channel: step.channel, flips: step.flips, probability: step.share })
+                .map(|step| GroupStep {
+                    channel: step.channel,
+                    flips: step.flips,
+                    probability: step.share,
+                })
                 .collect(),
             channels_to_flip: found.channels_to_flip,
             channels,

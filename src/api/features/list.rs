@@ -19,7 +19,10 @@ const LARGEST_LIMIT: usize = 1000;
         (status = 200, description = "A page of features", body = FeatureList),
         (status = 400, description = "A parameter is unknown or out of range, or names nothing", body = ErrorBody)
     ))]
-pub async fn list(state: web::Data<State>, query: web::Query<ListQuery>) -> Result<HttpResponse, ApiError> {
+pub async fn list(
+    state: web::Data<State>,
+    query: web::Query<ListQuery>,
+) -> Result<HttpResponse, ApiError> {
     let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=LARGEST_LIMIT).contains(&limit) {
         let message = format!("limit is {limit}; it must be between 1 and {LARGEST_LIMIT}");
@@ -31,9 +34,14 @@ pub async fn list(state: web::Data<State>, query: web::Query<ListQuery>) -> Resu
     let start = match &query.after {
         None => 0,
         Some(after) => {
-            let position = features.iter().position(|stored| stored.feature.name == *after);
+            let position = features
+                .iter()
+                .position(|stored| stored.feature.name == *after);
             1 + position.ok_or_else(|| {
-                ApiError::invalid("after", "no feature of this list has the id given as `after`")
+                ApiError::invalid(
+                    "after",
+                    "no feature of this list has the id given as `after`",
+                )
             })?
         }
     };
@@ -41,35 +49,61 @@ pub async fn list(state: web::Data<State>, query: web::Query<ListQuery>) -> Resu
     let page = features.into_iter().skip(start).take(limit);
     let data: Vec<Feature> = page.map(Feature::from).collect();
     let last_id = data.last().map(|feature| feature.id.clone());
-    Ok(HttpResponse::Ok().json(FeatureList { object: "list", model, data, last_id, has_more }))
+    Ok(HttpResponse::Ok().json(FeatureList {
+        object: "list",
+        model,
+        data,
+        last_id,
+        has_more,
+    }))
 }
 
 fn model_of(state: &State, query: &ListQuery) -> Result<Option<String>, ApiError> {
     if let Some(model) = &query.model {
-        state.inventory.model(model).map_err(|error| ApiError::invalid("model", error.to_string()))?;
+        state
+            .inventory
+            .model(model)
+            .map_err(|error| ApiError::invalid("model", error.to_string()))?;
         return Ok(Some(model.clone()));
     }
     if let Some(bridge) = &query.bridge {
-        return Ok(Some(state.inventory.bridge(bridge, Some("bridge"))?.record.dense.to_string()));
+        return Ok(Some(
+            state
+                .inventory
+                .bridge(bridge, Some("bridge"))?
+                .record
+                .dense
+                .to_string(),
+        ));
     }
     let mut bridges = state.inventory.bridges.values();
     let only = bridges.next().filter(|_| bridges.next().is_none());
     Ok(only.map(|bridge| bridge.record.dense.to_string()))
 }
 
-fn keep_asked_for(state: &State, query: &ListQuery, features: &mut Vec<StoredFeature>) -> Result<(), ApiError> {
+fn keep_asked_for(
+    state: &State,
+    query: &ListQuery,
+    features: &mut Vec<StoredFeature>,
+) -> Result<(), ApiError> {
     if let Some(bridge) = &query.bridge {
         let id = &state.inventory.bridge(bridge, Some("bridge"))?.record.id;
         features.retain(|stored| stored.bridge == id.as_str());
     }
     if let Some(model) = &query.model {
-        let bridges: Vec<&str> =
-            state.inventory.bridges_of(model).map(|bridge| bridge.record.id.as_str()).collect();
+        let bridges: Vec<&str> = state
+            .inventory
+            .bridges_of(model)
+            .map(|bridge| bridge.record.id.as_str())
+            .collect();
         features.retain(|stored| bridges.contains(&stored.bridge.as_str()));
     }
     if let Some(task) = &query.task {
-        let task: Task = task.parse().map_err(|error| ApiError::invalid("task", format!("{error}")))?;
-        let rank = |stored: &StoredFeature| stored.feature.tasks.iter().position(|known| *known == task);
+        let task: Task = task
+            .parse()
+            .map_err(|error| ApiError::invalid("task", format!("{error}")))?;
+        let rank =
+            |stored: &StoredFeature| stored.feature.tasks.iter().position(|known| *known == task);
         features.retain(|stored| rank(stored).is_some());
         features.sort_by_key(rank);
     }
@@ -78,7 +112,9 @@ fn keep_asked_for(state: &State, query: &ListQuery, features: &mut Vec<StoredFea
         features.retain(|stored| {
             let feature = &stored.feature;
             let tasks = feature.tasks.iter().map(|task| task.name());
-            let mut places = [feature.name.as_str(), &feature.description, &feature.node].into_iter().chain(tasks);
+            let mut places = [feature.name.as_str(), &feature.description, &feature.node]
+                .into_iter()
+                .chain(tasks);
             places.any(|place| place.to_lowercase().contains(&text))
         });
     }
@@ -100,9 +136,13 @@ pub async fn retrieve(
 ) -> Result<HttpResponse, ApiError> {
     let feature = match lookup::find(&state, &id, query.bridge.as_deref())? {
         Found::Named(stored) => Feature::from(stored),
-        Found::Unnamed { bridge, feature } => {
-            Feature::new(feature.name.clone(), None, bridge, feature, FeatureOrigin::Unnamed)
-        }
+        Found::Unnamed { bridge, feature } => Feature::new(
+            feature.name.clone(),
+            None,
+            bridge,
+            feature,
+            FeatureOrigin::Unnamed,
+        ),
     };
     Ok(HttpResponse::Ok().json(feature))
 }

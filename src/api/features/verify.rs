@@ -62,12 +62,18 @@ pub async fn create(
     let feature = stored.feature;
     let verify = move |models: &PairedModels| {
         let tokenizer = models.tokenizer()?;
-        let pairs: Vec<PromptPair> =
-            feature.tests.iter().map(|test| verify::test_pair(test, tokenizer)).collect::<Result<_, _>>()?;
+        let pairs: Vec<PromptPair> = feature
+            .tests
+            .iter()
+            .map(|test| verify::test_pair(test, tokenizer))
+            .collect::<Result<_, _>>()?;
         check_length(&pairs, models)?;
         verify::verify(models, &feature)
     };
-    let outcomes = state.examiner.examine(&stored.bridge, "tests", verify).await?;
+    let outcomes = state
+        .examiner
+        .examine(&stored.bridge, "tests", verify)
+        .await?;
     let tests: Vec<TestOutcome> = outcomes
         .into_iter()
         .map(|outcome| TestOutcome {

@@ -230,14 +230,42 @@ impl Feature {
 
 impl From<registry::FeatureTest> for Test {
     fn from(test: registry::FeatureTest) -> Self {
-        let registry::FeatureTest { prompt, counterfactual, expected, instead, at_least, at_most_before } = test;
-        Test { prompt, counterfactual, expected, instead, at_least, at_most_before }
+        let registry::FeatureTest {
+            prompt,
+            counterfactual,
+            expected,
+            instead,
+            at_least,
+            at_most_before,
+        } = test;
+        Test {
+            prompt,
+            counterfactual,
+            expected,
+            instead,
+            at_least,
+            at_most_before,
+        }
     }
 }
 
 impl From<Test> for registry::FeatureTest {
     fn from(test: Test) -> Self {
-        let Test { prompt, counterfactual, expected, instead, at_least, at_most_before } = test;
-        registry::FeatureTest { prompt, counterfactual, expected, instead, at_least, at_most_before }
+        let Test {
+            prompt,
+            counterfactual,
+            expected,
+            instead,
+            at_least,
+            at_most_before,
+        } = test;
+        registry::FeatureTest {
+            prompt,
+            counterfactual,
+            expected,
+            instead,
+            at_least,
+            at_most_before,
+        }
     }
 }
