@@ -11,3 +11,6 @@ pub mod request;
 pub mod sampler;
 pub mod session;
 pub mod stop;
+
+#[cfg(test)]
+mod tests;

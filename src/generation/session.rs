@@ -91,17 +91,19 @@ impl<'c> Session<'c> {
         let model = catalog.model(&request.model)?;
         check(request, model)?;
         let steer = request.steer.as_ref();
-        let bridge = match steer {
-            Some(steer) if !steer.edits.is_empty() || steer.bridge.is_some() => {
-                catalog.bridge_of(model, steer.bridge.as_deref())?
-            }
-            _ => None,
+        let (bridge, unjoined) = match steer.map(|steer| catalog.bridge_of(model, steer.bridge.as_deref())) {
+            None => (None, None),
+            Some(Ok(bridge)) => (bridge, None),
+            // Several bridges and none named: no matter to edits that need none.
+            Some(Err(error)) if steer.is_some_and(|steer| steer.bridge.is_none()) => (None, Some(error.to_string())),
+            Some(Err(error)) => return Err(error),
         };
         let scene = Scene {
             model: &model.transformer,
             model_id: &model.id,
             native: model.kind == ModelKind::Sparse,
             joined: bridge.map(|bridge| catalog.joined(bridge)).transpose()?,
+            unjoined,
             tokenizer: &model.tokenizer,
             prompts: &request.prompts,
         };

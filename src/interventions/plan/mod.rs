@@ -57,8 +57,10 @@ pub struct Scene<'a> {
     pub model_id: &'a str,
     /// The answering model is a sparse one: edits are made in it directly.
     pub native: bool,
-    /// Its bridge, where it has one (or the request named one).
+    /// Its bridge: the one the request named, or its only one.
     pub joined: Option<Joined<'a>>,
+    /// Why there is none, where something better can be said than that the model has none.
+    pub unjoined: Option<String>,
     pub tokenizer: &'a Tokenizer,
     pub prompts: &'a [Vec<u32>],
 }
@@ -77,9 +79,12 @@ pub struct Joined<'a> {
 
 impl<'a> Scene<'a> {
     fn joined(&self, param: &str) -> Result<Joined<'a>, PlanError> {
-        self.joined.ok_or_else(|| {
-            let message = format!("{:?} has no bridge; only a raw vector can steer it", self.model_id);
-            refused(message, param)
+        self.joined.ok_or_else(|| match &self.unjoined {
+            Some(reason) => refused(reason, "steer.bridge"),
+            None => {
+                let message = format!("{:?} has no bridge; only a raw vector can steer it", self.model_id);
+                refused(message, param)
+            }
         })
     }
 

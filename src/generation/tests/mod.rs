@@ -1,0 +1,7 @@
+//! The engine on a small random pair: what it promises, held against plain forward passes.
+
+mod admission;
+mod answers;
+mod pair;
+mod steering;
+mod thread;
