@@ -2,6 +2,8 @@
 
 pub mod corpus;
 pub mod eval;
+pub mod openapi;
+pub mod serve;
 pub mod train;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +22,10 @@ pub enum Command {
     Corpus(corpus::CorpusArguments),
     /// Measure a pair: steering curves, tasks, losses, features.
     Eval(eval::EvalArguments),
+    /// Print the description of the HTTP API.
+    Openapi,
+    /// Serve models over HTTP.
+    Serve(serve::ServeArguments),
     /// Train a tokenizer, a dense or sparse model, or a sparse model with its bridge to a dense one.
     Train(train::TrainArguments),
 }
@@ -30,6 +36,8 @@ impl Arguments {
         match self.command {
             Command::Corpus(arguments) => arguments.run(),
             Command::Eval(arguments) => arguments.run(),
+            Command::Openapi => openapi::run(),
+            Command::Serve(arguments) => arguments.run(),
             Command::Train(arguments) => arguments.run(),
         }
     }

@@ -1,0 +1,211 @@
+//! Named features by bridge: what a pair ships with, and over it what callers have made, kept in the data
+//! directory as `features/{bridge}.json`, an array of [`Feature`].
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use crate::artifacts::{ArtifactError, atomic};
+use crate::features::registry::Feature;
+
+/// A longer file is no list of features.
+const LONGEST_FILE: u64 = 64 << 20;
+
+/// A feature and where it is from.
+#[derive(Debug, Clone)]
+pub struct StoredFeature {
+    pub bridge: String,
+    pub feature: Feature,
+    pub origin: Origin,
+}
+
+/// Whose a feature is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The pair's, untouched.
+    Shipped,
+    /// The pair's, with changes made here.
+    Changed,
+    /// Made here.
+    Own,
+}
+
+/// All features of all bridges.
+#[derive(Debug)]
+pub struct FeatureStore {
+    directory: PathBuf,
+    bridges: RwLock<BTreeMap<String, BridgeFeatures>>,
+    /// Held over a whole change, reading and writing, so that no two overwrite each other.
+    changing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct BridgeFeatures {
+    shipped: Vec<Feature>,
+    own: Vec<Feature>,
+}
+
+/// What a change makes of one name.
+#[derive(Debug)]
+pub enum Change {
+    Put(Box<Feature>),
+    /// A shipped feature comes back as it was shipped.
+    Remove(String),
+}
+
+/// Why features could not be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    File(#[from] ArtifactError),
+    #[error("{path}: {problem}")]
+    Json { path: String, problem: String },
+    #[error("the writing of features ended early")]
+    Ended,
+}
+
+impl FeatureStore {
+    /// A store in `data_directory`, with the features that each bridge ships with.
+    pub fn open(
+        data_directory: &Path,
+        shipped: BTreeMap<String, Vec<Feature>>,
+    ) -> Result<Self, StoreError> {
+        let directory = data_directory.join("features");
+        let mut bridges = BTreeMap::new();
+        for (bridge, shipped) in shipped {
+            let path = directory.join(format!("{bridge}.json"));
+            let own = if path.is_file() {
+                read_features(&path)?
+            } else {
+                Vec::new()
+            };
+            bridges.insert(bridge, BridgeFeatures { shipped, own });
+        }
+        Ok(FeatureStore {
+            directory,
+            bridges: RwLock::new(bridges),
+            changing: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// Every feature: bridge by bridge, the shipped ones first, each as it is now.
+    pub fn all(&self) -> Vec<StoredFeature> {
+        let bridges = self.bridges.read().unwrap_or_else(PoisonError::into_inner);
+        bridges
+            .iter()
+            .flat_map(|(bridge, features)| features.merged(bridge))
+            .collect()
+    }
+
+    /// How many features a bridge has.
+    pub fn count(&self, bridge: &str) -> usize {
+        self.of(bridge).len()
+    }
+
+    /// The features of one bridge.
+    pub fn of(&self, bridge: &str) -> Vec<StoredFeature> {
+        let bridges = self.bridges.read().unwrap_or_else(PoisonError::into_inner);
+        bridges
+            .get(bridge)
+            .map(|features| features.merged(bridge))
+            .unwrap_or_default()
+    }
+
+    /// The features of one bridge by name.
+    pub fn by_name(&self, bridge: &str) -> BTreeMap<String, Feature> {
+        self.of(bridge)
+            .into_iter()
+            .map(|stored| (stored.feature.name.clone(), stored.feature))
+            .collect()
+    }
+
+    /// Waits until no other change is under way; until the guard is dropped there will be none.
+    pub async fn change(&self) -> ChangeGuard<'_> {
+        ChangeGuard {
+            store: self,
+            _turn: self.changing.lock().await,
+        }
+    }
+}
+
+/// The right to change features.
+#[derive(Debug)]
+pub struct ChangeGuard<'a> {
+    store: &'a FeatureStore,
+    _turn: tokio::sync::MutexGuard<'a, ()>,
+}
+
+impl ChangeGuard<'_> {
+    /// Makes a change, on the disk first.
+    pub async fn apply(&self, bridge: &str, change: Change) -> Result<(), StoreError> {
+        let mut own = {
+            let bridges = self
+                .store
+                .bridges
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            bridges
+                .get(bridge)
+                .map(|features| features.own.clone())
+                .unwrap_or_default()
+        };
+        match change {
+            Change::Put(feature) => match own.iter_mut().find(|known| known.name == feature.name) {
+                Some(known) => *known = *feature,
+                None => own.push(*feature),
+            },
+            Change::Remove(name) => own.retain(|known| known.name != name),
+        }
+        let directory = self.store.directory.clone();
+        let path = directory.join(format!("{bridge}.json"));
+        let written = own.clone();
+        let writing = actix_web::web::block(move || write_features(&directory, &path, &written));
+        writing.await.map_err(|_| StoreError::Ended)??;
+        let mut bridges = self
+            .store
+            .bridges
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        bridges.entry(bridge.to_owned()).or_default().own = own;
+        Ok(())
+    }
+}
+
+impl BridgeFeatures {
+    fn merged(&self, bridge: &str) -> Vec<StoredFeature> {
+        let own = |name: &str| self.own.iter().find(|feature| feature.name == name);
+        let shipped = self.shipped.iter().map(|feature| match own(&feature.name) {
+            Some(changed) => (changed, Origin::Changed),
+            None => (feature, Origin::Shipped),
+        });
+        let is_shipped = |name: &str| self.shipped.iter().any(|feature| feature.name == name);
+        let made = self.own.iter().filter(|feature| !is_shipped(&feature.name));
+        shipped
+            .chain(made.map(|feature| (feature, Origin::Own)))
+            .map(|(feature, origin)| StoredFeature {
+                bridge: bridge.to_owned(),
+                feature: feature.clone(),
+                origin,
+            })
+            .collect()
+    }
+}
+
+fn read_features(path: &Path) -> Result<Vec<Feature>, StoreError> {
+    let json = atomic::read_small(path, LONGEST_FILE)?;
+    serde_json::from_slice(&json).map_err(|error| json_error(path, &error))
+}
+
+fn write_features(directory: &Path, path: &Path, features: &[Feature]) -> Result<(), StoreError> {
+    let json = serde_json::to_vec_pretty(features).map_err(|error| json_error(path, &error))?;
+    atomic::create_directory(directory)?;
+    atomic::write(path, &json)?;
+    Ok(())
+}
+
+fn json_error(path: &Path, error: &serde_json::Error) -> StoreError {
+    StoreError::Json {
+        path: path.display().to_string(),
+        problem: error.to_string(),
+    }
+}

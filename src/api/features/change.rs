@@ -1,0 +1,279 @@
+//! Making, changing and removing named features.
+
+use actix_web::{HttpResponse, web};
+
+use super::lookup;
+use super::wire::{BridgeQuery, CreateFeature, DeletedFeature, Feature, Test, UpdateFeature};
+use crate::api::ApiError;
+use crate::api::body::JsonBody;
+use crate::api::error::ErrorBody;
+use crate::api::feature_store::{Change, ChangeGuard, Origin, StoredFeature};
+use crate::api::state::State;
+use crate::artifacts::ArtifactId;
+use crate::features::registry;
+use crate::generation::catalog::Catalog;
+use crate::interventions::request::WeightedChannel;
+use crate::models::location::Place;
+
+/// The longest description, in characters.
+const LONGEST_DESCRIPTION: usize = 10_000;
+const MOST_TESTS: usize = 100;
+/// A feature of this name could not be reached.
+const CONTRAST: &str = "contrast";
+
+/// Names a channel, or a group of channels, of a bridge's sparse model. It can be edited by its name at once,
+/// and is kept in the server's data directory.
+#[utoipa::path(post, path = "/v1/features", tag = "features", operation_id = "createFeature",
+    request_body = CreateFeature,
+    responses(
+        (status = 201, description = "The feature", body = Feature),
+        (status = 400, description = "A field is wrong; a name already used has the code `already_exists`",
+            body = ErrorBody),
+        (status = 413, description = "The body is too long", body = ErrorBody),
+        (status = 415, description = "The body is not sent as JSON", body = ErrorBody),
+        (status = 500, description = "The feature could not be kept", body = ErrorBody),
+        (status = 503, description = "The engine is not running", body = ErrorBody)
+    ))]
+pub async fn create(
+    state: web::Data<State>,
+    body: JsonBody<CreateFeature>,
+) -> Result<HttpResponse, ApiError> {
+    let request = body.0;
+    let bridge = state
+        .inventory
+        .bridge_or_only(request.bridge.as_deref(), "bridge")?;
+    let config = lookup::sparse_config(&state, bridge)?;
+    let name: ArtifactId = request
+        .name
+        .parse()
+        .map_err(|error| ApiError::invalid("name", format!("{error}")))?;
+    if name.as_str() == CONTRAST {
+        let message = format!("/v1/features/{CONTRAST} is another address; choose another name");
+        return Err(ApiError::invalid("name", message));
+    }
+    let place = Place::parse(&request.node, config.n_layers)
+        .map_err(|error| ApiError::invalid("node", error.to_string()))?;
+    let channels = unit_length(&request.channels, place.width(config), place)?;
+    check_texts(Some(&request.description), Some(&request.tests))?;
+    let feature = registry::Feature {
+        name: name.to_string(),
+        description: request.description,
+        node: place.to_string(),
+        write: request
+            .write
+            .unwrap_or_else(|| lookup::default_write(place)),
+        tasks: request.tasks,
+        stats: lookup::statistics(bridge, place, &channels),
+        channels,
+        tests: request.tests.into_iter().map(Into::into).collect(),
+    };
+    let bridge = bridge.record.id.as_str();
+    let guard = state.features.change().await;
+    if state
+        .features
+        .of(bridge)
+        .iter()
+        .any(|stored| stored.feature.name == feature.name)
+    {
+        let message = format!("bridge {bridge} has a feature {name} already; change it with PATCH");
+        return Err(ApiError::invalid_with_code(
+            "name",
+            "already_exists",
+            message,
+        ));
+    }
+    keep(
+        &state,
+        &guard,
+        bridge,
+        Change::Put(Box::new(feature.clone())),
+    )
+    .await?;
+    let stored = StoredFeature {
+        bridge: bridge.to_owned(),
+        feature,
+        origin: Origin::Own,
+    };
+    Ok(HttpResponse::Created().json(Feature::from(stored)))
+}
+
+/// Changes what is said of a named feature. The change of a feature that came with the bridge is kept beside
+/// it; deleting it brings the original back.
+#[utoipa::path(patch, path = "/v1/features/{id}", tag = "features", operation_id = "updateFeature",
+    params(("id" = String, Path, description = "The feature's name"), BridgeQuery), request_body = UpdateFeature,
+    responses(
+        (status = 200, description = "The feature as it is now", body = Feature),
+        (status = 400, description = "A field is wrong", body = ErrorBody),
+        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
+        (status = 413, description = "The body is too long", body = ErrorBody),
+        (status = 415, description = "The body is not sent as JSON", body = ErrorBody),
+        (status = 500, description = "The change could not be kept", body = ErrorBody),
+        (status = 503, description = "The engine is not running", body = ErrorBody)
+    ))]
+pub async fn update(
+    state: web::Data<State>,
+    id: web::Path<String>,
+    query: web::Query<BridgeQuery>,
+    body: JsonBody<UpdateFeature>,
+) -> Result<HttpResponse, ApiError> {
+    let changes = body.0;
+    check_texts(changes.description.as_deref(), changes.tests.as_deref())?;
+    let guard = state.features.change().await;
+    let StoredFeature {
+        bridge,
+        mut feature,
+        ..
+    } = lookup::find_named(&state, &id, query.bridge.as_deref())?;
+    if let Some(description) = changes.description {
+        feature.description = description;
+    }
+    if let Some(write) = changes.write {
+        feature.write = write;
+    }
+    if let Some(tasks) = changes.tasks {
+        feature.tasks = tasks;
+    }
+    if let Some(tests) = changes.tests {
+        feature.tests = tests.into_iter().map(Into::into).collect();
+    }
+    keep(&state, &guard, &bridge, Change::Put(Box::new(feature))).await?;
+    let stored = lookup::find_named(&state, &id, Some(&bridge))?;
+    Ok(HttpResponse::Ok().json(Feature::from(stored)))
+}
+
+/// Removes a feature that was made on this server, or the changes made to one that came with the bridge.
+#[utoipa::path(delete, path = "/v1/features/{id}", tag = "features", operation_id = "deleteFeature",
+    params(("id" = String, Path, description = "The feature's name"), BridgeQuery),
+    responses(
+        (status = 200, description = "It, or what was changed of it, is gone", body = DeletedFeature),
+        (status = 400, description = "It came with the bridge: code `shipped`", body = ErrorBody),
+        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
+        (status = 500, description = "The change could not be kept", body = ErrorBody),
+        (status = 503, description = "The engine is not running", body = ErrorBody)
+    ))]
+pub async fn delete(
+    state: web::Data<State>,
+    id: web::Path<String>,
+    query: web::Query<BridgeQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let guard = state.features.change().await;
+    let stored = lookup::find_named(&state, &id, query.bridge.as_deref())?;
+    if stored.origin == Origin::Shipped {
+        return Err(ApiError::Invalid {
+            message: format!("{id} came with bridge {} and stays with it", stored.bridge),
+            param: None,
+            code: Some("shipped"),
+        });
+    }
+    keep(
+        &state,
+        &guard,
+        &stored.bridge,
+        Change::Remove(stored.feature.name),
+    )
+    .await?;
+    Ok(HttpResponse::Ok().json(DeletedFeature {
+        id: id.into_inner(),
+        object: "feature",
+        deleted: true,
+    }))
+}
+
+/// Makes the change on the disk, here and in the engine.
+async fn keep(
+    state: &State,
+    guard: &ChangeGuard<'_>,
+    bridge: &str,
+    change: Change,
+) -> Result<(), ApiError> {
+    guard
+        .apply(bridge, change)
+        .await
+        .map_err(ApiError::internal)?;
+    let features = state.features.by_name(bridge);
+    let bridge = bridge.to_owned();
+    let replace = move |catalog: &mut Catalog| {
+        if let Some(bridge) = catalog.bridges.get_mut(&bridge) {
+            bridge.features = features;
+        }
+    };
+    Ok(state.engine.with_catalog(replace).await?)
+}
+
+/// The channels with their weights scaled to a vector of length one.
+pub fn unit_length(
+    channels: &[WeightedChannel],
+    width: usize,
+    place: Place,
+) -> Result<Vec<WeightedChannel>, ApiError> {
+    if channels.is_empty() {
+        return Err(ApiError::invalid(
+            "channels",
+            "channels is empty; a feature has at least one",
+        ));
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for (index, WeightedChannel { channel, weight }) in channels.iter().enumerate() {
+        let field = |name: &str| format!("channels[{index}].{name}");
+        if *channel >= width {
+            let message = format!(
+                "{place} has no channel {channel}; they run from 0 to {}",
+                width - 1
+            );
+            return Err(ApiError::invalid(field("channel"), message));
+        }
+        if !seen.insert(channel) {
+            return Err(ApiError::invalid(
+                field("channel"),
+                format!("channel {channel} is named twice"),
+            ));
+        }
+        if !weight.is_finite() || *weight == 0.0 {
+            return Err(ApiError::invalid(
+                field("weight"),
+                format!("{weight} is no weight: finite, not zero"),
+            ));
+        }
+    }
+    // Dividing by the largest first keeps the squares of very large and very small weights representable.
+    let largest = channels
+        .iter()
+        .map(|entry| entry.weight.abs())
+        .fold(0.0, f64::max);
+    let length = channels
+        .iter()
+        .map(|entry| (entry.weight / largest).powi(2))
+        .sum::<f64>()
+        .sqrt();
+    let scaled = |entry: &WeightedChannel| WeightedChannel {
+        channel: entry.channel,
+        weight: entry.weight / largest / length,
+    };
+    Ok(channels.iter().map(scaled).collect())
+}
+
+fn check_texts(description: Option<&str>, tests: Option<&[Test]>) -> Result<(), ApiError> {
+    if description.is_some_and(|text| text.chars().count() > LONGEST_DESCRIPTION) {
+        let message = format!("a description has at most {LONGEST_DESCRIPTION} characters");
+        return Err(ApiError::invalid("description", message));
+    }
+    let tests = tests.unwrap_or_default();
+    if tests.len() > MOST_TESTS {
+        return Err(ApiError::invalid(
+            "tests",
+            format!("a feature has at most {MOST_TESTS} tests"),
+        ));
+    }
+    for (index, test) in tests.iter().enumerate() {
+        for (name, value) in [
+            ("at_least", test.at_least),
+            ("at_most_before", test.at_most_before),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                let message = format!("{value} is no probability, a number from 0 to 1");
+                return Err(ApiError::invalid(format!("tests[{index}].{name}"), message));
+            }
+        }
+    }
+    Ok(())
+}

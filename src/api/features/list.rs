@@ -1,0 +1,148 @@
+//! Listing features and looking at one.
+
+use actix_web::{HttpResponse, web};
+
+use super::lookup::{self, Found};
+use super::wire::{BridgeQuery, Feature, FeatureList, FeatureOrigin, ListQuery};
+use crate::api::ApiError;
+use crate::api::error::ErrorBody;
+use crate::api::feature_store::StoredFeature;
+use crate::api::state::State;
+use crate::tasks::Task;
+
+const DEFAULT_LIMIT: usize = 100;
+const LARGEST_LIMIT: usize = 1000;
+
+/// Named features, in the order of their registries; those of a task by how well they serve it.
+#[utoipa::path(get, path = "/v1/features", tag = "features", operation_id = "listFeatures", params(ListQuery),
+    responses(
+        (status = 200, description = "A page of features", body = FeatureList),
+        (status = 400, description = "A parameter is unknown or out of range, or names nothing", body = ErrorBody)
+    ))]
+pub async fn list(
+    state: web::Data<State>,
+    query: web::Query<ListQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
+    if !(1..=LARGEST_LIMIT).contains(&limit) {
+        let message = format!("limit is {limit}; it must be between 1 and {LARGEST_LIMIT}");
+        return Err(ApiError::invalid("limit", message));
+    }
+    let model = model_of(&state, &query)?;
+    let mut features = state.features.all();
+    keep_asked_for(&state, &query, &mut features)?;
+    let start = match &query.after {
+        None => 0,
+        Some(after) => {
+            let position = features
+                .iter()
+                .position(|stored| stored.feature.name == *after);
+            1 + position.ok_or_else(|| {
+                ApiError::invalid(
+                    "after",
+                    "no feature of this list has the id given as `after`",
+                )
+            })?
+        }
+    };
+    let has_more = features.len() > start + limit;
+    let page = features.into_iter().skip(start).take(limit);
+    let data: Vec<Feature> = page.map(Feature::from).collect();
+    let last_id = data.last().map(|feature| feature.id.clone());
+    Ok(HttpResponse::Ok().json(FeatureList {
+        object: "list",
+        model,
+        data,
+        last_id,
+        has_more,
+    }))
+}
+
+fn model_of(state: &State, query: &ListQuery) -> Result<Option<String>, ApiError> {
+    if let Some(model) = &query.model {
+        state
+            .inventory
+            .model(model)
+            .map_err(|error| ApiError::invalid("model", error.to_string()))?;
+        return Ok(Some(model.clone()));
+    }
+    if let Some(bridge) = &query.bridge {
+        return Ok(Some(
+            state
+                .inventory
+                .bridge(bridge, Some("bridge"))?
+                .record
+                .dense
+                .to_string(),
+        ));
+    }
+    let mut bridges = state.inventory.bridges.values();
+    let only = bridges.next().filter(|_| bridges.next().is_none());
+    Ok(only.map(|bridge| bridge.record.dense.to_string()))
+}
+
+fn keep_asked_for(
+    state: &State,
+    query: &ListQuery,
+    features: &mut Vec<StoredFeature>,
+) -> Result<(), ApiError> {
+    if let Some(bridge) = &query.bridge {
+        let id = &state.inventory.bridge(bridge, Some("bridge"))?.record.id;
+        features.retain(|stored| stored.bridge == id.as_str());
+    }
+    if let Some(model) = &query.model {
+        let bridges: Vec<&str> = state
+            .inventory
+            .bridges_of(model)
+            .map(|bridge| bridge.record.id.as_str())
+            .collect();
+        features.retain(|stored| bridges.contains(&stored.bridge.as_str()));
+    }
+    if let Some(task) = &query.task {
+        let task: Task = task
+            .parse()
+            .map_err(|error| ApiError::invalid("task", format!("{error}")))?;
+        let rank =
+            |stored: &StoredFeature| stored.feature.tasks.iter().position(|known| *known == task);
+        features.retain(|stored| rank(stored).is_some());
+        features.sort_by_key(rank);
+    }
+    if let Some(text) = &query.query {
+        let text = text.to_lowercase();
+        features.retain(|stored| {
+            let feature = &stored.feature;
+            let tasks = feature.tasks.iter().map(|task| task.name());
+            let mut places = [feature.name.as_str(), &feature.description, &feature.node]
+                .into_iter()
+                .chain(tasks);
+            places.any(|place| place.to_lowercase().contains(&text))
+        });
+    }
+    Ok(())
+}
+
+/// One feature: by its name, or any channel of the sparse model by its address, such as `3.attn.act_in:460`.
+#[utoipa::path(get, path = "/v1/features/{id}", tag = "features", operation_id = "retrieveFeature",
+    params(("id" = String, Path, description = "A name, or `NODE:CHANNEL`"), BridgeQuery),
+    responses(
+        (status = 200, description = "The feature", body = Feature),
+        (status = 400, description = "Which bridge is meant is not clear, or it does not exist", body = ErrorBody),
+        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody)
+    ))]
+pub async fn retrieve(
+    state: web::Data<State>,
+    id: web::Path<String>,
+    query: web::Query<BridgeQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let feature = match lookup::find(&state, &id, query.bridge.as_deref())? {
+        Found::Named(stored) => Feature::from(stored),
+        Found::Unnamed { bridge, feature } => Feature::new(
+            feature.name.clone(),
+            None,
+            bridge,
+            feature,
+            FeatureOrigin::Unnamed,
+        ),
+    };
+    Ok(HttpResponse::Ok().json(feature))
+}

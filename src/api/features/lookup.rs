@@ -1,0 +1,158 @@
+//! From the id in an address to a feature: a name, or `NODE:CHANNEL`.
+
+use crate::api::ApiError;
+use crate::api::feature_store::StoredFeature;
+use crate::api::inventory::{BridgeCard, shortened};
+use crate::api::state::State;
+use crate::features::registry::{Feature, FeatureStatistics};
+use crate::interventions::nearest::suggestion;
+use crate::interventions::request::{WeightedChannel, Write};
+use crate::models::config::TransformerConfig;
+use crate::models::location::{NodeKind, Place};
+
+/// What an id stands for.
+#[derive(Debug)]
+pub enum Found {
+    Named(StoredFeature),
+    /// A single channel, named by where it is.
+    Unnamed {
+        bridge: String,
+        feature: Feature,
+    },
+}
+
+/// The feature of this id, in the bridge named or in the only one that has it.
+pub fn find(state: &State, id: &str, bridge: Option<&str>) -> Result<Found, ApiError> {
+    match id.split_once(':') {
+        Some((node, channel)) => find_unnamed(state, node, channel, bridge),
+        None => find_named(state, id, bridge).map(Found::Named),
+    }
+}
+
+/// The named feature of this id.
+pub fn find_named(
+    state: &State,
+    id: &str,
+    bridge: Option<&str>,
+) -> Result<StoredFeature, ApiError> {
+    let known = match bridge {
+        Some(bridge) => state.features.of(state
+            .inventory
+            .bridge(bridge, Some("bridge"))?
+            .record
+            .id
+            .as_str()),
+        None => state.features.all(),
+    };
+    let mut found = known.iter().filter(|stored| stored.feature.name == id);
+    match (found.next(), found.next()) {
+        (Some(only), None) => Ok(only.clone()),
+        (Some(_), Some(_)) => Err(ApiError::invalid(
+            "bridge",
+            format!("several bridges have a feature {id:?}; say which is meant"),
+        )),
+        (None, _) => {
+            let near = suggestion(
+                &shortened(id),
+                known.iter().map(|stored| stored.feature.name.as_str()),
+            );
+            Err(ApiError::NotFound {
+                message: format!("there is no feature {:?}{near}", shortened(id)),
+                param: None,
+                code: Some("feature_not_found"),
+            })
+        }
+    }
+}
+
+fn find_unnamed(
+    state: &State,
+    node: &str,
+    channel: &str,
+    bridge: Option<&str>,
+) -> Result<Found, ApiError> {
+    let bridge = state.inventory.bridge_or_only(bridge, "bridge")?;
+    let not_found = |message: String| ApiError::NotFound {
+        message,
+        param: None,
+        code: Some("feature_not_found"),
+    };
+    let config = sparse_config(state, bridge)?;
+    let place =
+        Place::parse(node, config.n_layers).map_err(|error| not_found(error.to_string()))?;
+    let width = place.width(config);
+    let channel = channel
+        .parse::<usize>()
+        .ok()
+        .filter(|channel| *channel < width)
+        .ok_or_else(|| {
+            not_found(format!(
+                "{place} has no channel {:?}; they run from 0 to {}",
+                shortened(channel),
+                width - 1
+            ))
+        })?;
+    let channels = vec![WeightedChannel {
+        channel,
+        weight: 1.0,
+    }];
+    let feature = Feature {
+        name: format!("{place}:{channel}"),
+        description: String::new(),
+        node: place.to_string(),
+        write: default_write(place),
+        tasks: Vec::new(),
+        stats: statistics(bridge, place, &channels),
+        channels,
+        tests: Vec::new(),
+    };
+    Ok(Found::Unnamed {
+        bridge: bridge.record.id.to_string(),
+        feature,
+    })
+}
+
+/// What a feature of one channel does over reference text. A group's statistics do not follow from its
+/// channels'.
+pub fn statistics(
+    bridge: &BridgeCard,
+    place: Place,
+    channels: &[WeightedChannel],
+) -> Option<FeatureStatistics> {
+    let [WeightedChannel { channel, weight }] = channels else {
+        return None;
+    };
+    let stats = bridge.statistics.channel(place, *channel)?;
+    // Its weight is 1 or -1.
+    Some(match *weight > 0.0 {
+        true => stats,
+        false => FeatureStatistics {
+            mean: -stats.mean,
+            max: -stats.min,
+            min: -stats.max,
+            ..stats
+        },
+    })
+}
+
+/// The configuration of the model whose features a bridge has.
+pub fn sparse_config<'a>(
+    state: &'a State,
+    bridge: &BridgeCard,
+) -> Result<&'a TransformerConfig, ApiError> {
+    let id = bridge.record.sparse.as_str();
+    let card = state.inventory.models.get(id);
+    card.map(|card| &card.config)
+        .ok_or_else(|| ApiError::Internal(format!("model {id} of a bridge is not served")))
+}
+
+/// How an edit enters the dense model where nobody has said: what a sublayer reads is changed for that
+/// sublayer, everything else for all that follows.
+pub fn default_write(place: Place) -> Write {
+    match place {
+        Place::Node(node) if matches!(node.kind, NodeKind::AttnIn | NodeKind::MlpIn) => {
+            Write::Sublayer
+        }
+        _ => Write::Residual,
+    }
+}

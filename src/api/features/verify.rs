@@ -1,0 +1,96 @@
+//! `POST /v1/features/{id}/verify`: what is claimed of a feature, run again on its bridge.
+
+use actix_web::{HttpResponse, web};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::lookup;
+use super::wire::BridgeQuery;
+use crate::api::ApiError;
+use crate::api::error::ErrorBody;
+use crate::api::examiner::check_length;
+use crate::api::state::State;
+use crate::features::paired_models::PairedModels;
+use crate::features::question::PromptPair;
+use crate::features::verify;
+
+/// The outcome of all of a feature's tests.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Verification {
+    #[schema(example = "feature.verification")]
+    pub object: &'static str,
+    /// The feature's id.
+    pub feature: String,
+    pub bridge: String,
+    /// All tests passed; a feature without tests has nothing to fail.
+    pub passed: bool,
+    pub tests: Vec<TestOutcome>,
+}
+
+/// The outcome of one test: the feature was patched from the counterfactual, at strength 1.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TestOutcome {
+    pub prompt: String,
+    pub counterfactual: String,
+    /// The share of `expected` in the two tokens' probability without the edit.
+    pub before: f64,
+    /// The same with it.
+    pub after: f64,
+    /// What `before` must not exceed.
+    pub at_most_before: f64,
+    /// What `after` must reach.
+    pub at_least: f64,
+    pub passed: bool,
+}
+
+/// Runs a named feature's tests on its bridge.
+#[utoipa::path(post, path = "/v1/features/{id}/verify", tag = "features", operation_id = "verifyFeature",
+    params(("id" = String, Path, description = "The feature's name"), BridgeQuery),
+    responses(
+        (status = 200, description = "What the tests found; `passed` says whether all held", body = Verification),
+        (status = 400, description = "A test cannot be run: its prompts differ in length, or the feature cannot be \
+            carried over", body = ErrorBody),
+        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
+        (status = 500, description = "The tests could not be run", body = ErrorBody)
+    ))]
+pub async fn create(
+    state: web::Data<State>,
+    id: web::Path<String>,
+    query: web::Query<BridgeQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let stored = lookup::find_named(&state, &id, query.bridge.as_deref())?;
+    let feature = stored.feature;
+    let verify = move |models: &PairedModels| {
+        let tokenizer = models.tokenizer()?;
+        let pairs: Vec<PromptPair> = feature
+            .tests
+            .iter()
+            .map(|test| verify::test_pair(test, tokenizer))
+            .collect::<Result<_, _>>()?;
+        check_length(&pairs, models)?;
+        verify::verify(models, &feature)
+    };
+    let outcomes = state
+        .examiner
+        .examine(&stored.bridge, "tests", verify)
+        .await?;
+    let tests: Vec<TestOutcome> = outcomes
+        .into_iter()
+        .map(|outcome| TestOutcome {
+            prompt: outcome.prompt,
+            counterfactual: outcome.counterfactual,
+            before: outcome.before,
+            after: outcome.after,
+            at_most_before: outcome.at_most_before,
+            at_least: outcome.at_least,
+            passed: outcome.passed,
+        })
+        .collect();
+    Ok(HttpResponse::Ok().json(Verification {
+        object: "feature.verification",
+        feature: id.into_inner(),
+        bridge: stored.bridge,
+        passed: tests.iter().all(|test| test.passed),
+        tests,
+    }))
+}

@@ -1,0 +1,271 @@
+//! Features as they are sent and answered.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::api::feature_store::{Origin, StoredFeature};
+use crate::features::registry;
+use crate::interventions::request::{WeightedChannel, Write};
+use crate::tasks::Task;
+
+/// One feature.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Feature {
+    /// The name, or `NODE:CHANNEL` of a feature without one.
+    #[schema(example = "quote_type")]
+    pub id: String,
+    #[schema(example = "feature")]
+    pub object: &'static str,
+    /// Null for a channel that nobody has named.
+    #[schema(required = true)]
+    pub name: Option<String>,
+    pub bridge: String,
+    /// A node location or residual site of the sparse model.
+    #[schema(example = "3.attn.act_in")]
+    pub node: String,
+    /// Its channels with weights that, as a vector, have length one.
+    pub channels: Vec<WeightedChannel>,
+    pub description: String,
+    /// How its changes enter the dense model unless a request says otherwise.
+    pub write: Write,
+    /// The tasks it implements, best first.
+    #[schema(value_type = Vec<String>)]
+    pub tasks: Vec<Task>,
+    /// Over reference text; null where it was not measured.
+    #[schema(required = true)]
+    pub stats: Option<Statistics>,
+    /// Claims about it that `verify` runs again.
+    pub tests: Vec<Test>,
+    pub origin: FeatureOrigin,
+}
+
+/// Where a feature is from.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FeatureOrigin {
+    /// It came with the bridge.
+    Shipped,
+    /// It came with the bridge and was changed on this server.
+    Changed,
+    /// It was made on this server.
+    Own,
+    /// A channel without a name.
+    Unnamed,
+}
+
+/// A feature's values `<u, x>` over reference text, `u` being its unit weights.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Statistics {
+    pub mean: f64,
+    /// The unit `std` of edits.
+    pub std: f64,
+    /// The unit `max` of edits.
+    pub max: f64,
+    pub min: f64,
+    /// The share of tokens at which it is not zero.
+    pub density: f64,
+    /// The tokens these were taken over.
+    pub tokens: usize,
+    /// The fewest of its channels, in their order, that flip half of its first task's held-out pairs through
+    /// the bridge; null where all of them together do not.
+    #[schema(required = true)]
+    pub channels_to_flip: Option<usize>,
+}
+
+/// Patching the feature from `counterfactual` makes `expected` more probable than `instead`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Test {
+    pub prompt: String,
+    /// The prompt whose value of the feature is taken.
+    pub counterfactual: String,
+    /// The token that the counterfactual calls for, as text.
+    pub expected: String,
+    /// The token that the prompt calls for, as text.
+    pub instead: String,
+    /// With the edit, `expected` has at least this share of the two tokens' probability.
+    #[schema(minimum = 0, maximum = 1)]
+    pub at_least: f64,
+    /// And at most this without it.
+    #[schema(minimum = 0, maximum = 1)]
+    pub at_most_before: f64,
+}
+
+/// A page of features.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FeatureList {
+    #[schema(example = "list")]
+    pub object: &'static str,
+    /// The model that was asked for, else the dense model of the bridge that was asked for or is the only one.
+    #[schema(required = true)]
+    pub model: Option<String>,
+    pub data: Vec<Feature>,
+    /// The last feature of this page; the next page's `after`.
+    #[schema(required = true)]
+    pub last_id: Option<String>,
+    pub has_more: bool,
+}
+
+/// Which features to list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListQuery {
+    /// Features of bridges that join this model to another.
+    pub model: Option<String>,
+    /// Features of this bridge.
+    pub bridge: Option<String>,
+    /// Features that implement this task, the ones for which it comes first leading.
+    pub task: Option<String>,
+    /// Features whose name, description, node or tasks hold this text, in any case.
+    pub query: Option<String>,
+    /// At most so many; 1 to 1000, default 100.
+    #[param(minimum = 1, maximum = 1000)]
+    pub limit: Option<usize>,
+    /// Only what comes after the feature of this id.
+    pub after: Option<String>,
+}
+
+/// Which bridge a feature belongs to.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct BridgeQuery {
+    /// The bridge; needed where more than one has a feature of this id.
+    pub bridge: Option<String>,
+}
+
+/// A feature to be made.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateFeature {
+    /// The bridge whose sparse model has it; may be left out where only one is served.
+    pub bridge: Option<String>,
+    /// 1 to 64 of a-z, 0-9, `.`, `_` and `-`, not yet used in this bridge.
+    #[schema(example = "quote_type", pattern = "^[a-z0-9_-][a-z0-9._-]{0,63}$")]
+    pub name: String,
+    #[serde(default)]
+    pub description: String,
+    /// A node location or residual site of the sparse model.
+    #[schema(example = "3.attn.act_in")]
+    pub node: String,
+    /// Its channels. Weights are scaled so that, as a vector, they have length one.
+    pub channels: Vec<WeightedChannel>,
+    /// `sublayer` for `act_in` nodes and `residual` elsewhere, unless said.
+    pub write: Option<Write>,
+    /// The tasks it implements, best first.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub tasks: Vec<Task>,
+    #[serde(default)]
+    pub tests: Vec<Test>,
+}
+
+/// Changes of a feature; what is left out stays as it is. A feature's node and channels are what it is: make
+/// another one instead.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateFeature {
+    pub description: Option<String>,
+    pub write: Option<Write>,
+    #[schema(value_type = Option<Vec<String>>)]
+    pub tasks: Option<Vec<Task>>,
+    pub tests: Option<Vec<Test>>,
+}
+
+/// A feature that is no more.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DeletedFeature {
+    pub id: String,
+    #[schema(example = "feature")]
+    pub object: &'static str,
+    pub deleted: bool,
+}
+
+impl From<StoredFeature> for Feature {
+    fn from(stored: StoredFeature) -> Self {
+        let origin = match stored.origin {
+            Origin::Shipped => FeatureOrigin::Shipped,
+            Origin::Changed => FeatureOrigin::Changed,
+            Origin::Own => FeatureOrigin::Own,
+        };
+        let id = stored.feature.name.clone();
+        Feature::new(id.clone(), Some(id), stored.bridge, stored.feature, origin)
+    }
+}
+
+impl Feature {
+    /// The wire form of a feature, named or not.
+    pub fn new(
+        id: String,
+        name: Option<String>,
+        bridge: String,
+        feature: registry::Feature,
+        origin: FeatureOrigin,
+    ) -> Self {
+        Feature {
+            id,
+            object: "feature",
+            name,
+            bridge,
+            node: feature.node,
+            channels: feature.channels,
+            description: feature.description,
+            write: feature.write,
+            tasks: feature.tasks,
+            stats: feature.stats.map(|stats| Statistics {
+                mean: stats.mean,
+                std: stats.std,
+                max: stats.max,
+                min: stats.min,
+                density: stats.density,
+                tokens: stats.tokens,
+                channels_to_flip: stats.channels_to_flip,
+            }),
+            tests: feature.tests.into_iter().map(Test::from).collect(),
+            origin,
+        }
+    }
+}
+
+impl From<registry::FeatureTest> for Test {
+    fn from(test: registry::FeatureTest) -> Self {
+        let registry::FeatureTest {
+            prompt,
+            counterfactual,
+            expected,
+            instead,
+            at_least,
+            at_most_before,
+        } = test;
+        Test {
+            prompt,
+            counterfactual,
+            expected,
+            instead,
+            at_least,
+            at_most_before,
+        }
+    }
+}
+
+impl From<Test> for registry::FeatureTest {
+    fn from(test: Test) -> Self {
+        let Test {
+            prompt,
+            counterfactual,
+            expected,
+            instead,
+            at_least,
+            at_most_before,
+        } = test;
+        registry::FeatureTest {
+            prompt,
+            counterfactual,
+            expected,
+            instead,
+            at_least,
+            at_most_before,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! From settings to a server's state: models and pairs are read, the features kept for them are laid over the
+//! shipped ones, and the engine is started.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::examiner::Examiner;
+use super::feature_store::{FeatureStore, StoreError};
+use super::features::change::unit_length;
+use super::inventory::{Inventory, Provenance};
+use super::metrics::Metrics;
+use super::state::State;
+use crate::artifacts::Manifest;
+use crate::features::FeatureError;
+use crate::features::registry::Feature;
+use crate::features::statistics::{REFERENCE_FILE, ReferenceStatistics};
+use crate::generation::catalog::{Catalog, CatalogError};
+use crate::generation::engine::Engine;
+use crate::models::config::TransformerConfig;
+use crate::models::location::Place;
+use crate::settings::Settings;
+
+/// Why a server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Statistics(#[from] FeatureError),
+    #[error(transparent)]
+    Features(#[from] StoreError),
+    #[error("feature {name:?} kept for bridge {bridge}: {problem}")]
+    Feature {
+        bridge: String,
+        name: String,
+        problem: String,
+    },
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
+    #[error("the engine's thread could not be started: {0}")]
+    Engine(#[from] std::io::Error),
+}
+
+/// Loads all that `settings` name, for a server that listens at `address`.
+pub fn load(settings: &Settings, address: SocketAddr) -> Result<State, LoadError> {
+    let mut catalog = Catalog::new();
+    let mut directories = BTreeMap::new();
+    for directory in &settings.pairs {
+        let known: Vec<String> = catalog.bridges.keys().cloned().collect();
+        catalog.load_pair(directory)?;
+        let new = catalog.bridges.keys().find(|id| !known.contains(id));
+        directories.extend(new.map(|id| (id.clone(), directory.clone())));
+    }
+    for (id, directory) in &settings.models {
+        catalog.load_model(id.as_str(), directory)?;
+    }
+    let inventory = inventory(&catalog, settings, &directories)?;
+    let shipped = catalog.bridges.iter().map(|(id, bridge)| {
+        (
+            id.clone(),
+            bridge.features.values().cloned().collect::<Vec<Feature>>(),
+        )
+    });
+    let features = FeatureStore::open(&settings.data_dir, shipped.collect())?;
+    let configs: BTreeMap<&str, &TransformerConfig> = catalog
+        .models
+        .iter()
+        .map(|(id, model)| (id.as_str(), &model.transformer.config))
+        .collect();
+    for bridge in catalog.bridges.values() {
+        if let Some(config) = configs.get(bridge.sparse.as_str()) {
+            check_features(&features, &bridge.id, config)?;
+        }
+    }
+    for (id, bridge) in &mut catalog.bridges {
+        bridge.features = features.by_name(id);
+    }
+    Ok(State {
+        engine: Engine::start(catalog)?,
+        inventory,
+        features,
+        examiner: Examiner::new(directories),
+        limits: settings.limits,
+        ready_timeout: Duration::from_secs_f64(settings.ready_seconds),
+        loopback_only: address.ip().is_loopback(),
+        metrics: Metrics::new()?,
+    })
+}
+
+fn inventory(
+    catalog: &Catalog,
+    settings: &Settings,
+    directories: &BTreeMap<String, PathBuf>,
+) -> Result<Inventory, LoadError> {
+    let mut inventory = Inventory::of(catalog);
+    for (id, directory) in directories {
+        let Some(card) = inventory.bridges.get_mut(id) else {
+            continue;
+        };
+        card.provenance = provenance(directory);
+        if directory.join(REFERENCE_FILE).is_file() {
+            card.statistics = ReferenceStatistics::read(directory)?;
+        }
+    }
+    for (id, directory) in &settings.models {
+        if let Some(card) = inventory.models.get_mut(id.as_str()) {
+            card.provenance = provenance(directory);
+        }
+    }
+    Ok(inventory)
+}
+
+/// A directory without a manifest is served all the same; it only cannot say where it came from.
+fn provenance(directory: &Path) -> Provenance {
+    Manifest::read(directory)
+        .map(|manifest| manifest.provenance)
+        .unwrap_or_default()
+}
+
+/// What was kept for a bridge may be for another one of its name, or edited by hand.
+fn check_features(
+    features: &FeatureStore,
+    bridge: &str,
+    config: &TransformerConfig,
+) -> Result<(), LoadError> {
+    for stored in features.of(bridge) {
+        let feature = stored.feature;
+        let checked = Place::parse(&feature.node, config.n_layers)
+            .map_err(|error| error.to_string())
+            .and_then(|place| {
+                unit_length(&feature.channels, place.width(config), place)
+                    .map_err(|error| error.to_string())
+            });
+        checked.map_err(|problem| LoadError::Feature {
+            bridge: bridge.to_owned(),
+            name: feature.name,
+            problem,
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! The HTTP API: OpenAI's shapes where OpenAI has one, one error shape everywhere, thin handlers.
+//!
+//! A request goes through [`observe`] (id, metrics, panics), is parsed into the wire types beside its route,
+//! checked against the limits and the [`inventory`] before anything is allocated for it, and handed to the
+//! engine as plain data. Nothing here touches a tensor, and no path is ever made from a request's text.
+
+pub mod activations;
+pub mod body;
+pub mod bridges;
+pub mod completions;
+pub mod error;
+pub mod examiner;
+pub mod feature_store;
+pub mod features;
+pub mod health;
+pub mod inventory;
+pub mod loading;
+pub mod metrics;
+pub mod models;
+pub mod observe;
+pub mod openapi;
+pub mod server;
+pub mod state;
+
+pub use error::ApiError;

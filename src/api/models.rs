@@ -1,0 +1,129 @@
+//! `GET /v1/models`: the dense and the sparse models that are served.
+
+use std::collections::BTreeMap;
+
+use actix_web::{HttpResponse, web};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::ApiError;
+use super::error::ErrorBody;
+use super::inventory::{Inventory, ModelCard};
+use super::state::State;
+use crate::models::location::Site;
+
+/// One model: OpenAI's object and what is particular to these models.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Model {
+    #[schema(example = "tinypython")]
+    pub id: String,
+    #[schema(example = "model")]
+    pub object: &'static str,
+    /// When it was loaded, in seconds since 1970.
+    pub created: u64,
+    #[schema(example = "causeway")]
+    pub owned_by: &'static str,
+    pub kind: ModelKind,
+    pub n_layers: usize,
+    /// Channels of the residual stream.
+    pub d_model: usize,
+    pub n_heads: usize,
+    pub d_mlp: usize,
+    pub vocab_size: usize,
+    /// The longest sequence, prompt and completion, in tokens.
+    pub context_length: usize,
+    pub parameters: usize,
+    /// The parameters that are not zero.
+    pub nonzeros: usize,
+    /// The residual sites, in the order of the forward pass.
+    pub sites: Vec<String>,
+    /// The id of the token that separates documents and ends completions.
+    #[schema(required = true)]
+    pub end_of_text: Option<u32>,
+    /// The bridges that join it to another model.
+    pub bridges: Vec<String>,
+    /// Changes with the model's files.
+    pub fingerprint: String,
+    /// What its maker recorded: recipe, data, time.
+    #[schema(value_type = Object)]
+    pub provenance: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelKind {
+    Dense,
+    /// Almost all of its weights are zero.
+    Sparse,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ModelList {
+    #[schema(example = "list")]
+    pub object: &'static str,
+    pub data: Vec<Model>,
+}
+
+fn model(card: &ModelCard, inventory: &Inventory) -> Model {
+    let config = &card.config;
+    Model {
+        id: card.id.clone(),
+        object: "model",
+        created: card.loaded,
+        owned_by: "causeway",
+        kind: if card.sparse {
+            ModelKind::Sparse
+        } else {
+            ModelKind::Dense
+        },
+        n_layers: config.n_layers,
+        d_model: config.d_model,
+        n_heads: config.n_heads,
+        d_mlp: config.d_mlp,
+        vocab_size: config.vocab_size,
+        context_length: config.context_length,
+        parameters: card.parameters,
+        nonzeros: card.nonzeros,
+        sites: Site::all(config.n_layers)
+            .map(|site| site.to_string())
+            .collect(),
+        end_of_text: card.tokenizer.end_of_text(),
+        bridges: inventory
+            .bridges_of(&card.id)
+            .map(|bridge| bridge.record.id.to_string())
+            .collect(),
+        fingerprint: card.fingerprint.clone(),
+        provenance: card.provenance.clone(),
+    }
+}
+
+/// All models, dense and sparse. Bridges are at `/v1/bridges`.
+#[utoipa::path(get, path = "/v1/models", tag = "models", operation_id = "listModels",
+    responses((status = 200, description = "The models", body = ModelList)))]
+pub async fn list(state: web::Data<State>) -> HttpResponse {
+    let inventory = &state.inventory;
+    let data = inventory
+        .models
+        .values()
+        .map(|card| model(card, inventory))
+        .collect();
+    HttpResponse::Ok().json(ModelList {
+        object: "list",
+        data,
+    })
+}
+
+/// One model.
+#[utoipa::path(get, path = "/v1/models/{id}", tag = "models", operation_id = "retrieveModel",
+    params(("id" = String, Path, description = "The model's id")),
+    responses(
+        (status = 200, description = "The model", body = Model),
+        (status = 404, description = "No model has this id: code `model_not_found`", body = ErrorBody)
+    ))]
+pub async fn retrieve(
+    state: web::Data<State>,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let card = state.inventory.model(&id)?;
+    Ok(HttpResponse::Ok().json(model(card, &state.inventory)))
+}

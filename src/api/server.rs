@@ -1,0 +1,110 @@
+//! Routes to handlers, and the server around them.
+
+use std::net::TcpListener;
+
+use actix_web::dev::Server;
+use actix_web::http::header::CONTENT_SECURITY_POLICY;
+use actix_web::middleware::from_fn;
+use actix_web::{App, HttpResponse, HttpServer, Resource, web};
+
+use super::body::query_config;
+use super::state::State;
+use super::{
+    ApiError, activations, bridges, completions, features, health, models, observe, openapi,
+};
+use crate::settings::Settings;
+
+/// A server on `listener`, which the caller has bound. It stops when its handle says so, after the requests
+/// in progress are answered.
+pub fn run(
+    listener: TcpListener,
+    state: web::Data<State>,
+    settings: &Settings,
+) -> std::io::Result<Server> {
+    let limit = state.limits.max_body_bytes;
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(state.clone())
+            .app_data(web::PayloadConfig::new(limit))
+            .app_data(query_config())
+            .wrap(from_fn(observe::observe))
+            .configure(routes)
+            .default_service(web::to(no_such_address))
+    })
+    .workers(settings.threads)
+    .shutdown_timeout(settings.shutdown_seconds)
+    // Signals are the command line's business; the library's own handling of Ctrl-C drops requests.
+    .disable_signals()
+    .listen(listener)?;
+    Ok(server.run())
+}
+
+fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(at("/v1/completions", "POST").route(web::post().to(completions::create)))
+        .service(at("/v1/models", "GET").route(web::get().to(models::list)))
+        .service(at("/v1/models/{id}", "GET").route(web::get().to(models::retrieve)))
+        .service(at("/v1/bridges", "GET").route(web::get().to(bridges::list)))
+        .service(at("/v1/bridges/{id}", "GET").route(web::get().to(bridges::retrieve)))
+        .service(
+            at("/v1/features", "GET, POST")
+                .route(web::get().to(features::list))
+                .route(web::post().to(features::create)),
+        )
+        .service(
+            at("/v1/features/contrast", "POST").route(web::post().to(features::contrast::create)),
+        )
+        .service(
+            at("/v1/features/{id}/verify", "POST").route(web::post().to(features::verify::create)),
+        )
+        .service(
+            at("/v1/features/{id}", "GET, PATCH, DELETE")
+                .route(web::get().to(features::retrieve))
+                .route(web::patch().to(features::update))
+                .route(web::delete().to(features::delete)),
+        )
+        .service(at("/v1/activations", "POST").route(web::post().to(activations::create)))
+        .service(
+            at("/healthz", "GET, HEAD")
+                .route(web::get().to(health::live))
+                .route(web::head().to(health::live)),
+        )
+        .service(
+            at("/livez", "GET, HEAD")
+                .route(web::get().to(health::live))
+                .route(web::head().to(health::live)),
+        )
+        .service(
+            at("/readyz", "GET, HEAD")
+                .route(web::get().to(health::ready))
+                .route(web::head().to(health::ready)),
+        )
+        .service(at("/metrics", "GET").route(web::get().to(health::metrics)))
+        .service(at("/openapi.json", "GET").route(web::get().to(openapi::document)))
+        .service(at("/", "GET").route(web::get().to(front_page)));
+}
+
+/// A resource that answers other methods than `allowed` with 405.
+fn at(path: &str, allowed: &'static str) -> Resource {
+    let refuse =
+        move || async move { Err::<HttpResponse, _>(ApiError::MethodNotAllowed { allowed }) };
+    web::resource(path).default_service(web::to(refuse))
+}
+
+async fn no_such_address() -> Result<HttpResponse, ApiError> {
+    Err(ApiError::NotFound {
+        message: "there is nothing at this address; /openapi.json lists what there is".to_owned(),
+        param: None,
+        code: Some("no_such_address"),
+    })
+}
+
+async fn front_page() -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("text/html; charset=utf-8")
+        .insert_header((
+            CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'",
+        ))
+        .body(include_str!("front_page.html"))
+}

@@ -1,0 +1,144 @@
+//! `causeway serve`: the HTTP server over one or more models.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use actix_web::web;
+use anyhow::Context;
+use clap::Args;
+
+use crate::api::{loading, server};
+use crate::artifacts::ArtifactId;
+use crate::settings::Settings;
+
+/// The pair that is served when none is named, below the repository's root.
+const SHIPPED_PAIR: &str = "bridges/tinypython";
+
+/// Serve models over HTTP. Without further words: the shipped pair, to this machine only.
+#[derive(Debug, Args)]
+pub struct ServeArguments {
+    /// Settings, a TOML file; `configs/server.toml` shows all of them.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// The address and port to listen on.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Let other machines in. There are no API keys yet: whoever reaches the port may do everything.
+    #[arg(long)]
+    allow_remote: bool,
+    /// Where to keep what callers make.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Serve a model's directory under an id.
+    #[arg(long, value_name = "ID=DIR", value_parser = named_model)]
+    model: Vec<(ArtifactId, PathBuf)>,
+    /// Serve a pair's directory.
+    #[arg(long, value_name = "DIR")]
+    pair: Vec<PathBuf>,
+}
+
+impl ServeArguments {
+    /// Serves until the process is told to stop.
+    pub fn run(self) -> anyhow::Result<()> {
+        let settings = self.settings()?;
+        let listener = TcpListener::bind(settings.listen)
+            .with_context(|| format!("cannot listen on {}", settings.listen))?;
+        let address = listener.local_addr()?;
+        let state = web::Data::new(loading::load(&settings, address)?);
+        for model in state.inventory.models.values() {
+            let kind = if model.sparse { "sparse" } else { "dense" };
+            tracing::info!(
+                id = model.id,
+                kind,
+                parameters = model.parameters,
+                "serving a model"
+            );
+        }
+        let engine = state.engine.clone();
+        actix_web::rt::System::new().block_on(async move {
+            let server = server::run(listener, state, &settings)?;
+            let handle = server.handle();
+            actix_web::rt::spawn(async move {
+                match told_to_stop().await {
+                    Ok(signal) => tracing::info!(
+                        signal,
+                        "stopping: no new requests, those in progress are finished"
+                    ),
+                    Err(error) => tracing::error!(%error, "signals cannot be waited for; stopping"),
+                }
+                handle.stop(true).await;
+            });
+            tracing::info!("listening on http://{address}");
+            server.await
+        })?;
+        engine.shutdown();
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    fn settings(self) -> anyhow::Result<Settings> {
+        let mut settings = Settings::read(
+            self.config.as_deref(),
+            std::env::vars_os().filter_map(|(name, value)| {
+                Some((name.into_string().ok()?, value.into_string().ok()?))
+            }),
+        )?;
+        settings.listen = self.listen.unwrap_or(settings.listen);
+        settings.allow_remote |= self.allow_remote;
+        settings.data_dir = self.data_dir.unwrap_or(settings.data_dir);
+        // Named pairs and models take the place of the file's, all of them together.
+        if !self.pair.is_empty() || !self.model.is_empty() {
+            settings.pairs = self.pair;
+            settings.models = self.model.into_iter().collect();
+        }
+        if settings.pairs.is_empty() && settings.models.is_empty() {
+            settings.pairs = vec![shipped_pair()?];
+        }
+        settings.check()?;
+        Ok(settings)
+    }
+}
+
+fn named_model(text: &str) -> Result<(ArtifactId, PathBuf), String> {
+    let (id, directory) = text.split_once('=').ok_or("expected ID=DIR")?;
+    Ok((
+        id.parse().map_err(|error| format!("{error}"))?,
+        PathBuf::from(directory),
+    ))
+}
+
+/// Where the shipped pair is: below the working directory, beside the program, or where it was built.
+fn shipped_pair() -> anyhow::Result<PathBuf> {
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|program| program.parent().map(Path::to_path_buf));
+    let roots = [
+        Some(PathBuf::from(".")),
+        beside,
+        Some(PathBuf::from(env!("CARGO_MANIFEST_DIR"))),
+    ];
+    let mut places = roots
+        .into_iter()
+        .flatten()
+        .map(|root| root.join(SHIPPED_PAIR));
+    places.find(|place| place.join("bridge.json").is_file()).with_context(|| {
+        format!("{SHIPPED_PAIR} is neither here nor beside the program; name a pair with --pair or a model with --model")
+    })
+}
+
+/// Waits for Ctrl-C or, on Unix, SIGTERM, and tells which it was.
+async fn told_to_stop() -> std::io::Result<&'static str> {
+    #[cfg(unix)]
+    {
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            pressed = tokio::signal::ctrl_c() => pressed.map(|()| "Ctrl-C"),
+            _ = terminate.recv() => Ok("SIGTERM"),
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        tokio::signal::ctrl_c().await.map(|()| "Ctrl-C")
+    }
+}

@@ -1,0 +1,293 @@
+//! What the server is told before it starts, from four sources, each overriding the one before it: the
+//! defaults below, a TOML file, environment variables, the command line.
+//!
+//! A key `limits.max_prompts` of the file is `CAUSEWAY_LIMITS__MAX_PROMPTS` in the environment. A key that
+//! does not exist is refused wherever it stands: a misspelt limit must not silently be no limit.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::artifacts::{ArtifactError, ArtifactId, atomic};
+
+/// What every variable of the environment that is read here begins with.
+const PREFIX: &str = "CAUSEWAY_";
+/// Between the parts of a nested key in the environment.
+const NESTING: &str = "__";
+/// A longer file is no settings file.
+const LONGEST_FILE: u64 = 1 << 20;
+
+/// The server's settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The address and port to listen on.
+    pub listen: SocketAddr,
+    /// Allows a `listen` that other machines can reach. There are no API keys yet: whoever reaches the port
+    /// may do everything.
+    pub allow_remote: bool,
+    /// Where the server keeps what callers make.
+    pub data_dir: PathBuf,
+    /// Threads that parse requests and write answers; the engine has its own.
+    pub threads: usize,
+    /// How long a request in progress may take once the server was told to stop, in seconds.
+    pub shutdown_seconds: u64,
+    /// How long the engine may take to answer before the server calls itself not ready, in seconds.
+    pub ready_seconds: f64,
+    /// Directories of pairs to serve; the shipped one where neither `pairs` nor `models` names anything.
+    pub pairs: Vec<PathBuf>,
+    /// Directories of single models to serve, by id.
+    pub models: BTreeMap<ArtifactId, PathBuf>,
+    pub limits: Limits,
+}
+
+/// What one request may ask for. All are checked before anything is allocated for the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// The longest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// Prompts in one request.
+    pub max_prompts: usize,
+    /// Characters of all prompts of one request, counterfactual ones included.
+    pub max_prompt_characters: usize,
+    /// Completions of one request: prompts x samples x arms.
+    pub max_choices: usize,
+    /// Completions x `max_tokens`.
+    pub max_generated_tokens: usize,
+    /// Numbers in one answer with activations or logits.
+    pub max_activation_values: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
+            allow_remote: false,
+            data_dir: PathBuf::from("data"),
+            threads: 2,
+            shutdown_seconds: 30,
+            ready_seconds: 2.0,
+            pairs: Vec::new(),
+            models: BTreeMap::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_body_bytes: 4 << 20,
+            max_prompts: 256,
+            max_prompt_characters: 1 << 19,
+            max_choices: 512,
+            max_generated_tokens: 1 << 17,
+            max_activation_values: 1 << 21,
+        }
+    }
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error(transparent)]
+    File(#[from] ArtifactError),
+    #[error("{source_name}: {problem}")]
+    Invalid {
+        source_name: String,
+        problem: String,
+    },
+    #[error(
+        "{0} can be reached from other machines, and there are no API keys yet: whoever reaches it may use, \
+         change and stop everything. Listen on 127.0.0.1, or say --allow-remote"
+    )]
+    Remote(SocketAddr),
+}
+
+impl Settings {
+    /// The defaults, overridden by `file` and then by `environment`; the command line has the last word and
+    /// then calls [`Settings::check`].
+    pub fn read(
+        file: Option<&Path>,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, SettingsError> {
+        let (mut table, file_name) = match file {
+            Some(path) => (read_table(path)?, path.display().to_string()),
+            None => (Table::new(), "the defaults".to_owned()),
+        };
+        // First by itself, so that what is wrong in the file is told of the file.
+        parse(table.clone(), &file_name)?;
+        let known = known_keys()?;
+        for (name, text) in environment.filter(|(name, _)| name.starts_with(PREFIX)) {
+            override_with(&mut table, &known, &name, &text)?;
+        }
+        parse(table, "the environment")
+    }
+
+    /// Checks what no single key can tell.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let invalid = |problem: &str| SettingsError::Invalid {
+            source_name: "the settings".to_owned(),
+            problem: problem.to_owned(),
+        };
+        if self.threads == 0 {
+            return Err(invalid("threads is 0; at least 1 is needed"));
+        }
+        if !(self.ready_seconds.is_finite()
+            && self.ready_seconds > 0.0
+            && self.ready_seconds <= 3600.0)
+        {
+            return Err(invalid("ready_seconds must be above 0 and at most 3600"));
+        }
+        match self.listen.ip().is_loopback() || self.allow_remote {
+            true => Ok(()),
+            false => Err(SettingsError::Remote(self.listen)),
+        }
+    }
+}
+
+fn read_table(path: &Path) -> Result<Table, SettingsError> {
+    let bytes = atomic::read_small(path, LONGEST_FILE)?;
+    let text = String::from_utf8_lossy(&bytes);
+    text.parse::<Table>()
+        .map_err(|error| SettingsError::Invalid {
+            source_name: path.display().to_string(),
+            problem: error.to_string(),
+        })
+}
+
+fn parse(table: Table, source_name: &str) -> Result<Settings, SettingsError> {
+    Settings::deserialize(table).map_err(|error| SettingsError::Invalid {
+        source_name: source_name.to_owned(),
+        problem: error.to_string(),
+    })
+}
+
+/// Every key with a value of its type: the defaults.
+fn known_keys() -> Result<Table, SettingsError> {
+    Table::try_from(Settings::default()).map_err(|error| SettingsError::Invalid {
+        source_name: "the defaults".to_owned(),
+        problem: error.to_string(),
+    })
+}
+
+/// Puts the value of one environment variable into `table`, read as the type that its key has in `known`.
+fn override_with(
+    table: &mut Table,
+    known: &Table,
+    name: &str,
+    text: &str,
+) -> Result<(), SettingsError> {
+    let invalid = |problem: String| SettingsError::Invalid {
+        source_name: name.to_owned(),
+        problem,
+    };
+    let key = name[PREFIX.len()..].to_lowercase();
+    let mut parts: Vec<&str> = key.split(NESTING).collect();
+    let Some(last) = parts.pop() else {
+        return Ok(());
+    };
+    let (mut table, mut known) = (table, known);
+    for part in parts {
+        let Some(Value::Table(nested)) = known.get(part) else {
+            return Err(invalid(unknown_key(known)));
+        };
+        known = nested;
+        let entry = table
+            .entry(part)
+            .or_insert_with(|| Value::Table(Table::new()));
+        let Value::Table(nested) = entry else {
+            return Err(invalid(format!("{part} is no table")));
+        };
+        table = nested;
+    }
+    let value = match known.get(last) {
+        None => return Err(invalid(unknown_key(known))),
+        Some(Value::String(_)) => Value::String(text.to_owned()),
+        Some(Value::Integer(_)) => Value::Integer(
+            text.parse()
+                .map_err(|_| invalid(format!("{text:?} is no integer")))?,
+        ),
+        Some(Value::Float(_)) => Value::Float(
+            text.parse()
+                .map_err(|_| invalid(format!("{text:?} is no number")))?,
+        ),
+        Some(Value::Boolean(_)) => Value::Boolean(
+            text.parse()
+                .map_err(|_| invalid(format!("{text:?} is neither true nor false")))?,
+        ),
+        Some(Value::Array(_)) => {
+            // Directories, separated as in PATH.
+            let paths =
+                std::env::split_paths(text).map(|path| Value::String(path.display().to_string()));
+            Value::Array(paths.collect())
+        }
+        Some(Value::Table(_) | Value::Datetime(_)) => {
+            return Err(invalid("can only be set in the file".to_owned()));
+        }
+    };
+    table.insert(last.to_owned(), value);
+    Ok(())
+}
+
+fn unknown_key(known: &Table) -> String {
+    let names: Vec<String> = known.keys().map(|key| key.to_uppercase()).collect();
+    format!("no such setting; there are {}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        let variables = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Settings::read(None, variables)
+    }
+
+    #[test]
+    fn the_environment_overrides_the_defaults() {
+        let settings = read(&[
+            ("CAUSEWAY_LISTEN", "127.0.0.1:9"),
+            ("CAUSEWAY_LIMITS__MAX_PROMPTS", "3"),
+            ("PATH", "x"),
+        ]);
+        let settings = settings.expect("valid settings");
+        assert_eq!(settings.listen.port(), 9);
+        assert_eq!(
+            settings.limits,
+            Limits {
+                max_prompts: 3,
+                ..Limits::default()
+            }
+        );
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_types_are_refused() {
+        for (name, value) in [
+            ("CAUSEWAY_LISTENS", "x"),
+            ("CAUSEWAY_LIMITS__MAX_PROMPT", "3"),
+            ("CAUSEWAY_THREADS", "many"),
+            ("CAUSEWAY_LISTEN", "nowhere"),
+            ("CAUSEWAY_LIMITS", "x"),
+        ] {
+            assert!(read(&[(name, value)]).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn other_machines_are_let_in_only_when_told() {
+        let mut settings = Settings::default();
+        assert!(settings.check().is_ok());
+        settings.listen.set_ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        assert!(matches!(settings.check(), Err(SettingsError::Remote(_))));
+        settings.allow_remote = true;
+        assert!(settings.check().is_ok());
+    }
+}

@@ -1,0 +1,19 @@
+//! The HTTP API over real sockets, with a pair of tiny random models: shapes, errors, and what a client may
+//! rely on.
+
+#[path = "api/activations.rs"]
+mod activations;
+#[path = "api/client.rs"]
+mod client;
+#[path = "api/completions.rs"]
+mod completions;
+#[path = "api/features.rs"]
+mod features;
+#[path = "api/refusals.rs"]
+mod refusals;
+#[path = "api/service.rs"]
+mod service;
+#[path = "api/steering.rs"]
+mod steering;
+#[path = "api/tiny_pair.rs"]
+mod tiny_pair;

@@ -1,0 +1,243 @@
+//! Features: looking them up, and making, changing and removing one's own.
+
+use serde_json::{Value, json};
+
+use crate::client::{Server, kept_features};
+
+fn ids(list: &Value) -> Vec<&str> {
+    list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|feature| feature["id"].as_str().unwrap())
+        .collect()
+}
+
+fn own(name: &str) -> Value {
+    json!({
+        "name": name, "description": "Whether a string is open", "node": "0.mlp.act_in",
+        "channels": [{"channel": 1, "weight": 3.0}, {"channel": 2, "weight": -4.0}], "tasks": ["with_open"],
+        "tests": [{"prompt": "a", "counterfactual": "b", "expected": "c", "instead": "d",
+                   "at_least": 0.9, "at_most_before": 0.1}]
+    })
+}
+
+#[test]
+fn the_shipped_ones_are_listed_and_found() {
+    let server = Server::new();
+    let list = server.get("/v1/features").ok();
+    assert_eq!(
+        (&list["object"], &list["model"]),
+        (&json!("list"), &json!("tiny"))
+    );
+    assert_eq!(ids(&list), ["shipped_feature"]);
+    assert_eq!(list["has_more"], false);
+    let feature = server.get("/v1/features/shipped_feature").ok();
+    assert_eq!(feature, list["data"][0]);
+    assert_eq!(feature["object"], "feature");
+    assert_eq!(feature["bridge"], "tiny");
+    assert_eq!(feature["origin"], "shipped");
+    assert_eq!(feature["stats"]["std"], 0.5);
+    assert_eq!(feature["channels"], json!([{"channel": 3, "weight": 1.0}]));
+}
+
+#[test]
+fn any_channel_has_an_address() {
+    let server = Server::new();
+    let feature = server.get("/v1/features/1.attn.act_in:7").ok();
+    assert_eq!(
+        (&feature["id"], &feature["name"]),
+        (&json!("1.attn.act_in:7"), &Value::Null)
+    );
+    assert_eq!(feature["channels"], json!([{"channel": 7, "weight": 1.0}]));
+    assert_eq!(
+        (&feature["write"], &feature["origin"]),
+        (&json!("sublayer"), &json!("unnamed"))
+    );
+    assert_eq!(
+        server.get("/v1/features/1.mlp.post_act:127").ok()["write"],
+        "residual"
+    );
+    for id in [
+        "1.attn.act_in:32",
+        "1.attn.act_in:x",
+        "9.attn.act_in:1",
+        "nothing:1",
+        "1.attn.act_in:-1",
+    ] {
+        server
+            .get(&format!("/v1/features/{id}"))
+            .is_error(404, None, Some("feature_not_found"));
+    }
+}
+
+#[test]
+fn one_s_own_are_made_changed_kept_and_removed() {
+    let server = Server::new();
+    let made = server.post("/v1/features", &own("string_open"));
+    assert_eq!(made.status, 201, "{}", made.body);
+    let made = made.json();
+    assert_eq!(
+        made["channels"],
+        json!([{"channel": 1, "weight": 0.6}, {"channel": 2, "weight": -0.8}])
+    );
+    assert_eq!(
+        (&made["write"], &made["origin"], &made["stats"]),
+        (&json!("sublayer"), &json!("own"), &Value::Null)
+    );
+    assert_eq!(server.get("/v1/features/string_open").ok(), made);
+    server.post("/v1/features", &own("string_open")).is_error(
+        400,
+        Some("name"),
+        Some("already_exists"),
+    );
+    let changed = server
+        .patch(
+            "/v1/features/string_open",
+            &json!({"description": "New", "write": "residual"}),
+        )
+        .ok();
+    assert_eq!(
+        (&changed["description"], &changed["write"]),
+        (&json!("New"), &json!("residual"))
+    );
+    assert_eq!(changed["tests"], made["tests"]);
+
+    let server = server.restarted();
+    assert_eq!(server.get("/v1/features/string_open").ok(), changed);
+    let gone = server.delete("/v1/features/string_open").ok();
+    assert_eq!(
+        gone,
+        json!({"id": "string_open", "object": "feature", "deleted": true})
+    );
+    server
+        .get("/v1/features/string_open")
+        .is_error(404, None, Some("feature_not_found"));
+    server
+        .delete("/v1/features/string_open")
+        .is_error(404, None, Some("feature_not_found"));
+    let kept: Value =
+        serde_json::from_slice(&std::fs::read(kept_features(&server)).unwrap()).unwrap();
+    assert_eq!(kept, json!([]));
+}
+
+#[test]
+fn a_shipped_one_can_be_changed_and_comes_back() {
+    let server = Server::new();
+    let before = server.get("/v1/features/shipped_feature").ok();
+    server
+        .delete("/v1/features/shipped_feature")
+        .is_error(400, None, Some("shipped"));
+    let changed = server
+        .patch(
+            "/v1/features/shipped_feature",
+            &json!({"description": "Mine"}),
+        )
+        .ok();
+    assert_eq!(
+        (&changed["origin"], &changed["description"]),
+        (&json!("changed"), &json!("Mine"))
+    );
+    assert_eq!(
+        server.get("/v1/features").ok()["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    server.delete("/v1/features/shipped_feature").ok();
+    assert_eq!(server.get("/v1/features/shipped_feature").ok(), before);
+}
+
+#[test]
+fn lists_are_searched_and_paged() {
+    let server = Server::new();
+    for name in ["a", "b", "c"] {
+        assert_eq!(server.post("/v1/features", &own(name)).status, 201);
+    }
+    let get = |query: &str| server.get(&format!("/v1/features?{query}"));
+    let page = get("limit=2").ok();
+    assert_eq!(
+        (ids(&page), &page["has_more"]),
+        (vec!["shipped_feature", "a"], &json!(true))
+    );
+    assert_eq!(page["last_id"], "a");
+    let page = get("limit=2&after=a").ok();
+    assert_eq!(
+        (ids(&page), &page["has_more"]),
+        (vec!["b", "c"], &json!(false))
+    );
+    assert_eq!(ids(&get("query=PAIR").ok()), ["shipped_feature"]);
+    assert_eq!(ids(&get("query=mlp.act").ok()), ["a", "b", "c"]);
+    assert_eq!(
+        ids(&get("task=single_double_quote").ok()),
+        ["shipped_feature"]
+    );
+    assert_eq!(ids(&get("bridge=tiny&model=tiny-sparse").ok()).len(), 4);
+    assert_eq!(get("model=tiny-sparse").ok()["model"], "tiny-sparse");
+    get("limit=0").is_error(400, Some("limit"), None);
+    get("after=nothing").is_error(400, Some("after"), None);
+    get("task=quotes").is_error(400, Some("task"), None);
+    get("model=x").is_error(400, Some("model"), None);
+    get("bridge=x").is_error(400, Some("bridge"), Some("bridge_not_found"));
+    get("limt=3").is_error(400, Some("limt"), Some("unknown_field"));
+}
+
+#[test]
+fn a_feature_that_cannot_be_is_refused() {
+    let server = Server::new();
+    let channels =
+        |channels: Value| json!({"name": "x", "node": "0.mlp.act_in", "channels": channels});
+    for (body, param) in [
+        (
+            json!({"name": "X", "node": "0.mlp.act_in", "channels": [{"channel": 1, "weight": 1}]}),
+            "name",
+        ),
+        (
+            json!({"name": "contrast", "node": "0.mlp.act_in", "channels": [{"channel": 1, "weight": 1}]}),
+            "name",
+        ),
+        (
+            json!({"name": "../x", "node": "0.mlp.act_in", "channels": [{"channel": 1, "weight": 1}]}),
+            "name",
+        ),
+        (
+            json!({"name": "x", "node": "2.mlp.act_in", "channels": [{"channel": 1, "weight": 1}]}),
+            "node",
+        ),
+        (channels(json!([])), "channels"),
+        (
+            channels(json!([{"channel": 32, "weight": 1}])),
+            "channels[0].channel",
+        ),
+        (
+            channels(json!([{"channel": 1, "weight": 1}, {"channel": 1, "weight": 1}])),
+            "channels[1].channel",
+        ),
+        (
+            channels(json!([{"channel": 1, "weight": 0}])),
+            "channels[0].weight",
+        ),
+        (
+            channels(json!([{"channel": -1, "weight": 1}])),
+            "channels[0].channel",
+        ),
+        (
+            json!({"name": "x", "node": "0.mlp.act_in", "channels": [{"channel": 1, "weight": 1}], "tasks": ["y"]}),
+            "tasks[0]",
+        ),
+    ] {
+        let answer = server.post("/v1/features", &body);
+        assert_eq!(answer.status, 400, "{body}: {}", answer.body);
+        answer.is_error(400, Some(param), None);
+    }
+    let mut test = own("x");
+    test["tests"][0]["at_least"] = json!(1.5);
+    server
+        .post("/v1/features", &test)
+        .is_error(400, Some("tests[0].at_least"), None);
+    assert!(!kept_features(&server).exists(), "nothing was kept");
+    server
+        .patch("/v1/features/shipped_feature", &json!({"node": "x"}))
+        .is_error(400, Some("node"), Some("unknown_field"));
+}
