@@ -6,6 +6,7 @@
 //! Source: Gao et al. 2025, arXiv 2511.13653, section 2 of its appendix on bridges.
 
 pub mod fidelity;
+pub mod least_squares;
 pub mod pair;
 pub mod record;
 
