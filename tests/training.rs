@@ -16,10 +16,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use causeway::corpus::{CorpusGenerator, Split};
 use causeway::models::tokenizer::train_bpe;
 use serde_json::Value;
 
-const VOCABULARY: usize = 320;
+const VOCABULARY: usize = 1000;
 const STEPS: usize = 80;
 
 /// A directory with everything a training reads; removed when dropped.
@@ -35,8 +36,11 @@ impl Workshop {
             fs::write(workshop.0.join(format!("python/part_{index}.py")), text)
                 .expect("a source file");
         }
-        let tokenizer =
-            train_bpe(texts.into_iter(), VOCABULARY).and_then(|tokenizer| tokenizer.to_json());
+        // Generated programs among the texts let the tokenizer keep the two sides of a task's pairs equally long.
+        let generated =
+            (0..400).map(|index| CorpusGenerator::starting_at(3, Split::Train, index).document());
+        let tokenizer = train_bpe(texts.into_iter().chain(generated), VOCABULARY)
+            .and_then(|tokenizer| tokenizer.to_json());
         fs::write(
             workshop.0.join("tokenizer.json"),
             tokenizer.expect("a tokenizer"),

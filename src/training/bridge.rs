@@ -26,7 +26,7 @@ use super::model::check_vocabulary;
 use super::parameters::{Group, Parameters};
 use super::recipe::{BridgeRecipe, SiteChoice, Terms};
 use super::run::{Loss, Mode, Objective, Plan, train};
-use super::task_pairs::push_task_pairs;
+use super::task_pairs::{check_tasks, push_task_pairs};
 use super::twin::{TwinBatch, twin_loss};
 use crate::artifacts::ArtifactId;
 use crate::bridge::fidelity::{self, Fidelity};
@@ -62,6 +62,9 @@ pub fn train_bridge(recipe: &BridgeRecipe, device: &Device, mode: Mode) -> Resul
             "sparse.n_layers is {}, the dense model has {}; they must be equal",
             recipe.sparse.n_layers, dense_files.config.n_layers
         )));
+    }
+    if recipe.terms.twin.as_ref().is_some_and(|twin| twin.task_pairs > 0) {
+        check_tasks(&tokenizer)?;
     }
     let data = TrainingData::load(&recipe.sources, &tokenizer, recipe.batches.length)?;
     tracing::info!(sources = ?data.sizes(), "training tokens");

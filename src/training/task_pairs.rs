@@ -4,7 +4,7 @@
 //! the place of the other's. All documents of one pair of sequences belong to one task, and which side a
 //! sequence shows is drawn anew for each document.
 
-use rand::Rng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::TrainingError;
@@ -15,6 +15,15 @@ use crate::tasks::{Task, TokenSide, pair_documents, token_pair};
 
 /// Documents drawn for one place before giving up on tokenizing them alike.
 const ATTEMPTS: usize = 1000;
+
+/// Fails where the tokenizer has no pair of equal lengths for some task: at the start of a training rather than at
+/// the step that first draws the task.
+pub fn check_tasks(tokenizer: &Tokenizer) -> Result<(), TrainingError> {
+    Task::ALL.into_iter().try_for_each(|task| {
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        aligned_documents(task, tokenizer, &mut rng).map(|_| ())
+    })
+}
 
 /// Adds `pairs` pairs of sequences; the two of a pair follow one another.
 pub fn push_task_pairs(

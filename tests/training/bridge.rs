@@ -13,7 +13,6 @@ fn workshop() -> (Workshop, String) {
     let root = workshop.0.display().to_string();
     let dense = workshop
         .dense_recipe()
-        .replace("directory = \"", "directory = \"")
         .replace(&format!("{root}/output"), &format!("{root}/dense"));
     workshop.train("dense", &dense, &[]).expect("a dense model");
     let recipe = format!(
@@ -162,9 +161,9 @@ fn models_that_no_bridge_can_join_are_refused() {
             &["n_layers", "3", "2"] as &[&str],
         ),
         (
-            "vocab_size = 320",
-            "vocab_size = 321",
-            &["vocab_size", "321"],
+            "vocab_size = 1000",
+            "vocab_size = 1001",
+            &["vocab_size", "1001"],
         ),
         (
             "encoder_fraction = 0.25",

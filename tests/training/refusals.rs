@@ -54,11 +54,11 @@ fn a_value_that_cannot_be_is_named() {
         ("d_model = 32", "d_model = 0", &["model.d_model"]),
         ("n_heads = 2", "n_heads = 0", &["model.n_heads"]),
         ("d_mlp = 64", "d_mlp = 100000000", &["model.d_mlp"]),
-        ("vocab_size = 320", "vocab_size = 0", &["model.vocab_size"]),
+        ("vocab_size = 1000", "vocab_size = 0", &["model.vocab_size"]),
         (
-            "vocab_size = 320",
-            "vocab_size = 321",
-            &["model.vocab_size", "321", "320"],
+            "vocab_size = 1000",
+            "vocab_size = 1001",
+            &["model.vocab_size", "1001", "1000"],
         ),
         ("norm = \"rms\"", "norm = \"batch\"", &["norm", "batch"]),
         (
