@@ -2,6 +2,7 @@
 
 mod admission;
 mod answers;
+mod loading;
 mod pair;
 mod steering;
 mod thread;
