@@ -9,22 +9,41 @@ use crate::models::token_rows::TokenRows;
 use crate::numerics::rows;
 
 /// Answers a request for activations.
-pub fn activations(catalog: &Catalog, request: &ActivationsRequest) -> Result<Activations, EngineError> {
+pub fn activations(
+    catalog: &Catalog,
+    request: &ActivationsRequest,
+) -> Result<Activations, EngineError> {
     let model = &catalog.model(&request.model)?.transformer;
     let config = &model.config;
-    let invalid = |message: String, param: String| EngineError::Invalid { message, param: Some(param) };
+    let invalid = |message: String, param: String| EngineError::Invalid {
+        message,
+        param: Some(param),
+    };
     let length = request.tokens.len();
     if length == 0 || length > config.context_length {
-        let message = format!("the prompt has {length} tokens; it must have 1 to {}", config.context_length);
+        let message = format!(
+            "the prompt has {length} tokens; it must have 1 to {}",
+            config.context_length
+        );
         return Err(invalid(message, "prompt".into()));
     }
-    if let Some(id) = request.tokens.iter().find(|id| **id as usize >= config.vocab_size) {
-        return Err(invalid(format!("token id {id} is outside the vocabulary"), "prompt".into()));
+    if let Some(id) = request
+        .tokens
+        .iter()
+        .find(|id| **id as usize >= config.vocab_size)
+    {
+        return Err(invalid(
+            format!("token id {id} is outside the vocabulary"),
+            "prompt".into(),
+        ));
     }
     let mut places = Vec::with_capacity(request.places.len());
     for (index, name) in request.places.iter().enumerate() {
         let place = Place::parse(name, config.n_layers).map_err(|error| {
-            let known: Vec<String> = Place::all(config.n_layers).iter().map(Place::to_string).collect();
+            let known: Vec<String> = Place::all(config.n_layers)
+                .iter()
+                .map(Place::to_string)
+                .collect();
             let near = suggestion(name, known.iter().map(String::as_str));
             invalid(format!("{error}{near}"), format!("nodes[{index}]"))
         })?;
@@ -46,9 +65,17 @@ pub fn activations(catalog: &Catalog, request: &ActivationsRequest) -> Result<Ac
     let logits = match request.logits {
         true => {
             let logits = rows::to_vec(&model.unembed(&last, &ids)?)?;
-            Some(logits.chunks_exact(config.vocab_size).map(<[f32]>::to_vec).collect())
+            Some(
+                logits
+                    .chunks_exact(config.vocab_size)
+                    .map(<[f32]>::to_vec)
+                    .collect(),
+            )
         }
         false => None,
     };
-    Ok(Activations { places: values, logits })
+    Ok(Activations {
+        places: values,
+        logits,
+    })
 }

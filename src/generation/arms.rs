@@ -101,11 +101,20 @@ impl Arm {
 
     /// The prompt's tokens with what [`Self::echo`] was told of them.
     pub fn prompt_tokens(&self) -> Vec<Token> {
-        let plain = |&id: &u32| Token { id, logprob: None, top: Vec::new() };
+        let plain = |&id: &u32| Token {
+            id,
+            logprob: None,
+            top: Vec::new(),
+        };
         let prompt = &self.tokens[..self.prompt_length];
         match self.echoed.is_empty() {
             true => prompt.iter().map(plain).collect(),
-            false => prompt.iter().take(1).map(plain).chain(self.echoed.iter().cloned()).collect(),
+            false => prompt
+                .iter()
+                .take(1)
+                .map(plain)
+                .chain(self.echoed.iter().cloned())
+                .collect(),
         }
     }
 
@@ -121,7 +130,9 @@ impl Arm {
             return Ok(());
         }
         let Some(id) = self.sampler.draw(logits) else {
-            return Err(EngineError::Failed("the model's logits are not numbers".into()));
+            return Err(EngineError::Failed(
+                "the model's logits are not numbers".into(),
+            ));
         };
         if tokenizer.end_of_text() == Some(id) {
             self.finish = Some(Finish::Stop);
@@ -145,7 +156,10 @@ impl Arm {
     fn drop_tokens_past_the_text(&mut self) {
         let length = self.text.length();
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        let kept = starts.take(self.ends.len()).filter(|start| *start < length).count();
+        let kept = starts
+            .take(self.ends.len())
+            .filter(|start| *start < length)
+            .count();
         self.generated.truncate(kept);
         self.ends.truncate(kept);
     }
@@ -155,7 +169,11 @@ impl Arm {
         let text = self.text.release(self.finish.is_some());
         let ready = match self.finish {
             Some(_) => self.generated.len(),
-            None => self.ends.iter().filter(|end| **end <= self.text.released()).count(),
+            None => self
+                .ends
+                .iter()
+                .filter(|end| **end <= self.text.released())
+                .count(),
         };
         let from = self.reported.min(ready);
         self.reported = ready.max(self.reported);
@@ -172,10 +190,18 @@ impl Arm {
 
 fn token(id: u32, logits: &[f32], logprobs: Option<usize>) -> Token {
     match logprobs {
-        None => Token { id, logprob: None, top: Vec::new() },
+        None => Token {
+            id,
+            logprob: None,
+            top: Vec::new(),
+        },
         Some(count) => {
             let (logprob, top) = log_probabilities(logits, id, count);
-            Token { id, logprob: Some(logprob), top }
+            Token {
+                id,
+                logprob: Some(logprob),
+                top,
+            }
         }
     }
 }

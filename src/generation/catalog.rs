@@ -80,6 +80,41 @@ pub struct LoadedBridge {
     pub fingerprint: String,
 }
 
+/// A bridge with both its models, ready to be added. Reading one takes no catalog, so it need not hold up the
+/// engine.
+#[derive(Debug)]
+pub struct LoadedPair {
+    pub dense: LoadedModel,
+    pub sparse: LoadedModel,
+    pub bridge: LoadedBridge,
+}
+
+impl LoadedPair {
+    /// Reads a pair's directory.
+    pub fn read(directory: &Path) -> Result<Self, CatalogError> {
+        let files = PairFiles::read(directory)?;
+        let bridge = load_bridge(&files, directory)?;
+        let (dense_path, sparse_path) = (directory.join("dense"), directory.join("sparse"));
+        let dense = load(
+            files.dense,
+            &bridge.dense,
+            Some(ModelKind::Dense),
+            &dense_path,
+        )?;
+        let sparse = load(
+            files.sparse,
+            &bridge.sparse,
+            Some(ModelKind::Sparse),
+            &sparse_path,
+        )?;
+        Ok(LoadedPair {
+            dense,
+            sparse,
+            bridge,
+        })
+    }
+}
+
 /// Everything the engine can answer with.
 #[derive(Debug, Default)]
 pub struct Catalog {
@@ -102,34 +137,37 @@ impl Catalog {
     /// Loads a pair's directory: both models, the bridge, its features and statistics. Nothing is added unless
     /// everything fits.
     pub fn load_pair(&mut self, directory: &Path) -> Result<(), CatalogError> {
-        let files = PairFiles::read(directory)?;
-        let bridge = load_bridge(&files, directory)?;
-        let (dense_path, sparse_path) = (directory.join("dense"), directory.join("sparse"));
-        let dense = load(files.dense, &bridge.dense, Some(ModelKind::Dense), &dense_path)?;
-        let sparse = load(files.sparse, &bridge.sparse, Some(ModelKind::Sparse), &sparse_path)?;
-        self.insert_pair(dense, sparse, bridge, directory)
+        self.insert_pair(LoadedPair::read(directory)?, directory)
     }
 
-    /// Adds a loaded pair. A model that is there already must be the same one.
-    pub fn insert_pair(
-        &mut self,
-        dense: LoadedModel,
-        sparse: LoadedModel,
-        bridge: LoadedBridge,
-        directory: &Path,
-    ) -> Result<(), CatalogError> {
-        let invalid = |problem: String| CatalogError::Invalid { path: directory.to_path_buf(), problem };
+    /// Adds a pair read from `directory`. A model that is there already must be the same one.
+    pub fn insert_pair(&mut self, pair: LoadedPair, directory: &Path) -> Result<(), CatalogError> {
+        let LoadedPair {
+            dense,
+            sparse,
+            bridge,
+        } = pair;
+        let invalid = |problem: String| CatalogError::Invalid {
+            path: directory.to_path_buf(),
+            problem,
+        };
         if dense.id == sparse.id {
             return Err(invalid(format!("both models are called {:?}", dense.id)));
         }
         if self.bridges.contains_key(&bridge.id) {
-            return Err(invalid(format!("a bridge called {:?} is loaded already", bridge.id)));
+            return Err(invalid(format!(
+                "a bridge called {:?} is loaded already",
+                bridge.id
+            )));
         }
         for model in [&dense, &sparse] {
             if let Some(loaded) = self.models.get(&model.id)
                 && (loaded.fingerprint != model.fingerprint || loaded.kind != model.kind)
             {
-                return Err(invalid(format!("another model called {:?} is loaded already", model.id)));
+                return Err(invalid(format!(
+                    "another model called {:?} is loaded already",
+                    model.id
+                )));
             }
         }
         for model in [dense, sparse] {
@@ -143,7 +181,10 @@ impl Catalog {
     pub fn load_model(&mut self, id: &str, directory: &Path) -> Result<(), CatalogError> {
         if self.models.contains_key(id) {
             let problem = format!("a model called {id:?} is loaded already");
-            return Err(CatalogError::Invalid { path: directory.to_path_buf(), problem });
+            return Err(CatalogError::Invalid {
+                path: directory.to_path_buf(),
+                problem,
+            });
         }
         let model = load(ModelFiles::read(directory)?, id, None, directory)?;
         self.models.insert(id.to_owned(), model);
@@ -163,8 +204,15 @@ impl Catalog {
 
     /// The bridge that a request for `model` means: the one it names, or the model's only one. None where the
     /// model has no bridge and none was named.
-    pub fn bridge_of(&self, model: &LoadedModel, named: Option<&str>) -> Result<Option<&LoadedBridge>, EngineError> {
-        let invalid = |message: String| EngineError::Invalid { message, param: Some("steer.bridge".into()) };
+    pub fn bridge_of(
+        &self,
+        model: &LoadedModel,
+        named: Option<&str>,
+    ) -> Result<Option<&LoadedBridge>, EngineError> {
+        let invalid = |message: String| EngineError::Invalid {
+            message,
+            param: Some("steer.bridge".into()),
+        };
         let fits = |bridge: &&LoadedBridge| match model.kind {
             ModelKind::Dense => bridge.dense == model.id,
             ModelKind::Sparse => bridge.sparse == model.id,
@@ -176,7 +224,10 @@ impl Catalog {
             };
             return match fits(&bridge) {
                 true => Ok(Some(bridge)),
-                false => Err(invalid(format!("bridge {name:?} does not join model {:?}", model.id))),
+                false => Err(invalid(format!(
+                    "bridge {name:?} does not join model {:?}",
+                    model.id
+                ))),
             };
         }
         let fitting: Vec<&LoadedBridge> = self.bridges.values().filter(fits).collect();
@@ -185,7 +236,11 @@ impl Catalog {
             [only] => Ok(Some(only)),
             several => {
                 let names: Vec<&str> = several.iter().map(|bridge| bridge.id.as_str()).collect();
-                let message = format!("model {:?} has several bridges; name one of {}", model.id, names.join(", "));
+                let message = format!(
+                    "model {:?} has several bridges; name one of {}",
+                    model.id,
+                    names.join(", ")
+                );
                 Err(invalid(message))
             }
         }
@@ -216,15 +271,25 @@ impl LoadedModel {
         let (mut parameters, mut nonzeros) = (0, 0);
         for tensor in files.tensors.values() {
             parameters += tensor.elem_count();
-            nonzeros += rows::with_values(tensor, |values| values.iter().filter(|value| **value != 0.0).count())?;
+            nonzeros += rows::with_values(tensor, |values| {
+                values.iter().filter(|value| **value != 0.0).count()
+            })?;
         }
         let sparse = files.config.active_fraction.is_some() || 2 * nonzeros < parameters;
-        let guessed = if sparse { ModelKind::Sparse } else { ModelKind::Dense };
+        let guessed = if sparse {
+            ModelKind::Sparse
+        } else {
+            ModelKind::Dense
+        };
         let config = serde_json::to_vec(&files.config).map_err(candle_core::Error::wrap)?;
         Ok(LoadedModel {
             id: id.to_owned(),
             kind: kind.unwrap_or(guessed),
-            transformer: Transformer::new(files.config.clone(), &files.tensors, Purpose::Inference)?,
+            transformer: Transformer::new(
+                files.config.clone(),
+                &files.tensors,
+                Purpose::Inference,
+            )?,
             tokenizer,
             parameters,
             nonzeros,
@@ -241,7 +306,10 @@ fn load(
 ) -> Result<LoadedModel, CatalogError> {
     let Some(json) = &files.tokenizer else {
         let problem = "has no tokenizer.json; a model cannot be served without".to_owned();
-        return Err(CatalogError::Invalid { path: directory.to_path_buf(), problem });
+        return Err(CatalogError::Invalid {
+            path: directory.to_path_buf(),
+            problem,
+        });
     };
     let tokenizer = Arc::new(Tokenizer::from_bytes(json)?);
     Ok(LoadedModel::new(id, &files, kind, tokenizer)?)
@@ -254,15 +322,22 @@ fn load_bridge(files: &PairFiles, directory: &Path) -> Result<LoadedBridge, Cata
     let reference = match reference_path.is_file() {
         true => {
             let tensors = tensors::read(&reference_path, FloatPrecision::Single)?;
-            ReferenceStatistics::from_tensors(&tensors, config)
-                .map_err(|problem| CatalogError::Invalid { path: reference_path, problem })?
+            ReferenceStatistics::from_tensors(&tensors, config).map_err(|problem| {
+                CatalogError::Invalid {
+                    path: reference_path,
+                    problem,
+                }
+            })?
         }
         false => ReferenceStatistics::default(),
     };
     let features_path = directory.join(FEATURES_FILE);
     let features = match features_path.is_file() {
         true => {
-            let invalid = |problem: String| CatalogError::Invalid { path: features_path.clone(), problem };
+            let invalid = |problem: String| CatalogError::Invalid {
+                path: features_path.clone(),
+                problem,
+            };
             let json = atomic::read_small(&features_path, LARGEST_FEATURES_FILE)?;
             let file: FeaturesFile =
                 serde_json::from_slice(&json).map_err(|error| invalid(error.to_string()))?;
@@ -294,14 +369,17 @@ fn load_bridge(files: &PairFiles, directory: &Path) -> Result<LoadedBridge, Cata
 fn check_feature(feature: &Feature, files: &PairFiles) -> Result<(), String> {
     let config = &files.sparse.config;
     let of = |problem: String| format!("feature {:?}: {problem}", feature.name);
-    let place = Place::parse(&feature.node, config.n_layers).map_err(|error| of(error.to_string()))?;
+    let place =
+        Place::parse(&feature.node, config.n_layers).map_err(|error| of(error.to_string()))?;
     let width = place.width(config);
     let channels: BTreeSet<usize> = feature.channels.iter().map(|entry| entry.channel).collect();
     if channels.is_empty() || channels.len() != feature.channels.len() {
         return Err(of("names no channel, or one of them twice".into()));
     }
     match channels.iter().find(|&&channel| channel >= width) {
-        Some(channel) => Err(of(format!("{place} has {width} channels; {channel} is none of them"))),
+        Some(channel) => Err(of(format!(
+            "{place} has {width} channels; {channel} is none of them"
+        ))),
         None => Ok(()),
     }
 }
@@ -319,5 +397,9 @@ fn fingerprint(text: &[u8], tensors: &BTreeMap<String, Tensor>) -> candle_core::
             }
         })?;
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }

@@ -13,7 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::activations::activations;
 use super::catalog::Catalog;
-use super::request::{Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest};
+use super::request::{
+    Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
+};
 use super::session::{Observer, generate};
 
 /// Commands that may wait; callers beyond them wait to send theirs.
@@ -47,12 +49,16 @@ impl Engine {
                 command(&mut catalog);
             }
         };
-        let thread = std::thread::Builder::new().name("engine".into()).spawn(serve)?;
+        let thread = std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(serve)?;
         let shared = Shared {
             commands: Mutex::new(Some(sender)),
             thread: Mutex::new(Some(thread)),
         };
-        Ok(EngineHandle { shared: Arc::new(shared) })
+        Ok(EngineHandle {
+            shared: Arc::new(shared),
+        })
     }
 }
 
@@ -85,8 +91,12 @@ impl EngineHandle {
     }
 
     /// Reads values inside a model.
-    pub async fn activations(&self, request: ActivationsRequest) -> Result<Activations, EngineError> {
-        self.ask(move |catalog, _| activations(catalog, &request)).await
+    pub async fn activations(
+        &self,
+        request: ActivationsRequest,
+    ) -> Result<Activations, EngineError> {
+        self.ask(move |catalog, _| activations(catalog, &request))
+            .await
     }
 
     /// Returns once the engine has come to this command.
@@ -121,12 +131,16 @@ impl EngineHandle {
                 return;
             }
             let work = AssertUnwindSafe(|| work(catalog, Waiting(alive)));
-            let answer = catch_unwind(work).unwrap_or_else(|panic| Err(EngineError::Failed(message(&*panic))));
+            let answer = catch_unwind(work)
+                .unwrap_or_else(|panic| Err(EngineError::Failed(message(&*panic))));
             // The caller may have gone meanwhile.
             let _ = sender.send(answer);
         });
         let commands = self.shared.sender().ok_or(EngineError::Stopped)?;
-        commands.send(command).await.map_err(|_| EngineError::Stopped)?;
+        commands
+            .send(command)
+            .await
+            .map_err(|_| EngineError::Stopped)?;
         let answer = receiver.await.map_err(|_| EngineError::Stopped)?;
         drop(waiting);
         answer
@@ -144,7 +158,9 @@ struct Caller {
 
 impl Observer for Caller {
     fn more(&mut self, delta: Delta) -> bool {
-        self.pieces.as_ref().is_none_or(|pieces| pieces.send(delta).is_ok())
+        self.pieces
+            .as_ref()
+            .is_none_or(|pieces| pieces.send(delta).is_ok())
     }
 
     fn waits(&self) -> bool {
@@ -154,12 +170,24 @@ impl Observer for Caller {
 
 impl Shared {
     fn sender(&self) -> Option<mpsc::Sender<Command>> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.commands
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn stop(&self) {
-        drop(self.commands.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(
+            self.commands
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(thread) = thread
             // A command that drops the last handle runs on the thread itself.
             && thread.thread().id() != std::thread::current().id()

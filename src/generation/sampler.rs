@@ -51,13 +51,19 @@ impl Sampler {
         if repetition != 1.0 {
             for &token in &self.seen {
                 if let Some(logit) = logits.get_mut(token as usize) {
-                    *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+                    *logit = if *logit > 0.0 {
+                        *logit / repetition
+                    } else {
+                        *logit * repetition
+                    };
                 }
             }
         }
         for (&token, &count) in &self.counts {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit -= (sampling.presence_penalty + sampling.frequency_penalty * f64::from(count)) as f32;
+                *logit -= (sampling.presence_penalty
+                    + sampling.frequency_penalty * f64::from(count))
+                    as f32;
             }
         }
         for (&token, &bias) in &sampling.logit_bias {
@@ -92,7 +98,11 @@ impl Sampler {
             }
         }
         // Rounding can leave a remainder; the last token that can be drawn takes it.
-        weights.iter().rev().find(|(_, weight)| *weight > 0.0).map(|(token, _)| *token)
+        weights
+            .iter()
+            .rev()
+            .find(|(_, weight)| *weight > 0.0)
+            .map(|(token, _)| *token)
     }
 
     /// Cuts the sorted weights, most probable first; at least one stays.
@@ -131,7 +141,9 @@ fn largest(logits: &[f32]) -> Option<(u32, f32)> {
 /// Log-probabilities of one row of raw logits: the token's own, and the `top` most probable tokens.
 pub fn log_probabilities(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u32, f32)>) {
     let total = log_sum_exp(logits);
-    let own = logits.get(token as usize).map_or(f32::NEG_INFINITY, |logit| logit - total);
+    let own = logits
+        .get(token as usize)
+        .map_or(f32::NEG_INFINITY, |logit| logit - total);
     let mut order: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
     let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if top < order.len() && top > 0 {
@@ -164,7 +176,9 @@ mod tests {
     fn drawn(sampling: &Sampling, logits: &[f32], count: u64) -> BTreeMap<u32, usize> {
         let mut counts = BTreeMap::new();
         for seed in 0..count {
-            let token = Sampler::new(sampling, seed, &[]).draw(logits).expect("finite logits");
+            let token = Sampler::new(sampling, seed, &[])
+                .draw(logits)
+                .expect("finite logits");
             *counts.entry(token).or_default() += 1;
         }
         counts
@@ -180,7 +194,10 @@ mod tests {
         let counts = drawn(&sampling(), &logits(), 4000);
         for (token, expected) in [(0, 400.0), (1, 800.0), (2, 1200.0), (3, 1600.0)] {
             let found = counts[&token] as f64;
-            assert!((found - expected).abs() < 120.0, "token {token}: {found} of {expected}");
+            assert!(
+                (found - expected).abs() < 120.0,
+                "token {token}: {found} of {expected}"
+            );
         }
     }
 
@@ -188,10 +205,23 @@ mod tests {
     fn greedy_takes_the_first_of_equals_and_so_do_one_candidate_and_no_temperature() {
         let logits = [0.0, 2.0, 2.0, 1.0];
         for sampling in [
-            Sampling { temperature: 0.0, ..sampling() },
-            Sampling { top_k: 1, ..sampling() },
-            Sampling { top_p: 1e-9, ..sampling() },
-            Sampling { temperature: 1e-300, top_k: 1, ..sampling() },
+            Sampling {
+                temperature: 0.0,
+                ..sampling()
+            },
+            Sampling {
+                top_k: 1,
+                ..sampling()
+            },
+            Sampling {
+                top_p: 1e-9,
+                ..sampling()
+            },
+            Sampling {
+                temperature: 1e-300,
+                top_k: 1,
+                ..sampling()
+            },
         ] {
             assert_eq!(drawn(&sampling, &logits, 50), BTreeMap::from([(1, 50)]));
         }
@@ -199,42 +229,97 @@ mod tests {
 
     #[test]
     fn limits_cut_the_improbable() {
-        let tokens = |sampling| drawn(&sampling, &logits(), 500).into_keys().collect::<Vec<u32>>();
-        assert_eq!(tokens(Sampling { top_k: 2, ..sampling() }), [2, 3]);
-        assert_eq!(tokens(Sampling { top_p: 0.65, ..sampling() }), [2, 3]);
-        assert_eq!(tokens(Sampling { top_p: 0.75, ..sampling() }), [1, 2, 3]);
-        assert_eq!(tokens(Sampling { min_p: 0.6, ..sampling() }), [2, 3]);
-        assert_eq!(tokens(Sampling { min_p: 1.0, ..sampling() }), [3]);
+        let tokens = |sampling| {
+            drawn(&sampling, &logits(), 500)
+                .into_keys()
+                .collect::<Vec<u32>>()
+        };
+        assert_eq!(
+            tokens(Sampling {
+                top_k: 2,
+                ..sampling()
+            }),
+            [2, 3]
+        );
+        assert_eq!(
+            tokens(Sampling {
+                top_p: 0.65,
+                ..sampling()
+            }),
+            [2, 3]
+        );
+        assert_eq!(
+            tokens(Sampling {
+                top_p: 0.75,
+                ..sampling()
+            }),
+            [1, 2, 3]
+        );
+        assert_eq!(
+            tokens(Sampling {
+                min_p: 0.6,
+                ..sampling()
+            }),
+            [2, 3]
+        );
+        assert_eq!(
+            tokens(Sampling {
+                min_p: 1.0,
+                ..sampling()
+            }),
+            [3]
+        );
     }
 
     #[test]
     fn penalties_and_bias_move_the_choice() {
-        let greedy = Sampling { temperature: 0.0, ..sampling() };
-        let bias = Sampling { logit_bias: BTreeMap::from([(0, 100.0)]), ..greedy.clone() };
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..sampling()
+        };
+        let bias = Sampling {
+            logit_bias: BTreeMap::from([(0, 100.0)]),
+            ..greedy.clone()
+        };
         assert_eq!(Sampler::new(&bias, 0, &[]).draw(&logits()), Some(0));
-        let presence = Sampling { presence_penalty: 2.0, ..greedy.clone() };
+        let presence = Sampling {
+            presence_penalty: 2.0,
+            ..greedy.clone()
+        };
         let mut sampler = Sampler::new(&presence, 0, &[3]);
         let order: Vec<_> = (0..4).filter_map(|_| sampler.draw(&logits())).collect();
         assert_eq!(order, [3, 2, 1, 0]);
-        let frequency = Sampling { frequency_penalty: 0.1, ..greedy.clone() };
+        let frequency = Sampling {
+            frequency_penalty: 0.1,
+            ..greedy.clone()
+        };
         let mut sampler = Sampler::new(&frequency, 0, &[]);
         let order: Vec<_> = (0..5).filter_map(|_| sampler.draw(&logits())).collect();
         assert_eq!(order, [3, 3, 3, 2, 3]);
-        let repetition = Sampling { repetition_penalty: 2.0, ..greedy };
+        let repetition = Sampling {
+            repetition_penalty: 2.0,
+            ..greedy
+        };
         assert_eq!(Sampler::new(&repetition, 0, &[3]).draw(&logits()), Some(2));
     }
 
     #[test]
     fn no_number_no_token() {
         assert_eq!(Sampler::new(&sampling(), 0, &[]).draw(&[f32::NAN; 3]), None);
-        assert_eq!(Sampler::new(&sampling(), 0, &[]).draw(&[f32::NAN, 1.0]), Some(1));
+        assert_eq!(
+            Sampler::new(&sampling(), 0, &[]).draw(&[f32::NAN, 1.0]),
+            Some(1)
+        );
     }
 
     #[test]
     fn log_probabilities_are_of_the_raw_logits() {
         let (own, top) = log_probabilities(&logits(), 1, 2);
         assert!((own - 0.2f32.ln()).abs() < 1e-6);
-        assert_eq!(top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [3, 2]);
+        assert_eq!(
+            top.iter().map(|(token, _)| *token).collect::<Vec<_>>(),
+            [3, 2]
+        );
         assert!((top[0].1 - 0.4f32.ln()).abs() < 1e-6);
         assert_eq!(log_probabilities(&logits(), 1, 99).1.len(), 4);
     }

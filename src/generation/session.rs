@@ -70,7 +70,10 @@ struct Session<'c> {
 impl From<PlanError> for EngineError {
     fn from(error: PlanError) -> Self {
         match error {
-            PlanError::Refused { message, param } => EngineError::Invalid { message, param: Some(param) },
+            PlanError::Refused { message, param } => EngineError::Invalid {
+                message,
+                param: Some(param),
+            },
             PlanError::Failed(error) => error.into(),
         }
     }
@@ -83,7 +86,10 @@ impl From<candle_core::Error> for EngineError {
 }
 
 fn invalid(message: impl Into<String>, param: &str) -> EngineError {
-    EngineError::Invalid { message: message.into(), param: Some(param.to_owned()) }
+    EngineError::Invalid {
+        message: message.into(),
+        param: Some(param.to_owned()),
+    }
 }
 
 impl<'c> Session<'c> {
@@ -91,13 +97,16 @@ impl<'c> Session<'c> {
         let model = catalog.model(&request.model)?;
         check(request, model)?;
         let steer = request.steer.as_ref();
-        let (bridge, unjoined) = match steer.map(|steer| catalog.bridge_of(model, steer.bridge.as_deref())) {
-            None => (None, None),
-            Some(Ok(bridge)) => (bridge, None),
-            // Several bridges and none named: no matter to edits that need none.
-            Some(Err(error)) if steer.is_some_and(|steer| steer.bridge.is_none()) => (None, Some(error.to_string())),
-            Some(Err(error)) => return Err(error),
-        };
+        let (bridge, unjoined) =
+            match steer.map(|steer| catalog.bridge_of(model, steer.bridge.as_deref())) {
+                None => (None, None),
+                Some(Ok(bridge)) => (bridge, None),
+                // Several bridges and none named: no matter to edits that need none.
+                Some(Err(error)) if steer.is_some_and(|steer| steer.bridge.is_none()) => {
+                    (None, Some(error.to_string()))
+                }
+                Some(Err(error)) => return Err(error),
+            };
         let scene = Scene {
             model: &model.transformer,
             model_id: &model.id,
@@ -111,21 +120,38 @@ impl<'c> Session<'c> {
         let limits = limits(request, plan.as_ref(), &scene)?;
         let keys = keys(request, plan.as_ref())?;
         let longest = |tokens: &Vec<u32>| tokens.len();
-        let streams = plan.iter().flat_map(|plan| &plan.streams).flat_map(|stream| &stream.prompts);
-        let longest_prompt = request.prompts.iter().chain(streams).map(longest).max().unwrap_or(1);
+        let streams = plan
+            .iter()
+            .flat_map(|plan| &plan.streams)
+            .flat_map(|stream| &stream.prompts);
+        let longest_prompt = request
+            .prompts
+            .iter()
+            .chain(streams)
+            .map(longest)
+            .max()
+            .unwrap_or(1);
         let capacity = longest_prompt + limits.iter().max().copied().unwrap_or(0);
         let steering = match plan {
             None => None,
             Some(plan) => {
                 let arms: Vec<ArmPlan> = keys
                     .iter()
-                    .map(|key| ArmPlan { variant: key.variant, strength: key.strength, seed: key.seed })
+                    .map(|key| ArmPlan {
+                        variant: key.variant,
+                        strength: key.strength,
+                        seed: key.seed,
+                    })
                     .collect();
                 Some(Steering::new(plan, &scene, &arms, capacity)?)
             }
         };
         let arms = keys.into_iter().map(|key| {
-            let limit = if key.choice.is_some() { limits[key.prompt] } else { 0 };
+            let limit = if key.choice.is_some() {
+                limits[key.prompt]
+            } else {
+                0
+            };
             Arm::new(request, key, limit)
         });
         let arms: Vec<Arm> = arms.collect();
@@ -142,7 +168,13 @@ impl<'c> Session<'c> {
     fn complete(&mut self, observer: &mut dyn Observer) -> Result<(), EngineError> {
         loop {
             let unfinished = |(_, arm): &(usize, &Arm)| arm.finish.is_none();
-            let active: Vec<usize> = self.arms.iter().enumerate().filter(unfinished).map(|(at, _)| at).collect();
+            let active: Vec<usize> = self
+                .arms
+                .iter()
+                .enumerate()
+                .filter(unfinished)
+                .map(|(at, _)| at)
+                .collect();
             if active.is_empty() {
                 return Ok(());
             }
@@ -174,18 +206,34 @@ impl<'c> Session<'c> {
     fn step(&mut self, group: &[usize]) -> Result<(), EngineError> {
         let transformer = &self.model.transformer;
         let feeds: Vec<Feed> = group.iter().map(|&at| self.arms[at].feed(at)).collect();
-        let (fed_rows, ids) = (rows_of(&feeds), crate::interventions::rows_of_arms::ids_of(&feeds));
+        let (fed_rows, ids) = (
+            rows_of(&feeds),
+            crate::interventions::rows_of_arms::ids_of(&feeds),
+        );
         let stream = match &mut self.steering {
             Some(steering) => steering.step(transformer, &mut self.cache, &feeds)?,
             None => run(transformer, &mut self.cache, &feeds, &fed_rows, &mut NoTap)?,
         };
         let echo = self.request.echo && self.request.logprobs.is_some();
-        let last = |at: usize| fed_rows.get(at + 1).is_none_or(|next| next.arm != fed_rows[at].arm);
-        let wanted: Vec<u32> = (0..fed_rows.len()).filter(|&at| last(at) || echo).map(|at| at as u32).collect();
+        let last = |at: usize| {
+            fed_rows
+                .get(at + 1)
+                .is_none_or(|next| next.arm != fed_rows[at].arm)
+        };
+        let wanted: Vec<u32> = (0..fed_rows.len())
+            .filter(|&at| last(at) || echo)
+            .map(|at| at as u32)
+            .collect();
         let is_last: Vec<bool> = wanted.iter().map(|&at| last(at as usize)).collect();
-        let receipt = self.steering.as_ref().is_some_and(|steering| steering.plan.receipt);
+        let receipt = self
+            .steering
+            .as_ref()
+            .is_some_and(|steering| steering.plan.receipt);
         let vocabulary = transformer.config.vocab_size;
-        for (wanted, is_last) in wanted.chunks(ROWS_OF_LOGITS).zip(is_last.chunks(ROWS_OF_LOGITS)) {
+        for (wanted, is_last) in wanted
+            .chunks(ROWS_OF_LOGITS)
+            .zip(is_last.chunks(ROWS_OF_LOGITS))
+        {
             let picked = Tensor::new(wanted, &Device::Cpu)?;
             let picked_ids: Vec<u32> = wanted.iter().map(|&at| ids[at as usize]).collect();
             let picked_ids = Tensor::new(picked_ids, &Device::Cpu)?;
@@ -211,22 +259,41 @@ impl<'c> Session<'c> {
 
     fn answer(self) -> Generation {
         let mut choices = Vec::new();
-        for (index, arm) in self.arms.iter().enumerate().filter(|(_, arm)| arm.choice.is_some()) {
+        for (index, arm) in self
+            .arms
+            .iter()
+            .enumerate()
+            .filter(|(_, arm)| arm.choice.is_some())
+        {
             let steering = self.steering.as_ref();
-            let receipt = steering.filter(|steering| steering.plan.receipt).and_then(|steering| {
-                let steered = (index, &steering.arms[index]);
-                let kl = self.divergence_from_baseline(arm);
-                serde_json::to_value(steering.records.receipt(&steering.plan, self.record, steered, kl)).ok()
-            });
-            let activations = steering.filter(|steering| steering.plan.activations).and_then(|steering| {
-                let steered = (index, &steering.arms[index]);
-                serde_json::to_value(steering.records.activations(&steering.plan, steered)).ok()
-            });
+            let receipt = steering
+                .filter(|steering| steering.plan.receipt)
+                .and_then(|steering| {
+                    let steered = (index, &steering.arms[index]);
+                    let kl = self.divergence_from_baseline(arm);
+                    serde_json::to_value(steering.records.receipt(
+                        &steering.plan,
+                        self.record,
+                        steered,
+                        kl,
+                    ))
+                    .ok()
+                });
+            let activations = steering
+                .filter(|steering| steering.plan.activations)
+                .and_then(|steering| {
+                    let steered = (index, &steering.arms[index]);
+                    serde_json::to_value(steering.records.activations(&steering.plan, steered)).ok()
+                });
             let named = steering.is_some_and(|steering| steering.plan.names_variants);
             choices.push(Choice {
                 text: arm.text.text(),
                 tokens: arm.generated.clone(),
-                prompt: if self.request.echo { arm.prompt_tokens() } else { Vec::new() },
+                prompt: if self.request.echo {
+                    arm.prompt_tokens()
+                } else {
+                    Vec::new()
+                },
                 finish: arm.finish.unwrap_or(super::request::Finish::Length),
                 variant: named.then_some(arm.variant),
                 strength: arm.strength,
@@ -242,7 +309,10 @@ impl<'c> Session<'c> {
     }
 
     fn divergence_from_baseline(&self, arm: &Arm) -> Option<f32> {
-        let mut baselines = self.arms.iter().filter(|other| other.variant == Variant::Baseline);
+        let mut baselines = self
+            .arms
+            .iter()
+            .filter(|other| other.variant == Variant::Baseline);
         let baseline = baselines.find(|other| other.prompt == arm.prompt)?;
         let (baseline, own) = (baseline.first_logits.as_ref()?, arm.first_logits.as_ref()?);
         // Rounding can put a divergence of nothing a little below zero.
@@ -261,7 +331,10 @@ fn check(request: &GenerationRequest, model: &LoadedModel) -> Result<(), EngineE
             return Err(invalid("a prompt has no tokens", "prompt"));
         }
         if let Some(id) = prompt.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(invalid(format!("token id {id} is outside the vocabulary of {vocabulary}"), "prompt"));
+            return Err(invalid(
+                format!("token id {id} is outside the vocabulary of {vocabulary}"),
+                "prompt",
+            ));
         }
     }
     if request.n == 0 {
@@ -272,12 +345,24 @@ fn check(request: &GenerationRequest, model: &LoadedModel) -> Result<(), EngineE
     }
     let sampling = &request.sampling;
     let numbers = [
-        ("temperature", sampling.temperature, sampling.temperature >= 0.0),
+        (
+            "temperature",
+            sampling.temperature,
+            sampling.temperature >= 0.0,
+        ),
         ("top_p", sampling.top_p, sampling.top_p > 0.0),
-        ("min_p", sampling.min_p, (0.0..=1.0).contains(&sampling.min_p)),
+        (
+            "min_p",
+            sampling.min_p,
+            (0.0..=1.0).contains(&sampling.min_p),
+        ),
         ("presence_penalty", sampling.presence_penalty, true),
         ("frequency_penalty", sampling.frequency_penalty, true),
-        ("repetition_penalty", sampling.repetition_penalty, sampling.repetition_penalty > 0.0),
+        (
+            "repetition_penalty",
+            sampling.repetition_penalty,
+            sampling.repetition_penalty > 0.0,
+        ),
     ];
     for (name, number, allowed) in numbers {
         if !number.is_finite() || !allowed {
@@ -289,13 +374,20 @@ fn check(request: &GenerationRequest, model: &LoadedModel) -> Result<(), EngineE
         .iter()
         .find(|(id, bias)| **id as usize >= vocabulary || bias.is_nan())
     {
-        return Err(invalid(format!("token {id} is outside the vocabulary, or its bias no number"), "logit_bias"));
+        return Err(invalid(
+            format!("token {id} is outside the vocabulary, or its bias no number"),
+            "logit_bias",
+        ));
     }
     Ok(())
 }
 
 /// How many tokens each prompt's arms may generate: what is asked for, or what the context has room for.
-fn limits(request: &GenerationRequest, plan: Option<&Plan>, scene: &Scene) -> Result<Vec<usize>, EngineError> {
+fn limits(
+    request: &GenerationRequest,
+    plan: Option<&Plan>,
+    scene: &Scene,
+) -> Result<Vec<usize>, EngineError> {
     let context = match plan {
         Some(plan) if !plan.is_empty() => scene.context_length(),
         _ => scene.model.config.context_length,
@@ -332,8 +424,15 @@ fn keys(request: &GenerationRequest, plan: Option<&Plan>) -> Result<Vec<ArmKey>,
         Variant::Baseline => once.as_slice(),
         Variant::Steered | Variant::Random | Variant::RandomFeature => sweep.as_slice(),
     };
-    let per_sample: usize = variants.iter().map(|&variant| strengths(variant).len()).sum();
-    let count = request.prompts.len().saturating_mul(request.n).saturating_mul(per_sample);
+    let per_sample: usize = variants
+        .iter()
+        .map(|&variant| strengths(variant).len())
+        .sum();
+    let count = request
+        .prompts
+        .len()
+        .saturating_mul(request.n)
+        .saturating_mul(per_sample);
     if count > MOST_ARMS {
         let message = format!(
             "prompts times samples times variants times strengths are {count}; a request has at most {MOST_ARMS}"
@@ -352,14 +451,26 @@ fn keys(request: &GenerationRequest, plan: Option<&Plan>) -> Result<Vec<ArmKey>,
             let seed = seed.wrapping_add(sample as u64);
             for &variant in &variants {
                 for &strength in strengths(variant) {
-                    keys.push(ArmKey { prompt, variant, strength, choice: Some(keys.len()), seed });
+                    keys.push(ArmKey {
+                        prompt,
+                        variant,
+                        strength,
+                        choice: Some(keys.len()),
+                        seed,
+                    });
                 }
             }
         }
     }
     if plan.is_some_and(|plan| plan.receipt) && !variants.contains(&Variant::Baseline) {
         let variant = Variant::Baseline;
-        let hidden = |prompt| ArmKey { prompt, variant, strength: None, choice: None, seed };
+        let hidden = |prompt| ArmKey {
+            prompt,
+            variant,
+            strength: None,
+            choice: None,
+            seed,
+        };
         keys.extend((0..request.prompts.len()).map(hidden));
     }
     Ok(keys)

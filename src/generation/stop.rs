@@ -36,7 +36,9 @@ impl GrowingText {
         let matches = self.stops.iter().filter_map(|stop| {
             // A match that ended before this piece would have been found before.
             let from = (before + 1).saturating_sub(stop.len());
-            let found = self.bytes[from..].windows(stop.len()).position(|window| window == stop);
+            let found = self.bytes[from..]
+                .windows(stop.len())
+                .position(|window| window == stop);
             found.map(|offset| from + offset)
         });
         self.end = matches.min();
@@ -75,7 +77,10 @@ impl GrowingText {
         let unread = &self.bytes[self.released..];
         let begun = |stop: &Vec<u8>| {
             let longest = (stop.len() - 1).min(unread.len());
-            (1..=longest).rev().find(|&length| unread.ends_with(&stop[..length])).unwrap_or(0)
+            (1..=longest)
+                .rev()
+                .find(|&length| unread.ends_with(&stop[..length]))
+                .unwrap_or(0)
         };
         let held = self.stops.iter().map(begun).max().unwrap_or(0);
         let mut until = unread.len() - held;

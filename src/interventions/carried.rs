@@ -123,7 +123,8 @@ impl CarriedTap<'_> {
         for (at, edit, change_norm) in pending.notes {
             let row = &self.rows[at];
             let base_norm = values.norm(at);
-            self.records.measure(row.arm, edit, row.position, change_norm, base_norm);
+            self.records
+                .measure(row.arm, edit, row.position, change_norm, base_norm);
             changed.insert(at);
         }
         for at in changed {
@@ -142,7 +143,8 @@ impl CarriedTap<'_> {
             return Ok(());
         }
         let positions: Vec<u32> = self.rows.iter().map(|row| row.position as u32).collect();
-        self.encoded.extend(self.encode(site, value, &positions, places.iter().copied())?);
+        self.encoded
+            .extend(self.encode(site, value, &positions, places.iter().copied())?);
         let dense = self.beside.dense;
         if let Some(partners) = dense.all(Place::Site(site)) {
             let partners = partners.clone();
@@ -180,7 +182,13 @@ impl CarriedTap<'_> {
         Ok(values)
     }
 
-    fn edit(&mut self, index: usize, site: Site, original: &RowValues, stream: &mut RowValues) -> Result<bool> {
+    fn edit(
+        &mut self,
+        index: usize,
+        site: Site,
+        original: &RowValues,
+        stream: &mut RowValues,
+    ) -> Result<bool> {
         let plan = self.plan;
         let edit = &plan.edits[index];
         let key = (edit.subject.place(), edit.source);
@@ -241,8 +249,14 @@ impl CarriedTap<'_> {
             arm.edits() && touches(edit, row) && partner != Some(None) && self.allowed(edit, at);
         let own = edit.source == Source::Own;
         if !touched {
-            let before = edit.subject.read(if own { stream.row(at) } else { working.row(at) });
-            let record = Record { before, after: before, ..Record::default() };
+            let before = edit
+                .subject
+                .read(if own { stream.row(at) } else { working.row(at) });
+            let record = Record {
+                before,
+                after: before,
+                ..Record::default()
+            };
             self.records.note(row.arm, index, row.position, record);
             return Ok(false);
         }
@@ -250,7 +264,9 @@ impl CarriedTap<'_> {
         let partner = partner.flatten();
         let (moved, mut delta) = match &edit.route {
             Route::Carried(carrier) => {
-                let moved = edit.subject.apply(&edit.action, working.row_mut(at), partner, strength);
+                let moved =
+                    edit.subject
+                        .apply(&edit.action, working.row_mut(at), partner, strength);
                 let rms = match needs_sparse_rms(edit) {
                     true => root_mean_square(self.sparse_stream(edit, site, at)?, 0.0),
                     false => 1.0,
@@ -261,7 +277,9 @@ impl CarriedTap<'_> {
             }
             Route::InPlace | Route::Replayed => {
                 let mut row = stream.row(at).to_vec();
-                let moved = edit.subject.apply(&edit.action, &mut row, partner, strength);
+                let moved = edit
+                    .subject
+                    .apply(&edit.action, &mut row, partner, strength);
                 let delta = moved.change.clone();
                 (moved, delta)
             }
@@ -284,10 +302,13 @@ impl CarriedTap<'_> {
         match &edit.route {
             Route::Carried(carrier) if carrier.target != Place::Site(site) => {
                 let count = self.rows.len();
-                let pending = self.pending.entry(carrier.target).or_insert_with(|| Pending {
-                    changes: RowValues::zeros(count, delta.len()),
-                    notes: Vec::new(),
-                });
+                let pending = self
+                    .pending
+                    .entry(carrier.target)
+                    .or_insert_with(|| Pending {
+                        changes: RowValues::zeros(count, delta.len()),
+                        notes: Vec::new(),
+                    });
                 add(pending.changes.row_mut(at), &delta);
                 pending.notes.push((at, index, change_norm));
                 Ok(false)
@@ -300,13 +321,22 @@ impl CarriedTap<'_> {
     }
 
     /// Adds the counterpart of the change that edits inside a sublayer made to its output.
-    fn replay(&mut self, index: usize, original: &RowValues, stream: &mut RowValues) -> Result<bool> {
+    fn replay(
+        &mut self,
+        index: usize,
+        original: &RowValues,
+        stream: &mut RowValues,
+    ) -> Result<bool> {
         let replay = &self.plan.replays[index];
         let mut changed = false;
         for (at, row) in self.rows.iter().enumerate() {
             let arm = &self.arms[row.arm];
             let unedited = self.beside.sparse.own(replay.output, at);
-            let edited = self.beside.replays.get(index).and_then(|run| run.own(replay.output, at));
+            let edited = self
+                .beside
+                .replays
+                .get(index)
+                .and_then(|run| run.own(replay.output, at));
             let (Some(unedited), Some(edited), true) = (unedited, edited, arm.edits()) else {
                 continue;
             };
@@ -314,11 +344,14 @@ impl CarriedTap<'_> {
             let mut delta = vec![0.0; replay.carrier.width()];
             replay.carrier.add(&changes, 1.0, &mut delta);
             let change_norm = norm(&delta);
-            if let (Some(directions), Some(&first)) = (arm.directions.as_deref(), replay.edits.first()) {
+            if let (Some(directions), Some(&first)) =
+                (arm.directions.as_deref(), replay.edits.first())
+            {
                 directions.replace(first, &mut delta);
             }
             for &edit in &replay.edits {
-                self.records.measure(row.arm, edit, row.position, change_norm, original.norm(at));
+                self.records
+                    .measure(row.arm, edit, row.position, change_norm, original.norm(at));
             }
             if change_norm != 0.0 {
                 add(stream.row_mut(at), &delta);
@@ -349,7 +382,9 @@ impl CarriedTap<'_> {
             Source::Sparse => self.beside.sparse.partner(place, stream, at),
             Source::Encoder => {
                 let row = self.beside.dense.partner_row(stream, at)?;
-                self.encoded_partners.get(&place).map(|values| values.row(row))
+                self.encoded_partners
+                    .get(&place)
+                    .map(|values| values.row(row))
             }
         }
     }
@@ -366,7 +401,9 @@ impl CarriedTap<'_> {
         let row = match (test.source, place) {
             (Source::Sparse, _) => self.beside.sparse.own(place, at),
             (Source::Encoder, _) => self.encoded.get(&place).map(|values| values.row(at)),
-            (Source::Own, Place::Site(site)) => self.watched.get(&site).map(|values| values.row(at)),
+            (Source::Own, Place::Site(site)) => {
+                self.watched.get(&site).map(|values| values.row(at))
+            }
             (Source::Own, Place::Node(_)) => None,
         };
         row.map(|row| test.subject.read(row))

@@ -26,15 +26,27 @@ pub struct Directions {
 
 impl Directions {
     /// The directions of one sample; none for arms that are no control.
-    pub fn draw(plan: &Plan, scene: &Scene, variant: Variant, seed: u64) -> Result<Option<Self>, PlanError> {
+    pub fn draw(
+        plan: &Plan,
+        scene: &Scene,
+        variant: Variant,
+        seed: u64,
+    ) -> Result<Option<Self>, PlanError> {
         let edits = plan.edits.iter().enumerate();
         let units = match variant {
             Variant::Steered | Variant::Baseline => return Ok(None),
             Variant::Random => edits
-                .map(|(index, edit)| Ok(gaussian(width(edit, scene), &mut generator(seed, variant, index))))
+                .map(|(index, edit)| {
+                    Ok(gaussian(
+                        width(edit, scene),
+                        &mut generator(seed, variant, index),
+                    ))
+                })
                 .collect::<Result<_, PlanError>>()?,
             Variant::RandomFeature => edits
-                .map(|(index, edit)| other_feature(edit, scene, &mut generator(seed, variant, index)))
+                .map(|(index, edit)| {
+                    other_feature(edit, scene, &mut generator(seed, variant, index))
+                })
                 .collect::<Result<_, PlanError>>()?,
         };
         Ok(Some(Directions { units }))
@@ -68,7 +80,9 @@ fn width(edit: &Edit, scene: &Scene) -> usize {
 
 fn gaussian(width: usize, generator: &mut ChaCha8Rng) -> Vec<f32> {
     loop {
-        let mut direction: Vec<f32> = (0..width).map(|_| generator.sample(StandardNormal)).collect();
+        let mut direction: Vec<f32> = (0..width)
+            .map(|_| generator.sample(StandardNormal))
+            .collect();
         if normalise(&mut direction) {
             return direction;
         }
@@ -83,7 +97,11 @@ fn normalise(direction: &mut [f32]) -> bool {
 }
 
 /// The counterpart of another live channel of the same place.
-fn other_feature(edit: &Edit, scene: &Scene, generator: &mut ChaCha8Rng) -> Result<Vec<f32>, PlanError> {
+fn other_feature(
+    edit: &Edit,
+    scene: &Scene,
+    generator: &mut ChaCha8Rng,
+) -> Result<Vec<f32>, PlanError> {
     let param = "steer.variants";
     let own_place = edit.subject.place();
     let place = match edit.route {
@@ -91,18 +109,24 @@ fn other_feature(edit: &Edit, scene: &Scene, generator: &mut ChaCha8Rng) -> Resu
         Route::InPlace | Route::Carried(_) => own_place,
     };
     let Some(joined) = scene.joined else {
-        return Err(refused("`random_feature` needs a bridge to take a feature from", param));
+        return Err(refused(
+            "`random_feature` needs a bridge to take a feature from",
+            param,
+        ));
     };
     let Some(statistics) = joined.reference.place(place) else {
-        let message = format!("`random_feature` needs reference statistics of {place}, and there are none");
+        let message =
+            format!("`random_feature` needs reference statistics of {place}, and there are none");
         return Err(refused(message, param));
     };
     let edited: &[usize] = match &edit.subject {
         Subject::Channels(group) if group.place == place => &group.channels,
         _ => &[],
     };
-    let mut candidates: Vec<usize> =
-        statistics.live_channels().filter(|channel| !edited.contains(channel)).collect();
+    let mut candidates: Vec<usize> = statistics
+        .live_channels()
+        .filter(|channel| !edited.contains(channel))
+        .collect();
     candidates.shuffle(generator);
     for channel in candidates {
         if scene.native {
@@ -114,7 +138,10 @@ fn other_feature(edit: &Edit, scene: &Scene, generator: &mut ChaCha8Rng) -> Resu
             return Ok(direction);
         }
     }
-    Err(refused(format!("{place} has no other live channel that can be carried over"), param))
+    Err(refused(
+        format!("{place} has no other live channel that can be carried over"),
+        param,
+    ))
 }
 
 /// The dense direction of one sparse channel, written as the edit is.

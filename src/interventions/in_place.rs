@@ -32,7 +32,9 @@ pub struct InPlaceTap<'a> {
 impl ResidualTap for InPlaceTap<'_> {
     fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor> {
         let edits = self.edits;
-        let here = edits.iter().filter(|&&edit| self.plan.edits[edit].subject.place() == place);
+        let here = edits
+            .iter()
+            .filter(|&&edit| self.plan.edits[edit].subject.place() == place);
         let here: Vec<usize> = here.copied().collect();
         let value = match here.is_empty() {
             true => value,
@@ -60,7 +62,9 @@ impl InPlaceTap<'_> {
                     continue;
                 }
                 let partner = match edit.action {
-                    Action::Patch { stream } => Some(self.readings.partner(place, stream, row.index)),
+                    Action::Patch { stream } => {
+                        Some(self.readings.partner(place, stream, row.index))
+                    }
                     _ => None,
                 };
                 let touched = arm.edits()
@@ -69,12 +73,21 @@ impl InPlaceTap<'_> {
                     && self.allowed(edit, row);
                 if !touched {
                     let before = edit.subject.read(working.row(at));
-                    let record = Record { before, after: before, ..Record::default() };
+                    let record = Record {
+                        before,
+                        after: before,
+                        ..Record::default()
+                    };
                     self.records.note(row.arm, index, row.position, record);
                     continue;
                 }
                 let strength = edit.strength.in_arm(arm.strength);
-                let moved = edit.subject.apply(&edit.action, working.row_mut(at), partner.flatten(), strength);
+                let moved = edit.subject.apply(
+                    &edit.action,
+                    working.row_mut(at),
+                    partner.flatten(),
+                    strength,
+                );
                 let record = Record {
                     touched,
                     before: moved.before,
@@ -113,7 +126,8 @@ impl InPlaceTap<'_> {
 
 /// Whether `at` names the row's token.
 pub fn touches(edit: &Edit, row: &Row) -> bool {
-    edit.span.touches(row.prompt, row.prompt_length, row.position)
+    edit.span
+        .touches(row.prompt, row.prompt_length, row.position)
 }
 
 /// `row += change`.

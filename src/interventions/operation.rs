@@ -14,12 +14,17 @@ pub enum Action {
     /// `add` on a direction, by this times the norm of the residual.
     AddResidual(f64),
     Set(f64),
-    Clamp { min: f64, max: f64 },
+    Clamp {
+        min: f64,
+        max: f64,
+    },
     Scale(f64),
     /// Every channel to its own value: zero, or its mean.
     Ablate(Vec<f32>),
     /// Every channel to its value in this counterfactual stream.
-    Patch { stream: usize },
+    Patch {
+        stream: usize,
+    },
     /// The first two channels exchange their values.
     Swap,
 }
@@ -57,7 +62,9 @@ impl Action {
             Action::Set(value) => Some(value),
             Action::Clamp { min, max } => Some(a.clamp(min, max)),
             Action::Scale(value) => Some(a * value),
-            Action::AddResidual(_) | Action::Ablate(_) | Action::Patch { .. } | Action::Swap => None,
+            Action::AddResidual(_) | Action::Ablate(_) | Action::Patch { .. } | Action::Swap => {
+                None
+            }
         }
     }
 }
@@ -90,7 +97,9 @@ impl Subject {
 impl Group {
     fn read(&self, row: &[f32]) -> f64 {
         let terms = self.channels.iter().zip(&self.weights);
-        terms.map(|(&channel, &weight)| weight * f64::from(row[channel])).sum()
+        terms
+            .map(|(&channel, &weight)| weight * f64::from(row[channel]))
+            .sum()
     }
 
     fn apply(
@@ -101,7 +110,11 @@ impl Group {
         strength: f64,
     ) -> Moved {
         let a = self.read(row);
-        let values: Vec<f64> = self.channels.iter().map(|&channel| f64::from(row[channel])).collect();
+        let values: Vec<f64> = self
+            .channels
+            .iter()
+            .map(|&channel| f64::from(row[channel]))
+            .collect();
         let targets: Vec<f64> = match (action, action.target(a)) {
             // One channel: its weight is 1 or -1, and its target is met exactly.
             (_, Some(target)) if self.channels.len() == 1 => vec![target * self.weights[0]],
@@ -111,7 +124,11 @@ impl Group {
             }
             (Action::Ablate(to), None) => to.iter().map(|&value| f64::from(value)).collect(),
             (Action::Patch { .. }, None) => match counterfactual {
-                Some(partner) => self.channels.iter().map(|&c| f64::from(partner[c])).collect(),
+                Some(partner) => self
+                    .channels
+                    .iter()
+                    .map(|&c| f64::from(partner[c]))
+                    .collect(),
                 None => values.clone(),
             },
             (Action::Swap, None) => values.iter().rev().copied().collect(),
@@ -121,10 +138,18 @@ impl Group {
         for ((&channel, &x), target) in self.channels.iter().zip(&values).zip(targets) {
             let step = strength * (target - x);
             // At full strength the target itself, free of the rounding of a sum.
-            row[channel] = if strength == 1.0 { target as f32 } else { (x + step) as f32 };
+            row[channel] = if strength == 1.0 {
+                target as f32
+            } else {
+                (x + step) as f32
+            };
             change.push(step as f32);
         }
-        Moved { before: a as f32, after: self.read(row) as f32, change }
+        Moved {
+            before: a as f32,
+            after: self.read(row) as f32,
+            change,
+        }
     }
 }
 
@@ -145,17 +170,29 @@ impl Direction {
             // The difference to the target would only round what is already known.
             (Action::Add(value), _) => *value,
             (_, Some(target)) => target - p,
-            (Action::AddResidual(value), None) => value * (dot(row, row) / self.squared_norm).sqrt(),
+            (Action::AddResidual(value), None) => {
+                value * (dot(row, row) / self.squared_norm).sqrt()
+            }
             (Action::Ablate(_), None) => -p,
-            (Action::Patch { .. }, None) => counterfactual.map_or(0.0, |partner| self.read(partner) - p),
+            (Action::Patch { .. }, None) => {
+                counterfactual.map_or(0.0, |partner| self.read(partner) - p)
+            }
             (_, None) => 0.0,
         };
         let along = strength * distance;
-        let change: Vec<f32> = self.vector.iter().map(|&v| (along * f64::from(v)) as f32).collect();
+        let change: Vec<f32> = self
+            .vector
+            .iter()
+            .map(|&v| (along * f64::from(v)) as f32)
+            .collect();
         for (x, step) in row.iter_mut().zip(&change) {
             *x += step;
         }
-        Moved { before: p as f32, after: self.read(row) as f32, change }
+        Moved {
+            before: p as f32,
+            after: self.read(row) as f32,
+            change,
+        }
     }
 }
 
@@ -169,7 +206,11 @@ mod tests {
     }
 
     fn single(channel: usize) -> Subject {
-        Subject::Channels(Group { place: place(), channels: vec![channel], weights: vec![1.0] })
+        Subject::Channels(Group {
+            place: place(),
+            channels: vec![channel],
+            weights: vec![1.0],
+        })
     }
 
     #[test]
@@ -195,12 +236,21 @@ mod tests {
     #[test]
     fn a_group_moves_along_its_weights_and_is_patched_channel_by_channel() {
         let weights = vec![0.6, 0.8];
-        let group = Subject::Channels(Group { place: place(), channels: vec![0, 2], weights });
+        let group = Subject::Channels(Group {
+            place: place(),
+            channels: vec![0, 2],
+            weights,
+        });
         let mut row = [1.0, 5.0, 2.0];
         let moved = group.apply(&Action::Set(3.2), &mut row, None, 1.0);
         assert!((moved.before - 2.2).abs() < 1e-6 && (moved.after - 3.2).abs() < 1e-6);
         assert!((row[0] - 1.6).abs() < 1e-6 && row[1] == 5.0 && (row[2] - 2.8).abs() < 1e-6);
-        group.apply(&Action::Patch { stream: 0 }, &mut row, Some(&[7.0, 8.0, 9.0]), 1.0);
+        group.apply(
+            &Action::Patch { stream: 0 },
+            &mut row,
+            Some(&[7.0, 8.0, 9.0]),
+            1.0,
+        );
         assert_eq!(row, [7.0, 5.0, 9.0]);
         let unpaired = group.apply(&Action::Patch { stream: 0 }, &mut row, None, 1.0);
         assert_eq!((row, unpaired.norm()), ([7.0, 5.0, 9.0], 0.0));
@@ -209,16 +259,27 @@ mod tests {
     #[test]
     fn a_swap_exchanges_two_channels() {
         let weights = vec![1.0, 0.0];
-        let pair = Subject::Channels(Group { place: place(), channels: vec![2, 0], weights });
+        let pair = Subject::Channels(Group {
+            place: place(),
+            channels: vec![2, 0],
+            weights,
+        });
         let mut row = [1.0, 5.0, 2.0];
         let moved = pair.apply(&Action::Swap, &mut row, None, 1.0);
-        assert_eq!((row, moved.before, moved.after), ([2.0, 5.0, 1.0], 2.0, 1.0));
+        assert_eq!(
+            (row, moved.before, moved.after),
+            ([2.0, 5.0, 1.0], 2.0, 1.0)
+        );
     }
 
     #[test]
     fn a_direction_is_read_as_its_projection() {
         let vector = vec![0.0, 2.0];
-        let direction = Direction { site: Site::before_attention(0, 1), vector, squared_norm: 4.0 };
+        let direction = Direction {
+            site: Site::before_attention(0, 1),
+            vector,
+            squared_norm: 4.0,
+        };
         let subject = Subject::Direction(direction);
         let mut row = [3.0, 4.0];
         assert_eq!(subject.read(&row), 2.0);

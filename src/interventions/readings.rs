@@ -68,7 +68,12 @@ impl Readings {
             own[row.index] = Some(at);
         }
         let positions = rows.iter().map(|row| row.position as u32).collect();
-        Readings { values, positions, own, partners: BTreeMap::new() }
+        Readings {
+            values,
+            positions,
+            own,
+            partners: BTreeMap::new(),
+        }
     }
 }
 
@@ -91,16 +96,31 @@ impl<'m> ReadingRun<'m> {
         }
         let slots = arms * (usize::from(own) + streams.len());
         let cache = KvCache::new(&model.config, slots, capacity);
-        Some(ReadingRun { model, cache, own, streams, places })
+        Some(ReadingRun {
+            model,
+            cache,
+            own,
+            streams,
+            places,
+        })
     }
 
     /// Runs the tokens of `feeds` for those arms that `follows` names, and the tokens beside them.
-    pub fn step(&mut self, plan: &Plan, feeds: &[Feed], follows: impl Fn(usize) -> bool) -> Result<Readings> {
+    pub fn step(
+        &mut self,
+        plan: &Plan,
+        feeds: &[Feed],
+        follows: impl Fn(usize) -> bool,
+    ) -> Result<Readings> {
         let main = rows_of(feeds);
         let per_arm = usize::from(self.own) + self.streams.len();
         let mut readings = Readings {
             own: vec![None; main.len()],
-            partners: self.streams.iter().map(|&stream| (stream, vec![None; main.len()])).collect(),
+            partners: self
+                .streams
+                .iter()
+                .map(|&stream| (stream, vec![None; main.len()]))
+                .collect(),
             ..Readings::default()
         };
         let (mut ids, mut at) = (Vec::new(), Vec::new());
@@ -142,7 +162,8 @@ impl<'m> ReadingRun<'m> {
                 };
                 for position in feed.from..feed.tokens.len() {
                     let beside = stream.partner(feed.prompt, feed.prompt_length, position);
-                    partners[first + position - feed.from] = beside.map(|beside| first_id + beside - start);
+                    partners[first + position - feed.from] =
+                        beside.map(|beside| first_id + beside - start);
                 }
             }
         }

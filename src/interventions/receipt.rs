@@ -10,7 +10,6 @@ use super::plan::{Edit, Plan, Source};
 use super::request::{Operation, Read, Variant, WeightedChannel, Write};
 use super::rows_of_arms::SteeredArm;
 use crate::bridge::record::BridgeRecord;
-use crate::models::location::Place;
 
 /// What was done in one arm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -110,7 +109,14 @@ impl Records {
     }
 
     /// Completes a record with what its change came to.
-    pub fn measure(&mut self, arm: usize, edit: usize, position: usize, change_norm: f32, base_norm: f32) {
+    pub fn measure(
+        &mut self,
+        arm: usize,
+        edit: usize,
+        position: usize,
+        change_norm: f32,
+        base_norm: f32,
+    ) {
         if let Some(record) = self.records.get_mut(&(arm, edit, position)) {
             record.change_norm = change_norm;
             record.base_norm = base_norm;
@@ -132,23 +138,30 @@ impl Records {
     ) -> Receipt {
         let edits = plan.edits.iter().enumerate();
         let edits = edits.filter(|_| arm.edits()).map(|(number, edit)| {
-            let touched = self.of_edit(index, number).filter(|(_, record)| record.touched);
-            let tokens: Vec<TouchedToken> = touched.map(|(position, record)| {
-                TouchedToken {
+            let touched = self
+                .of_edit(index, number)
+                .filter(|(_, record)| record.touched);
+            let tokens: Vec<TouchedToken> = touched
+                .map(|(position, record)| TouchedToken {
                     position,
                     before: record.before,
-                    after: if arm.variant == Variant::Steered { record.after } else { record.before },
+                    after: if arm.variant == Variant::Steered {
+                        record.after
+                    } else {
+                        record.before
+                    },
                     change_norm: record.change_norm,
                     relative_change: match record.base_norm > 0.0 {
                         true => record.change_norm / record.base_norm,
                         false => 0.0,
                     },
-                }
-            })
-            .collect();
+                })
+                .collect();
             let site = edit.subject.place().site(plan.n_layers).index();
             let carried = !plan.native && matches!(edit.subject, Subject::Channels(_));
-            let fidelity = record.filter(|_| carried).and_then(|record| record.sites.get(site));
+            let fidelity = record
+                .filter(|_| carried)
+                .and_then(|record| record.sites.get(site));
             EditReceipt {
                 feature: edit.name.clone(),
                 node: edit.subject.place().to_string(),
@@ -165,17 +178,25 @@ impl Records {
                 tokens,
             }
         });
-        Receipt { bridge: plan.bridge.clone(), edits: edits.collect(), kl_to_baseline }
+        Receipt {
+            bridge: plan.bridge.clone(),
+            edits: edits.collect(),
+            kl_to_baseline,
+        }
     }
 
     /// The edited features' values in one arm.
-    pub fn activations(&self, plan: &Plan, (index, arm): (usize, &SteeredArm)) -> Vec<EditActivations> {
+    pub fn activations(
+        &self,
+        plan: &Plan,
+        (index, arm): (usize, &SteeredArm),
+    ) -> Vec<EditActivations> {
         let edits = plan.edits.iter().enumerate();
         edits
             .map(|(number, edit)| {
                 let mut activations = EditActivations {
                     feature: edit.name.clone(),
-                    node: place_of(edit).to_string(),
+                    node: edit.subject.place().to_string(),
                     channels: edit.subject.channels(),
                     before: Vec::new(),
                     after: Vec::new(),
@@ -183,16 +204,14 @@ impl Records {
                 for (_, record) in self.of_edit(index, number) {
                     activations.before.push(record.before);
                     let moved = record.touched && arm.variant == Variant::Steered;
-                    activations.after.push(if moved { record.after } else { record.before });
+                    activations
+                        .after
+                        .push(if moved { record.after } else { record.before });
                 }
                 activations
             })
             .collect()
     }
-}
-
-fn place_of(edit: &Edit) -> Place {
-    edit.subject.place()
 }
 
 fn read(edit: &Edit) -> Option<Read> {

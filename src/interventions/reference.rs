@@ -55,7 +55,11 @@ impl ReferenceStatistics {
                     places.insert(place, PlaceStatistics { mean, std, max });
                 }
                 (None, None, None) => {}
-                _ => return Err(format!("{place} has some of mean, std and max, but not all")),
+                _ => {
+                    return Err(format!(
+                        "{place} has some of mean, std and max, but not all"
+                    ));
+                }
             }
         }
         Ok(ReferenceStatistics { places })

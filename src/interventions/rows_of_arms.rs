@@ -65,17 +65,29 @@ pub fn rows_of(feeds: &[Feed]) -> Vec<Row> {
             position,
         })
     });
-    tokens.enumerate().map(|(index, row)| Row { index, ..row }).collect()
+    tokens
+        .enumerate()
+        .map(|(index, row)| Row { index, ..row })
+        .collect()
 }
 
 /// The token ids of all feeds.
 pub fn ids_of(feeds: &[Feed]) -> Vec<u32> {
-    feeds.iter().flat_map(|feed| &feed.tokens[feed.from..]).copied().collect()
+    feeds
+        .iter()
+        .flat_map(|feed| &feed.tokens[feed.from..])
+        .copied()
+        .collect()
 }
 
 /// The rows' places in a cache in which every arm has one slot.
 pub fn cache_rows(rows: &[Row]) -> Vec<CacheRow> {
-    rows.iter().map(|row| CacheRow { slot: row.arm, position: row.position }).collect()
+    rows.iter()
+        .map(|row| CacheRow {
+            slot: row.arm,
+            position: row.position,
+        })
+        .collect()
 }
 
 /// The values of one place, `[rows, width]`, out of their tensor.
@@ -88,12 +100,18 @@ pub struct RowValues {
 impl RowValues {
     pub fn of(tensor: &Tensor) -> Result<Self> {
         let (_, width) = tensor.dims2()?;
-        Ok(RowValues { width, values: rows::to_vec(tensor)? })
+        Ok(RowValues {
+            width,
+            values: rows::to_vec(tensor)?,
+        })
     }
 
     /// Zeros of this shape.
     pub fn zeros(count: usize, width: usize) -> Self {
-        RowValues { width, values: vec![0.0; count * width] }
+        RowValues {
+            width,
+            values: vec![0.0; count * width],
+        }
     }
 
     pub fn row(&self, row: usize) -> &[f32] {

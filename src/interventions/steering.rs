@@ -87,11 +87,24 @@ impl<'m> Steering<'m> {
     }
 
     /// Feeds tokens to the answering model: the stream at its last site, one row a token.
-    pub fn step(&mut self, model: &Transformer, cache: &mut KvCache, feeds: &[Feed]) -> Result<Tensor> {
+    pub fn step(
+        &mut self,
+        model: &Transformer,
+        cache: &mut KvCache,
+        feeds: &[Feed],
+    ) -> Result<Tensor> {
         if self.plan.is_empty() {
             return run(model, cache, feeds, &rows_of(feeds), &mut NoTap);
         }
-        let Steering { plan, arms, records, joined, sparse, dense, replays } = self;
+        let Steering {
+            plan,
+            arms,
+            records,
+            joined,
+            sparse,
+            dense,
+            replays,
+        } = self;
         let rows = rows_of(feeds);
         let follows = |arm: usize| arms[arm].follows;
         let read = |run: &mut Option<ReadingRun>| match run {
@@ -119,8 +132,16 @@ impl<'m> Steering<'m> {
             let Some(joined) = joined else {
                 continue;
             };
-            let fed: Vec<Feed> = feeds.iter().filter(|feed| follows(feed.arm)).copied().collect();
-            let followed: Vec<Row> = rows.iter().filter(|row| follows(row.arm)).copied().collect();
+            let fed: Vec<Feed> = feeds
+                .iter()
+                .filter(|feed| follows(feed.arm))
+                .copied()
+                .collect();
+            let followed: Vec<Row> = rows
+                .iter()
+                .filter(|row| follows(row.arm))
+                .copied()
+                .collect();
             if fed.is_empty() {
                 replayed.push(Readings::default());
                 continue;
@@ -139,7 +160,11 @@ impl<'m> Steering<'m> {
             run(joined.sparse, cache, &fed, &followed, &mut tap)?;
             replayed.push(Readings::of_rows(tap.recorded, &followed, rows.len()));
         }
-        let beside = Beside { sparse: &sparse, dense: &dense, replays: &replayed };
+        let beside = Beside {
+            sparse: &sparse,
+            dense: &dense,
+            replays: &replayed,
+        };
         let mut tap = CarriedTap::new(plan, *joined, arms, &rows, beside, records);
         run(model, cache, feeds, &rows, &mut tap)
     }
@@ -155,5 +180,10 @@ pub fn run(
 ) -> Result<Tensor> {
     let mut tokens = TokenRows::cached(&ids_of(feeds), cache_rows(rows), cache)?;
     let stream = model.embed(&tokens)?;
-    model.run(Site::before_attention(0, model.config.n_layers), stream, &mut tokens, tap)
+    model.run(
+        Site::before_attention(0, model.config.n_layers),
+        stream,
+        &mut tokens,
+        tap,
+    )
 }

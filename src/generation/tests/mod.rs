@@ -2,6 +2,9 @@
 
 mod admission;
 mod answers;
+mod carrying;
+mod forward;
+mod loading;
 mod pair;
 mod steering;
 mod thread;

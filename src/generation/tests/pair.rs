@@ -11,14 +11,16 @@ use rand_distr::StandardNormal;
 use serde_json::{Value, json};
 
 use crate::bridge::Bridge;
+use crate::bridge::pair::PairFiles;
 use crate::bridge::record::{BridgeRecord, SiteRecord};
 use crate::features::registry::Feature;
-use crate::generation::catalog::{Catalog, LoadedBridge, LoadedModel, ModelKind};
+use crate::generation::catalog::{Catalog, LoadedBridge, LoadedModel, LoadedPair, ModelKind};
 use crate::generation::request::{Choice, EngineError, Generation, GenerationRequest, Sampling};
 use crate::generation::session::{Unobserved, generate};
 use crate::interventions::reference::{PlaceStatistics, ReferenceStatistics};
-use crate::models::config::{Activation, ActiveLocation, Norm, Positions, ResidualActivation, TransformerConfig};
-use crate::models::layers::Purpose;
+use crate::models::config::{
+    Activation, ActiveLocation, Norm, Positions, ResidualActivation, TransformerConfig,
+};
 use crate::models::layout::ModelFiles;
 use crate::models::location::{Place, Site};
 use crate::models::tensor_names::tensor_shapes;
@@ -49,7 +51,12 @@ fn random_tensors(config: &TransformerConfig, seed: u64) -> BTreeMap<String, Ten
             2 if name != "bigram_table" => 0.4,
             _ => 0.2,
         };
-        let tensor = normal(&shape, deviation, if gain { 1.0 } else { 0.0 }, &mut generator);
+        let tensor = normal(
+            &shape,
+            deviation,
+            if gain { 1.0 } else { 0.0 },
+            &mut generator,
+        );
         (name, tensor)
     });
     tensors.collect()
@@ -84,7 +91,9 @@ fn sparse_config(vocabulary: usize) -> TransformerConfig {
         n_heads: 3,
         norm: Norm::Rms,
         activation: Activation::Gelu,
-        positions: Positions::Concatenated { channels: POSITIONAL },
+        positions: Positions::Concatenated {
+            channels: POSITIONAL,
+        },
         active_fraction: Some(0.5),
         active_locations: BTreeSet::from([AttnIn, AttnOut, AttnV, MlpIn, MlpNeuron, MlpOut]),
         bigram_table: true,
@@ -98,24 +107,35 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(train_bpe(std::iter::once(text), 270).expect("a tokenizer"))
 }
 
-fn model(id: &str, config: TransformerConfig, seed: u64, kind: ModelKind, tokenizer: &Arc<Tokenizer>) -> LoadedModel {
+fn files(kind: ModelKind, tokenizer: &Tokenizer) -> ModelFiles {
+    let vocabulary = tokenizer.vocab_size();
+    let (config, seed) = match kind {
+        ModelKind::Dense => (dense_config(vocabulary), 1),
+        ModelKind::Sparse => (sparse_config(vocabulary), 2),
+    };
     let mut tensors = random_tensors(&config, seed);
     if kind == ModelKind::Sparse {
         let name = "transformer.h.0.ln_1.weight";
         let mut gains: Vec<f32> = tensors[name].to_vec1().expect("gains");
         gains[UNREAD] = 0.0;
-        tensors.insert(name.into(), Tensor::new(gains, &Device::Cpu).expect("gains"));
+        tensors.insert(
+            name.into(),
+            Tensor::new(gains, &Device::Cpu).expect("gains"),
+        );
     }
-    let files = ModelFiles { config, tensors, tokenizer: None };
-    LoadedModel::new(id, &files, Some(kind), tokenizer.clone()).expect("a model")
+    let tokenizer = Some(tokenizer.to_json().expect("a tokenizer"));
+    ModelFiles {
+        config,
+        tensors,
+        tokenizer,
+    }
 }
 
-fn bridge(id: &str, seed: u64) -> LoadedBridge {
+/// The pair as it is written to a directory.
+pub fn pair_files(id: &str, seed: u64) -> PairFiles {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
-    let n_sites = 2 * LAYERS + 1;
-    let shapes = Bridge::tensor_shapes(n_sites, D_DENSE, D_SPARSE).into_iter();
-    let tensors: BTreeMap<String, Tensor> =
-        shapes.map(|(name, shape)| (name, normal(&shape, 0.3, 0.0, &mut generator))).collect();
+    let shapes = Bridge::tensor_shapes(2 * LAYERS + 1, D_DENSE, D_SPARSE).into_iter();
+    let tensors = shapes.map(|(name, shape)| (name, normal(&shape, 0.3, 0.0, &mut generator)));
     let sites = Site::all(LAYERS).map(|site| SiteRecord {
         site: site.to_string(),
         dense_rms: 0.8,
@@ -133,40 +153,81 @@ fn bridge(id: &str, seed: u64) -> LoadedBridge {
         sites: sites.collect(),
         training: serde_json::Map::new(),
     };
-    let bridge = Bridge::new(&tensors, n_sites, D_DENSE, D_SPARSE, ENCODER_FRACTION, Purpose::Inference);
-    LoadedBridge {
-        id: id.to_owned(),
-        dense: "dense".into(),
-        sparse: "sparse".into(),
-        bridge: bridge.expect("a bridge"),
+    let tokenizer = tokenizer();
+    PairFiles {
+        dense: files(ModelKind::Dense, &tokenizer),
+        sparse: files(ModelKind::Sparse, &tokenizer),
+        tensors: tensors.collect(),
         record,
-        features: features(),
-        reference: reference(&mut generator),
-        fingerprint: String::new(),
     }
 }
 
-fn features() -> BTreeMap<String, Feature> {
-    let list: Vec<Feature> = serde_json::from_value(json!([
+fn pair(id: &str, seed: u64) -> LoadedPair {
+    let files = pair_files(id, seed);
+    let tokenizer = tokenizer();
+    let model = |id: &str, files: &ModelFiles, kind| {
+        LoadedModel::new(id, files, Some(kind), tokenizer.clone()).expect("a model")
+    };
+    LoadedPair {
+        dense: model("dense", &files.dense, ModelKind::Dense),
+        sparse: model("sparse", &files.sparse, ModelKind::Sparse),
+        bridge: LoadedBridge {
+            id: id.to_owned(),
+            dense: "dense".into(),
+            sparse: "sparse".into(),
+            bridge: files.bridge().expect("a bridge"),
+            record: files.record,
+            features: features(),
+            reference: reference(),
+            fingerprint: String::new(),
+        },
+    }
+}
+
+/// The list of `features.json`.
+pub fn feature_list() -> Value {
+    json!([
         {"name": "quote_type", "description": "", "node": "1.attn.act_in", "write": "residual",
          "channels": [{"channel": 2, "weight": 1.0}],
          "stats": {"mean": 0.1, "std": 0.5, "max": 2.0, "min": -1.0, "density": 0.3, "tokens": 100}},
         {"name": "depth", "description": "", "node": "1.resid_mid", "write": "residual",
          "channels": [{"channel": 1, "weight": 0.6}, {"channel": 7, "weight": -0.8}]},
-    ]))
-    .expect("features");
-    list.into_iter().map(|feature| (feature.name.clone(), feature)).collect()
+    ])
 }
 
-/// Statistics of the sublayer inputs and of one residual site.
-fn reference(generator: &mut ChaCha8Rng) -> ReferenceStatistics {
+fn features() -> BTreeMap<String, Feature> {
+    let list: Vec<Feature> = serde_json::from_value(feature_list()).expect("features");
+    list.into_iter()
+        .map(|feature| (feature.name.clone(), feature))
+        .collect()
+}
+
+/// Statistics of some places.
+fn reference() -> ReferenceStatistics {
+    let mut generator = ChaCha8Rng::seed_from_u64(5);
     let config = sparse_config(270);
     let mut reference = ReferenceStatistics::default();
-    for name in ["0.attn.act_in", "1.attn.act_in", "1.resid_in", "1.attn.resid_delta"] {
+    for name in [
+        "0.attn.act_in",
+        "1.attn.act_in",
+        "1.resid_in",
+        "1.attn.resid_delta",
+    ] {
         let place = Place::parse(name, LAYERS).expect("a place");
         let width = place.width(&config);
-        let mut draw = || (0..width).map(|_| 0.1 + generator.random::<f32>()).collect::<Vec<f32>>();
-        reference.insert(place, PlaceStatistics { mean: draw(), std: draw(), max: draw() });
+        let mut draw = || {
+            (0..width)
+                .map(|_| 0.1 + generator.random::<f32>())
+                .collect::<Vec<f32>>()
+        };
+        reference.insert(
+            place,
+            PlaceStatistics {
+                mean: draw(),
+                std: draw(),
+                max: draw(),
+            },
+        );
     }
     reference
 }
@@ -174,17 +235,17 @@ fn reference(generator: &mut ChaCha8Rng) -> ReferenceStatistics {
 /// Models `dense` and `sparse`, joined by bridge `pair`.
 pub fn catalog() -> Catalog {
     let mut catalog = Catalog::new();
-    let tokenizer = tokenizer();
-    let vocabulary = tokenizer.vocab_size();
-    let dense = model("dense", dense_config(vocabulary), 1, ModelKind::Dense, &tokenizer);
-    let sparse = model("sparse", sparse_config(vocabulary), 2, ModelKind::Sparse, &tokenizer);
-    catalog.insert_pair(dense, sparse, bridge("pair", 3), Path::new("pair")).expect("a pair");
+    catalog
+        .insert_pair(pair("pair", 3), Path::new("pair"))
+        .expect("a pair");
     catalog
 }
 
 /// Adds a second bridge between the same models.
 pub fn add_bridge(catalog: &mut Catalog) {
-    catalog.bridges.insert("other".into(), bridge("other", 4));
+    catalog
+        .insert_pair(pair("other", 4), Path::new("other"))
+        .expect("a pair");
 }
 
 /// A greedy request for eight tokens of the dense model.
@@ -216,7 +277,10 @@ pub fn request(prompts: &[&[u32]]) -> GenerationRequest {
 /// The same with a `steer` field.
 pub fn steered(prompts: &[&[u32]], steer: Value) -> GenerationRequest {
     let steer = Some(serde_json::from_value(steer).expect("a steer field"));
-    GenerationRequest { steer, ..request(prompts) }
+    GenerationRequest {
+        steer,
+        ..request(prompts)
+    }
 }
 
 pub fn answer(catalog: &Catalog, request: &GenerationRequest) -> Generation {
@@ -229,13 +293,24 @@ pub fn refusal(catalog: &Catalog, request: &GenerationRequest) -> EngineError {
 
 /// Everything that two equal answers share, to the bit.
 pub fn bits(choice: &Choice) -> (String, Vec<(u32, Option<u32>)>) {
-    let tokens = choice.tokens.iter().map(|token| (token.id, token.logprob.map(f32::to_bits)));
+    let tokens = choice
+        .tokens
+        .iter()
+        .map(|token| (token.id, token.logprob.map(f32::to_bits)));
     (choice.text.clone(), tokens.collect())
 }
 
 /// The log-probabilities of every token as the first generated one, by id.
-pub fn first_distribution(catalog: &Catalog, request: &GenerationRequest, choice: usize) -> Vec<f32> {
-    let everything = GenerationRequest { max_tokens: 1, logprobs: Some(270), ..request.clone() };
+pub fn first_distribution(
+    catalog: &Catalog,
+    request: &GenerationRequest,
+    choice: usize,
+) -> Vec<f32> {
+    let everything = GenerationRequest {
+        max_tokens: 1,
+        logprobs: Some(270),
+        ..request.clone()
+    };
     let answer = answer(catalog, &everything);
     let mut top = answer.choices[choice].tokens[0].top.clone();
     top.sort_by_key(|(id, _)| *id);
@@ -245,6 +320,9 @@ pub fn first_distribution(catalog: &Catalog, request: &GenerationRequest, choice
 pub fn assert_near(found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len());
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
-        assert!((found - expected).abs() <= tolerance, "at {index}: {found} instead of {expected}");
+        assert!(
+            (found - expected).abs() <= tolerance,
+            "at {index}: {found} instead of {expected}"
+        );
     }
 }

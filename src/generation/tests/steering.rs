@@ -1,22 +1,12 @@
-//! What steering does, held against forward passes written out by hand.
+//! What steering promises: nothing without edits, the same in any batch, and what each edit says.
 
-use candle_core::{Device, Result, Tensor};
 use serde_json::{Value, json};
 
+use super::forward::{OTHER, PROMPT, SetChannel, one, place, read, run};
 use super::pair::{
-    D_DENSE, D_SPARSE, LAYERS, answer, assert_near, bits, catalog, first_distribution, request, steered,
+    D_DENSE, D_SPARSE, answer, assert_near, bits, catalog, first_distribution, request, steered,
 };
-use crate::generation::catalog::Catalog;
 use crate::generation::request::GenerationRequest;
-use crate::models::location::{Place, Site};
-use crate::models::tap::{Recorder, ResidualTap};
-use crate::models::token_rows::TokenRows;
-use crate::models::transformer::Transformer;
-use crate::numerics::loss::log_sum_exp;
-use crate::numerics::rows;
-
-const PROMPT: &[u32] = &[40, 257, 33, 260, 101, 45];
-const OTHER: &[u32] = &[40, 99, 33, 258, 101, 45];
 
 /// A value for every kind of place, with every way of carrying it.
 fn assorted() -> Value {
@@ -34,96 +24,25 @@ fn assorted() -> Value {
     ]})
 }
 
-struct SetChannel {
-    place: Place,
-    channel: usize,
-    value: f32,
-}
-
-impl ResidualTap for SetChannel {
-    fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor> {
-        if place != self.place {
-            return Ok(value);
-        }
-        let mut rows: Vec<Vec<f32>> = value.to_vec2()?;
-        rows.iter_mut().for_each(|row| row[self.channel] = self.value);
-        Tensor::new(rows, &Device::Cpu)
-    }
-}
-
-fn place(name: &str) -> Place {
-    Place::parse(name, LAYERS).expect("a place")
-}
-
-/// One tap after another.
-struct Both<'a>(&'a mut dyn ResidualTap, &'a mut Recorder);
-
-impl ResidualTap for Both<'_> {
-    fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor> {
-        let value = self.0.visit(place, value)?;
-        self.1.visit(place, value)
-    }
-}
-
-/// The values of some places, and the logits of the last token.
-fn run(model: &Transformer, ids: &[u32], names: &[&str], tap: &mut dyn ResidualTap) -> (Vec<Vec<Vec<f32>>>, Vec<f32>) {
-    let mut recorder = Recorder::of(names.iter().map(|name| place(name)));
-    let mut tokens = TokenRows::sequences(ids, ids.len(), &Device::Cpu).expect("rows");
-    let logits = model.forward(&mut tokens, &mut Both(tap, &mut recorder)).expect("logits");
-    let values = names.iter().map(|name| recorder.get(place(name)).expect("a value").to_vec2().expect("rows"));
-    (values.collect(), last_distribution(&logits))
-}
-
-fn last_distribution(logits: &Tensor) -> Vec<f32> {
-    let logits: Vec<Vec<f32>> = logits.to_vec2().expect("logits");
-    let last = logits.last().expect("a row");
-    last.iter().map(|logit| logit - log_sum_exp(last)).collect()
-}
-
-fn read(model: &Transformer, ids: &[u32], name: &str) -> Vec<Vec<f32>> {
-    run(model, ids, &[name], &mut crate::models::tap::NoTap).0.remove(0)
-}
-
-/// What the dense model says when `change [rows][D]` is added to its stream at a site.
-fn dense_with(catalog: &Catalog, ids: &[u32], name: &str, change: &[Vec<f32>]) -> Vec<f32> {
-    let dense = &catalog.models["dense"].transformer;
-    let Place::Site(site) = place(name) else { panic!("{name} is no site") };
-    let mut stream = read(dense, ids, name);
-    for (row, change) in stream.iter_mut().zip(change) {
-        row.iter_mut().zip(change).for_each(|(x, change)| *x += change);
-    }
-    let mut tokens = TokenRows::sequences(ids, ids.len(), &Device::Cpu).expect("rows");
-    let logits = dense.tail(site, Tensor::new(stream, &Device::Cpu).expect("rows"), &mut tokens);
-    last_distribution(&logits.expect("logits"))
-}
-
-fn site(name: &str) -> Site {
-    place(name).site(LAYERS)
-}
-
-fn column(catalog: &Catalog, at: &str, channel: usize) -> Vec<f32> {
-    catalog.bridges["pair"].bridge.decoder_column(site(at), channel).expect("a column")
-}
-
-fn scaled(column: &[f32], factor: f32) -> Vec<f32> {
-    column.iter().map(|value| value * factor).collect()
-}
-
-fn rms(row: &[f32]) -> f32 {
-    (row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32).sqrt()
-}
-
-fn one(edit: Value) -> GenerationRequest {
-    steered(&[PROMPT], json!({"edits": [edit]}))
-}
-
 #[test]
 fn an_empty_edit_list_changes_no_bit() {
     let catalog = catalog();
     for model in ["dense", "sparse"] {
-        let plain = GenerationRequest { model: model.into(), ..request(&[PROMPT, OTHER]) };
-        let empty = steered(&[PROMPT, OTHER], json!({"edits": [], "variants": ["steered", "baseline"]}));
-        let empty = answer(&catalog, &GenerationRequest { model: model.into(), ..empty });
+        let plain = GenerationRequest {
+            model: model.into(),
+            ..request(&[PROMPT, OTHER])
+        };
+        let empty = steered(
+            &[PROMPT, OTHER],
+            json!({"edits": [], "variants": ["steered", "baseline"]}),
+        );
+        let empty = answer(
+            &catalog,
+            &GenerationRequest {
+                model: model.into(),
+                ..empty
+            },
+        );
         let plain = answer(&catalog, &plain);
         for (index, choice) in empty.choices.iter().enumerate() {
             assert_eq!(bits(choice), bits(&plain.choices[index / 2]));
@@ -141,7 +60,11 @@ fn a_prompt_alone_gives_what_it_gives_among_others() {
     for (index, prompt) in prompts.iter().enumerate() {
         let alone = answer(&catalog, &steered(&[prompt], steer.clone()));
         for arm in 0..3 {
-            assert_eq!(bits(&alone.choices[arm]), bits(&together.choices[3 * index + arm]), "{index} {arm}");
+            assert_eq!(
+                bits(&alone.choices[arm]),
+                bits(&together.choices[3 * index + arm]),
+                "{index} {arm}"
+            );
         }
         assert_ne!(bits(&alone.choices[0]), bits(&alone.choices[2]));
     }
@@ -152,16 +75,35 @@ fn token_by_token_is_the_whole_at_once() {
     let catalog = catalog();
     for (model, steer) in [("dense", assorted()), ("sparse", native())] {
         let stepwise = steered(&[PROMPT], steer.clone());
-        let stepwise = answer(&catalog, &GenerationRequest { model: model.into(), ..stepwise });
+        let stepwise = answer(
+            &catalog,
+            &GenerationRequest {
+                model: model.into(),
+                ..stepwise
+            },
+        );
         let generated = &stepwise.choices[0].tokens;
         assert_eq!(generated.len(), 8);
-        let whole: Vec<u32> = PROMPT.iter().copied().chain(generated.iter().map(|token| token.id)).collect();
+        let whole: Vec<u32> = PROMPT
+            .iter()
+            .copied()
+            .chain(generated.iter().map(|token| token.id))
+            .collect();
         let whole = steered(&[&whole], steer);
-        let whole = GenerationRequest { model: model.into(), echo: true, max_tokens: 0, ..whole };
+        let whole = GenerationRequest {
+            model: model.into(),
+            echo: true,
+            max_tokens: 0,
+            ..whole
+        };
         let echoed = answer(&catalog, &whole).choices.remove(0).prompt;
         for (at, token) in generated.iter().enumerate() {
             let echoed = &echoed[PROMPT.len() + at];
-            assert_eq!((token.id, token.logprob), (echoed.id, echoed.logprob), "token {at}");
+            assert_eq!(
+                (token.id, token.logprob),
+                (echoed.id, echoed.logprob),
+                "token {at}"
+            );
         }
     }
 }
@@ -173,126 +115,6 @@ fn native() -> Value {
          "when": {"all": [{"feature": "depth", "gt": -0.5}]}},
         {"feature": {"site": "1.resid_mid", "vector": vec![0.5f32; D_SPARSE]}, "op": "add", "value": -1},
     ]})
-}
-
-#[test]
-fn a_site_channel_is_carried_by_its_decoder_column() {
-    let catalog = catalog();
-    let sparse = &catalog.models["sparse"].transformer;
-    let values = read(sparse, PROMPT, "1.resid_in");
-    let column = column(&catalog, "1.resid_in", 8);
-    let change: Vec<Vec<f32>> = values.iter().map(|row| scaled(&column, 0.75 * (2.5 - row[8]))).collect();
-    let expected = dense_with(&catalog, PROMPT, "1.resid_in", &change);
-    let edit = json!({"feature": {"node": "1.resid_in", "channel": 8}, "op": "set", "value": 2.5, "strength": 0.75});
-    assert_near(&first_distribution(&catalog, &one(edit), 0), &expected, 1e-5);
-}
-
-#[test]
-fn a_sublayer_input_is_carried_to_the_stream_with_the_streams_scale() {
-    let catalog = catalog();
-    let sparse = &catalog.models["sparse"].transformer;
-    let (values, stream) = (read(sparse, PROMPT, "1.mlp.act_in"), read(sparse, PROMPT, "1.resid_mid"));
-    let gain = rows::to_vec(&sparse.sublayer_input(site("1.resid_mid")).expect("an input").norm.gain).expect("gains")[7];
-    let column = column(&catalog, "1.resid_mid", 7);
-    let change = values.iter().zip(&stream);
-    let change: Vec<Vec<f32>> =
-        change.map(|(row, stream)| scaled(&column, (1.5 - row[7]) * rms(stream) / gain)).collect();
-    let expected = dense_with(&catalog, PROMPT, "1.resid_mid", &change);
-    let edit = json!({"feature": {"node": "1.mlp.act_in", "channel": 7}, "op": "set", "value": 1.5, "write": "residual"});
-    assert_near(&first_distribution(&catalog, &one(edit), 0), &expected, 1e-5);
-}
-
-#[test]
-fn a_sublayer_input_is_carried_into_the_same_sublayer() {
-    let catalog = catalog();
-    let (dense, sparse) = (&catalog.models["dense"].transformer, &catalog.models["sparse"].transformer);
-    let at = site("1.resid_in");
-    let gains = |model: &Transformer| rows::to_vec(&model.sublayer_input(at).expect("an input").norm.gain).expect("gains");
-    let (gain, dense_gains) = (gains(sparse)[7], gains(dense));
-    let column = column(&catalog, "1.resid_in", 7);
-    let mean = column.iter().sum::<f32>() / column.len() as f32;
-    let values = read(sparse, PROMPT, "1.attn.act_in");
-    struct Add(Vec<Vec<f32>>);
-    impl ResidualTap for Add {
-        fn visit(&mut self, at: Place, value: Tensor) -> Result<Tensor> {
-            match at == place("1.attn.act_in") {
-                true => value + Tensor::new(self.0.clone(), &Device::Cpu)?,
-                false => Ok(value),
-            }
-        }
-    }
-    let change = values.iter().map(|row| {
-        let factor = (1.5 - row[7]) * (1.2 / 0.8) / gain;
-        column.iter().zip(&dense_gains).map(|(w, g)| factor * g * (w - mean)).collect()
-    });
-    let (_, expected) = run(dense, PROMPT, &[], &mut Add(change.collect()));
-    let edit = json!({"feature": {"node": "1.attn.act_in", "channel": 7}, "op": "set", "value": 1.5});
-    assert_near(&first_distribution(&catalog, &one(edit), 0), &expected, 1e-5);
-}
-
-#[test]
-fn a_node_inside_a_sublayer_is_carried_by_the_change_of_its_output() {
-    let catalog = catalog();
-    let sparse = &catalog.models["sparse"].transformer;
-    for (node, output, at) in [
-        ("0.attn.q", "0.attn.resid_delta", "0.resid_mid"),
-        ("0.attn.v", "0.attn.resid_delta", "0.resid_mid"),
-        ("1.attn.y", "1.attn.resid_delta", "1.resid_mid"),
-        ("0.mlp.post_act", "0.mlp.resid_delta", "1.resid_in"),
-    ] {
-        let before = read(sparse, PROMPT, output);
-        let mut tap = SetChannel { place: place(node), channel: 6, value: 4.0 };
-        let after = run(sparse, PROMPT, &[output], &mut tap).0.remove(0);
-        let change: Vec<Vec<f32>> = before.iter().zip(&after).map(|(before, after)| {
-            let mut delta = vec![0.0; D_DENSE];
-            for channel in 0..D_SPARSE {
-                let step = scaled(&column(&catalog, at, channel), after[channel] - before[channel]);
-                delta.iter_mut().zip(step).for_each(|(sum, step)| *sum += step);
-            }
-            delta
-        })
-        .collect();
-        assert!(change.iter().flatten().any(|value| value.abs() > 1e-3), "{node} does nothing");
-        let expected = dense_with(&catalog, PROMPT, at, &change);
-        let edit = json!({"feature": {"node": node, "channel": 6}, "op": "set", "value": 4});
-        assert_near(&first_distribution(&catalog, &one(edit), 0), &expected, 1e-4);
-    }
-}
-
-#[test]
-fn the_encoder_reads_the_dense_stream_as_edited_before() {
-    let catalog = catalog();
-    let dense = &catalog.models["dense"].transformer;
-    let bridge = &catalog.bridges["pair"].bridge;
-    // A vector at the first site, then a channel read through the encoder at a later one.
-    let vector: Vec<f32> = (0..D_DENSE).map(|i| (i as f32 * 0.7).sin()).collect();
-    struct AddRow(Vec<f32>);
-    impl ResidualTap for AddRow {
-        fn visit(&mut self, at: Place, value: Tensor) -> Result<Tensor> {
-            match at == place("0.resid_in") {
-                true => value.broadcast_add(&Tensor::new(self.0.clone(), &Device::Cpu)?),
-                false => Ok(value),
-            }
-        }
-    }
-    let (values, _) = run(dense, PROMPT, &["1.resid_in"], &mut AddRow(vector.clone()));
-    let stream = Tensor::new(values[0].clone(), &Device::Cpu).expect("rows");
-    let encoded: Vec<Vec<f32>> =
-        bridge.encode(site("1.resid_in"), &stream).expect("encoded").to_vec2().expect("rows");
-    let column = column(&catalog, "1.resid_in", 2);
-    let stream: Vec<Vec<f32>> = values[0]
-        .iter()
-        .zip(&encoded)
-        .map(|(row, encoded)| row.iter().zip(scaled(&column, 3.0 - encoded[2])).map(|(x, d)| x + d).collect())
-        .collect();
-    let mut tokens = TokenRows::sequences(PROMPT, PROMPT.len(), &Device::Cpu).expect("rows");
-    let logits = dense.tail(site("1.resid_in"), Tensor::new(stream, &Device::Cpu).expect("rows"), &mut tokens);
-    let expected = last_distribution(&logits.expect("logits"));
-    let steer = json!({"edits": [
-        {"feature": {"node": "1.resid_in", "channel": 2}, "op": "set", "value": 3, "read": "encoder"},
-        {"feature": {"site": "0.resid_in", "vector": vector}, "op": "add", "value": 1},
-    ]});
-    assert_near(&first_distribution(&catalog, &steered(&[PROMPT], steer), 0), &expected, 1e-4);
 }
 
 #[test]
@@ -308,7 +130,13 @@ fn strength_zero_is_the_baseline_and_a_sweep_gives_a_choice_each() {
 
     steer["edits"][0]["strength"] = json!([0, 4, -4]);
     steer["variants"] = json!(["baseline", "steered"]);
-    let sweep = answer(&catalog, &GenerationRequest { n: 2, ..steered(&[PROMPT], steer) });
+    let sweep = answer(
+        &catalog,
+        &GenerationRequest {
+            n: 2,
+            ..steered(&[PROMPT], steer)
+        },
+    );
     let strengths: Vec<Option<f64>> = sweep.choices.iter().map(|choice| choice.strength).collect();
     let of_a_sample = [None, Some(0.0), Some(4.0), Some(-4.0)];
     assert_eq!(strengths, [of_a_sample, of_a_sample].concat());
@@ -327,16 +155,31 @@ fn patching_from_the_same_prompt_does_nothing() {
         json!({"site": "1.resid_mid", "vector": vec![1.0f32; D_DENSE]}),
     ] {
         let same = json!({"feature": feature, "op": "patch", "to": {"prompt": PROMPT}});
-        let other = json!({"feature": feature, "op": "patch", "to": {"prompt": OTHER}, "strength": 4});
-        assert_eq!(bits(&answer(&catalog, &one(same)).choices[0]), bits(&baseline.choices[0]), "{feature}");
-        assert_ne!(bits(&answer(&catalog, &one(other)).choices[0]), bits(&baseline.choices[0]), "{feature}");
+        let other =
+            json!({"feature": feature, "op": "patch", "to": {"prompt": OTHER}, "strength": 4});
+        assert_eq!(
+            bits(&answer(&catalog, &one(same)).choices[0]),
+            bits(&baseline.choices[0]),
+            "{feature}"
+        );
+        assert_ne!(
+            bits(&answer(&catalog, &one(other)).choices[0]),
+            bits(&baseline.choices[0]),
+            "{feature}"
+        );
     }
     let mut encoder = json!({"feature": {"node": "1.mlp.act_in", "channel": 6}, "op": "patch",
         "to": {"prompt": PROMPT}, "read": "encoder"});
-    assert_eq!(bits(&answer(&catalog, &one(encoder.clone())).choices[0]), bits(&baseline.choices[0]));
+    assert_eq!(
+        bits(&answer(&catalog, &one(encoder.clone())).choices[0]),
+        bits(&baseline.choices[0])
+    );
     encoder["to"]["prompt"] = json!([7, 7, 7, 7, 7, 7]);
     encoder["strength"] = json!(10);
-    assert_ne!(bits(&answer(&catalog, &one(encoder)).choices[0]), bits(&baseline.choices[0]));
+    assert_ne!(
+        bits(&answer(&catalog, &one(encoder)).choices[0]),
+        bits(&baseline.choices[0])
+    );
 }
 
 /// With the whole stream patched, a model goes on as from the counterfactual, generated tokens included.
@@ -344,15 +187,26 @@ fn patching_from_the_same_prompt_does_nothing() {
 fn patching_everything_becomes_the_counterfactual() {
     let catalog = catalog();
     let everything = |width: usize| -> Vec<Value> {
-        (0..width).map(|channel| json!({"channel": channel, "weight": 1})).collect()
+        (0..width)
+            .map(|channel| json!({"channel": channel, "weight": 1}))
+            .collect()
     };
     let feature = json!({"node": "1.resid_in", "channels": everything(D_SPARSE)});
     let longer: Vec<u32> = [&[9u32, 8], OTHER].concat();
     for (counterfactual, align) in [(OTHER.to_vec(), "start"), (longer, "end")] {
         let to = json!({"prompt": counterfactual, "align": align});
         let patched = one(json!({"feature": feature, "op": "patch", "to": to}));
-        let patched = answer(&catalog, &GenerationRequest { model: "sparse".into(), ..patched });
-        let plain = GenerationRequest { model: "sparse".into(), ..request(&[&counterfactual]) };
+        let patched = answer(
+            &catalog,
+            &GenerationRequest {
+                model: "sparse".into(),
+                ..patched
+            },
+        );
+        let plain = GenerationRequest {
+            model: "sparse".into(),
+            ..request(&[&counterfactual])
+        };
         let plain = answer(&catalog, &plain);
         // Positional channels differ where the counterfactual is longer, and so do the first tokens' keys.
         match align {
@@ -366,30 +220,61 @@ fn patching_everything_becomes_the_counterfactual() {
 fn a_sparse_model_is_edited_in_place() {
     let catalog = catalog();
     let sparse = &catalog.models["sparse"].transformer;
-    for node in ["0.attn.act_in", "1.attn.v", "0.mlp.post_act", "1.resid_mid", "1.mlp.resid_delta"] {
-        let mut tap = SetChannel { place: place(node), channel: 2, value: 0.7 };
+    for node in [
+        "0.attn.act_in",
+        "1.attn.v",
+        "0.mlp.post_act",
+        "1.resid_mid",
+        "1.mlp.resid_delta",
+    ] {
+        let mut tap = SetChannel {
+            place: place(node),
+            channel: 2,
+            value: 0.7,
+        };
         let (values, expected) = run(sparse, PROMPT, &[node], &mut tap);
         assert!(values[0].iter().all(|row| row[2] == 0.7));
         let steer = json!({"edits": [{"feature": {"node": node, "channel": 2}, "op": "set", "value": 0.7}],
             "return": ["activations"]});
-        let edited = GenerationRequest { model: "sparse".into(), ..steered(&[PROMPT], steer) };
+        let edited = GenerationRequest {
+            model: "sparse".into(),
+            ..steered(&[PROMPT], steer)
+        };
         assert_near(&first_distribution(&catalog, &edited, 0), &expected, 1e-5);
-        let activations = answer(&catalog, &edited).choices.remove(0).activations.expect("activations");
+        let activations = answer(&catalog, &edited)
+            .choices
+            .remove(0)
+            .activations
+            .expect("activations");
         let after = activations[0]["after"].as_array().expect("values").clone();
         assert_eq!(after.len(), PROMPT.len() + 7);
-        assert!(after.iter().all(|value| value.as_f64() == Some(f64::from(0.7f32))), "{after:?}");
+        assert!(
+            after
+                .iter()
+                .all(|value| value.as_f64() == Some(f64::from(0.7f32))),
+            "{after:?}"
+        );
     }
 }
 
 #[test]
 fn later_edits_of_a_place_see_what_earlier_ones_left() {
     let catalog = catalog();
-    for node in ["1.resid_in", "1.attn.act_in", "1.attn.v", "0.mlp.resid_delta"] {
+    for node in [
+        "1.resid_in",
+        "1.attn.act_in",
+        "1.attn.v",
+        "0.mlp.resid_delta",
+    ] {
         let set = |value: f64| json!({"feature": {"node": node, "channel": 3}, "op": "set", "value": value});
         let scale = json!({"feature": {"node": node, "channel": 3}, "op": "scale", "value": 2});
         let twice = steered(&[PROMPT], json!({"edits": [set(3.0), set(0.5), scale]}));
         let once = steered(&[PROMPT], json!({"edits": [set(1.0)]}));
-        assert_near(&first_distribution(&catalog, &twice, 0), &first_distribution(&catalog, &once, 0), 1e-5);
+        assert_near(
+            &first_distribution(&catalog, &twice, 0),
+            &first_distribution(&catalog, &once, 0),
+            1e-5,
+        );
     }
 }
 
@@ -404,18 +289,32 @@ fn control_arms_have_the_norm_of_the_steered_change() {
             let steer = json!({
                 "edits": [{"feature": feature, "op": "add", "value": 2, "strength": [0.5, 1]}],
                 "variants": ["steered", "random", "random_feature"], "return": ["receipt"]});
-            let request = GenerationRequest { model: model.into(), max_tokens: 2, ..steered(&[PROMPT], steer) };
+            let request = GenerationRequest {
+                model: model.into(),
+                max_tokens: 2,
+                ..steered(&[PROMPT], steer)
+            };
             let answer = answer(&catalog, &request);
             let norms = |choice: usize| -> Vec<f64> {
                 let receipt = answer.choices[choice].receipt.clone().expect("a receipt");
-                let tokens = receipt["edits"][0]["tokens"].as_array().expect("tokens").clone();
-                let prompt = tokens.iter().filter(|token| token["position"].as_u64() < Some(PROMPT.len() as u64));
-                prompt.map(|token| token["change_norm"].as_f64().expect("a norm")).collect()
+                let tokens = receipt["edits"][0]["tokens"]
+                    .as_array()
+                    .expect("tokens")
+                    .clone();
+                let prompt = tokens
+                    .iter()
+                    .filter(|token| token["position"].as_u64() < Some(PROMPT.len() as u64));
+                prompt
+                    .map(|token| token["change_norm"].as_f64().expect("a norm"))
+                    .collect()
             };
             assert_eq!(norms(0).len(), PROMPT.len());
             for choice in 1..6 {
                 for (found, expected) in norms(choice).iter().zip(norms(choice % 2)) {
-                    assert!((found - expected).abs() < 1e-5 * expected, "{model} {choice}");
+                    assert!(
+                        (found - expected).abs() < 1e-5 * expected,
+                        "{model} {choice}"
+                    );
                 }
             }
             let distributions: Vec<_> = answer.choices.iter().map(bits).collect();
@@ -429,16 +328,26 @@ fn control_arms_have_the_norm_of_the_steered_change() {
 #[test]
 fn a_random_arm_moves_the_stream_as_far_as_the_steered_one() {
     let catalog = catalog();
-    let edit = json!({"feature": {"node": "final_resid", "channel": 3}, "op": "add", "value": 0.001});
+    let edit =
+        json!({"feature": {"node": "final_resid", "channel": 3}, "op": "add", "value": 0.001});
     let distance = |variant: &str| {
-        let steer = json!({"edits": [edit], "variants": [variant, "baseline"], "return": ["receipt"]});
+        let steer =
+            json!({"edits": [edit], "variants": [variant, "baseline"], "return": ["receipt"]});
         let request = steered(&[PROMPT], steer);
         let baseline = first_distribution(&catalog, &request, 1);
         let moved = first_distribution(&catalog, &request, 0);
-        moved.iter().zip(&baseline).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt()
+        moved
+            .iter()
+            .zip(&baseline)
+            .map(|(a, b)| (a - b).powi(2))
+            .sum::<f32>()
+            .sqrt()
     };
     let (steered, random) = (distance("steered"), distance("random"));
-    assert!(random > steered / 5.0 && random < steered * 5.0, "{random} against {steered}");
+    assert!(
+        random > steered / 5.0 && random < steered * 5.0,
+        "{random} against {steered}"
+    );
 }
 
 #[test]
@@ -451,26 +360,38 @@ fn spans_and_conditions_choose_the_tokens() {
     let median = f64::from(sorted[2] + sorted[3]) / 2.0;
     let touched = |edit: Value| -> Vec<u64> {
         let steer = json!({"edits": [edit], "return": ["receipt"]});
-        let receipt = answer(&catalog, &steered(&[PROMPT], steer)).choices.remove(0).receipt.expect("a receipt");
-        let tokens = receipt["edits"][0]["tokens"].as_array().expect("tokens").clone();
+        let receipt = answer(&catalog, &steered(&[PROMPT], steer))
+            .choices
+            .remove(0)
+            .receipt
+            .expect("a receipt");
+        let tokens = receipt["edits"][0]["tokens"]
+            .as_array()
+            .expect("tokens")
+            .clone();
         assert_eq!(receipt["edits"][0]["tokens_touched"], tokens.len());
-        tokens.iter().filter_map(|token| token["position"].as_u64()).collect()
+        tokens
+            .iter()
+            .filter_map(|token| token["position"].as_u64())
+            .collect()
     };
     let edit = |more: Value| {
-        let mut edit = json!({"feature": {"node": "1.attn.act_in", "channel": 2}, "op": "add", "value": 1});
-        edit.as_object_mut().expect("an edit").extend(more.as_object().expect("fields").clone());
+        let mut edit =
+            json!({"feature": {"node": "1.attn.act_in", "channel": 2}, "op": "add", "value": 1});
+        edit.as_object_mut()
+            .expect("an edit")
+            .extend(more.as_object().expect("fields").clone());
         edit
     };
     let at = json!({"at": {"prompt": [-1, [0, 2]], "generation": [[1, 3]]}});
     assert_eq!(touched(edit(at)), [0, 1, 5, 7, 8]);
     let threshold = json!({"feature": {"node": "0.resid_mid", "channel": 4}, "gt": median});
-    let above: Vec<u64> =
-        (0..PROMPT.len() as u64).filter(|&at| f64::from(values[at as usize][4]) > median).collect();
+    let above: Vec<u64> = (0..PROMPT.len() as u64)
+        .filter(|&at| f64::from(values[at as usize][4]) > median)
+        .collect();
     assert_eq!(above.len(), 3);
-    for read in ["sparse", "sparse"] {
-        let when = json!({"at": {"generation": "none"}, "when": {"all": [threshold]}, "read": read});
-        assert_eq!(touched(edit(when)), above);
-    }
+    let when = json!({"at": {"generation": "none"}, "when": {"all": [threshold]}});
+    assert_eq!(touched(edit(when)), above);
     let vector = vec![1.0f32; D_DENSE];
     let never = json!({"when": {"any": [{"feature": {"site": "1.resid_in", "vector": vector}, "gt": 1e6}]}});
     assert!(touched(edit(never)).is_empty());
@@ -487,24 +408,121 @@ fn a_receipt_tells_what_was_done() {
     let edit = &receipt["edits"][0];
     assert_eq!(edit["feature"], "quote_type");
     assert_eq!(edit["node"], "1.attn.act_in");
-    assert_eq!((&edit["write"], &edit["read"]), (&json!("residual"), &json!("sparse")));
+    assert_eq!(
+        (&edit["write"], &edit["read"]),
+        (&json!("residual"), &json!("sparse"))
+    );
     assert_eq!(edit["decoder_nmse"], 0.125);
-    let values = read(&catalog.models["sparse"].transformer, PROMPT, "1.attn.act_in");
+    let values = read(
+        &catalog.models["sparse"].transformer,
+        PROMPT,
+        "1.attn.act_in",
+    );
     for (at, row) in values.iter().enumerate() {
         let token = &edit["tokens"][at];
         let number = |key: &str| token[key].as_f64().expect("a number") as f32;
-        assert_near(&[number("before"), number("after")], &[row[2], row[2] + 1.0], 1e-5);
+        assert_near(
+            &[number("before"), number("after")],
+            &[row[2], row[2] + 1.0],
+            1e-5,
+        );
         assert!(number("relative_change") > 0.0);
     }
     let request = steered(&[PROMPT], steer);
-    let (steered, baseline) = (first_distribution(&catalog, &request, 0), first_distribution(&catalog, &request, 1));
-    let divergence: f32 = baseline.iter().zip(&steered).map(|(p, q)| p.exp() * (p - q)).sum();
+    let (steered, baseline) = (
+        first_distribution(&catalog, &request, 0),
+        first_distribution(&catalog, &request, 1),
+    );
+    let divergence: f32 = baseline
+        .iter()
+        .zip(&steered)
+        .map(|(p, q)| p.exp() * (p - q))
+        .sum();
     let told = receipt["kl_to_baseline"].as_f64().expect("a divergence") as f32;
     assert!(divergence > 1e-4);
     assert_near(&[told], &[divergence], 1e-5);
     let baseline = answer.choices[1].receipt.clone().expect("a receipt");
-    assert_eq!((&baseline["kl_to_baseline"], &baseline["edits"]), (&json!(0.0), &json!([])));
+    assert_eq!(
+        (&baseline["kl_to_baseline"], &baseline["edits"]),
+        (&json!(0.0), &json!([]))
+    );
     let unedited = answer.choices[1].activations.clone().expect("activations");
     assert_eq!(unedited[0]["before"], unedited[0]["after"]);
-    assert_eq!(unedited[0]["before"].as_array().map(Vec::len), Some(PROMPT.len() + 7));
+    assert_eq!(
+        unedited[0]["before"].as_array().map(Vec::len),
+        Some(PROMPT.len() + 7)
+    );
+}
+
+#[test]
+fn edits_that_say_the_same_do_the_same() {
+    let catalog = catalog();
+    let statistics = catalog.bridges["pair"]
+        .reference
+        .place(place("1.resid_in"))
+        .expect("statistics")
+        .clone();
+    let channel = json!({"node": "1.resid_in", "channel": 4});
+    let negative = json!({"node": "1.resid_in", "channels": [{"channel": 4, "weight": -3}]});
+    let set = |value: f64| json!({"feature": channel, "op": "set", "value": value});
+    let add = |value: f64| json!({"feature": channel, "op": "add", "value": value});
+    let (mean, std, max) = (statistics.mean[4], statistics.std[4], statistics.max[4]);
+    for (edit, same) in [
+        (json!({"feature": channel, "op": "ablate"}), set(0.0)),
+        (
+            json!({"feature": channel, "op": "ablate", "to": "mean"}),
+            set(f64::from(mean)),
+        ),
+        (
+            json!({"feature": channel, "op": "scale", "value": 0}),
+            set(0.0),
+        ),
+        (
+            json!({"feature": channel, "op": "patch", "to": {"value": 1.25}}),
+            set(1.25),
+        ),
+        (
+            json!({"feature": channel, "op": "clamp", "min": 2, "max": 2}),
+            set(2.0),
+        ),
+        (
+            json!({"feature": channel, "op": "add", "value": 2, "unit": "std"}),
+            add(2.0 * f64::from(std)),
+        ),
+        (
+            json!({"feature": channel, "op": "set", "value": 2, "unit": "max"}),
+            set(2.0 * f64::from(max)),
+        ),
+        (
+            json!({"feature": negative, "op": "set", "value": 1.5}),
+            set(-1.5),
+        ),
+        (
+            json!({"feature": negative, "op": "add", "value": -1, "unit": "std"}),
+            add(f64::from(std)),
+        ),
+    ] {
+        let (found, expected) = (
+            answer(&catalog, &one(edit.clone())),
+            answer(&catalog, &one(same)),
+        );
+        assert_eq!(
+            bits(&found.choices[0]),
+            bits(&expected.choices[0]),
+            "{edit}"
+        );
+    }
+    let swap = |edits: Value| {
+        first_distribution(&catalog, &steered(&[PROMPT], json!({"edits": edits})), 0)
+    };
+    let forth = json!({"feature": channel, "op": "swap", "with": 9});
+    let back = json!({"feature": {"node": "1.resid_in", "channel": 9}, "op": "swap", "with": 4});
+    let plain = first_distribution(&catalog, &request(&[PROMPT]), 0);
+    assert_near(&swap(json!([forth, back])), &plain, 1e-5);
+    assert!(
+        swap(json!([forth]))
+            .iter()
+            .zip(&plain)
+            .any(|(a, b)| (a - b).abs() > 1e-3)
+    );
 }

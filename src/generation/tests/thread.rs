@@ -11,25 +11,39 @@ async fn answers_come_through_the_handle() {
     let expected = answer(&catalog(), &request(&[PROMPT]));
     let engine = Engine::start(catalog()).expect("a thread");
     engine.ping().await.expect("alive");
-    let found = engine.generate(request(&[PROMPT])).await.expect("an answer");
+    let found = engine
+        .generate(request(&[PROMPT]))
+        .await
+        .expect("an answer");
     assert_eq!(bits(&found.choices[0]), bits(&expected.choices[0]));
     let (sender, mut pieces) = tokio::sync::mpsc::unbounded_channel();
-    engine.generate_streaming(request(&[PROMPT]), sender).await.expect("an answer");
+    engine
+        .generate_streaming(request(&[PROMPT]), sender)
+        .await
+        .expect("an answer");
     let mut text = String::new();
     while let Some(piece) = pieces.recv().await {
         text.push_str(&piece.text);
     }
     assert_eq!(text, expected.choices[0].text);
-    let models = engine.with_catalog(|catalog| catalog.models.len()).await.expect("a count");
+    let models = engine
+        .with_catalog(|catalog| catalog.models.len())
+        .await
+        .expect("a count");
     assert_eq!(models, 2);
 }
 
 #[tokio::test]
 async fn a_panic_fails_its_own_command_only() {
     let engine = Engine::start(catalog()).expect("a thread");
-    let failed = engine.with_catalog(|_| -> usize { panic!("on purpose") }).await;
+    let failed = engine
+        .with_catalog(|_| -> usize { panic!("on purpose") })
+        .await;
     assert!(matches!(failed, Err(EngineError::Failed(message)) if message.contains("on purpose")));
-    engine.generate(request(&[PROMPT])).await.expect("an answer");
+    engine
+        .generate(request(&[PROMPT]))
+        .await
+        .expect("an answer");
 }
 
 #[tokio::test]
@@ -46,7 +60,8 @@ async fn callers_that_have_gone_are_skipped() {
     let engine = Engine::start(catalog()).expect("a thread");
     let (release, gate) = std::sync::mpsc::channel::<()>();
     let blocker = engine.clone();
-    let blocking = tokio::spawn(async move { blocker.with_catalog(move |_| gate.recv().is_ok()).await });
+    let blocking =
+        tokio::spawn(async move { blocker.with_catalog(move |_| gate.recv().is_ok()).await });
     tokio::task::yield_now().await;
     let leaver = engine.clone();
     let (ran, seen) = std::sync::mpsc::channel::<()>();
@@ -69,14 +84,26 @@ async fn activations_are_those_of_a_forward_pass() {
         places: places.iter().map(|place| (*place).to_owned()).collect(),
         logits: true,
     };
-    let found = engine.activations(ask(&["1.attn.q", "final_resid"])).await.expect("an answer");
-    assert_eq!((found.places[0].1, found.places[0].2.len()), (24, 24 * PROMPT.len()));
+    let found = engine
+        .activations(ask(&["1.attn.q", "final_resid"]))
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (found.places[0].1, found.places[0].2.len()),
+        (24, 24 * PROMPT.len())
+    );
     let logits = found.logits.expect("logits");
-    let greedy = GenerationRequest { model: "sparse".into(), max_tokens: 1, ..request(&[PROMPT]) };
+    let greedy = GenerationRequest {
+        model: "sparse".into(),
+        max_tokens: 1,
+        ..request(&[PROMPT])
+    };
     let token = engine.generate(greedy).await.expect("an answer").choices[0].tokens[0].clone();
     let last = logits.last().expect("a row");
     let total = crate::numerics::loss::log_sum_exp(last);
     assert_eq!(token.logprob, Some(last[token.id as usize] - total));
     let refused = engine.activations(ask(&["final_resid", "1.attn.w"])).await;
-    assert!(matches!(refused, Err(EngineError::Invalid { param: Some(param), .. }) if param == "nodes[1]"));
+    assert!(
+        matches!(refused, Err(EngineError::Invalid { param: Some(param), .. }) if param == "nodes[1]")
+    );
 }

@@ -43,19 +43,27 @@ impl Condition {
         };
         let param = format!("{param}.{key}");
         if thresholds.is_empty() || thresholds.len() > MOST_THRESHOLDS {
-            let message = format!("a condition has 1 to {MOST_THRESHOLDS} thresholds, not {}", thresholds.len());
+            let message = format!(
+                "a condition has 1 to {MOST_THRESHOLDS} thresholds, not {}",
+                thresholds.len()
+            );
             return Err(refused(message, &param));
         }
         let tests = thresholds.iter().enumerate();
-        let tests = tests.map(|(index, threshold)| test(threshold, scene, reach, &format!("{param}[{index}]")));
-        Ok(Condition { all, tests: tests.collect::<Result<_, _>>()? })
+        let tests = tests
+            .map(|(index, threshold)| test(threshold, scene, reach, &format!("{param}[{index}]")));
+        Ok(Condition {
+            all,
+            tests: tests.collect::<Result<_, _>>()?,
+        })
     }
 
     /// Whether it holds, given each test's value on the token.
     pub fn holds(&self, value: impl Fn(&Test) -> Option<f32>) -> bool {
         let mut each = self.tests.iter().map(|test| {
             value(test).map(f64::from).is_some_and(|value| {
-                test.above.is_none_or(|bound| value > bound) && test.below.is_none_or(|bound| value < bound)
+                test.above.is_none_or(|bound| value > bound)
+                    && test.below.is_none_or(|bound| value < bound)
             })
         });
         match self.all {
@@ -65,22 +73,40 @@ impl Condition {
     }
 }
 
-fn test(threshold: &Threshold, scene: &Scene, reach: &Reach, param: &str) -> Result<Test, PlanError> {
+fn test(
+    threshold: &Threshold,
+    scene: &Scene,
+    reach: &Reach,
+    param: &str,
+) -> Result<Test, PlanError> {
     let feature = format!("{param}.feature");
     let subject = resolve(&threshold.feature, scene, &feature)?.subject;
     for (bound, key) in [(threshold.gt, "gt"), (threshold.lt, "lt")] {
         if bound.is_some_and(|bound| !bound.is_finite()) {
-            return Err(refused("a threshold is a finite number", &format!("{param}.{key}")));
+            return Err(refused(
+                "a threshold is a finite number",
+                &format!("{param}.{key}"),
+            ));
         }
     }
     if threshold.gt.is_none() && threshold.lt.is_none() {
         return Err(refused("a threshold needs `gt` or `lt`", param));
     }
     let source = source(&subject, scene, reach, &feature)?;
-    Ok(Test { subject, source, above: threshold.gt, below: threshold.lt })
+    Ok(Test {
+        subject,
+        source,
+        above: threshold.gt,
+        below: threshold.lt,
+    })
 }
 
-fn source(subject: &Subject, scene: &Scene, reach: &Reach, param: &str) -> Result<Source, PlanError> {
+fn source(
+    subject: &Subject,
+    scene: &Scene,
+    reach: &Reach,
+    param: &str,
+) -> Result<Source, PlanError> {
     if scene.native {
         return Ok(Source::Sparse);
     }
@@ -96,7 +122,8 @@ fn source(subject: &Subject, scene: &Scene, reach: &Reach, param: &str) -> Resul
         return Err(refused(message, param));
     };
     if !dense && !is_sublayer_input(place) && !matches!(place, Place::Site(_)) {
-        let message = format!("the encoder gives residual sites and sublayer inputs; {place} is neither");
+        let message =
+            format!("the encoder gives residual sites and sublayer inputs; {place} is neither");
         return Err(refused(message, param));
     }
     let site = place.site(scene.model.config.n_layers);

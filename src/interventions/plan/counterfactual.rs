@@ -36,7 +36,10 @@ pub fn stream(
 ) -> Result<Stream, PlanError> {
     let param = format!("{param}.prompt");
     let encode = |text: &String| {
-        scene.tokenizer.encode(text).map_err(|error| refused(error.to_string(), &param))
+        scene
+            .tokenizer
+            .encode(text)
+            .map_err(|error| refused(error.to_string(), &param))
     };
     let count = scene.prompts.len();
     let prompts = match prompt {
@@ -46,20 +49,34 @@ pub fn stream(
         CounterfactualPrompt::TokenLists(lists) => lists.clone(),
     };
     if prompts.len() != count {
-        let message = format!("there are {} counterfactual prompts for {count} prompts", prompts.len());
+        let message = format!(
+            "there are {} counterfactual prompts for {count} prompts",
+            prompts.len()
+        );
         return Err(refused(message, &param));
     }
     let limit = scene.context_length();
     for (index, (counterfactual, prompt)) in prompts.iter().zip(scene.prompts).enumerate() {
         let (found, expected) = (counterfactual.len(), prompt.len());
         if found == 0 {
-            return Err(refused(format!("the counterfactual of prompt {index} is empty"), &param));
+            return Err(refused(
+                format!("the counterfactual of prompt {index} is empty"),
+                &param,
+            ));
         }
-        if let Some(id) = counterfactual.iter().find(|id| **id as usize >= scene.model.config.vocab_size) {
-            return Err(refused(format!("token id {id} is outside the vocabulary"), &param));
+        if let Some(id) = counterfactual
+            .iter()
+            .find(|id| **id as usize >= scene.model.config.vocab_size)
+        {
+            return Err(refused(
+                format!("token id {id} is outside the vocabulary"),
+                &param,
+            ));
         }
         if found > limit {
-            let message = format!("the counterfactual of prompt {index} has {found} tokens; the context holds {limit}");
+            let message = format!(
+                "the counterfactual of prompt {index} has {found} tokens; the context holds {limit}"
+            );
             return Err(refused(message, &param));
         }
         if to.align != Some(Align::End) && found != expected {

@@ -36,8 +36,16 @@ pub fn compile(
     let condition = match &request.when {
         None => None,
         Some(when) => {
-            let reach = Reach { read: request.read, dense_site };
-            Some(Condition::new(when, scene, &reach, &format!("{param}.when"))?)
+            let reach = Reach {
+                read: request.read,
+                dense_site,
+            };
+            Some(Condition::new(
+                when,
+                scene,
+                &reach,
+                &format!("{param}.when"),
+            )?)
         }
     };
     Ok(Edit {
@@ -63,20 +71,45 @@ fn arguments(request: &EditRequest, param: &str) -> Result<(), PlanError> {
     use Operation::{Ablate, Add, Clamp, Patch, Scale, Set, Swap};
     let op = request.op;
     let name = serde_json::to_value(op).ok();
-    let name = name.as_ref().and_then(|name| name.as_str()).unwrap_or_default();
-    let numbers = [("value", request.value), ("min", request.min), ("max", request.max)];
+    let name = name
+        .as_ref()
+        .and_then(|name| name.as_str())
+        .unwrap_or_default();
+    let numbers = [
+        ("value", request.value),
+        ("min", request.min),
+        ("max", request.max),
+    ];
     for (key, number) in numbers {
         if number.is_some_and(|number| !number.is_finite()) {
-            return Err(refused(format!("`{key}` is not a finite number"), &format!("{param}.{key}")));
+            return Err(refused(
+                format!("`{key}` is not a finite number"),
+                &format!("{param}.{key}"),
+            ));
         }
     }
     let given = [
-        ("value", request.value.is_some(), matches!(op, Add | Set | Scale), matches!(op, Add | Set | Scale)),
+        (
+            "value",
+            request.value.is_some(),
+            matches!(op, Add | Set | Scale),
+            matches!(op, Add | Set | Scale),
+        ),
         ("min", request.min.is_some(), op == Clamp, op == Clamp),
         ("max", request.max.is_some(), op == Clamp, op == Clamp),
-        ("to", request.to.is_some(), matches!(op, Patch | Ablate), op == Patch),
+        (
+            "to",
+            request.to.is_some(),
+            matches!(op, Patch | Ablate),
+            op == Patch,
+        ),
         ("with", request.with.is_some(), op == Swap, op == Swap),
-        ("unit", request.unit.is_some_and(|unit| unit != Unit::Raw), matches!(op, Add | Set | Clamp), false),
+        (
+            "unit",
+            request.unit.is_some_and(|unit| unit != Unit::Raw),
+            matches!(op, Add | Set | Clamp),
+            false,
+        ),
     ];
     for (key, given, allowed, needed) in given {
         let param = format!("{param}.{key}");
@@ -90,44 +123,61 @@ fn arguments(request: &EditRequest, param: &str) -> Result<(), PlanError> {
     if let (Some(min), Some(max)) = (request.min, request.max)
         && min > max
     {
-        return Err(refused(format!("`min` {min} is above `max` {max}"), &format!("{param}.min")));
+        return Err(refused(
+            format!("`min` {min} is above `max` {max}"),
+            &format!("{param}.min"),
+        ));
     }
     match (&request.to, op) {
-        (Some(Destination::Counterfactual(_)), Ablate) => {
-            Err(refused("`ablate` goes to \"zero\" or \"mean\"", &format!("{param}.to")))
-        }
+        (Some(Destination::Counterfactual(_)), Ablate) => Err(refused(
+            "`ablate` goes to \"zero\" or \"mean\"",
+            &format!("{param}.to"),
+        )),
         (Some(Destination::Ablation(_)), Patch) => {
-            let message = "`patch` goes to a counterfactual `{\"prompt\": ...}` or `{\"value\": ...}`";
+            let message =
+                "`patch` goes to a counterfactual `{\"prompt\": ...}` or `{\"value\": ...}`";
             Err(refused(message, &format!("{param}.to")))
         }
         _ => Ok(()),
     }
 }
 
-fn source(request: &EditRequest, subject: &Subject, scene: &Scene, param: &str) -> Result<Source, PlanError> {
+fn source(
+    request: &EditRequest,
+    subject: &Subject,
+    scene: &Scene,
+    param: &str,
+) -> Result<Source, PlanError> {
     let param = format!("{param}.read");
     let place = match (subject, scene.native) {
         (Subject::Direction(_), _) => {
             return match request.read {
                 None => Ok(Source::Own),
-                Some(_) => Err(refused("a vector is read from the model's own residual stream", &param)),
+                Some(_) => Err(refused(
+                    "a vector is read from the model's own residual stream",
+                    &param,
+                )),
             };
         }
         (Subject::Channels(_), true) => {
             return match request.read {
                 None | Some(Read::Sparse) => Ok(Source::Own),
-                Some(Read::Encoder) => {
-                    Err(refused("a sparse model reads its own features; it has no encoder", &param))
-                }
+                Some(Read::Encoder) => Err(refused(
+                    "a sparse model reads its own features; it has no encoder",
+                    &param,
+                )),
             };
         }
         (Subject::Channels(group), false) => group.place,
     };
     match request.read {
         None | Some(Read::Sparse) => Ok(Source::Sparse),
-        Some(Read::Encoder) if is_sublayer_input(place) || matches!(place, Place::Site(_)) => Ok(Source::Encoder),
+        Some(Read::Encoder) if is_sublayer_input(place) || matches!(place, Place::Site(_)) => {
+            Ok(Source::Encoder)
+        }
         Some(Read::Encoder) => {
-            let message = format!("the encoder gives residual sites and sublayer inputs; {place} is neither");
+            let message =
+                format!("the encoder gives residual sites and sublayer inputs; {place} is neither");
             Err(refused(message, &param))
         }
     }
@@ -165,13 +215,20 @@ fn action(
             Action::Ablate(means(&resolved.subject, scene, &format!("{param}.to"))?)
         }
         (Operation::Ablate, _) => Action::Ablate(vec![0.0; resolved.subject.channels().len()]),
-        (Operation::Patch, Some(Destination::Counterfactual(to))) => {
-            patch(to, &resolved.subject, source, scene, streams, &format!("{param}.to"))?
-        }
+        (Operation::Patch, Some(Destination::Counterfactual(to))) => patch(
+            to,
+            &resolved.subject,
+            source,
+            scene,
+            streams,
+            &format!("{param}.to"),
+        )?,
         (Operation::Patch, _) => return Err(refused("`patch` needs `to`", &format!("{param}.to"))),
         (Operation::Swap, _) => {
             let param = format!("{param}.with");
-            let with = request.with.ok_or_else(|| refused("`swap` needs `with`", &param))?;
+            let with = request
+                .with
+                .ok_or_else(|| refused("`swap` needs `with`", &param))?;
             join_for_swap(&mut resolved.subject, with, scene, &param)?;
             Action::Swap
         }
@@ -179,13 +236,25 @@ fn action(
 }
 
 /// The feature's standard deviation or largest value over reference text.
-fn statistic(unit: Unit, resolved: &Resolved, scene: &Scene, param: &str) -> Result<f64, PlanError> {
+fn statistic(
+    unit: Unit,
+    resolved: &Resolved,
+    scene: &Scene,
+    param: &str,
+) -> Result<f64, PlanError> {
     let Subject::Channels(group) = &resolved.subject else {
-        return Err(refused("a vector has no statistics; its units are `raw` and `residual`", param));
+        return Err(refused(
+            "a vector has no statistics; its units are `raw` and `residual`",
+            param,
+        ));
     };
     let of_place = reference(group.place, scene);
     let value = match (&resolved.statistics, of_place, group.channels.as_slice()) {
-        (Some(known), _, _) => Some(if unit == Unit::Std { known.std } else { known.max }),
+        (Some(known), _, _) => Some(if unit == Unit::Std {
+            known.std
+        } else {
+            known.max
+        }),
         (None, Some(place), &[channel]) => match unit {
             Unit::Std => Some(f64::from(place.std[channel])),
             // The largest value of a channel counted negatively would be minus its smallest, which is not kept.
@@ -196,25 +265,43 @@ fn statistic(unit: Unit, resolved: &Resolved, scene: &Scene, param: &str) -> Res
     };
     match value {
         Some(value) if value > 0.0 && value.is_finite() => Ok(value),
-        Some(value) => Err(refused(format!("the feature's statistic is {value}; it is no unit"), param)),
+        Some(value) => Err(refused(
+            format!("the feature's statistic is {value}; it is no unit"),
+            param,
+        )),
         None => {
-            let message = format!("there are no reference statistics of this feature of {}; use `raw`", group.place);
+            let message = format!(
+                "there are no reference statistics of this feature of {}; use `raw`",
+                group.place
+            );
             Err(refused(message, param))
         }
     }
 }
 
 fn reference<'a>(place: Place, scene: &Scene<'a>) -> Option<&'a PlaceStatistics> {
-    scene.joined.and_then(|joined| joined.reference.place(place))
+    scene
+        .joined
+        .and_then(|joined| joined.reference.place(place))
 }
 
 fn means(subject: &Subject, scene: &Scene, param: &str) -> Result<Vec<f32>, PlanError> {
     let Subject::Channels(group) = subject else {
-        return Err(refused("the mean projection on a vector is not known; ablate it to zero", param));
+        return Err(refused(
+            "the mean projection on a vector is not known; ablate it to zero",
+            param,
+        ));
     };
     match reference(group.place, scene) {
-        Some(place) => Ok(group.channels.iter().map(|&channel| place.mean[channel]).collect()),
-        None => Err(refused(format!("there are no reference statistics of {}", group.place), param)),
+        Some(place) => Ok(group
+            .channels
+            .iter()
+            .map(|&channel| place.mean[channel])
+            .collect()),
+        None => Err(refused(
+            format!("there are no reference statistics of {}", group.place),
+            param,
+        )),
     }
 }
 
@@ -230,17 +317,28 @@ fn patch(
         (Some(prompt), None) => prompt,
         (None, Some(value)) => {
             if !value.is_finite() {
-                return Err(refused("`value` is not a finite number", &format!("{param}.value")));
+                return Err(refused(
+                    "`value` is not a finite number",
+                    &format!("{param}.value"),
+                ));
             }
             if to.align.is_some() {
-                return Err(refused("`align` is for a counterfactual prompt", &format!("{param}.align")));
+                return Err(refused(
+                    "`align` is for a counterfactual prompt",
+                    &format!("{param}.align"),
+                ));
             }
             return Ok(Action::Set(value));
         }
         _ => return Err(refused("`to` has either a `prompt` or a `value`", param)),
     };
-    let dense = !scene.native && (source == Source::Encoder || matches!(subject, Subject::Direction(_)));
-    let model = if dense { StreamModel::Dense } else { StreamModel::Sparse };
+    let dense =
+        !scene.native && (source == Source::Encoder || matches!(subject, Subject::Direction(_)));
+    let model = if dense {
+        StreamModel::Dense
+    } else {
+        StreamModel::Sparse
+    };
     let stream = stream(to, prompt, model, scene, param)?;
     let known = streams.iter().position(|known| *known == stream);
     let index = known.unwrap_or_else(|| {
@@ -251,20 +349,35 @@ fn patch(
 }
 
 /// Adds the other channel with no weight: the feature's value stays the first channel's.
-fn join_for_swap(subject: &mut Subject, with: usize, scene: &Scene, param: &str) -> Result<(), PlanError> {
+fn join_for_swap(
+    subject: &mut Subject,
+    with: usize,
+    scene: &Scene,
+    param: &str,
+) -> Result<(), PlanError> {
     let Subject::Channels(group) = subject else {
         return Err(refused("a vector cannot be swapped with a channel", param));
     };
     let &[channel] = group.channels.as_slice() else {
-        return Err(refused("only a single channel can be swapped with another", param));
+        return Err(refused(
+            "only a single channel can be swapped with another",
+            param,
+        ));
     };
     let width = group.place.width(&scene.sparse(param)?.config);
     if with >= width {
-        let message = format!("{} has channels 0 to {}; {with} is none of them", group.place, width - 1);
+        let message = format!(
+            "{} has channels 0 to {}; {with} is none of them",
+            group.place,
+            width - 1
+        );
         return Err(refused(message, param));
     }
     if with == channel {
-        return Err(refused(format!("channel {channel} cannot be swapped with itself"), param));
+        return Err(refused(
+            format!("channel {channel} cannot be swapped with itself"),
+            param,
+        ));
     }
     group.channels.push(with);
     group.weights.push(0.0);
@@ -282,9 +395,10 @@ fn route(
         (Subject::Direction(_), false) => {
             return match request.write {
                 None | Some(Write::Residual) => Ok((Route::InPlace, Some(Write::Residual))),
-                Some(Write::Sublayer) => {
-                    Err(refused("a vector is written to the residual stream", &write_param))
-                }
+                Some(Write::Sublayer) => Err(refused(
+                    "a vector is written to the residual stream",
+                    &write_param,
+                )),
             };
         }
         (_, true) if request.write.is_some() => {
@@ -294,7 +408,11 @@ fn route(
         (_, true) => return Ok((Route::InPlace, None)),
         (Subject::Channels(group), false) => group,
     };
-    let usual = if is_sublayer_input(group.place) { Write::Sublayer } else { Write::Residual };
+    let usual = if is_sublayer_input(group.place) {
+        Write::Sublayer
+    } else {
+        Write::Residual
+    };
     let registered = resolved.write.filter(|_| is_sublayer_input(group.place));
     let write = request.write.or(registered).unwrap_or(usual);
     if sublayer_output(group.place).is_some() {
@@ -316,7 +434,8 @@ fn carry(group: &Group, write: Write, scene: &Scene, param: &str) -> Result<Carr
     let scales = &joined.record.sites[site.index()];
     let ratio = scales.sparse_rms / scales.dense_rms;
     if write == Write::Sublayer && !(ratio > 0.0 && ratio.is_finite()) {
-        let message = format!("the bridge's record has no usable scales at {site}; write to `residual`");
+        let message =
+            format!("the bridge's record has no usable scales at {site}; write to `residual`");
         return Err(refused(message, &format!("{param}.write")));
     }
     let carrier = Carrier::new(

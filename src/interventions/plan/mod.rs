@@ -47,7 +47,10 @@ pub enum PlanError {
 }
 
 pub(crate) fn refused(message: impl Into<String>, param: &str) -> PlanError {
-    PlanError::Refused { message: message.into(), param: param.to_owned() }
+    PlanError::Refused {
+        message: message.into(),
+        param: param.to_owned(),
+    }
 }
 
 /// What a request is held against.
@@ -82,7 +85,10 @@ impl<'a> Scene<'a> {
         self.joined.ok_or_else(|| match &self.unjoined {
             Some(reason) => refused(reason, "steer.bridge"),
             None => {
-                let message = format!("{:?} has no bridge; only a raw vector can steer it", self.model_id);
+                let message = format!(
+                    "{:?} has no bridge; only a raw vector can steer it",
+                    self.model_id
+                );
                 refused(message, param)
             }
         })
@@ -207,7 +213,10 @@ impl Plan {
     pub fn new(request: &SteerRequest, scene: &Scene) -> Result<Self, PlanError> {
         let variants = variants(request)?;
         if request.edits.len() > MOST_EDITS {
-            let message = format!("there are {} edits; a request has at most {MOST_EDITS}", request.edits.len());
+            let message = format!(
+                "there are {} edits; a request has at most {MOST_EDITS}",
+                request.edits.len()
+            );
             return Err(refused(message, "steer.edits"));
         }
         let mut plan = Plan {
@@ -225,7 +234,12 @@ impl Plan {
             steps: BTreeMap::new(),
         };
         for (index, edit) in request.edits.iter().enumerate() {
-            let edit = edit::compile(edit, scene, &mut plan.streams, &format!("steer.edits[{index}]"))?;
+            let edit = edit::compile(
+                edit,
+                scene,
+                &mut plan.streams,
+                &format!("steer.edits[{index}]"),
+            )?;
             plan.edits.push(edit);
         }
         if !plan.native {
@@ -245,7 +259,8 @@ impl Plan {
     fn gather_replays(&mut self, scene: &Scene) -> Result<(), PlanError> {
         let mut outputs: Vec<Place> = Vec::new();
         for edit in &self.edits {
-            if let (Route::Replayed, Some(output)) = (&edit.route, sublayer_output(edit.subject.place()))
+            if let (Route::Replayed, Some(output)) =
+                (&edit.route, sublayer_output(edit.subject.place()))
                 && !outputs.contains(&output)
             {
                 outputs.push(output);
@@ -255,9 +270,13 @@ impl Plan {
             let inside = |edit: &Edit| {
                 let place = edit.subject.place();
                 matches!(edit.route, Route::Replayed) && sublayer_output(place) == Some(output)
-                    || place == output && edit.source == Source::Sparse && judged_by_sparse_values(edit)
+                    || place == output
+                        && edit.source == Source::Sparse
+                        && judged_by_sparse_values(edit)
             };
-            let edits: Vec<usize> = (0..self.edits.len()).filter(|&index| inside(&self.edits[index])).collect();
+            let edits: Vec<usize> = (0..self.edits.len())
+                .filter(|&index| inside(&self.edits[index]))
+                .collect();
             for &index in &edits {
                 self.edits[index].route = Route::Replayed;
             }
@@ -273,7 +292,11 @@ impl Plan {
                 1.0,
             )?;
             let carrier = carrier.map_err(|error| refused(error.to_string(), "steer.edits"))?;
-            self.replays.push(Replay { output, edits, carrier });
+            self.replays.push(Replay {
+                output,
+                edits,
+                carrier,
+            });
         }
         Ok(())
     }
@@ -284,13 +307,20 @@ impl Plan {
             let step = match edit.route {
                 Route::InPlace | Route::Carried(_) => Step::Edit(index),
                 Route::Replayed => {
-                    match self.replays.iter().position(|replay| replay.edits.first() == Some(&index)) {
+                    match self
+                        .replays
+                        .iter()
+                        .position(|replay| replay.edits.first() == Some(&index))
+                    {
                         Some(replay) => Step::Replay(replay),
                         None => continue,
                     }
                 }
             };
-            self.steps.entry(place.site(self.n_layers)).or_default().push(step);
+            self.steps
+                .entry(place.site(self.n_layers))
+                .or_default()
+                .push(step);
         }
     }
 
@@ -323,21 +353,34 @@ impl Plan {
 
     /// The sites read in the unsteered dense model's counterfactual runs.
     pub fn dense_places(&self) -> BTreeSet<Place> {
-        let reading = self.edits.iter().filter(|edit| self.stream_model(edit) == Some(StreamModel::Dense));
-        reading.map(|edit| Place::Site(edit.subject.place().site(self.n_layers))).collect()
+        let reading = self
+            .edits
+            .iter()
+            .filter(|edit| self.stream_model(edit) == Some(StreamModel::Dense));
+        reading
+            .map(|edit| Place::Site(edit.subject.place().site(self.n_layers)))
+            .collect()
     }
 
     /// The streams that one model runs.
     pub fn streams_of(&self, model: StreamModel) -> Vec<usize> {
         let indices = 0..self.streams.len();
-        indices.filter(|&index| self.streams[index].model == model).collect()
+        indices
+            .filter(|&index| self.streams[index].model == model)
+            .collect()
     }
 
     /// The places whose encoder values are read at `site`.
     pub fn encoder_places(&self, site: Site) -> BTreeSet<Place> {
-        let edited = self.edits.iter().filter(|edit| edit.source == Source::Encoder);
+        let edited = self
+            .edits
+            .iter()
+            .filter(|edit| edit.source == Source::Encoder);
         let edited = edited.map(|edit| edit.subject.place());
-        let tested = self.edits.iter().flat_map(|edit| tests(edit, Source::Encoder));
+        let tested = self
+            .edits
+            .iter()
+            .flat_map(|edit| tests(edit, Source::Encoder));
         edited
             .chain(tested.map(|test| test.subject.place()))
             .filter(|place| place.site(self.n_layers) == site)
@@ -392,7 +435,10 @@ fn variants(request: &SteerRequest) -> Result<Vec<Variant>, PlanError> {
     };
     let different: BTreeSet<Variant> = variants.iter().copied().collect();
     if variants.is_empty() || different.len() != variants.len() {
-        return Err(refused("`variants` names at least one variant, each once", "steer.variants"));
+        return Err(refused(
+            "`variants` names at least one variant, each once",
+            "steer.variants",
+        ));
     }
     Ok(variants.clone())
 }
@@ -407,18 +453,26 @@ fn sweep(edits: &[EditRequest]) -> Result<Option<Vec<f64>>, PlanError> {
             Some(Strength::Sweep(strengths)) => strengths.as_slice(),
         };
         if strengths.is_empty() || strengths.len() > LONGEST_SWEEP {
-            let message = format!("a sweep has 1 to {LONGEST_SWEEP} strengths, not {}", strengths.len());
+            let message = format!(
+                "a sweep has 1 to {LONGEST_SWEEP} strengths, not {}",
+                strengths.len()
+            );
             return Err(refused(message, &param));
         }
-        let outside = |strength: &&f64| !(strength.abs() <= LARGEST_STRENGTH);
+        let allowed = -LARGEST_STRENGTH..=LARGEST_STRENGTH;
+        let outside = |strength: &&f64| !allowed.contains(*strength);
         if let Some(strength) = strengths.iter().find(outside) {
-            let message = format!("strength {strength} is outside -{LARGEST_STRENGTH} to {LARGEST_STRENGTH}");
+            let message =
+                format!("strength {strength} is outside -{LARGEST_STRENGTH} to {LARGEST_STRENGTH}");
             return Err(refused(message, &param));
         }
         if let Some(Strength::Sweep(strengths)) = &edit.strength
             && sweep.replace(strengths.clone()).is_some()
         {
-            return Err(refused("only one edit of a request can have a list of strengths", &param));
+            return Err(refused(
+                "only one edit of a request can have a list of strengths",
+                &param,
+            ));
         }
     }
     Ok(sweep)

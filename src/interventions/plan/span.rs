@@ -21,7 +21,9 @@ impl Span {
         let everything = At::default();
         let at = at.unwrap_or(&everything);
         let prompt_param = format!("{param}.prompt");
-        let prompts = lengths.iter().map(|&length| ranges(&at.prompt, Some(length), &prompt_param));
+        let prompts = lengths
+            .iter()
+            .map(|&length| ranges(&at.prompt, Some(length), &prompt_param));
         Ok(Span {
             prompts: prompts.collect::<Result<_, _>>()?,
             generation: ranges(&at.generation, None, &format!("{param}.generation"))?,
@@ -30,9 +32,16 @@ impl Span {
 
     /// Whether the token at `position` of a sequence that starts with prompt number `prompt` is touched.
     pub fn touches(&self, prompt: usize, prompt_length: usize, position: usize) -> bool {
-        let within = |ranges: &Ranges, position| ranges.iter().any(|&(from, to)| (from..to).contains(&position));
+        let within = |ranges: &Ranges, position| {
+            ranges
+                .iter()
+                .any(|&(from, to)| (from..to).contains(&position))
+        };
         match position.checked_sub(prompt_length) {
-            None => self.prompts.get(prompt).is_some_and(|ranges| within(ranges, position)),
+            None => self
+                .prompts
+                .get(prompt)
+                .is_some_and(|ranges| within(ranges, position)),
             Some(generated) => within(&self.generation, generated),
         }
     }
@@ -55,7 +64,10 @@ fn ranges(positions: &Positions, length: Option<usize>, param: &str) -> Result<R
             (None, Err(_)) => None,
         };
         resolved.ok_or_else(|| match length {
-            Some(length) => refused(format!("position {position} is before a prompt of {length} tokens"), param),
+            Some(length) => refused(
+                format!("position {position} is before a prompt of {length} tokens"),
+                param,
+            ),
             None => refused(
                 format!("position {position} is negative; generated tokens count from 0"),
                 param,
@@ -80,7 +92,10 @@ fn ranges(positions: &Positions, length: Option<usize>, param: &str) -> Result<R
                 return Err(refused(message, &param));
             }
             if from >= to {
-                return Err(refused(format!("the range from {from} to {to} is empty"), &param));
+                return Err(refused(
+                    format!("the range from {from} to {to} is empty"),
+                    &param,
+                ));
             }
             Ok((from, to))
         })
@@ -97,7 +112,9 @@ mod tests {
     }
 
     fn touched(span: &Span, length: usize) -> Vec<usize> {
-        (0..length + 3).filter(|&position| span.touches(0, length, position)).collect()
+        (0..length + 3)
+            .filter(|&position| span.touches(0, length, position))
+            .collect()
     }
 
     #[test]

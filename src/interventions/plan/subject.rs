@@ -43,7 +43,9 @@ impl Subject {
         match self {
             Subject::Channels(group) => {
                 let pairs = group.channels.iter().zip(&group.weights);
-                pairs.map(|(&channel, &weight)| WeightedChannel { channel, weight }).collect()
+                pairs
+                    .map(|(&channel, &weight)| WeightedChannel { channel, weight })
+                    .collect()
             }
             Subject::Direction(_) => Vec::new(),
         }
@@ -60,8 +62,17 @@ pub struct Resolved {
 }
 
 /// Finds what `address` means for the model that answers. `param` is the address's own path in the request.
-pub fn resolve(address: &FeatureAddress, scene: &Scene, param: &str) -> Result<Resolved, PlanError> {
-    let unnamed = |subject| Resolved { subject, name: None, statistics: None, write: None };
+pub fn resolve(
+    address: &FeatureAddress,
+    scene: &Scene,
+    param: &str,
+) -> Result<Resolved, PlanError> {
+    let unnamed = |subject| Resolved {
+        subject,
+        name: None,
+        statistics: None,
+        write: None,
+    };
     match address {
         FeatureAddress::Named(name) => {
             let joined = scene.joined(param)?;
@@ -81,12 +92,22 @@ pub fn resolve(address: &FeatureAddress, scene: &Scene, param: &str) -> Result<R
         }
         FeatureAddress::Channel(address) => {
             let place = parse_place(&address.node, scene, &format!("{param}.node"))?;
-            let channels = [WeightedChannel { channel: address.channel, weight: 1.0 }];
-            group(place, &channels, scene, param).map(Subject::Channels).map(unnamed)
+            let channels = [WeightedChannel {
+                channel: address.channel,
+                weight: 1.0,
+            }];
+            group(place, &channels, scene, param)
+                .map(Subject::Channels)
+                .map(unnamed)
         }
         FeatureAddress::Group(address) => {
             let place = parse_place(&address.node, scene, &format!("{param}.node"))?;
-            let group = group(place, &address.channels, scene, &format!("{param}.channels"))?;
+            let group = group(
+                place,
+                &address.channels,
+                scene,
+                &format!("{param}.channels"),
+            )?;
             Ok(unnamed(Subject::Channels(group)))
         }
         FeatureAddress::Vector(address) => {
@@ -130,29 +151,48 @@ fn group(
     for entry in channels {
         let channel = entry.channel;
         if channel >= width {
-            let message = format!("{place} has channels 0 to {}; {channel} is none of them", width - 1);
+            let message = format!(
+                "{place} has channels 0 to {}; {channel} is none of them",
+                width - 1
+            );
             return Err(refused(message, param));
         }
         if !seen.insert(channel) {
             return Err(refused(format!("channel {channel} is named twice"), param));
         }
         if !entry.weight.is_finite() || entry.weight == 0.0 {
-            let message = format!("channel {channel} has weight {}; a weight is finite and not zero", entry.weight);
+            let message = format!(
+                "channel {channel} has weight {}; a weight is finite and not zero",
+                entry.weight
+            );
             return Err(refused(message, param));
         }
     }
     // Scaled by the largest first, so that no square overflows or vanishes.
-    let largest = channels.iter().fold(0f64, |largest, entry| largest.max(entry.weight.abs()));
-    let squares: f64 = channels.iter().map(|entry| (entry.weight / largest).powi(2)).sum();
+    let largest = channels
+        .iter()
+        .fold(0f64, |largest, entry| largest.max(entry.weight.abs()));
+    let squares: f64 = channels
+        .iter()
+        .map(|entry| (entry.weight / largest).powi(2))
+        .sum();
     let length = squares.sqrt();
     Ok(Group {
         place,
         channels: channels.iter().map(|entry| entry.channel).collect(),
-        weights: channels.iter().map(|entry| entry.weight / largest / length).collect(),
+        weights: channels
+            .iter()
+            .map(|entry| entry.weight / largest / length)
+            .collect(),
     })
 }
 
-fn direction(site: Site, vector: &[f32], scene: &Scene, param: &str) -> Result<Direction, PlanError> {
+fn direction(
+    site: Site,
+    vector: &[f32],
+    scene: &Scene,
+    param: &str,
+) -> Result<Direction, PlanError> {
     let width = scene.model.config.d_model;
     if vector.len() != width {
         let message = format!(
@@ -163,11 +203,18 @@ fn direction(site: Site, vector: &[f32], scene: &Scene, param: &str) -> Result<D
         return Err(refused(message, param));
     }
     if vector.iter().any(|value| !value.is_finite()) {
-        return Err(refused("the vector holds a number that is not finite", param));
+        return Err(refused(
+            "the vector holds a number that is not finite",
+            param,
+        ));
     }
     let squared_norm: f64 = vector.iter().map(|&value| f64::from(value).powi(2)).sum();
     if squared_norm == 0.0 {
         return Err(refused("the vector is zero; it has no direction", param));
     }
-    Ok(Direction { site, vector: vector.to_vec(), squared_norm })
+    Ok(Direction {
+        site,
+        vector: vector.to_vec(),
+        squared_norm,
+    })
 }
