@@ -5,6 +5,8 @@
 mod activations;
 #[path = "api/client.rs"]
 mod client;
+#[path = "api/command.rs"]
+mod command;
 #[path = "api/completions.rs"]
 mod completions;
 #[path = "api/features.rs"]

@@ -282,6 +282,25 @@ mod tests {
     }
 
     #[test]
+    fn the_example_shows_every_setting_with_its_default() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/server.toml");
+        let settings = Settings::read(Some(&example), std::iter::empty()).expect("a valid example");
+        assert_eq!(settings, Settings::default());
+        let table = read_table(&example).expect("a table");
+        let known = known_keys().expect("the defaults");
+        assert_eq!(table.keys().collect::<Vec<_>>().len(), known.keys().len());
+        let limits = |table: &Table| table["limits"].as_table().map(Table::len);
+        assert_eq!(limits(&table), limits(&known));
+    }
+
+    #[test]
+    fn the_container_s_example_is_valid() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/server-container.toml");
+        let settings = Settings::read(Some(&example), std::iter::empty()).expect("a valid example");
+        assert!(settings.check().is_ok());
+    }
+
+    #[test]
     fn other_machines_are_let_in_only_when_told() {
         let mut settings = Settings::default();
         assert!(settings.check().is_ok());

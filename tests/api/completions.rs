@@ -281,7 +281,7 @@ fn a_stop_ends_the_text_before_it() {
         json!(["never to be found", stop.to_string()]),
     ] {
         let answer = ask(stop);
-        assert_eq!(texts(&answer), [expected.clone()]);
+        assert_eq!(texts(&answer), std::slice::from_ref(&expected));
         assert_eq!(answer["choices"][0]["finish_reason"], "stop");
     }
 }

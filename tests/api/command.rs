@@ -1,0 +1,69 @@
+//! `causeway serve` as a process: it starts, answers, and ends when told to.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use crate::tiny_pair;
+
+fn serve(directory: &Path, listen: &str) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_causeway"))
+        .args(["serve", "--listen", listen, "--pair"])
+        .arg(directory.join("pair"))
+        .arg("--data-dir")
+        .arg(directory.join("data"))
+        .env("NO_COLOR", "1")
+        .env_remove("RUST_LOG")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn it_answers_until_it_is_told_to_stop() {
+    let directory = std::env::temp_dir().join(format!("causeway-serve-{}", uuid::Uuid::new_v4()));
+    tiny_pair::write(&directory.join("pair"));
+    let mut child = serve(&directory, "127.0.0.1:0");
+    let mut log = BufReader::new(child.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    let line = log
+        .find(|line| line.contains("listening on http://"))
+        .expect("it says where it listens");
+    let address = line.split("http://").nth(1).unwrap().trim().to_owned();
+    let mut stream = TcpStream::connect(&address).unwrap();
+    write!(
+        stream,
+        "GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let rest: Vec<String> = log.collect();
+    assert!(child.wait().unwrap().success());
+    assert!(
+        rest.iter().any(|line| line.ends_with("stopped")),
+        "{rest:?}"
+    );
+    let _ = std::fs::remove_dir_all(&directory);
+}
+
+#[test]
+fn other_machines_are_not_let_in_unless_told() {
+    let child = serve(Path::new("."), "0.0.0.0:0");
+    let output = child.wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(log.contains("--allow-remote"), "{log}");
+}
