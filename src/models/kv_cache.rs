@@ -1,7 +1,8 @@
 //! The key-value cache of inference: a fixed number of slots, allocated once, written in place.
 //!
-//! A slot holds one sequence. Keys are kept by channel (`[slot, heads * d_head, capacity]`) so that scores run
-//! along the keys, values by position (`[slot, capacity, heads * d_head]`).
+//! A slot holds one sequence. Keys are kept by channel (`[slot, heads, d_head, capacity]`) so that scores run
+//! along the keys, values by position (`[slot, heads, capacity, d_head]`). Either way what one head reads lies
+//! together: in rows of all heads each position would be a cache line of its own, far from the next.
 
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -69,16 +70,17 @@ impl KvCache {
         }
         let (q, k, v, sinks) = (rows::to_vec(q)?, rows::to_vec(k)?, rows::to_vec(v)?, rows::to_vec(sinks)?);
         let LayerCache { keys, values } = &mut self.layers[layer];
-        let slot_size = self.capacity * width;
+        let (slot_size, d_head) = (self.capacity * width, self.heads.d_head);
         for (row, at) in at.iter().enumerate() {
             let slot = at.slot * slot_size;
             for (channel, &key) in k[row * width..][..width].iter().enumerate() {
                 keys[slot + channel * self.capacity + at.position] = key;
             }
-            values[slot + at.position * width..][..width].copy_from_slice(&v[row * width..][..width]);
+            for (head, v) in v[row * width..][..width].chunks_exact(d_head).enumerate() {
+                values[slot + (head * self.capacity + at.position) * d_head..][..d_head].copy_from_slice(v);
+            }
         }
         let mut output = vec![0f32; q.len()];
-        let d_head = self.heads.d_head;
         let one_row = |row: usize, out: &mut [f32]| {
             let at = at[row];
             let mut weights = vec![0f32; padded(at.position + 1)];
@@ -89,8 +91,8 @@ impl KvCache {
                     stride: self.capacity,
                 };
                 let values = Values {
-                    rows: &values[at.slot * slot_size + head * d_head..][..(at.position * width) + d_head],
-                    stride: width,
+                    rows: &values[first..][..(at.position + 1) * d_head],
+                    stride: d_head,
                 };
                 let q = &q[row * width + head * d_head..][..d_head];
                 attend(q, keys, values, sinks[head], at.position + 1, &mut weights, out);
