@@ -35,10 +35,16 @@ pub struct CacheRow {
 impl KvCache {
     /// Room for `slots` sequences of at most `capacity` tokens.
     pub fn new(config: &TransformerConfig, slots: usize, capacity: usize) -> Self {
-        let heads = Heads { count: config.n_heads, d_head: config.d_head };
+        let heads = Heads {
+            count: config.n_heads,
+            d_head: config.d_head,
+        };
         let capacity = padded(capacity);
         let size = slots * capacity * config.d_attention();
-        let layer = || LayerCache { keys: vec![0.0; size], values: vec![0.0; size] };
+        let layer = || LayerCache {
+            keys: vec![0.0; size],
+            values: vec![0.0; size],
+        };
         KvCache {
             slots,
             capacity,
@@ -64,10 +70,22 @@ impl KvCache {
         sinks: &Tensor,
     ) -> Result<Tensor> {
         let width = self.heads.count * self.heads.d_head;
-        if let Some(bad) = at.iter().find(|row| row.slot >= self.slots || row.position >= self.capacity) {
-            bail!("{bad:?} is outside a cache of {} slots of {}", self.slots, self.capacity)
+        if let Some(bad) = at
+            .iter()
+            .find(|row| row.slot >= self.slots || row.position >= self.capacity)
+        {
+            bail!(
+                "{bad:?} is outside a cache of {} slots of {}",
+                self.slots,
+                self.capacity
+            )
         }
-        let (q, k, v, sinks) = (rows::to_vec(q)?, rows::to_vec(k)?, rows::to_vec(v)?, rows::to_vec(sinks)?);
+        let (q, k, v, sinks) = (
+            rows::to_vec(q)?,
+            rows::to_vec(k)?,
+            rows::to_vec(v)?,
+            rows::to_vec(sinks)?,
+        );
         let LayerCache { keys, values } = &mut self.layers[layer];
         let slot_size = self.capacity * width;
         for (row, at) in at.iter().enumerate() {
@@ -75,7 +93,8 @@ impl KvCache {
             for (channel, &key) in k[row * width..][..width].iter().enumerate() {
                 keys[slot + channel * self.capacity + at.position] = key;
             }
-            values[slot + at.position * width..][..width].copy_from_slice(&v[row * width..][..width]);
+            values[slot + at.position * width..][..width]
+                .copy_from_slice(&v[row * width..][..width]);
         }
         let mut output = vec![0f32; q.len()];
         let d_head = self.heads.d_head;
@@ -89,11 +108,20 @@ impl KvCache {
                     stride: self.capacity,
                 };
                 let values = Values {
-                    rows: &values[at.slot * slot_size + head * d_head..][..(at.position * width) + d_head],
+                    rows: &values[at.slot * slot_size + head * d_head..]
+                        [..(at.position * width) + d_head],
                     stride: width,
                 };
                 let q = &q[row * width + head * d_head..][..d_head];
-                attend(q, keys, values, sinks[head], at.position + 1, &mut weights, out);
+                attend(
+                    q,
+                    keys,
+                    values,
+                    sinks[head],
+                    at.position + 1,
+                    &mut weights,
+                    out,
+                );
             }
         };
         if at.len() == 1 {

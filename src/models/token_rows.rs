@@ -18,7 +18,10 @@ pub enum Arrangement<'c> {
     /// Whole sequences of `length` rows one after another, nothing kept: training and evaluation.
     Sequences { length: usize },
     /// Each row continues the sequence in its slot of a cache: inference.
-    Cached { at: Vec<CacheRow>, cache: &'c mut KvCache },
+    Cached {
+        at: Vec<CacheRow>,
+        cache: &'c mut KvCache,
+    },
 }
 
 impl TokenRows<'static> {
