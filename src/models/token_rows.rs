@@ -27,7 +27,7 @@ pub enum Arrangement<'c> {
 impl TokenRows<'static> {
     /// Whole sequences of equal length.
     pub fn sequences(ids: &[u32], length: usize, device: &Device) -> Result<Self> {
-        if length == 0 || ids.is_empty() || ids.len() % length != 0 {
+        if length == 0 || ids.is_empty() || !ids.len().is_multiple_of(length) {
             bail!("{} tokens are not whole sequences of {length}", ids.len())
         }
         let positions: Vec<u32> = (0..ids.len()).map(|row| (row % length) as u32).collect();

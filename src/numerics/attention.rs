@@ -84,7 +84,7 @@ impl CausalAttention {
     }
 
     fn sequences(&self, rows: usize) -> Result<usize> {
-        if self.length == 0 || rows % self.length != 0 {
+        if self.length == 0 || !rows.is_multiple_of(self.length) {
             bail!("{rows} rows are not whole sequences of {}", self.length)
         }
         Ok(rows / self.length)

@@ -93,7 +93,7 @@ pub fn twin_loss(
 /// For each row the row at the same place in the pair's other sequence.
 fn partner_rows(n_rows: usize, length: usize) -> Vec<u32> {
     (0..n_rows)
-        .map(|row| ((row / length ^ 1) * length + row % length) as u32)
+        .map(|row| (((row / length) ^ 1) * length + row % length) as u32)
         .collect()
 }
 
