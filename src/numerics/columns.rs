@@ -339,7 +339,13 @@ const LISTED: usize = 1024;
 /// The active channels are listed first, without a branch on each. Their columns lie far apart and are short, so
 /// the processor cannot foresee them: waiting for memory would take more than half of the time.
 #[multiversion(targets("x86_64+avx2+fma"))]
-fn add_active<I: Copy + Into<u32>>(x: &[f32], starts: &[u32], indices: &[I], weights: &[f32], y: &mut [f32]) {
+fn add_active<I: Copy + Into<u32>>(
+    x: &[f32],
+    starts: &[u32],
+    indices: &[I],
+    weights: &[f32],
+    y: &mut [f32],
+) {
     let mut list = [0u32; LISTED + 1];
     for (block, channels) in x.chunks(LISTED).enumerate() {
         let mut count = 0;
@@ -384,7 +390,11 @@ fn prefetch<T>(values: &[T], start: usize, lines: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in 0..lines {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let address = values.as_ptr().wrapping_add(start).cast::<i8>().wrapping_add(64 * line);
+        let address = values
+            .as_ptr()
+            .wrapping_add(start)
+            .cast::<i8>()
+            .wrapping_add(64 * line);
         // SAFETY: a prefetch reads nothing and faults nowhere, whatever its address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
     }
