@@ -31,7 +31,11 @@ pub fn read_documents(directory: &Path) -> Result<Vec<TextDocument>, ArtifactErr
             documents.push(TextDocument { path, text });
             continue;
         }
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        for (number, line) in text
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().is_empty())
+        {
             let place = format!("{path}:{}", number + 1);
             documents.push(TextDocument {
                 text: text_of_line(line).map_err(|problem| {
@@ -55,12 +59,18 @@ fn text_of_line(line: &str) -> Result<String, String> {
     }
 }
 
-fn collect(root: &Path, directory: &Path, files: &mut Vec<(String, PathBuf)>) -> Result<(), ArtifactError> {
+fn collect(
+    root: &Path,
+    directory: &Path,
+    files: &mut Vec<(String, PathBuf)>,
+) -> Result<(), ArtifactError> {
     let entries = fs::read_dir(directory).map_err(ArtifactError::io("list", directory))?;
     for entry in entries {
         let entry = entry.map_err(ArtifactError::io("list", directory))?;
         let path = entry.path();
-        let kind = entry.file_type().map_err(ArtifactError::io("inspect", &path))?;
+        let kind = entry
+            .file_type()
+            .map_err(ArtifactError::io("inspect", &path))?;
         if kind.is_dir() {
             collect(root, &path, files)?;
         } else if kind.is_file() {

@@ -38,7 +38,10 @@ pub fn measure(
         let mut recorder = Recorder::of_sites(n_layers);
         let mut rows = TokenRows::sequences(inputs, length, device)?;
         let logits = model.forward(&mut rows, &mut recorder)?.detach();
-        Ok((logits, recorder.into_sites().iter().map(Tensor::detach).collect()))
+        Ok((
+            logits,
+            recorder.into_sites().iter().map(Tensor::detach).collect(),
+        ))
     };
     let (dense_logits, dense_sites) = run(dense)?;
     let (sparse_logits, sparse_sites) = run(sparse)?;
@@ -73,7 +76,9 @@ pub fn measure(
 pub fn mean_rms(stream: &Tensor) -> Result<f64> {
     let width = stream.dim(1)?;
     rows::with_values(stream, |values| {
-        let each = values.chunks_exact(width).map(|row| f64::from(root_mean_square(row, 0.0)));
+        let each = values
+            .chunks_exact(width)
+            .map(|row| f64::from(root_mean_square(row, 0.0)));
         each.sum::<f64>() / (values.len() / width) as f64
     })
 }

@@ -37,7 +37,11 @@ impl LeastSquares {
     pub fn add(&mut self, x: &Tensor, y: &Tensor) -> Result<()> {
         let (n_rows, inputs) = x.dims2()?;
         if inputs != self.inputs || y.dims2()? != (n_rows, self.outputs) {
-            bail!("expected rows of {} and {} values", self.inputs, self.outputs)
+            bail!(
+                "expected rows of {} and {} values",
+                self.inputs,
+                self.outputs
+            )
         }
         let add = |total: &mut [f64], part: Tensor| -> Result<()> {
             for (total, part) in total.iter_mut().zip(rows::to_vec(&part)?) {
@@ -82,7 +86,9 @@ impl LeastSquares {
             .map(|o| (mean_y[o] - (0..n).map(|i| cross[i * m + o] * mean_x[i]).sum::<f64>()) as f32)
             .collect();
         let by_input: Vec<f32> = cross.iter().map(|&value| value as f32).collect();
-        let weight = Tensor::from_vec(by_input, (n, m), &Device::Cpu)?.t()?.contiguous()?;
+        let weight = Tensor::from_vec(by_input, (n, m), &Device::Cpu)?
+            .t()?
+            .contiguous()?;
         Ok((weight, Tensor::from_vec(bias, m, &Device::Cpu)?))
     }
 }
@@ -125,14 +131,18 @@ mod tests {
 
     #[test]
     fn a_linear_map_is_found_again() -> Result<()> {
-        let noise = |count: usize, step: f32| (0..count).map(move |i| ((i as f32 + 1.0) * step).sin());
+        let noise =
+            |count: usize, step: f32| (0..count).map(move |i| ((i as f32 + 1.0) * step).sin());
         let x = Tensor::from_iter(noise(200 * 5, 1.3), &Device::Cpu)?.reshape((200, 5))?;
         let weight = Tensor::from_iter(noise(3 * 5, 0.7), &Device::Cpu)?.reshape((3, 5))?;
         let bias = Tensor::new(&[0.5f32, -2.0, 7.0], &Device::Cpu)?;
         let y = x.matmul(&weight.t()?)?.broadcast_add(&bias)?;
         let mut fit = LeastSquares::new(5, 3);
         for half in 0..2 {
-            fit.add(&x.narrow(0, half * 100, 100)?, &y.narrow(0, half * 100, 100)?)?;
+            fit.add(
+                &x.narrow(0, half * 100, 100)?,
+                &y.narrow(0, half * 100, 100)?,
+            )?;
         }
         let (found, offset) = fit.solve(1e-9)?;
         for (a, b) in [(found, weight), (offset, bias)] {

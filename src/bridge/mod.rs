@@ -60,24 +60,44 @@ impl Bridge {
         let sites = (0..n_sites)
             .map(|site| {
                 let map = |map: &str, outputs: usize, inputs: usize| {
-                    Linear::load(&weights, &format!("site.{site}.{map}"), outputs, inputs, true)
+                    Linear::load(
+                        &weights,
+                        &format!("site.{site}.{map}"),
+                        outputs,
+                        inputs,
+                        true,
+                    )
                 };
                 Ok(SiteBridge {
                     encoder: map("encoder", d_sparse, d_dense)?,
                     active,
                     decoder: map("decoder", d_dense, d_sparse)?,
-                    decoder_weight: weights.get(&tensor_name(site, "decoder", "weight"), &[d_dense, d_sparse])?,
+                    decoder_weight: weights.get(
+                        &tensor_name(site, "decoder", "weight"),
+                        &[d_dense, d_sparse],
+                    )?,
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Bridge { d_dense, d_sparse, sites })
+        Ok(Bridge {
+            d_dense,
+            d_sparse,
+            sites,
+        })
     }
 
     /// The names and shapes of a bridge's tensors.
-    pub fn tensor_shapes(n_sites: usize, d_dense: usize, d_sparse: usize) -> BTreeMap<String, Vec<usize>> {
+    pub fn tensor_shapes(
+        n_sites: usize,
+        d_dense: usize,
+        d_sparse: usize,
+    ) -> BTreeMap<String, Vec<usize>> {
         let mut shapes = BTreeMap::new();
         for site in 0..n_sites {
-            for (map, outputs, inputs) in [("encoder", d_sparse, d_dense), ("decoder", d_dense, d_sparse)] {
+            for (map, outputs, inputs) in [
+                ("encoder", d_sparse, d_dense),
+                ("decoder", d_dense, d_sparse),
+            ] {
                 shapes.insert(tensor_name(site, map, "weight"), vec![outputs, inputs]);
                 shapes.insert(tensor_name(site, map, "bias"), vec![outputs]);
             }
@@ -112,7 +132,10 @@ impl Bridge {
 
     /// Column `channel` of the decoder at a site, `[D]`.
     pub fn decoder_column(&self, site: Site, channel: usize) -> Result<Vec<f32>> {
-        self.decoder_weight(site).narrow(1, channel, 1)?.flatten_all()?.to_vec1()
+        self.decoder_weight(site)
+            .narrow(1, channel, 1)?
+            .flatten_all()?
+            .to_vec1()
     }
 }
 

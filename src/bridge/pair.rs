@@ -50,10 +50,11 @@ impl PairFiles {
     pub fn read(directory: &Path) -> Result<Self, PairError> {
         let record_path = directory.join(RECORD);
         let json = atomic::read_small(&record_path, LARGEST_RECORD)?;
-        let record: BridgeRecord = serde_json::from_slice(&json).map_err(|error| PairError::Invalid {
-            path: record_path.display().to_string(),
-            problem: error.to_string(),
-        })?;
+        let record: BridgeRecord =
+            serde_json::from_slice(&json).map_err(|error| PairError::Invalid {
+                path: record_path.display().to_string(),
+                problem: error.to_string(),
+            })?;
         let pair = PairFiles {
             dense: ModelFiles::read(&directory.join("dense"))?,
             sparse: ModelFiles::read(&directory.join("sparse"))?,
@@ -107,19 +108,30 @@ impl PairFiles {
         }
         if self.record.sites.len() != dense.n_sites() {
             let (found, expected) = (self.record.sites.len(), dense.n_sites());
-            return Err(format!("{RECORD} describes {found} sites, the models have {expected}"));
+            return Err(format!(
+                "{RECORD} describes {found} sites, the models have {expected}"
+            ));
         }
         let fraction = self.record.encoder_fraction;
         if !(fraction > 0.0 && fraction <= 1.0) {
-            return Err(format!("encoder_fraction is {fraction}; it must be above 0 and at most 1"));
+            return Err(format!(
+                "encoder_fraction is {fraction}; it must be above 0 and at most 1"
+            ));
         }
         for (name, shape) in Bridge::tensor_shapes(dense.n_sites(), dense.d_model, sparse.d_model) {
             match self.tensors.get(&name) {
                 Some(tensor) if tensor.dims() == shape => {}
                 Some(tensor) => {
-                    return Err(format!("{WEIGHTS}: {name} has shape {:?}, expected {shape:?}", tensor.dims()));
+                    return Err(format!(
+                        "{WEIGHTS}: {name} has shape {:?}, expected {shape:?}",
+                        tensor.dims()
+                    ));
                 }
-                None => return Err(format!("{WEIGHTS}: has no {name}, expected one of shape {shape:?}")),
+                None => {
+                    return Err(format!(
+                        "{WEIGHTS}: has no {name}, expected one of shape {shape:?}"
+                    ));
+                }
             }
         }
         Ok(())

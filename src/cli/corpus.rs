@@ -27,19 +27,28 @@ pub struct CorpusArguments {
 
 impl CorpusArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let split = if self.held_out { Split::HeldOut } else { Split::Train };
+        let split = if self.held_out {
+            Split::HeldOut
+        } else {
+            Split::Train
+        };
         let programs = CorpusGenerator::new(self.seed, split).take(self.documents);
-        atomic::write_with(&self.output, |file| -> Result<(), crate::artifacts::ArtifactError> {
-            for text in programs {
-                let line = serde_json::json!({ "text": text });
-                writeln!(file, "{line}").map_err(|source| crate::artifacts::ArtifactError::Io {
-                    action: "write",
-                    path: self.output.clone(),
-                    source,
-                })?;
-            }
-            Ok(())
-        })
+        atomic::write_with(
+            &self.output,
+            |file| -> Result<(), crate::artifacts::ArtifactError> {
+                for text in programs {
+                    let line = serde_json::json!({ "text": text });
+                    writeln!(file, "{line}").map_err(|source| {
+                        crate::artifacts::ArtifactError::Io {
+                            action: "write",
+                            path: self.output.clone(),
+                            source,
+                        }
+                    })?;
+                }
+                Ok(())
+            },
+        )
         .with_context(|| format!("could not write {}", self.output.display()))
     }
 }

@@ -52,15 +52,23 @@ impl TrainArguments {
             }
             Kind::Dense => {
                 let recipe: recipe::ModelRecipe = recipe::read(&self.recipe)?;
-                anyhow::ensure!(recipe.sparsity.is_none(), "a dense model's recipe has no [sparsity]");
+                anyhow::ensure!(
+                    recipe.sparsity.is_none(),
+                    "a dense model's recipe has no [sparsity]"
+                );
                 model::train_model(&recipe, &device, self.mode())?;
             }
             Kind::Sparse => {
                 let recipe: recipe::ModelRecipe = recipe::read(&self.recipe)?;
-                anyhow::ensure!(recipe.sparsity.is_some(), "a sparse model's recipe needs [sparsity]");
+                anyhow::ensure!(
+                    recipe.sparsity.is_some(),
+                    "a sparse model's recipe needs [sparsity]"
+                );
                 model::train_model(&recipe, &device, self.mode())?;
             }
-            Kind::Bridge => bridge::train_bridge(&recipe::read(&self.recipe)?, &device, self.mode())?,
+            Kind::Bridge => {
+                bridge::train_bridge(&recipe::read(&self.recipe)?, &device, self.mode())?
+            }
         }
         Ok(())
     }
@@ -71,7 +79,9 @@ fn device(name: &str) -> anyhow::Result<Device> {
     match name.split_once(':') {
         None if name == "cpu" => Ok(Device::Cpu),
         Some(("cuda", index)) => Ok(Device::new_cuda(index.parse()?)?),
-        _ => anyhow::bail!("{name:?} is no device; use cpu, or cuda:0 in a build with --features cuda"),
+        _ => anyhow::bail!(
+            "{name:?} is no device; use cpu, or cuda:0 in a build with --features cuda"
+        ),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Strings of real Python files as pairs: the code up to a string's closing quote, and the same with that string
 //! opened by the other quote.
 
+use std::ops::Range;
+
 use super::EvaluationError;
 use crate::features::paired_models::PairedModels;
 use crate::features::question::PromptPair;
@@ -23,17 +25,26 @@ pub struct Literal {
 /// The plain one-line string literals of Python code: no prefix, no escape, no quote of either kind inside, and
 /// not triple-quoted.
 pub fn literals(code: &str) -> Vec<Literal> {
+    scan(code).1
+}
+
+/// Where the strings and comments of Python code are.
+pub fn strings_and_comments(code: &str) -> Vec<Range<usize>> {
+    scan(code).0
+}
+
+fn scan(code: &str) -> (Vec<Range<usize>>, Vec<Literal>) {
     let bytes = code.as_bytes();
-    let mut found = Vec::new();
+    let (mut spans, mut found) = (Vec::new(), Vec::new());
     let mut at = 0;
     while at < bytes.len() {
+        let start = at;
         match bytes[at] {
             b'#' => at += line_end(&bytes[at..]),
+            quote @ (b'"' | b'\'') if bytes[at..].starts_with(&[quote; 3]) => {
+                at = end_of_triple(bytes, at, quote);
+            }
             quote @ (b'"' | b'\'') => {
-                if bytes[at..].starts_with(&[quote; 3]) {
-                    at = end_of_triple(bytes, at, quote);
-                    continue;
-                }
                 let (end, plain) = end_of_string(bytes, at, quote);
                 let prefixed = at > 0 && bytes[at - 1].is_ascii_alphanumeric();
                 let length = end.saturating_sub(at + 1);
@@ -46,10 +57,14 @@ pub fn literals(code: &str) -> Vec<Literal> {
                 }
                 at = end + 1;
             }
-            _ => at += 1,
+            _ => {
+                at += 1;
+                continue;
+            }
         }
+        spans.push(start..at);
     }
-    found
+    (spans, found)
 }
 
 fn line_end(bytes: &[u8]) -> usize {

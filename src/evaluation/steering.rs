@@ -1,10 +1,10 @@
 //! The dose-response curve: how probable the counterfactual's token becomes as a feature is steered harder.
 //!
 //! Held-out pairs of a task, one feature at one place, patched at strengths 0, 0.1 ... 1. Beside the steered arm
-//! two random ones of equal norm at every token, and, for orientation, what a dense direction found without any
-//! sparse model does: the mean difference of the dense stream (counterfactual less presented) at the same site
-//! and the prompts' last token over training pairs, added there at that token. Where the fact has not reached the last token
-//! yet, that direction can do nothing. Intervals are 95%, by bootstrap over the pairs.
+//! two random ones of equal norm at every token, and, for orientation, what the dense model's own mean difference
+//! does, found without any sparse model: counterfactual less presented over training pairs, at the same site,
+//! averaged apart for the first token that differs, the last token, and those between, and added at each.
+//! Intervals are 95%, by bootstrap over the pairs.
 
 use std::fmt::Write as _;
 
@@ -14,11 +14,11 @@ use super::EvaluationError;
 use super::controls;
 use super::interval::Interval;
 use super::plot::{Curve, Plot, PlotPoint};
-use crate::features::patching::Patching;
+use crate::features::patching::{Part, Patching};
 use crate::features::question::Answers;
 use crate::features::route::Route;
 use crate::interventions::request::Write;
-use crate::models::location::Place;
+use crate::models::location::{Place, Site};
 
 /// What the curves are drawn for.
 #[derive(Debug, Clone)]
@@ -84,12 +84,7 @@ pub fn dose_response(
     let steered = patch.group(&dose.channels, 1.0);
     let random = controls::random(held_out, &patch, &steered, dose.seed);
     let feature = controls::random_feature(held_out, &patch, &dose.channels, &steered, dose.seed)?;
-    let difference = train.dense_mean_difference(site)?;
-    let width = difference.len();
-    let mut means = vec![0f32; held_out.rows() * width];
-    for &row in held_out.last_rows() {
-        means[row as usize * width..][..width].copy_from_slice(&difference);
-    }
+    let means = mean_differences(held_out, train, site)?;
     let mut curves = Vec::new();
     for (arm, change) in ARMS.into_iter().zip([steered, random, feature, means]) {
         let mut points = Vec::new();
@@ -109,6 +104,25 @@ pub fn dose_response(
         right: right.iter().filter(|right| **right).count(),
         curves,
     })
+}
+
+/// The training pairs' mean differences at the rows of the held-out ones.
+fn mean_differences(
+    held_out: &Patching,
+    train: &Patching,
+    site: Site,
+) -> Result<Vec<f32>, EvaluationError> {
+    let differences = train.dense_mean_differences(site)?;
+    let mut change = Vec::new();
+    for part in held_out.parts() {
+        let difference = match part {
+            Part::First => &differences[0],
+            Part::Between => &differences[1],
+            Part::Last => &differences[2],
+        };
+        change.extend_from_slice(difference);
+    }
+    Ok(change)
 }
 
 fn point(strength: f64, answers: &Answers, right: &[bool]) -> DosePoint {

@@ -8,10 +8,10 @@ use super::ngram::{Counts, Interpolated, Order};
 use super::real_strings::{Literal, literals, text_pair};
 use super::steering::{ARMS, Dose, dose_response};
 use super::task_table::geometric_share;
-use super::unrelated::{set_everywhere, typical_value};
+use super::unrelated::{code_without_strings, set_everywhere, typical_value};
 use super::{controls, report};
 use crate::features::paired_models::PairedModels;
-use crate::features::patching::Patching;
+use crate::features::patching::{Part, Patching};
 use crate::features::question::{PromptPair, Question};
 use crate::features::route::Route;
 use crate::features::test_pair::{LAYERS, random_pair};
@@ -253,6 +253,24 @@ fn a_literals_pair_swaps_its_own_quotes_only() {
         pair.presented.prompt
     );
     assert!(pair.presented.prompt.len() < 300);
+}
+
+#[test]
+fn unrelated_prompts_begin_and_end_in_code() {
+    let code = "\"\"\"Doc\nstring.\n\"\"\"\nimport os  # not 'open\ntext = 'a long string here'\nif os.name == other:\n    pass\n";
+    // The lines before it are a docstring, a comment from their middle on, or a string.
+    let found = code_without_strings(code, 1).unwrap();
+    assert!(found.ends_with("if os.name =="), "{found:?}");
+    assert!(found.starts_with("\"\"\"Doc"), "{found:?}");
+    assert_eq!(code_without_strings("x = 'never closed\n", 0), None);
+}
+
+#[test]
+fn rows_are_told_apart_by_where_they_stand() {
+    let models = PairedModels::new(&random_pair(23)).unwrap();
+    let patching = Patching::new(&models, pairs(), &[]).unwrap();
+    let expected = [Part::First, Part::Between, Part::Last].repeat(10);
+    assert_eq!(patching.parts(), expected);
 }
 
 #[test]

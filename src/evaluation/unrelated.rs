@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use serde::Serialize;
 
 use super::EvaluationError;
+use super::real_strings::strings_and_comments;
 use crate::features::paired_models::PairedModels;
 use crate::features::patching::Patching;
 use crate::features::prompt_run::PromptRun;
@@ -17,6 +18,9 @@ use crate::interventions::request::{WeightedChannel, Write};
 use crate::models::location::Place;
 use crate::numerics::loss::kl_divergence;
 use crate::numerics::rows;
+
+/// Prompts cut from code have at most this many bytes.
+const CONTEXT: usize = 240;
 
 /// What setting the feature did.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -101,8 +105,8 @@ fn effect(
     })
 }
 
-/// Cuts prompts without an open string from code: each ends at the end of a line of one of the documents, and
-/// holds at most `longest` tokens.
+/// Cuts prompts from code, one a document, each ending inside a line but in no string or comment, and holding at
+/// most `longest` tokens.
 pub fn prompts_without_strings(
     models: &PairedModels,
     documents: &[String],
@@ -115,31 +119,39 @@ pub fn prompts_without_strings(
         if prompts.len() == count {
             break;
         }
-        let lines: Vec<&str> = document.split_inclusive('\n').collect();
-        // A different depth into each document, and never a line of a triple-quoted string.
-        let end = 4 + index % 16;
-        if lines.len() <= end {
-            continue;
-        }
-        let text: String = lines[..end].concat();
-        let (before, line) = text.split_at(text.len() - lines[end - 1].len());
-        let words = line.trim_end();
-        if words.trim().is_empty()
-            || [before, words]
-                .iter()
-                .any(|part| part.contains("\"\"\"") || part.contains("'''"))
-        {
-            continue;
-        }
-        let cut = words.len() - words.len() / 3;
-        let Some(start) = words.get(..cut) else {
+        // A different depth into each document.
+        let Some(text) = code_without_strings(document, 4 + index % 16) else {
             continue;
         };
-        if start.trim().is_empty() || start.contains(['"', '\'', '#']) {
-            continue;
+        let tokens = tokenizer.encode(text)?;
+        if !tokens.is_empty() && tokens.len() <= longest {
+            prompts.push(tokens);
         }
-        let tokens = tokenizer.encode(&format!("{before}{start}"))?;
-        prompts.push(tokens[tokens.len().saturating_sub(longest)..].to_vec());
     }
     Ok(prompts)
+}
+
+/// Some whole lines and the beginning of another, from line `first_line` on: neither the beginning nor the end is
+/// inside a string or a comment.
+pub fn code_without_strings(code: &str, first_line: usize) -> Option<&str> {
+    let spans = strings_and_comments(code);
+    let outside = |at: usize| !spans.iter().any(|span| span.start < at && at < span.end);
+    let ends_outside = |at: usize| !spans.iter().any(|span| span.start < at && at <= span.end);
+    let mut starts = vec![0];
+    starts.extend(code.match_indices('\n').map(|(at, _)| at + 1));
+    for (line, pair) in starts.windows(2).enumerate().skip(first_line) {
+        let text = &code[pair[0]..pair[1]];
+        let words = text.trim_end();
+        let indent = words.len() - words.trim_start().len();
+        // Two thirds of the line's words.
+        let end = pair[0] + indent + (words.len() - indent) * 2 / 3;
+        if end <= pair[0] + indent || !code.is_char_boundary(end) || !ends_outside(end) {
+            continue;
+        }
+        let begins = |&&start: &&usize| end - start <= CONTEXT && outside(start);
+        if let Some(&start) = starts[..=line].iter().find(begins) {
+            return Some(&code[start..end]);
+        }
+    }
+    None
 }

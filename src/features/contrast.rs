@@ -2,7 +2,7 @@
 //!
 //! The search is for the smallest group of channels whose patch flips at least half of the pairs. First-order
 //! effects choose the candidates, the patch's real effect on all pairs decides: forward selection, one channel
-//! at a time, the gradient taken again where the group has brought the answers; once enough pairs flip, every
+//! at a time, the gradient taken again as the group grows; once enough pairs flip, every
 //! member is tried without, and the rest is put in order again. A group is therefore a *ranking*: its first `n`
 //! channels are what is patched where `n` channels are asked for.
 
@@ -241,6 +241,8 @@ impl<'s, 'm> Selection<'s, 'm> {
     /// Adds the best channel until the target is reached, or past it once it has been.
     fn forward(&mut self, ranking: Option<&[ChannelEffect]>) -> Result<(), FeatureError> {
         let stop_at_target = !self.reached();
+        // Effects change as the group grows, ever more slowly: the gradient is taken again when it has doubled.
+        let mut effects: Option<Vec<f64>> = None;
         while self.group.len() < self.options.most_channels {
             if stop_at_target && self.reached() {
                 break;
@@ -255,9 +257,18 @@ impl<'s, 'm> Selection<'s, 'm> {
                     ranking.iter().map(|effect| effect.channel).collect()
                 }
                 _ => {
-                    let gradient = self.slopes.gradient(&self.patch, &self.change, ENOUGH)?;
-                    let effects = self.patch.first_order(&gradient);
-                    strongest(&effects, self.options.candidates, &members)
+                    let stale = members.len().is_power_of_two();
+                    let latest = match effects.take().filter(|_| !stale) {
+                        Some(effects) => effects,
+                        None => {
+                            let gradient =
+                                self.slopes.gradient(&self.patch, &self.change, ENOUGH)?;
+                            self.patch.first_order(&gradient)
+                        }
+                    };
+                    let candidates = strongest(&latest, self.options.candidates, &members);
+                    effects = Some(latest);
+                    candidates
                 }
             };
             if !self.add_best(&candidates)? {

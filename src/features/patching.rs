@@ -25,8 +25,8 @@ pub struct Patching<'m> {
     sparse: PromptRun<'m>,
     /// The sparse model on the counterfactual prompts, `[rows, width]` each.
     counterfactual: BTreeMap<Place, Tensor>,
-    /// The dense stream at the counterfactual prompts' last tokens, `[pairs, D]` for each site.
-    dense_counterfactual_last: Vec<Tensor>,
+    /// The dense stream on the counterfactual prompts, `[rows, D]` for each site.
+    dense_counterfactual: Vec<Tensor>,
     pub answers: UneditedAnswers,
 }
 
@@ -93,9 +93,8 @@ impl<'m> Patching<'m> {
         let sparse = run(&models.sparse, &presented, places)?;
         let dense_other = run(&models.dense, &counterfactual, &[])?;
         let sparse_other = run(&models.sparse, &counterfactual, places)?;
-        let last = Tensor::new(dense.last_rows(), &candle_core::Device::Cpu)?;
-        let dense_counterfactual_last = Site::all(models.n_layers())
-            .map(|site| dense_other.value(Place::Site(site))?.index_select(&last, 0))
+        let dense_counterfactual = Site::all(models.n_layers())
+            .map(|site| dense_other.value(Place::Site(site)).cloned())
             .collect::<CandleResult<_>>()?;
         let sites = Site::all(models.n_layers()).map(Place::Site);
         let counterfactual = sites
@@ -114,7 +113,7 @@ impl<'m> Patching<'m> {
             dense,
             sparse,
             counterfactual,
-            dense_counterfactual_last,
+            dense_counterfactual,
             answers,
         })
     }
@@ -210,17 +209,54 @@ impl<'m> Patching<'m> {
         self.dense.kept().iter().map(|at| (at.slot, at.position))
     }
 
-    /// Mean over the pairs of the dense stream's difference, counterfactual less presented, at the prompts' last
-    /// token: `[D]`.
-    pub fn dense_mean_difference(&self, site: Site) -> CandleResult<Vec<f32>> {
-        let last = Tensor::new(self.dense.last_rows(), &candle_core::Device::Cpu)?;
-        let presented = self
-            .dense
-            .value(Place::Site(site))?
-            .index_select(&last, 0)?;
-        let difference = (&self.dense_counterfactual_last[site.index()] - presented)?;
-        rows::to_vec(&difference.mean(0)?)
+    /// Mean difference of the dense stream, counterfactual less presented, over the rows of each [`Part`]: `[D]`
+    /// each, in the order of [`Part::ALL`].
+    pub fn dense_mean_differences(&self, site: Site) -> CandleResult<[Vec<f32>; 3]> {
+        let presented = self.dense.value(Place::Site(site))?;
+        let difference = (&self.dense_counterfactual[site.index()] - presented)?;
+        let width = difference.dim(1)?;
+        let values = rows::to_vec(&difference)?;
+        let parts = self.parts();
+        Ok(Part::ALL.map(|part| {
+            let mut mean = vec![0f32; width];
+            let rows = values.chunks_exact(width).zip(&parts);
+            let rows: Vec<&[f32]> = rows
+                .filter(|(_, of)| **of == part)
+                .map(|(row, _)| row)
+                .collect();
+            for row in &rows {
+                for (mean, value) in mean.iter_mut().zip(*row) {
+                    *mean += value / rows.len() as f32;
+                }
+            }
+            mean
+        }))
     }
+
+    /// The part of its prompt that each row is.
+    pub fn parts(&self) -> Vec<Part> {
+        let pairs: Vec<usize> = self.pair_of_rows().collect();
+        let part = |row: usize| match (row.checked_sub(1), pairs.get(row + 1)) {
+            (_, next) if next != Some(&pairs[row]) => Part::Last,
+            (Some(before), _) if pairs[before] == pairs[row] => Part::Between,
+            _ => Part::First,
+        };
+        (0..pairs.len()).map(part).collect()
+    }
+}
+
+/// Where in a prompt a row stands, from the first difference on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The first token that differs, unless it is the last.
+    First,
+    Between,
+    /// The prompt's last token.
+    Last,
+}
+
+impl Part {
+    pub const ALL: [Part; 3] = [Part::First, Part::Between, Part::Last];
 }
 
 /// What patching each channel of one place would add to the edited model, at every row.

@@ -14,6 +14,11 @@ use crate::models::location::Place;
 /// Group sizes a screening looks at.
 const SCREENED_SIZES: [usize; 5] = [1, 2, 4, 8, 16];
 
+/// Places that the screening gave up on are searched in earnest only while fewer than this many have been.
+const HOPELESS_REFINED: usize = 2;
+/// The badness of such a place is above this.
+const HOPELESS: f64 = 16.0;
+
 /// A place as the screening sees it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Screened {
@@ -71,6 +76,9 @@ pub fn search(
     let screened = screen(patching, slopes, places, options.target_flips)?;
     let mut found: Vec<Contrast> = Vec::new();
     for place in screened.iter().take(refined.max(1)) {
+        if found.len() >= HOPELESS_REFINED && place.badness > HOPELESS {
+            break;
+        }
         let best = found
             .iter()
             .filter_map(|contrast| contrast.channels_to_flip)
@@ -81,13 +89,16 @@ pub fn search(
             give_up_after: best.map(|best| best + 1),
             ..*options
         };
-        found.push(contrast(
-            patching,
-            slopes,
-            place.place,
-            place.route,
-            &options,
-        )?);
+        let contrast = contrast(patching, slopes, place.place, place.route, &options)?;
+        tracing::debug!(
+            place = %place.place,
+            route = %place.route,
+            screened = place.badness,
+            channels = contrast.group.len(),
+            to_flip = ?contrast.channels_to_flip,
+            "searched"
+        );
+        found.push(contrast);
     }
     found.sort_by(|one, other| one.badness().total_cmp(&other.badness()));
     if options.beyond_target

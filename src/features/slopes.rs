@@ -17,8 +17,9 @@ use crate::numerics::rows;
 
 /// Sequences a bucket; lengths within one differ little.
 const BUCKET: usize = 16;
-/// A first-order estimate does not need more pairs than this.
-const MOST_PAIRS: usize = 32;
+/// A first-order estimate does not need more pairs than this; the sparse model is wider, its gradients dearer.
+const MOST_DENSE_PAIRS: usize = 32;
+const MOST_SPARSE_PAIRS: usize = 16;
 
 /// Some of a [`Patching`]'s pairs, padded, with one model's residual stream at every site.
 pub struct Slopes<'m> {
@@ -43,13 +44,13 @@ struct Bucket {
 impl<'m> Slopes<'m> {
     /// Prepares the pairs that the model edited by `route` gets right, or the first of them.
     pub fn new(patching: &Patching<'m>, route: Route) -> Result<Self> {
-        let model = match route {
-            Route::Native => &patching.models.sparse_frozen,
-            Route::Bridge(_) => &patching.models.dense_frozen,
+        let (model, most_pairs) = match route {
+            Route::Native => (&patching.models.sparse_frozen, MOST_SPARSE_PAIRS),
+            Route::Bridge(_) => (&patching.models.dense_frozen, MOST_DENSE_PAIRS),
         };
         let right = patching.right(route);
         let mut chosen: Vec<usize> = (0..right.len()).filter(|&pair| right[pair]).collect();
-        chosen.truncate(MOST_PAIRS);
+        chosen.truncate(most_pairs);
         chosen.sort_by_key(|&pair| patching.pairs[pair].presented.len());
         let buckets = chosen
             .chunks(BUCKET)

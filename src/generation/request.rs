@@ -128,7 +128,10 @@ pub enum EngineError {
     },
     /// No model or bridge of that name.
     #[error("{message}")]
-    NotFound { message: String, param: Option<String> },
+    NotFound {
+        message: String,
+        param: Option<String>,
+    },
     /// The engine failed; the request may be tried again.
     #[error("the engine failed: {0}")]
     Failed(String),

@@ -24,7 +24,9 @@ use crate::numerics::rows;
 pub enum NotCarried {
     #[error("channel {channel} of {place} is positional: it has no place in the residual stream")]
     Positional { place: Place, channel: usize },
-    #[error("channel {channel} of {place} has a gain of zero in the sparse model's norm: nothing reads it")]
+    #[error(
+        "channel {channel} of {place} has a gain of zero in the sparse model's norm: nothing reads it"
+    )]
     ZeroGain { place: Place, channel: usize },
     #[error("{place} is not a sublayer's input: only `residual` can write it")]
     NoSublayer { place: Place },
@@ -64,7 +66,11 @@ impl Carrier {
         if !is_sublayer_input(place) {
             return Ok(match write {
                 Write::Sublayer => Err(NotCarried::NoSublayer { place }),
-                Write::Residual => Ok(Carrier { target: Place::Site(site), columns, times_sparse_rms: false }),
+                Write::Residual => Ok(Carrier {
+                    target: Place::Site(site),
+                    columns,
+                    times_sparse_rms: false,
+                }),
             });
         }
         let gains = input_gains(sparse, site)?;
@@ -76,7 +82,11 @@ impl Carrier {
             column.iter_mut().for_each(|value| *value *= inverse);
         }
         if write == Write::Residual {
-            return Ok(Ok(Carrier { target: Place::Site(site), columns, times_sparse_rms: true }));
+            return Ok(Ok(Carrier {
+                target: Place::Site(site),
+                columns,
+                times_sparse_rms: true,
+            }));
         }
         let dense_gains = input_gains(dense, site)?;
         for column in &mut columns {
@@ -88,13 +98,21 @@ impl Carrier {
                 *value *= gain * rms_ratio as f32;
             }
         }
-        Ok(Ok(Carrier { target: place, columns, times_sparse_rms: false }))
+        Ok(Ok(Carrier {
+            target: place,
+            columns,
+            times_sparse_rms: false,
+        }))
     }
 
     /// Adds to `delta [D]` what the `changes` of the channels (in the order they were named) do at one token,
     /// whose sparse stream at the site has root mean square `sparse_rms`.
     pub fn add(&self, changes: &[f32], sparse_rms: f32, delta: &mut [f32]) {
-        let factor = if self.times_sparse_rms { sparse_rms } else { 1.0 };
+        let factor = if self.times_sparse_rms {
+            sparse_rms
+        } else {
+            1.0
+        };
         for (column, &change) in self.columns.iter().zip(changes) {
             let change = change * factor;
             if change != 0.0 {

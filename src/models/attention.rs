@@ -27,7 +27,12 @@ impl Attention {
     pub fn load(weights: &Weights, config: &TransformerConfig, layer: usize) -> Result<Self> {
         let at = |name: &str| format!("transformer.h.{layer}.{name}");
         let (d_read, d_attention) = (config.d_read(), config.d_attention());
-        let input = SublayerInput::load(weights, config, (&at("ln_1"), &at("ln_p1")), ActiveLocation::AttnIn)?;
+        let input = SublayerInput::load(
+            weights,
+            config,
+            (&at("ln_1"), &at("ln_p1")),
+            ActiveLocation::AttnIn,
+        )?;
         let joint = weights.get(&at("attn.c_attn.weight"), &[3 * d_attention, d_read])?;
         let joint_bias = match config.bias {
             true => Some(weights.get(&at("attn.c_attn.bias"), &[3 * d_attention])?),
@@ -53,8 +58,17 @@ impl Attention {
                 Active::at(config, ActiveLocation::AttnOut, config.d_model),
             ],
             sinks: sinks(weights, config, &at("attn.attn_imp.sink_logit"), device)?,
-            heads: Heads { count: config.n_heads, d_head: config.d_head },
-            project: Linear::load(weights, &at("attn.c_proj"), config.d_model, d_attention, config.bias)?,
+            heads: Heads {
+                count: config.n_heads,
+                d_head: config.d_head,
+            },
+            project: Linear::load(
+                weights,
+                &at("attn.c_proj"),
+                config.d_model,
+                d_attention,
+                config.bias,
+            )?,
         })
     }
 
@@ -66,16 +80,32 @@ impl Attention {
         rows: &mut TokenRows,
         tap: &mut dyn ResidualTap,
     ) -> Result<Tensor> {
-        let node = |kind| Place::Node(Node { layer: self.layer, kind });
+        let node = |kind| {
+            Place::Node(Node {
+                layer: self.layer,
+                kind,
+            })
+        };
         let x = tap.visit(node(NodeKind::AttnIn), self.input.forward(h, positional)?)?;
-        let q = tap.visit(node(NodeKind::Q), self.active[0].forward(self.q.forward(&x)?)?)?;
-        let k = tap.visit(node(NodeKind::K), self.active[1].forward(self.k.forward(&x)?)?)?;
-        let v = tap.visit(node(NodeKind::V), self.active[2].forward(self.v.forward(&x)?)?)?;
+        let q = tap.visit(
+            node(NodeKind::Q),
+            self.active[0].forward(self.q.forward(&x)?)?,
+        )?;
+        let k = tap.visit(
+            node(NodeKind::K),
+            self.active[1].forward(self.k.forward(&x)?)?,
+        )?;
+        let v = tap.visit(
+            node(NodeKind::V),
+            self.active[2].forward(self.v.forward(&x)?)?,
+        )?;
         let y = match &mut rows.arrangement {
             Arrangement::Sequences { length } => {
                 causal_attention(&q, &k, &v, &self.sinks, self.heads, *length)?
             }
-            Arrangement::Cached { at, cache } => cache.attend(self.layer, at, &q, &k, &v, &self.sinks)?,
+            Arrangement::Cached { at, cache } => {
+                cache.attend(self.layer, at, &q, &k, &v, &self.sinks)?
+            }
         };
         let y = tap.visit(node(NodeKind::AttnY), y)?;
         let delta = self.active[3].forward(self.project.forward(&y)?)?;

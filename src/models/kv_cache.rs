@@ -36,10 +36,16 @@ pub struct CacheRow {
 impl KvCache {
     /// Room for `slots` sequences of at most `capacity` tokens.
     pub fn new(config: &TransformerConfig, slots: usize, capacity: usize) -> Self {
-        let heads = Heads { count: config.n_heads, d_head: config.d_head };
+        let heads = Heads {
+            count: config.n_heads,
+            d_head: config.d_head,
+        };
         let capacity = padded(capacity);
         let size = slots * capacity * config.d_attention();
-        let layer = || LayerCache { keys: vec![0.0; size], values: vec![0.0; size] };
+        let layer = || LayerCache {
+            keys: vec![0.0; size],
+            values: vec![0.0; size],
+        };
         KvCache {
             slots,
             capacity,
@@ -65,10 +71,22 @@ impl KvCache {
         sinks: &Tensor,
     ) -> Result<Tensor> {
         let width = self.heads.count * self.heads.d_head;
-        if let Some(bad) = at.iter().find(|row| row.slot >= self.slots || row.position >= self.capacity) {
-            bail!("{bad:?} is outside a cache of {} slots of {}", self.slots, self.capacity)
+        if let Some(bad) = at
+            .iter()
+            .find(|row| row.slot >= self.slots || row.position >= self.capacity)
+        {
+            bail!(
+                "{bad:?} is outside a cache of {} slots of {}",
+                self.slots,
+                self.capacity
+            )
         }
-        let (q, k, v, sinks) = (rows::to_vec(q)?, rows::to_vec(k)?, rows::to_vec(v)?, rows::to_vec(sinks)?);
+        let (q, k, v, sinks) = (
+            rows::to_vec(q)?,
+            rows::to_vec(k)?,
+            rows::to_vec(v)?,
+            rows::to_vec(sinks)?,
+        );
         let LayerCache { keys, values } = &mut self.layers[layer];
         let (slot_size, d_head) = (self.capacity * width, self.heads.d_head);
         for (row, at) in at.iter().enumerate() {
@@ -77,7 +95,8 @@ impl KvCache {
                 keys[slot + channel * self.capacity + at.position] = key;
             }
             for (head, v) in v[row * width..][..width].chunks_exact(d_head).enumerate() {
-                values[slot + (head * self.capacity + at.position) * d_head..][..d_head].copy_from_slice(v);
+                values[slot + (head * self.capacity + at.position) * d_head..][..d_head]
+                    .copy_from_slice(v);
             }
         }
         let mut output = vec![0f32; q.len()];
@@ -95,7 +114,15 @@ impl KvCache {
                     stride: d_head,
                 };
                 let q = &q[row * width + head * d_head..][..d_head];
-                attend(q, keys, values, sinks[head], at.position + 1, &mut weights, out);
+                attend(
+                    q,
+                    keys,
+                    values,
+                    sinks[head],
+                    at.position + 1,
+                    &mut weights,
+                    out,
+                );
             }
         };
         if at.len() == 1 {

@@ -60,7 +60,11 @@ impl<'a> Weights<'a> {
 #[derive(Debug, Clone)]
 pub enum Linear {
     /// Plain matrices: training, and every device but the CPU.
-    Matrix { weight: Tensor, bias: Option<Tensor>, frozen: bool },
+    Matrix {
+        weight: Tensor,
+        bias: Option<Tensor>,
+        frozen: bool,
+    },
     /// Inference on the CPU.
     Columns(Arc<Columns>),
 }
@@ -69,13 +73,26 @@ impl Linear {
     /// From `weight [out, in]` and `bias [out]`, held as `purpose` needs it.
     pub fn new(weight: Tensor, bias: Option<Tensor>, purpose: Purpose) -> Result<Self> {
         if purpose == Purpose::Inference && weight.device().is_cpu() {
-            return Ok(Linear::Columns(Arc::new(Columns::new(&weight, bias.as_ref())?)));
+            return Ok(Linear::Columns(Arc::new(Columns::new(
+                &weight,
+                bias.as_ref(),
+            )?)));
         }
         let frozen = purpose != Purpose::Training;
-        Ok(Linear::Matrix { weight, bias, frozen })
+        Ok(Linear::Matrix {
+            weight,
+            bias,
+            frozen,
+        })
     }
 
-    pub fn load(weights: &Weights, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Self> {
+    pub fn load(
+        weights: &Weights,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+        bias: bool,
+    ) -> Result<Self> {
         let weight = weights.get(&format!("{name}.weight"), &[outputs, inputs])?;
         let bias = match bias {
             true => Some(weights.get(&format!("{name}.bias"), &[outputs])?),
@@ -86,7 +103,11 @@ impl Linear {
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Linear::Matrix { weight, bias, frozen } => linear::linear(x, weight, bias.as_ref(), *frozen),
+            Linear::Matrix {
+                weight,
+                bias,
+                frozen,
+            } => linear::linear(x, weight, bias.as_ref(), *frozen),
             Linear::Columns(columns) => columns.forward(x),
         }
     }
@@ -123,7 +144,9 @@ impl NormLayer {
         let epsilon = self.kind.epsilon();
         match self.kind {
             Norm::Rms => norm::rms_norm(x, &self.gain, epsilon),
-            Norm::Layer | Norm::LayerNoBias => norm::layer_norm(x, &self.gain, self.bias.as_ref(), epsilon),
+            Norm::Layer | Norm::LayerNoBias => {
+                norm::layer_norm(x, &self.gain, self.bias.as_ref(), epsilon)
+            }
         }
     }
 }
@@ -184,7 +207,12 @@ impl SublayerInput {
 }
 
 /// A head's sink logits `[heads]`; minus infinity where the model has none.
-pub fn sinks(weights: &Weights, config: &TransformerConfig, name: &str, device: &Device) -> Result<Tensor> {
+pub fn sinks(
+    weights: &Weights,
+    config: &TransformerConfig,
+    name: &str,
+    device: &Device,
+) -> Result<Tensor> {
     match config.attention_sinks {
         true => weights.get(name, &[config.n_heads]),
         false => Tensor::full(f32::NEG_INFINITY, config.n_heads, device),

@@ -33,12 +33,18 @@ impl Site {
 
     /// The stream as layer `layer`'s attention finds it.
     pub fn before_attention(layer: usize, n_layers: usize) -> Self {
-        Site { index: 2 * layer, n_layers }
+        Site {
+            index: 2 * layer,
+            n_layers,
+        }
     }
 
     /// The stream between layer `layer`'s attention and its MLP.
     pub fn before_mlp(layer: usize, n_layers: usize) -> Self {
-        Site { index: 2 * layer + 1, n_layers }
+        Site {
+            index: 2 * layer + 1,
+            n_layers,
+        }
     }
 
     pub fn index(self) -> usize {
@@ -220,8 +226,13 @@ impl ParsedPlace {
             ParsedPlace::ResidIn(layer) => {
                 Place::Site(Site::before_attention(layer_exists(layer)?, n_layers))
             }
-            ParsedPlace::ResidMid(layer) => Place::Site(Site::before_mlp(layer_exists(layer)?, n_layers)),
-            ParsedPlace::FinalResid => Place::Site(Site { index: 2 * n_layers, n_layers }),
+            ParsedPlace::ResidMid(layer) => {
+                Place::Site(Site::before_mlp(layer_exists(layer)?, n_layers))
+            }
+            ParsedPlace::FinalResid => Place::Site(Site {
+                index: 2 * n_layers,
+                n_layers,
+            }),
             ParsedPlace::Node(node) => {
                 layer_exists(node.layer)?;
                 Place::Node(node)
@@ -287,7 +298,9 @@ impl<'de> Deserialize<'de> for PlaceName {
         let name = String::deserialize(deserializer)?;
         match name.parse::<ParsedPlace>() {
             Ok(_) => Ok(PlaceName(name)),
-            Err(()) => Err(serde::de::Error::custom(format!("{name:?} is not a place's name"))),
+            Err(()) => Err(serde::de::Error::custom(format!(
+                "{name:?} is not a place's name"
+            ))),
         }
     }
 }
@@ -307,7 +320,15 @@ mod tests {
 
     #[test]
     fn names_of_other_models_are_refused() {
-        for name in ["3.resid_in", "0.attn", "attn.q", "00.resid_in", "-1.resid_in", "", "0.attn.act_in.x"] {
+        for name in [
+            "3.resid_in",
+            "0.attn",
+            "attn.q",
+            "00.resid_in",
+            "-1.resid_in",
+            "",
+            "0.attn.act_in.x",
+        ] {
             assert!(Place::parse(name, 3).is_err(), "{name}");
         }
     }

@@ -24,14 +24,31 @@ impl Mlp {
         let at = |name: &str| format!("transformer.h.{layer}.{name}");
         Ok(Mlp {
             layer,
-            input: SublayerInput::load(weights, config, (&at("ln_2"), &at("ln_p2")), ActiveLocation::MlpIn)?,
-            expand: Linear::load(weights, &at("mlp.c_fc"), config.d_mlp, config.d_read(), config.bias)?,
+            input: SublayerInput::load(
+                weights,
+                config,
+                (&at("ln_2"), &at("ln_p2")),
+                ActiveLocation::MlpIn,
+            )?,
+            expand: Linear::load(
+                weights,
+                &at("mlp.c_fc"),
+                config.d_mlp,
+                config.d_read(),
+                config.bias,
+            )?,
             activation: config.activation,
             active: [
                 Active::at(config, ActiveLocation::MlpNeuron, config.d_mlp),
                 Active::at(config, ActiveLocation::MlpOut, config.d_model),
             ],
-            project: Linear::load(weights, &at("mlp.c_proj"), config.d_model, config.d_mlp, config.bias)?,
+            project: Linear::load(
+                weights,
+                &at("mlp.c_proj"),
+                config.d_model,
+                config.d_mlp,
+                config.bias,
+            )?,
         })
     }
 
@@ -42,7 +59,12 @@ impl Mlp {
         positional: Option<&Tensor>,
         tap: &mut dyn ResidualTap,
     ) -> Result<Tensor> {
-        let node = |kind| Place::Node(Node { layer: self.layer, kind });
+        let node = |kind| {
+            Place::Node(Node {
+                layer: self.layer,
+                kind,
+            })
+        };
         let x = tap.visit(node(NodeKind::MlpIn), self.input.forward(h, positional)?)?;
         let hidden = self.expand.forward(&x)?;
         let neurons = match self.activation {

@@ -18,13 +18,16 @@ pub enum Arrangement<'c> {
     /// Whole sequences of `length` rows one after another, nothing kept: training and evaluation.
     Sequences { length: usize },
     /// Each row continues the sequence in its slot of a cache: inference.
-    Cached { at: Vec<CacheRow>, cache: &'c mut KvCache },
+    Cached {
+        at: Vec<CacheRow>,
+        cache: &'c mut KvCache,
+    },
 }
 
 impl TokenRows<'static> {
     /// Whole sequences of equal length.
     pub fn sequences(ids: &[u32], length: usize, device: &Device) -> Result<Self> {
-        if length == 0 || ids.is_empty() || ids.len() % length != 0 {
+        if length == 0 || ids.is_empty() || !ids.len().is_multiple_of(length) {
             bail!("{} tokens are not whole sequences of {length}", ids.len())
         }
         let positions: Vec<u32> = (0..ids.len()).map(|row| (row % length) as u32).collect();

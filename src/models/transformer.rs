@@ -44,7 +44,11 @@ struct Layer {
 
 impl Transformer {
     /// From a checkpoint's tensors, whose names are the released checkpoints' own.
-    pub fn new(config: TransformerConfig, tensors: &BTreeMap<String, Tensor>, purpose: Purpose) -> Result<Self> {
+    pub fn new(
+        config: TransformerConfig,
+        tensors: &BTreeMap<String, Tensor>,
+        purpose: Purpose,
+    ) -> Result<Self> {
         config.validate().map_err(candle_core::Error::wrap)?;
         let weights = Weights::new(tensors, purpose);
         let (vocabulary, d_model) = (config.vocab_size, config.d_model);
@@ -94,7 +98,12 @@ impl Transformer {
     pub fn forward(&self, rows: &mut TokenRows, tap: &mut dyn ResidualTap) -> Result<Tensor> {
         let stream = self.embed(rows)?;
         let ids = rows.ids.clone();
-        let last = self.run(Site::before_attention(0, self.config.n_layers), stream, rows, tap)?;
+        let last = self.run(
+            Site::before_attention(0, self.config.n_layers),
+            stream,
+            rows,
+            tap,
+        )?;
         self.unembed(&last, &ids)
     }
 
@@ -109,7 +118,9 @@ impl Transformer {
     pub fn embed(&self, rows: &TokenRows) -> Result<Tensor> {
         let tokens = self.embedding.index_select(&rows.ids, 0)?;
         match (&self.positions, self.config.positions) {
-            (Some(positions), Positions::Added) => tokens + positions.index_select(&rows.positions, 0)?,
+            (Some(positions), Positions::Added) => {
+                tokens + positions.index_select(&rows.positions, 0)?
+            }
             _ => Ok(tokens),
         }
     }
@@ -117,7 +128,9 @@ impl Transformer {
     /// The positional channels `[rows, channels]` that sublayers read beside the stream, where there are any.
     pub fn positional_channels(&self, positions: &Tensor) -> Result<Option<Tensor>> {
         match (&self.positions, self.config.positions) {
-            (Some(table), Positions::Concatenated { .. }) => table.index_select(positions, 0).map(Some),
+            (Some(table), Positions::Concatenated { .. }) => {
+                table.index_select(positions, 0).map(Some)
+            }
             _ => Ok(None),
         }
     }
@@ -139,10 +152,15 @@ impl Transformer {
             };
             let (delta, active) = match site.index() % 2 {
                 0 => {
-                    let delta = layer.attention.forward(&h, positional.as_ref(), rows, tap)?;
+                    let delta = layer
+                        .attention
+                        .forward(&h, positional.as_ref(), rows, tap)?;
                     (delta, layer.active[0])
                 }
-                _ => (layer.mlp.forward(&h, positional.as_ref(), tap)?, layer.active[1]),
+                _ => (
+                    layer.mlp.forward(&h, positional.as_ref(), tap)?,
+                    layer.active[1],
+                ),
             };
             h = (h + delta)?;
             if self.config.residual_activation == ResidualActivation::Relu {
@@ -155,7 +173,9 @@ impl Transformer {
 
     /// The last site's stream `[rows, d_model]` and the rows' own ids `-> logits [rows, vocabulary]`.
     pub fn unembed(&self, stream: &Tensor, ids: &Tensor) -> Result<Tensor> {
-        let mut logits = self.unembedding.forward(&self.final_norm.forward(stream)?)?;
+        let mut logits = self
+            .unembedding
+            .forward(&self.final_norm.forward(stream)?)?;
         if let Some(bias) = &self.logits_bias {
             logits = logits.broadcast_add(bias)?;
         }
@@ -178,7 +198,13 @@ impl Transformer {
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.layers
             .iter()
-            .flat_map(|layer| layer.attention.linears().into_iter().chain(layer.mlp.linears()))
+            .flat_map(|layer| {
+                layer
+                    .attention
+                    .linears()
+                    .into_iter()
+                    .chain(layer.mlp.linears())
+            })
             .chain([&self.unembedding])
     }
 }

@@ -42,7 +42,9 @@ impl CustomOp1 for AbsTopK {
 
     fn bwd(&self, _x: &Tensor, result: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         if result.device().is_cpu() {
-            Ok(Some(grad.contiguous()?.apply_op2_no_bwd(result, &WhereNonzero)?))
+            Ok(Some(
+                grad.contiguous()?.apply_op2_no_bwd(result, &WhereNonzero)?,
+            ))
         } else {
             Ok(Some((grad * result.ne(0f32)?.to_dtype(grad.dtype())?)?))
         }
@@ -75,7 +77,10 @@ impl candle_core::CustomOp2 for WhereNonzero {
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 fn where_nonzero(grad: &[f32], result: &[f32], out: &mut [f32]) {
     for ((out, &grad), &result) in out.iter_mut().zip(grad).zip(result) {
         *out = if result == 0.0 { 0.0 } else { grad };
@@ -83,7 +88,10 @@ fn where_nonzero(grad: &[f32], result: &[f32], out: &mut [f32]) {
 }
 
 /// Writes `row` with all but its `k` largest magnitudes zeroed to `out`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 pub fn keep_largest(row: &[f32], k: usize, out: &mut [f32]) {
     let Some(threshold) = kth_magnitude(row, k) else {
         out.fill(0.0);
@@ -212,7 +220,9 @@ mod tests {
     fn the_composed_version_agrees_with_the_kernel() -> Result<()> {
         let mut rng = SmallRng::seed_from_u64(2);
         for _ in 0..20 {
-            let values: Vec<f32> = (0..4 * 33).map(|_| rng.random_range(-5..6) as f32).collect();
+            let values: Vec<f32> = (0..4 * 33)
+                .map(|_| rng.random_range(-5..6) as f32)
+                .collect();
             let x = Tensor::from_vec(values, (4, 33), &Device::Cpu)?;
             let kernel = abs_top_k(&x, 8)?.to_vec2::<f32>()?;
             assert_eq!(composed(&x, 8)?.to_vec2::<f32>()?, kernel);
@@ -226,7 +236,10 @@ mod tests {
         let weights = Tensor::new(&[[1f32, 10.0, 100.0, 1000.0]], &Device::Cpu)?;
         let loss = (abs_top_k(x.as_tensor(), 2)? * weights)?.sum_all()?;
         let grads = loss.backward()?;
-        let grad = grads.get(x.as_tensor()).map(|g| g.to_vec2::<f32>()).transpose()?;
+        let grad = grads
+            .get(x.as_tensor())
+            .map(|g| g.to_vec2::<f32>())
+            .transpose()?;
         assert_eq!(grad, Some(vec![vec![1.0, 0.0, 0.0, 1000.0]]));
         Ok(())
     }

@@ -38,7 +38,9 @@ impl CustomOp1 for GeluErf {
         let values = rows::values(storage, layout)?;
         let width = rows::width(layout)?;
         let mut output = vec![0f32; values.len()];
-        rows::map_rows(values, width, &mut output, width, |_, row, out| gelu_row(row, out));
+        rows::map_rows(values, width, &mut output, width, |_, row, out| {
+            gelu_row(row, out)
+        });
         Ok((CpuStorage::F32(output), layout.shape().clone()))
     }
 
@@ -54,14 +56,20 @@ impl CustomOp1 for GeluErf {
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 fn gelu_row(row: &[f32], out: &mut [f32]) {
     for (o, &x) in out.iter_mut().zip(row) {
         *o = 0.5 * x * (1.0 + exponential::erf(x * std::f32::consts::FRAC_1_SQRT_2));
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 fn gelu_gradient_row(row: &[f32], grad: &[f32], out: &mut [f32]) {
     const INVERSE_SQRT_TAU: f32 = 0.398_942_3;
     for ((o, &x), &g) in out.iter_mut().zip(row).zip(grad) {

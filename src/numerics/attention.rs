@@ -84,7 +84,7 @@ impl CausalAttention {
     }
 
     fn sequences(&self, rows: usize) -> Result<usize> {
-        if self.length == 0 || rows % self.length != 0 {
+        if self.length == 0 || !rows.is_multiple_of(self.length) {
             bail!("{rows} rows are not whole sequences of {}", self.length)
         }
         Ok(rows / self.length)
@@ -130,8 +130,14 @@ impl CustomOp3 for CausalAttention {
                 let mut weights = vec![0f32; stride];
                 let mut out = vec![0f32; self.length * d_head];
                 for (t, out) in out.chunks_exact_mut(d_head).enumerate() {
-                    let keys = Keys { by_channel: &data.k_by_channel, stride };
-                    let values = Values { rows: &data.v, stride: d_head };
+                    let keys = Keys {
+                        by_channel: &data.k_by_channel,
+                        stride,
+                    };
+                    let values = Values {
+                        rows: &data.v,
+                        stride: d_head,
+                    };
                     let q = &data.q[t * d_head..][..d_head];
                     let weights = &mut weights[..padded(t + 1)];
                     attend(q, keys, values, sinks[head], t + 1, weights, out);
@@ -166,7 +172,9 @@ impl CustomOp3 for CausalAttention {
         let gradients: Vec<HeadGradients> = rows::with_two(q, keys_values, |q, keys_values| {
             rows::with_values(grad, |grad| {
                 let heads = (0..sequences * self.heads.count).into_par_iter();
-                heads.map(|task| one_head(task, q, keys_values, grad)).collect()
+                heads
+                    .map(|task| one_head(task, q, keys_values, grad))
+                    .collect()
             })
         })??;
         let mut grad_q = vec![0f32; q.elem_count()];
@@ -187,7 +195,14 @@ impl CustomOp3 for CausalAttention {
 }
 
 /// Puts one head's `[length, d_head]` block back into rows of `stride` channels.
-fn scatter(block: &[f32], rows: &mut [f32], task: usize, op: &CausalAttention, stride: usize, offset: usize) {
+fn scatter(
+    block: &[f32],
+    rows: &mut [f32],
+    task: usize,
+    op: &CausalAttention,
+    stride: usize,
+    offset: usize,
+) {
     let (sequence, head) = (task / op.heads.count, task % op.heads.count);
     let d_head = op.heads.d_head;
     for (t, values) in block.chunks_exact(d_head).enumerate() {
@@ -218,7 +233,10 @@ pub fn padded(keys: usize) -> usize {
 
 /// One query of one head: `q [d_head]` over the first `count` keys, the result in `out [d_head]`. `weights` has
 /// [`padded`] length and is left holding the attention probabilities.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 pub fn attend(
     q: &[f32],
     keys: Keys,
@@ -317,7 +335,11 @@ fn weighted_sum(weights: &[f32], values: Values, out: &mut [f32]) {
     }
     for (offset, out) in groups.into_remainder().iter_mut().enumerate() {
         let value = |j: usize| values.rows[j * values.stride + first + offset];
-        *out = weights.iter().enumerate().map(|(j, &weight)| weight * value(j)).sum();
+        *out = weights
+            .iter()
+            .enumerate()
+            .map(|(j, &weight)| weight * value(j))
+            .sum();
     }
 }
 
@@ -345,9 +367,18 @@ fn head_gradients(data: &HeadData, grad: &[f32], sink: f32, d_head: usize) -> He
         let query = QueryGradient {
             q: &data.q[row.clone()],
             grad: &grad[row.clone()],
-            keys: Keys { by_channel: &data.k_by_channel, stride },
-            key_rows: Values { rows: &data.k, stride: d_head },
-            values: Keys { by_channel: &v_by_channel, stride },
+            keys: Keys {
+                by_channel: &data.k_by_channel,
+                stride,
+            },
+            key_rows: Values {
+                rows: &data.k,
+                stride: d_head,
+            },
+            values: Keys {
+                by_channel: &v_by_channel,
+                stride,
+            },
             sink,
             count: t + 1,
         };
@@ -375,7 +406,10 @@ struct QueryGradient<'a> {
 }
 
 /// Adds one query's part to the gradients of the keys and values, writes the query's own, returns the sink's.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 fn query_gradient(
     query: QueryGradient,
     weights: &mut [f32],
@@ -392,7 +426,10 @@ fn query_gradient(
         total = total.add_product(Lanes::load(weights), Lanes::load(slopes));
     }
     let mean = total.sum();
-    for (weights, slopes) in weights.chunks_exact(LANES).zip(slopes.chunks_exact_mut(LANES)) {
+    for (weights, slopes) in weights
+        .chunks_exact(LANES)
+        .zip(slopes.chunks_exact_mut(LANES))
+    {
         let slope = Lanes::load(slopes).zip(Lanes::load(weights), |s, w| w * (s - mean) * scale);
         slope.store(slopes);
     }
@@ -411,7 +448,9 @@ fn add_outer(weights: &[f32], x: &[f32], rows: &mut [f32]) {
         let x = Lanes::load(&x[first..]);
         for (row, &weight) in rows.chunks_exact_mut(width).zip(weights) {
             let row = &mut row[first..first + LANES];
-            Lanes::load(row).add_product(Lanes::splat(weight), x).store(row);
+            Lanes::load(row)
+                .add_product(Lanes::splat(weight), x)
+                .store(row);
         }
     }
     if whole < width {
@@ -424,7 +463,14 @@ fn add_outer(weights: &[f32], x: &[f32], rows: &mut [f32]) {
 }
 
 /// The same out of candle's operations, for devices without a kernel of ours.
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor, sinks: &Tensor, heads: Heads, length: usize) -> Result<Tensor> {
+fn composed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    sinks: &Tensor,
+    heads: Heads,
+    length: usize,
+) -> Result<Tensor> {
     let sequences = q.dim(0)? / length;
     let split = |x: &Tensor| {
         x.reshape((sequences, length, heads.count, heads.d_head))?
@@ -462,7 +508,8 @@ mod tests {
     use candle_core::{Device, Var};
 
     fn noise(shape: (usize, usize), seed: u32) -> Result<Tensor> {
-        let values = (0..shape.0 * shape.1).map(|i| ((i as f32 + 1.7) * (seed as f32 + 0.37)).sin());
+        let values =
+            (0..shape.0 * shape.1).map(|i| ((i as f32 + 1.7) * (seed as f32 + 0.37)).sin());
         Tensor::from_iter(values, &Device::Cpu)?.reshape(shape)
     }
 
@@ -483,7 +530,9 @@ mod tests {
                 let grads = (&y * &weights)?.sum_all()?.backward()?;
                 let mut all = rows::to_vec(&y)?;
                 for var in vars.iter().chain([&sinks]) {
-                    let grad = grads.get(var).ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
+                    let grad = grads
+                        .get(var)
+                        .ok_or_else(|| candle_core::Error::Msg("no gradient".into()))?;
                     all.extend(rows::to_vec(grad)?);
                 }
                 outcomes.push(all);

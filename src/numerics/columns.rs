@@ -56,14 +56,22 @@ impl Columns {
             None => vec![0.0; outputs],
         };
         if bias.len() != outputs {
-            bail!("a layer of {outputs} outputs was given a bias of {}", bias.len())
+            bail!(
+                "a layer of {outputs} outputs was given a bias of {}",
+                bias.len()
+            )
         }
         let storage = if sparse && nonzero <= u32::MAX as usize {
             Self::sparse(&by_column, outputs)
         } else {
             Storage::Dense(by_column)
         };
-        Ok(Columns { inputs, outputs, bias, storage })
+        Ok(Columns {
+            inputs,
+            outputs,
+            bias,
+            storage,
+        })
     }
 
     fn sparse(by_column: &[f32], n_outputs: usize) -> Storage {
@@ -83,7 +91,11 @@ impl Columns {
         } else {
             OutputIndices::Wide(indices)
         };
-        Storage::Sparse { starts, outputs, weights }
+        Storage::Sparse {
+            starts,
+            outputs,
+            weights,
+        }
     }
 
     /// Whether the weights are stored sparse.
@@ -103,7 +115,9 @@ impl Columns {
         let bias = 4 * self.outputs;
         bias + match &self.storage {
             Storage::Dense(_) => active.count() * self.outputs * 4,
-            Storage::Sparse { starts, outputs, .. } => {
+            Storage::Sparse {
+                starts, outputs, ..
+            } => {
                 let index = match outputs {
                     OutputIndices::Narrow(_) => 2,
                     OutputIndices::Wide(_) => 4,
@@ -124,11 +138,17 @@ impl Columns {
     pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
         match &self.storage {
             Storage::Dense(weights) => self.multiply_dense(weights, x, y),
-            Storage::Sparse { starts, outputs, weights } => {
+            Storage::Sparse {
+                starts,
+                outputs,
+                weights,
+            } => {
                 rows::map_rows(x, self.inputs, y, self.outputs, |_, x, y| {
                     y.copy_from_slice(&self.bias);
                     match outputs {
-                        OutputIndices::Narrow(indices) => add_active(x, starts, indices, weights, y),
+                        OutputIndices::Narrow(indices) => {
+                            add_active(x, starts, indices, weights, y)
+                        }
                         OutputIndices::Wide(indices) => add_active(x, starts, indices, weights, y),
                     }
                 });
@@ -146,28 +166,34 @@ impl Columns {
                 if inputs * outputs < ROW_WORTH_THREADS {
                     dense_row(x, weights, outputs, 0, &self.bias, y);
                 } else {
-                    let share = outputs.div_ceil(rayon::current_num_threads()).next_multiple_of(64);
-                    y.par_chunks_mut(share).enumerate().for_each(|(index, block)| {
-                        let first = index * share;
-                        let bias = &self.bias[first..first + block.len()];
-                        dense_row(x, weights, outputs, first, bias, block);
-                    });
+                    let share = outputs
+                        .div_ceil(rayon::current_num_threads())
+                        .next_multiple_of(64);
+                    y.par_chunks_mut(share)
+                        .enumerate()
+                        .for_each(|(index, block)| {
+                            let first = index * share;
+                            let bias = &self.bias[first..first + block.len()];
+                            dense_row(x, weights, outputs, first, bias, block);
+                        });
                 }
             }
             return;
         }
-        y.par_chunks_mut(ROWS_TOGETHER * outputs).enumerate().for_each(|(block, y)| {
-            let first = block * ROWS_TOGETHER;
-            let count = y.len() / outputs;
-            let x = &x[first * inputs..][..count * inputs];
-            if count == ROWS_TOGETHER {
-                dense_rows(x, weights, inputs, outputs, &self.bias, y);
-            } else {
-                for (x, y) in x.chunks_exact(inputs).zip(y.chunks_exact_mut(outputs)) {
-                    dense_row(x, weights, outputs, 0, &self.bias, y);
+        y.par_chunks_mut(ROWS_TOGETHER * outputs)
+            .enumerate()
+            .for_each(|(block, y)| {
+                let first = block * ROWS_TOGETHER;
+                let count = y.len() / outputs;
+                let x = &x[first * inputs..][..count * inputs];
+                if count == ROWS_TOGETHER {
+                    dense_rows(x, weights, inputs, outputs, &self.bias, y);
+                } else {
+                    for (x, y) in x.chunks_exact(inputs).zip(y.chunks_exact_mut(outputs)) {
+                        dense_row(x, weights, outputs, 0, &self.bias, y);
+                    }
                 }
-            }
-        });
+            });
     }
 }
 
@@ -181,11 +207,17 @@ impl CustomOp1 for ColumnsOp<'_> {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (n_rows, inputs) = layout.shape().dims2()?;
         if inputs != self.0.inputs {
-            bail!("a linear layer of {} inputs was given rows of {inputs}", self.0.inputs)
+            bail!(
+                "a linear layer of {} inputs was given rows of {inputs}",
+                self.0.inputs
+            )
         }
         let mut output = vec![0f32; n_rows * self.0.outputs];
         self.0.multiply(rows::values(storage, layout)?, &mut output);
-        Ok((CpuStorage::F32(output), Shape::from((n_rows, self.0.outputs))))
+        Ok((
+            CpuStorage::F32(output),
+            Shape::from((n_rows, self.0.outputs)),
+        ))
     }
 }
 
@@ -209,8 +241,18 @@ macro_rules! multiply_add {
 }
 
 /// One row against outputs `first..first + y.len()` of a dense layer, skipping inactive inputs.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn dense_row(x: &[f32], weights: &[f32], n_outputs: usize, first: usize, bias: &[f32], y: &mut [f32]) {
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
+fn dense_row(
+    x: &[f32],
+    weights: &[f32],
+    n_outputs: usize,
+    first: usize,
+    bias: &[f32],
+    y: &mut [f32],
+) {
     const WIDTH: usize = 128;
     let mut done = 0;
     while done + WIDTH <= y.len() {
@@ -239,8 +281,18 @@ fn dense_row(x: &[f32], weights: &[f32], n_outputs: usize, first: usize, bias: &
 }
 
 /// Four rows against all outputs of a dense layer.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn dense_rows(x: &[f32], weights: &[f32], n_inputs: usize, n_outputs: usize, bias: &[f32], y: &mut [f32]) {
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
+fn dense_rows(
+    x: &[f32],
+    weights: &[f32],
+    n_inputs: usize,
+    n_outputs: usize,
+    bias: &[f32],
+    y: &mut [f32],
+) {
     const WIDTH: usize = 64;
     let mut done = 0;
     while done < n_outputs {
@@ -287,7 +339,13 @@ const LISTED: usize = 1024;
 /// The active channels are listed first, without a branch on each. Their columns lie far apart and are short, so
 /// the processor cannot foresee them: waiting for memory would take more than half of the time.
 #[multiversion(targets("x86_64+avx2+fma"))]
-fn add_active<I: Copy + Into<u32>>(x: &[f32], starts: &[u32], indices: &[I], weights: &[f32], y: &mut [f32]) {
+fn add_active<I: Copy + Into<u32>>(
+    x: &[f32],
+    starts: &[u32],
+    indices: &[I],
+    weights: &[f32],
+    y: &mut [f32],
+) {
     let mut list = [0u32; LISTED + 1];
     for (block, channels) in x.chunks(LISTED).enumerate() {
         let mut count = 0;
@@ -332,7 +390,11 @@ fn prefetch<T>(values: &[T], start: usize, lines: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in 0..lines {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let address = values.as_ptr().wrapping_add(start).cast::<i8>().wrapping_add(64 * line);
+        let address = values
+            .as_ptr()
+            .wrapping_add(start)
+            .cast::<i8>()
+            .wrapping_add(64 * line);
         // SAFETY: a prefetch reads nothing and faults nowhere, whatever its address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
     }

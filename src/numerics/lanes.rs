@@ -68,7 +68,9 @@ impl Lanes {
     /// The largest of the lanes.
     #[inline(always)]
     pub fn largest(self) -> f32 {
-        self.0.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+        self.0
+            .iter()
+            .fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
     }
 }
 

@@ -12,7 +12,11 @@ use super::rows;
 /// `x W^T + b`. A `frozen` layer passes gradients to `x` only.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, frozen: bool) -> Result<Tensor> {
     if !x.device().is_cpu() {
-        let weight = if frozen { weight.detach() } else { weight.clone() };
+        let weight = if frozen {
+            weight.detach()
+        } else {
+            weight.clone()
+        };
         let product = x.matmul(&weight.t()?)?;
         return match bias {
             Some(bias) if frozen => product.broadcast_add(&bias.detach()),
@@ -20,9 +24,13 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, frozen: bool) 
             None => Ok(product),
         };
     }
-    let op = LinearOp { frozen, has_bias: bias.is_some() };
+    let op = LinearOp {
+        frozen,
+        has_bias: bias.is_some(),
+    };
     // A layer without bias still needs a third argument; its weight stands in and is not read.
-    x.contiguous()?.apply_op3(weight, bias.unwrap_or(weight), op)
+    x.contiguous()?
+        .apply_op3(weight, bias.unwrap_or(weight), op)
 }
 
 struct LinearOp {
@@ -60,8 +68,18 @@ impl CustomOp3 for LinearOp {
         }
         add_product(
             &mut output,
-            Matrix { values: x, rows: n_rows, columns: n_in, transposed: false },
-            Matrix { values: weight, rows: n_in, columns: n_out, transposed: true },
+            Matrix {
+                values: x,
+                rows: n_rows,
+                columns: n_in,
+                transposed: false,
+            },
+            Matrix {
+                values: weight,
+                rows: n_in,
+                columns: n_out,
+                transposed: true,
+            },
         )?;
         Ok((CpuStorage::F32(output), Shape::from((n_rows, n_out))))
     }
@@ -75,11 +93,22 @@ impl CustomOp3 for LinearOp {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let ((n_rows, n_in), (n_out, _)) = (x.dims2()?, weight.dims2()?);
-        let tensor = |values: Vec<f32>, shape: &[usize]| Tensor::from_vec(values, shape, x.device());
+        let tensor =
+            |values: Vec<f32>, shape: &[usize]| Tensor::from_vec(values, shape, x.device());
         let mut grad_x = vec![0f32; n_rows * n_in];
         rows::with_two(grad, weight, |grad, weight| {
-            let grad = Matrix { values: grad, rows: n_rows, columns: n_out, transposed: false };
-            let weight = Matrix { values: weight, rows: n_out, columns: n_in, transposed: false };
+            let grad = Matrix {
+                values: grad,
+                rows: n_rows,
+                columns: n_out,
+                transposed: false,
+            };
+            let weight = Matrix {
+                values: weight,
+                rows: n_out,
+                columns: n_in,
+                transposed: false,
+            };
             add_product(&mut grad_x, grad, weight)
         })??;
         let grad_x = tensor(grad_x, &[n_rows, n_in])?;
@@ -88,13 +117,27 @@ impl CustomOp3 for LinearOp {
         }
         let mut grad_weight = vec![0f32; n_out * n_in];
         let grad_bias = rows::with_two(grad, x, |grad, x| {
-            let by_output = Matrix { values: grad, rows: n_out, columns: n_rows, transposed: true };
-            let x = Matrix { values: x, rows: n_rows, columns: n_in, transposed: false };
+            let by_output = Matrix {
+                values: grad,
+                rows: n_out,
+                columns: n_rows,
+                transposed: true,
+            };
+            let x = Matrix {
+                values: x,
+                rows: n_rows,
+                columns: n_in,
+                transposed: false,
+            };
             add_product(&mut grad_weight, by_output, x)?;
             let bias = self.has_bias.then(|| rows::sum_over_rows(grad, n_out));
             bias.map(|bias| tensor(bias, &[n_out])).transpose()
         })??;
-        Ok((Some(grad_x), Some(tensor(grad_weight, &[n_out, n_in])?), grad_bias))
+        Ok((
+            Some(grad_x),
+            Some(tensor(grad_weight, &[n_out, n_in])?),
+            grad_bias,
+        ))
     }
 }
 
@@ -120,9 +163,13 @@ impl Matrix<'_> {
 /// `output += left * right`, `output` row-major.
 fn add_product(output: &mut [f32], left: Matrix, right: Matrix) -> Result<()> {
     let (m, n, k) = (left.rows, right.columns, left.columns);
-    let complete = left.values.len() == m * k && right.values.len() == k * n && output.len() == m * n;
+    let complete =
+        left.values.len() == m * k && right.values.len() == k * n && output.len() == m * n;
     if !complete || right.rows != k {
-        bail!("a product of {m} x {k} and {} x {n} was given other sizes", right.rows)
+        bail!(
+            "a product of {m} x {k} and {} x {n} was given other sizes",
+            right.rows
+        )
     }
     let (left_rows, left_columns) = left.strides();
     let (right_rows, right_columns) = right.strides();

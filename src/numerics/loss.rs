@@ -93,7 +93,10 @@ impl CustomOp2 for CrossEntropy {
                 out[targets[row] as usize] -= grad[row];
             })
         })?;
-        Ok((Some(Tensor::from_vec(output, logits.shape(), logits.device())?), None))
+        Ok((
+            Some(Tensor::from_vec(output, logits.shape(), logits.device())?),
+            None,
+        ))
     }
 }
 
@@ -115,7 +118,11 @@ impl CustomOp2 for KlDivergence {
         let student = rows::values(student, layout)?;
         let teacher = rows::values(teacher, teacher_layout)?;
         if student.len() != teacher.len() {
-            bail!("the teacher has {} logits, the student {}", teacher.len(), student.len())
+            bail!(
+                "the teacher has {} logits, the student {}",
+                teacher.len(),
+                student.len()
+            )
         }
         let mut losses = vec![0f32; n_rows];
         rows::map_rows(student, width, &mut losses, 1, |row, student, loss| {
@@ -141,12 +148,18 @@ impl CustomOp2 for KlDivergence {
                 divergence_gradient(teacher, student, totals, grad[row], out);
             })
         })?;
-        Ok((Some(Tensor::from_vec(output, student.shape(), student.device())?), None))
+        Ok((
+            Some(Tensor::from_vec(output, student.shape(), student.device())?),
+            None,
+        ))
     }
 }
 
 /// `log(sum(exp(row)))`, in lanes of fixed width.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 pub fn log_sum_exp(row: &[f32]) -> f32 {
     let groups = row.chunks_exact(LANES);
     let rest = groups.remainder();
@@ -154,7 +167,9 @@ pub fn log_sum_exp(row: &[f32]) -> f32 {
     for group in groups.clone() {
         largest = largest.max(Lanes::load(group));
     }
-    let largest = rest.iter().fold(largest.largest(), |m, &x| if x > m { x } else { m });
+    let largest = rest
+        .iter()
+        .fold(largest.largest(), |m, &x| if x > m { x } else { m });
     let mut total = Lanes::splat(0.0);
     for group in groups {
         total = total + Lanes::load(group).map(|x| exponential::exp(x - largest));
@@ -164,15 +179,26 @@ pub fn log_sum_exp(row: &[f32]) -> f32 {
 }
 
 /// `out = scale * softmax(logits)`, given their log-sum-exp.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 fn probabilities(logits: &[f32], total: f32, scale: f32, out: &mut [f32]) {
     for (o, &x) in out.iter_mut().zip(logits) {
         *o = scale * exponential::exp(x - total);
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn divergence_from_totals(teacher: &[f32], student: &[f32], teacher_total: f32, student_total: f32) -> f32 {
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
+fn divergence_from_totals(
+    teacher: &[f32],
+    student: &[f32],
+    teacher_total: f32,
+    student_total: f32,
+) -> f32 {
     let term = |t: f32, s: f32| {
         let log_p = t - teacher_total;
         exponential::exp(log_p) * (log_p - (s - student_total))
@@ -192,8 +218,17 @@ pub fn divergence(teacher: &[f32], student: &[f32]) -> f32 {
     divergence_from_totals(teacher, student, log_sum_exp(teacher), log_sum_exp(student))
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn divergence_gradient(teacher: &[f32], student: &[f32], totals: (f32, f32), scale: f32, out: &mut [f32]) {
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
+fn divergence_gradient(
+    teacher: &[f32],
+    student: &[f32],
+    totals: (f32, f32),
+    scale: f32,
+    out: &mut [f32],
+) {
     for ((o, &t), &s) in out.iter_mut().zip(teacher).zip(student) {
         *o = scale * (exponential::exp(s - totals.1) - exponential::exp(t - totals.0));
     }

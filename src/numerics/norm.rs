@@ -13,7 +13,10 @@ use super::rows;
 /// `x / sqrt(mean(x^2) + epsilon) * gain`.
 pub fn rms_norm(x: &Tensor, gain: &Tensor, epsilon: f32) -> Result<Tensor> {
     if x.device().is_cpu() {
-        let op = NormOp { epsilon, centre: false };
+        let op = NormOp {
+            epsilon,
+            centre: false,
+        };
         return x.contiguous()?.apply_op2(gain, op);
     }
     let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
@@ -22,12 +25,24 @@ pub fn rms_norm(x: &Tensor, gain: &Tensor, epsilon: f32) -> Result<Tensor> {
 }
 
 /// `(x - mean) / sqrt(variance + epsilon) * gain + bias`.
-pub fn layer_norm(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, epsilon: f32) -> Result<Tensor> {
+pub fn layer_norm(
+    x: &Tensor,
+    gain: &Tensor,
+    bias: Option<&Tensor>,
+    epsilon: f32,
+) -> Result<Tensor> {
     let scaled = if x.device().is_cpu() {
-        let op = NormOp { epsilon, centre: true };
+        let op = NormOp {
+            epsilon,
+            centre: true,
+        };
         x.contiguous()?.apply_op2(gain, op)?
     } else {
-        rms_norm(&x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?, gain, epsilon)?
+        rms_norm(
+            &x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+            gain,
+            epsilon,
+        )?
     };
     match bias {
         Some(bias) => scaled.broadcast_add(bias),
@@ -110,12 +125,19 @@ fn lane_sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 #[inline(always)]
 fn statistics(row: &[f32], epsilon: f32, centre: bool) -> (f32, f32) {
     let count = row.len() as f32;
-    let mean = if centre { lane_sum(row, |x| x) / count } else { 0.0 };
+    let mean = if centre {
+        lane_sum(row, |x| x) / count
+    } else {
+        0.0
+    };
     let mean_square = lane_sum(row, |x| (x - mean) * (x - mean)) / count;
     (mean, 1.0 / (mean_square + epsilon).sqrt())
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 fn normalise(row: &[f32], gain: &[f32], epsilon: f32, centre: bool, out: &mut [f32]) {
     let (mean, inverse) = statistics(row, epsilon, centre);
     for ((o, &x), &g) in out.iter_mut().zip(row).zip(gain) {
@@ -124,18 +146,37 @@ fn normalise(row: &[f32], gain: &[f32], epsilon: f32, centre: bool, out: &mut [f
 }
 
 /// With `n = (x - mean) * inverse` and `u = grad * gain`: `inverse * (u - n * mean(u n) [- mean(u)])`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn normalise_gradient(row: &[f32], grad: &[f32], gain: &[f32], epsilon: f32, centre: bool, out: &mut [f32]) {
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
+fn normalise_gradient(
+    row: &[f32],
+    grad: &[f32],
+    gain: &[f32],
+    epsilon: f32,
+    centre: bool,
+    out: &mut [f32],
+) {
     let (mean, inverse) = statistics(row, epsilon, centre);
     let count = row.len() as f32;
     for ((o, &g), &gain) in out.iter_mut().zip(grad).zip(gain) {
         *o = g * gain;
     }
-    let mean_u = if centre { lane_sum(out, |u| u) / count } else { 0.0 };
+    let mean_u = if centre {
+        lane_sum(out, |u| u) / count
+    } else {
+        0.0
+    };
     let mut products = Lanes::splat(0.0);
     let (us, xs) = (out.chunks_exact(LANES), row.chunks_exact(LANES));
     let rest = xs.remainder().iter();
-    let rest: f32 = us.remainder().iter().zip(rest).map(|(&u, &x)| u * (x - mean)).sum();
+    let rest: f32 = us
+        .remainder()
+        .iter()
+        .zip(rest)
+        .map(|(&u, &x)| u * (x - mean))
+        .sum();
     for (u, x) in us.zip(xs) {
         products = products + Lanes::load(u).zip(Lanes::load(x), |u, x| u * (x - mean));
     }
@@ -146,7 +187,10 @@ fn normalise_gradient(row: &[f32], grad: &[f32], gain: &[f32], epsilon: f32, cen
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 fn gain_gradient(row: &[f32], grad: &[f32], epsilon: f32, centre: bool, total: &mut [f32]) {
     let (mean, inverse) = statistics(row, epsilon, centre);
     for ((t, &x), &g) in total.iter_mut().zip(row).zip(grad) {

@@ -23,7 +23,10 @@ pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]>
 pub fn width(layout: &Layout) -> Result<usize> {
     match layout.dims().last() {
         Some(&width) if width > 0 => Ok(width),
-        _ => bail!("expected rows of at least one value, got {:?}", layout.shape()),
+        _ => bail!(
+            "expected rows of at least one value, got {:?}",
+            layout.shape()
+        ),
     }
 }
 

@@ -50,7 +50,11 @@ const FIT_STEPS: usize = 8;
 const RIDGE: f64 = 1e-3;
 
 /// Trains the sparse model and bridge of a recipe and writes the pair to `pair/` below its directory.
-pub fn train_bridge(recipe: &BridgeRecipe, device: &Device, mode: Mode) -> Result<(), TrainingError> {
+pub fn train_bridge(
+    recipe: &BridgeRecipe,
+    device: &Device,
+    mode: Mode,
+) -> Result<(), TrainingError> {
     let dense_files = ModelFiles::read(&recipe.dense)?;
     let json = dense_files.tokenizer.clone().ok_or_else(|| {
         TrainingError::Recipe(format!("{} has no tokenizer.json", recipe.dense.display()))
@@ -63,13 +67,19 @@ pub fn train_bridge(recipe: &BridgeRecipe, device: &Device, mode: Mode) -> Resul
             recipe.sparse.n_layers, dense_files.config.n_layers
         )));
     }
-    if recipe.terms.twin.as_ref().is_some_and(|twin| twin.task_pairs > 0) {
+    if recipe
+        .terms
+        .twin
+        .as_ref()
+        .is_some_and(|twin| twin.task_pairs > 0)
+    {
         check_tasks(&tokenizer)?;
     }
     let data = TrainingData::load(&recipe.sources, &tokenizer, recipe.batches.length)?;
     tracing::info!(sources = ?data.sizes(), "training tokens");
     let parameters = initial_parameters(recipe, &dense_files, device)?;
-    let mut objective = BridgeObjective::new(recipe, &dense_files, &parameters, data, tokenizer, device)?;
+    let mut objective =
+        BridgeObjective::new(recipe, &dense_files, &parameters, data, tokenizer, device)?;
     if !recipe.start_from.as_deref().is_some_and(PairFiles::is_pair) {
         objective.fit_bridge(&parameters, FIT_STEPS)?;
     }
@@ -105,7 +115,8 @@ pub fn train_bridge(recipe: &BridgeRecipe, device: &Device, mode: Mode) -> Resul
 }
 
 fn identifier(name: &str) -> Result<ArtifactId, TrainingError> {
-    name.parse().map_err(|error| TrainingError::Recipe(format!("{error}")))
+    name.parse()
+        .map_err(|error| TrainingError::Recipe(format!("{error}")))
 }
 
 /// The sparse model's and the bridge's weights: random, or those of the pair or model in `start_from`.
@@ -120,7 +131,10 @@ pub fn initial_parameters(
         None => (initialise::model(&recipe.sparse, seed, device)?, None),
     };
     let mut parameters = Parameters::of_model(sparse, Some(recipe.sparsity.protected))?;
-    let (n_sites, widths) = (recipe.sparse.n_sites(), (dense.config.d_model, recipe.sparse.d_model));
+    let (n_sites, widths) = (
+        recipe.sparse.n_sites(),
+        (dense.config.d_model, recipe.sparse.d_model),
+    );
     // Streams below 2^32 are the models' tensors; the bridge's follow after.
     let mut stream = 1u64 << 32;
     let draw = |name: &str, shape: &[usize], deviation: f64| {
@@ -138,7 +152,10 @@ pub fn initial_parameters(
 type Tensors = BTreeMap<String, Tensor>;
 
 /// The sparse model of a pair or a model's directory, and the bridge where there is one.
-fn start_from(directory: &Path, recipe: &BridgeRecipe) -> Result<(Tensors, Option<Tensors>), TrainingError> {
+fn start_from(
+    directory: &Path,
+    recipe: &BridgeRecipe,
+) -> Result<(Tensors, Option<Tensors>), TrainingError> {
     let (mut files, bridge) = match PairFiles::is_pair(directory) {
         true => {
             let pair = PairFiles::read(directory)?;
@@ -147,7 +164,10 @@ fn start_from(directory: &Path, recipe: &BridgeRecipe) -> Result<(Tensors, Optio
         false => (ModelFiles::read(directory)?, None),
     };
     if files.config != recipe.sparse {
-        let problem = format!("start_from: {} has another configuration than [sparse]", directory.display());
+        let problem = format!(
+            "start_from: {} has another configuration than [sparse]",
+            directory.display()
+        );
         return Err(TrainingError::Recipe(problem));
     }
     // Added when a model is written, always zero here, and not trained.
@@ -175,10 +195,13 @@ impl<'a> BridgeObjective<'a> {
         tokenizer: Tokenizer,
         device: &Device,
     ) -> Result<Self, TrainingError> {
-        let on_device = |tensors: &BTreeMap<String, Tensor>| -> CandleResult<BTreeMap<String, Tensor>> {
-            let moved = tensors.iter().map(|(name, t)| Ok((name.clone(), t.to_device(device)?)));
-            moved.collect()
-        };
+        let on_device =
+            |tensors: &BTreeMap<String, Tensor>| -> CandleResult<BTreeMap<String, Tensor>> {
+                let moved = tensors
+                    .iter()
+                    .map(|(name, t)| Ok((name.clone(), t.to_device(device)?)));
+                moved.collect()
+            };
         let (config, sparse) = (dense.config.clone(), recipe.sparse.clone());
         Ok(BridgeObjective {
             bridge: Bridge::new(
@@ -203,10 +226,12 @@ impl<'a> BridgeObjective<'a> {
     fn fit_bridge(&self, parameters: &Parameters, steps: usize) -> Result<(), TrainingError> {
         let n_sites = self.sparse.config.n_sites();
         let (d_dense, d_sparse) = (self.bridge.d_dense, self.bridge.d_sparse);
-        let mut decoders: Vec<LeastSquares> =
-            (0..n_sites).map(|_| LeastSquares::new(d_sparse, d_dense)).collect();
-        let mut encoders: Vec<LeastSquares> =
-            (0..n_sites).map(|_| LeastSquares::new(d_dense, d_sparse)).collect();
+        let mut decoders: Vec<LeastSquares> = (0..n_sites)
+            .map(|_| LeastSquares::new(d_sparse, d_dense))
+            .collect();
+        let mut encoders: Vec<LeastSquares> = (0..n_sites)
+            .map(|_| LeastSquares::new(d_dense, d_sparse))
+            .collect();
         for step in 0..steps {
             let batch = self.batch(step)?;
             let (_, dense) = self.run(&self.dense, &batch)?;
@@ -259,8 +284,12 @@ impl<'a> BridgeObjective<'a> {
         let (sparse_logits, sparse_sites) = self.run(&self.sparse, batch)?;
         let mut sum = WeightedSum::default();
         let targets = batch.targets(&self.device)?;
-        sum.add("ce", terms.cross_entropy, || mean(&cross_entropy(&sparse_logits, &targets)?))?;
-        sum.add("kl", terms.distillation, || mean(&kl_divergence(&dense_logits, &sparse_logits)?))?;
+        sum.add("ce", terms.cross_entropy, || {
+            mean(&cross_entropy(&sparse_logits, &targets)?)
+        })?;
+        sum.add("kl", terms.distillation, || {
+            mean(&kl_divergence(&dense_logits, &sparse_logits)?)
+        })?;
         let streams = Streams {
             dense_logits: &dense_logits,
             dense_sites: &dense_sites,
@@ -272,7 +301,12 @@ impl<'a> BridgeObjective<'a> {
         sum.into_loss(batch.inputs.len())
     }
 
-    fn add_reconstruction(&self, sum: &mut WeightedSum, terms: &Terms, streams: &Streams) -> CandleResult<()> {
+    fn add_reconstruction(
+        &self,
+        sum: &mut WeightedSum,
+        terms: &Terms,
+        streams: &Streams,
+    ) -> CandleResult<()> {
         let n_layers = self.sparse.config.n_layers;
         let over_sites = |nmse: &dyn Fn(Site) -> CandleResult<Tensor>| {
             let each: Vec<Tensor> = Site::all(n_layers).map(nmse).collect::<CandleResult<_>>()?;
@@ -281,7 +315,11 @@ impl<'a> BridgeObjective<'a> {
         sum.add("encoder", terms.encoder, || {
             over_sites(&|site| {
                 let (h_d, h_s) = streams.at(site);
-                let target = if terms.encoder_moves_sparse { h_s.clone() } else { h_s.detach() };
+                let target = if terms.encoder_moves_sparse {
+                    h_s.clone()
+                } else {
+                    h_s.detach()
+                };
                 normalised_mean_squared_error(&self.bridge.encode(site, h_d)?, &target)
             })
         })?;
@@ -303,7 +341,9 @@ impl<'a> BridgeObjective<'a> {
     ) -> CandleResult<()> {
         let mut rng = step_rng(self.recipe.batches.seed, step, DRAW_SITES);
         let total = batch.sequences();
-        let count = terms.hybrid_sequences.map_or(total, |count| count.clamp(1, total));
+        let count = terms
+            .hybrid_sequences
+            .map_or(total, |count| count.clamp(1, total));
         let first = rng.random_range(0..=total - count);
         let (first_row, n_rows) = (first * batch.length, count * batch.length);
         let ids = batch.slice(first, count);
@@ -319,10 +359,16 @@ impl<'a> BridgeObjective<'a> {
         let (to_sparse, to_dense) = (sites(&mut rng), sites(&mut rng));
         let hybrid = |model: &Transformer, site: Site, stream: Tensor| {
             let mut rows = TokenRows::sequences(ids, batch.length, &self.device)?;
-            mean(&kl_divergence(&teacher, &model.tail(site, stream, &mut rows)?)?)
+            mean(&kl_divergence(
+                &teacher,
+                &model.tail(site, stream, &mut rows)?,
+            )?)
         };
         let over = |sites: &[Site], each: &dyn Fn(Site) -> CandleResult<Tensor>| {
-            let all: Vec<Tensor> = sites.iter().map(|&site| each(site)).collect::<CandleResult<_>>()?;
+            let all: Vec<Tensor> = sites
+                .iter()
+                .map(|&site| each(site))
+                .collect::<CandleResult<_>>()?;
             Tensor::stack(&all, 0)?.mean_all()
         };
         sum.add("d2s", terms.dense_to_sparse, || {
@@ -358,8 +404,16 @@ impl<'a> BridgeObjective<'a> {
         let first = (batch.sequences() - count) * batch.length;
         let n_rows = count * batch.length;
         let window = |t: &Tensor| t.narrow(0, first, n_rows);
-        let dense_sites: Vec<Tensor> = streams.dense_sites.iter().map(window).collect::<CandleResult<_>>()?;
-        let sparse_sites: Vec<Tensor> = streams.sparse_sites.iter().map(window).collect::<CandleResult<_>>()?;
+        let dense_sites: Vec<Tensor> = streams
+            .dense_sites
+            .iter()
+            .map(window)
+            .collect::<CandleResult<_>>()?;
+        let sparse_sites: Vec<Tensor> = streams
+            .sparse_sites
+            .iter()
+            .map(window)
+            .collect::<CandleResult<_>>()?;
         let twin_batch = TwinBatch {
             ids: &batch.inputs[first..],
             targets: &batch.targets[first..],
@@ -375,16 +429,27 @@ impl<'a> BridgeObjective<'a> {
         let (mut bridged, mut native) = (Vec::new(), Vec::new());
         for _ in 0..twin.sites {
             let site = inner[rng.random_range(0..inner.len())];
-            let loss =
-                twin_loss(&self.dense, &self.sparse, &self.bridge, twin, &twin_batch, site, &mut rng)?;
+            let loss = twin_loss(
+                &self.dense,
+                &self.sparse,
+                &self.bridge,
+                twin,
+                &twin_batch,
+                site,
+                &mut rng,
+            )?;
             bridged.push(loss.bridged);
             native.extend(loss.native);
         }
-        sum.add("twin", twin.weight, || Tensor::stack(&bridged, 0)?.mean_all())?;
+        sum.add("twin", twin.weight, || {
+            Tensor::stack(&bridged, 0)?.mean_all()
+        })?;
         if native.is_empty() {
             return Ok(());
         }
-        sum.add("native", twin.native_weight, || Tensor::stack(&native, 0)?.mean_all())
+        sum.add("native", twin.native_weight, || {
+            Tensor::stack(&native, 0)?.mean_all()
+        })
     }
 
     fn fidelity(&self, batch: &Batch) -> CandleResult<Fidelity> {
@@ -403,7 +468,10 @@ impl<'a> BridgeObjective<'a> {
     pub fn fidelity_of_all(&self) -> CandleResult<Fidelity> {
         let length = self.recipe.batches.length;
         let mut all = Batch::new(length);
-        for (_, batch) in self.data.held_out(self.recipe.output.evaluation_sequences, length) {
+        for (_, batch) in self
+            .data
+            .held_out(self.recipe.output.evaluation_sequences, length)
+        {
             all.append(batch);
         }
         self.fidelity(&all)
@@ -417,7 +485,10 @@ impl Objective for BridgeObjective<'_> {
 
     fn evaluate(&mut self) -> Result<Vec<(String, f32)>, TrainingError> {
         let mut results = Vec::new();
-        let held_out = self.data.held_out(self.recipe.output.evaluation_sequences, self.recipe.batches.length);
+        let held_out = self.data.held_out(
+            self.recipe.output.evaluation_sequences,
+            self.recipe.batches.length,
+        );
         for (name, batch) in held_out {
             let fidelity = self.fidelity(&batch)?;
             let count = fidelity.sites.len() as f64;
@@ -433,7 +504,8 @@ impl Objective for BridgeObjective<'_> {
                 ("dense_to_sparse_kl", mean(|site| site.dense_to_sparse_kl)),
                 ("sparse_to_dense_kl", mean(|site| site.sparse_to_dense_kl)),
             ];
-            results.extend(figures.map(|(figure, value)| (format!("{name}_{figure}"), value as f32)));
+            results
+                .extend(figures.map(|(figure, value)| (format!("{name}_{figure}"), value as f32)));
         }
         Ok(results)
     }
@@ -449,7 +521,10 @@ struct Streams<'a> {
 impl Streams<'_> {
     /// The dense and the sparse stream at a site.
     fn at(&self, site: Site) -> (&Tensor, &Tensor) {
-        (&self.dense_sites[site.index()], &self.sparse_sites[site.index()])
+        (
+            &self.dense_sites[site.index()],
+            &self.sparse_sites[site.index()],
+        )
     }
 }
 
@@ -483,8 +558,14 @@ impl WeightedSum {
 
     fn into_loss(self, tokens: usize) -> Result<Loss, TrainingError> {
         match self.total {
-            Some(total) => Ok(Loss { total, terms: self.terms, tokens }),
-            None => Err(TrainingError::Recipe("every term of the loss has weight zero".into())),
+            Some(total) => Ok(Loss {
+                total,
+                terms: self.terms,
+                tokens,
+            }),
+            None => Err(TrainingError::Recipe(
+                "every term of the loss has weight zero".into(),
+            )),
         }
     }
 }

@@ -41,7 +41,8 @@ struct State {
 
 /// The hash a checkpoint carries to be continued by its own recipe only.
 pub fn recipe_hash(recipe: &impl Serialize) -> Result<String, TrainingError> {
-    let json = serde_json::to_vec(recipe).map_err(|error| TrainingError::Recipe(error.to_string()))?;
+    let json =
+        serde_json::to_vec(recipe).map_err(|error| TrainingError::Recipe(error.to_string()))?;
     Ok(hex(&Sha256::digest(&json)))
 }
 
@@ -77,10 +78,11 @@ impl Checkpoint {
             weights_sha256: file_hash(&partial.join(WEIGHTS))?,
             moments_sha256: file_hash(&partial.join(MOMENTS))?,
         };
-        let json = serde_json::to_vec_pretty(&state).map_err(|error| TrainingError::Checkpoint {
-            path: partial.display().to_string(),
-            problem: error.to_string(),
-        })?;
+        let json =
+            serde_json::to_vec_pretty(&state).map_err(|error| TrainingError::Checkpoint {
+                path: partial.display().to_string(),
+                problem: error.to_string(),
+            })?;
         atomic::write(&partial.join(STATE), &json)?;
         let whole = directory.join(format!("step-{}", self.step));
         if whole.exists() {
@@ -109,7 +111,8 @@ impl Checkpoint {
             problem,
         };
         let json = atomic::read_small(&path.join(STATE), 1 << 16)?;
-        let state: State = serde_json::from_slice(&json).map_err(|error| bad(format!("{STATE}: {error}")))?;
+        let state: State =
+            serde_json::from_slice(&json).map_err(|error| bad(format!("{STATE}: {error}")))?;
         if state.recipe_sha256 != recipe_sha256 {
             return Err(bad(
                 "made by another recipe; restore that recipe or start in another directory".into(),
@@ -117,9 +120,15 @@ impl Checkpoint {
         }
         // The state is the one file without a hash; a wrong step would repeat or leave out a part of the data.
         if state.step != step {
-            return Err(bad(format!("{STATE} is of step {}; remove this checkpoint to go on from the one before", state.step)));
+            return Err(bad(format!(
+                "{STATE} is of step {}; remove this checkpoint to go on from the one before",
+                state.step
+            )));
         }
-        for (name, expected) in [(WEIGHTS, &state.weights_sha256), (MOMENTS, &state.moments_sha256)] {
+        for (name, expected) in [
+            (WEIGHTS, &state.weights_sha256),
+            (MOMENTS, &state.moments_sha256),
+        ] {
             let found = file_hash(&path.join(name))?;
             if found != *expected {
                 return Err(bad(format!(
@@ -144,8 +153,14 @@ fn existing(directory: &Path) -> Result<Vec<(usize, PathBuf)>, TrainingError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).map_err(io(directory))? {
         let path = entry.map_err(io(directory))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if let Some(step) = name.strip_prefix("step-").and_then(|step| step.parse().ok()) {
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        if let Some(step) = name
+            .strip_prefix("step-")
+            .and_then(|step| step.parse().ok())
+        {
             found.push((step, path));
         }
     }

@@ -29,11 +29,17 @@ pub struct Documents {
 /// All documents of a source.
 pub fn documents(source: &Source) -> Result<Documents, TrainingError> {
     match source {
-        Source::Generated { documents, seed, .. } => Ok(Documents {
+        Source::Generated {
+            documents, seed, ..
+        } => Ok(Documents {
             train: generate(*seed, Split::Train, *documents),
             held_out: generate(*seed, Split::HeldOut, HELD_OUT_PROGRAMS),
         }),
-        Source::Directory { path, held_out_every, .. } => {
+        Source::Directory {
+            path,
+            held_out_every,
+            ..
+        } => {
             let all = text_files::read_documents(path)?;
             let (held_out, train): (Vec<_>, Vec<_>) = all
                 .into_iter()
@@ -47,8 +53,12 @@ pub fn documents(source: &Source) -> Result<Documents, TrainingError> {
                 );
                 return Err(TrainingError::Data(problem));
             }
-            let texts = |documents: Vec<TextDocument>| documents.into_iter().map(|d| d.text).collect();
-            Ok(Documents { train: texts(train), held_out: texts(held_out) })
+            let texts =
+                |documents: Vec<TextDocument>| documents.into_iter().map(|d| d.text).collect();
+            Ok(Documents {
+                train: texts(train),
+                held_out: texts(held_out),
+            })
         }
     }
 }
@@ -83,7 +93,11 @@ pub struct TrainingData {
 
 impl TrainingData {
     /// Reads and tokenises all sources.
-    pub fn load(sources: &[Source], tokenizer: &Tokenizer, length: usize) -> Result<Self, TrainingError> {
+    pub fn load(
+        sources: &[Source],
+        tokenizer: &Tokenizer,
+        length: usize,
+    ) -> Result<Self, TrainingError> {
         let mut streams = Vec::new();
         for source in sources {
             let documents = documents(source)?;
@@ -110,14 +124,18 @@ impl TrainingData {
 
     /// Training tokens of each source, by name.
     pub fn sizes(&self) -> Vec<(&'static str, usize)> {
-        self.streams.iter().map(|stream| (stream.name, stream.train.len())).collect()
+        self.streams
+            .iter()
+            .map(|stream| (stream.name, stream.train.len()))
+            .collect()
     }
 
     /// The text sequences of step `step`.
     pub fn batch(&self, batches: &Batches, step: usize) -> Result<Batch, TrainingError> {
         let mut rng = step_rng(batches.seed, step, DRAW_TEXT);
         let weights = self.streams.iter().map(|stream| stream.weight);
-        let source = WeightedIndex::new(weights).map_err(|error| TrainingError::Data(error.to_string()))?;
+        let source =
+            WeightedIndex::new(weights).map_err(|error| TrainingError::Data(error.to_string()))?;
         let mut batch = Batch::new(batches.length);
         for _ in 0..batches.sequences {
             let tokens = &self.streams[source.sample(&mut rng)].train;
@@ -143,7 +161,9 @@ impl TrainingData {
 
     /// The training and held-out tokens of each source, by name.
     pub fn tokens(&self) -> impl Iterator<Item = (&'static str, &[u32], &[u32])> {
-        self.streams.iter().map(|s| (s.name, s.train.as_slice(), s.held_out.as_slice()))
+        self.streams
+            .iter()
+            .map(|s| (s.name, s.train.as_slice(), s.held_out.as_slice()))
     }
 }
 
@@ -183,7 +203,11 @@ pub struct Batch {
 
 impl Batch {
     pub fn new(length: usize) -> Self {
-        Batch { length, inputs: Vec::new(), targets: Vec::new() }
+        Batch {
+            length,
+            inputs: Vec::new(),
+            targets: Vec::new(),
+        }
     }
 
     /// Adds a sequence of `length + 1` tokens.

@@ -21,7 +21,11 @@ const EMBEDDING_DEVIATION: f64 = 0.1;
 const UNEMBEDDING_SCALE: f64 = 0.3;
 
 /// The tensors of a model of this shape. The logits' bias is left out: it stays zero.
-pub fn model(config: &TransformerConfig, seed: u64, device: &Device) -> Result<BTreeMap<String, Tensor>> {
+pub fn model(
+    config: &TransformerConfig,
+    seed: u64,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>> {
     tensor_shapes(config)
         .into_iter()
         .filter(|(name, _)| name != FINAL_LOGITS_BIAS)
@@ -37,7 +41,9 @@ pub fn model(config: &TransformerConfig, seed: u64, device: &Device) -> Result<B
 fn model_deviation(config: &TransformerConfig, name: &str, shape: &[usize]) -> f64 {
     let inputs = shape.last().copied().unwrap_or(1) as f64;
     match name {
-        name if name.ends_with("c_proj.weight") => (inputs * 2.0 * config.n_layers as f64).sqrt().recip(),
+        name if name.ends_with("c_proj.weight") => {
+            (inputs * 2.0 * config.n_layers as f64).sqrt().recip()
+        }
         "transformer.wte.weight" | "transformer.wpe.weight" => EMBEDDING_DEVIATION,
         "lm_head.weight" => UNEMBEDDING_SCALE / inputs.sqrt(),
         "bigram_table" => 0.0,

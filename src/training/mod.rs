@@ -44,5 +44,9 @@ pub enum TrainingError {
     #[error("checkpoint {path}: {problem}")]
     Checkpoint { path: String, problem: String },
     #[error("step {step}: {term} is {value}; lower the learning rate or clip harder")]
-    Diverged { step: usize, term: String, value: f32 },
+    Diverged {
+        step: usize,
+        term: String,
+        value: f32,
+    },
 }

@@ -78,7 +78,11 @@ impl Objective for NextToken {
         let mut rows = TokenRows::sequences(&batch.inputs, batch.length, &self.device)?;
         let logits = self.model.forward(&mut rows, &mut NoTap)?;
         let total = mean(&cross_entropy(&logits, &batch.targets(&self.device)?)?)?;
-        Ok(Loss { total, terms: Vec::new(), tokens: batch.inputs.len() })
+        Ok(Loss {
+            total,
+            terms: Vec::new(),
+            tokens: batch.inputs.len(),
+        })
     }
 
     fn evaluate(&mut self) -> Result<Vec<(String, f32)>, TrainingError> {

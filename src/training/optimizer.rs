@@ -41,13 +41,25 @@ impl AdamW {
     pub fn new(recipe: Recipe, parameters: &Parameters) -> Self {
         let zeros = |parameter: &Parameter| {
             let count = parameter.var.elem_count();
-            Mutex::new(Moments { mean: vec![0.0; count], square: vec![0.0; count] })
+            Mutex::new(Moments {
+                mean: vec![0.0; count],
+                square: vec![0.0; count],
+            })
         };
-        AdamW { recipe, steps: 0, moments: parameters.iter().map(zeros).collect() }
+        AdamW {
+            recipe,
+            steps: 0,
+            moments: parameters.iter().map(zeros).collect(),
+        }
     }
 
     /// Changes every parameter that has a gradient; returns the gradient's norm before clipping.
-    pub fn step(&mut self, parameters: &Parameters, gradients: &GradStore, rates: &StepRates) -> Result<f64> {
+    pub fn step(
+        &mut self,
+        parameters: &Parameters,
+        gradients: &GradStore,
+        rates: &StepRates,
+    ) -> Result<f64> {
         let parameters = parameters.as_slice();
         let squares: Vec<(f64, usize)> = parameters
             .par_iter()
@@ -66,31 +78,34 @@ impl AdamW {
             1.0 - self.recipe.beta1.powi(self.steps as i32),
             1.0 - self.recipe.beta2.powi(self.steps as i32),
         );
-        parameters.par_iter().zip(&self.moments).try_for_each(|(parameter, moments)| {
-            let rate = match parameter.group {
-                Group::Model => rates.model,
-                Group::Bridge => rates.bridge,
-            };
-            if let Some(gradient) = gradients.get(&parameter.var) {
-                let update = Update {
-                    moments,
-                    scale: scale as f32,
-                    betas: (self.recipe.beta1 as f32, self.recipe.beta2 as f32),
-                    step_size: (rate / corrections.0) as f32,
-                    square_scale: (1.0 / corrections.1) as f32,
-                    epsilon: self.recipe.epsilon as f32,
-                    shrink: match parameter.decays {
-                        true => (1.0 - rate * self.recipe.weight_decay) as f32,
-                        false => 1.0,
-                    },
+        parameters
+            .par_iter()
+            .zip(&self.moments)
+            .try_for_each(|(parameter, moments)| {
+                let rate = match parameter.group {
+                    Group::Model => rates.model,
+                    Group::Bridge => rates.bridge,
                 };
-                update.apply(parameter, gradient)?;
-            }
-            match (rates.kept_fraction, parameter.masked) {
-                (Some(fraction), Some(protect)) => Mask { fraction, protect }.apply(parameter),
-                _ => Ok(()),
-            }
-        })?;
+                if let Some(gradient) = gradients.get(&parameter.var) {
+                    let update = Update {
+                        moments,
+                        scale: scale as f32,
+                        betas: (self.recipe.beta1 as f32, self.recipe.beta2 as f32),
+                        step_size: (rate / corrections.0) as f32,
+                        square_scale: (1.0 / corrections.1) as f32,
+                        epsilon: self.recipe.epsilon as f32,
+                        shrink: match parameter.decays {
+                            true => (1.0 - rate * self.recipe.weight_decay) as f32,
+                            false => 1.0,
+                        },
+                    };
+                    update.apply(parameter, gradient)?;
+                }
+                match (rates.kept_fraction, parameter.masked) {
+                    (Some(fraction), Some(protect)) => Mask { fraction, protect }.apply(parameter),
+                    _ => Ok(()),
+                }
+            })?;
         Ok(norm)
     }
 
@@ -117,9 +132,15 @@ impl AdamW {
         for (parameter, moments) in parameters.iter().zip(&mut self.moments) {
             let read = |kind: &str| match state.get(&format!("{kind}.{}", parameter.name)) {
                 Some(tensor) if tensor.dims() == parameter.var.dims() => rows::to_vec(tensor),
-                _ => bail!("the optimizer's state has no {kind} of {} in its shape", parameter.name),
+                _ => bail!(
+                    "the optimizer's state has no {kind} of {} in its shape",
+                    parameter.name
+                ),
             };
-            let restored = Moments { mean: read("mean")?, square: read("square")? };
+            let restored = Moments {
+                mean: read("mean")?,
+                square: read("square")?,
+            };
             *moments.get_mut().map_err(|_| lost_moments())? = restored;
         }
         self.steps = steps;
@@ -128,7 +149,9 @@ impl AdamW {
 }
 
 fn lost_moments() -> candle_core::Error {
-    candle_core::Error::Msg("a panic in an earlier step left the optimizer's moments half-written".into())
+    candle_core::Error::Msg(
+        "a panic in an earlier step left the optimizer's moments half-written".into(),
+    )
 }
 
 fn clip_scale(clip: Clip, norm: f64, count: usize) -> f64 {
@@ -143,10 +166,16 @@ fn clip_scale(clip: Clip, norm: f64, count: usize) -> f64 {
 
 /// In float64, in blocks of fixed length.
 fn sum_of_squares(values: &[f32]) -> f64 {
-    values.chunks(4096).map(|block| f64::from(block_square(block))).sum()
+    values
+        .chunks(4096)
+        .map(|block| f64::from(block_square(block)))
+        .sum()
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 fn block_square(values: &[f32]) -> f32 {
     let mut lanes = [0f32; 16];
     for chunk in values.chunks(16) {
@@ -200,7 +229,12 @@ impl InplaceOp2 for Update<'_> {
         let mut moments = self.moments.lock().map_err(|_| lost_moments())?;
         let Moments { mean, square } = &mut *moments;
         if weights.len() != gradient.len() || weights.len() != mean.len() {
-            bail!("{} weights, {} gradients, {} moments", weights.len(), gradient.len(), mean.len())
+            bail!(
+                "{} weights, {} gradients, {} moments",
+                weights.len(),
+                gradient.len(),
+                mean.len()
+            )
         }
         adamw_update(self, weights, gradient, mean, square);
         Ok(())
@@ -214,8 +248,17 @@ fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mu
     }
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn adamw_update(update: &Update, weights: &mut [f32], gradient: &[f32], mean: &mut [f32], square: &mut [f32]) {
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
+fn adamw_update(
+    update: &Update,
+    weights: &mut [f32],
+    gradient: &[f32],
+    mean: &mut [f32],
+    square: &mut [f32],
+) {
     let (beta1, beta2) = update.betas;
     let moments = mean.iter_mut().zip(square.iter_mut());
     for ((weight, &gradient), (mean, square)) in weights.iter_mut().zip(gradient).zip(moments) {
@@ -252,7 +295,12 @@ impl InplaceOp1 for Mask {
 
     fn cpu_fwd(&self, weights: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let columns = rows::width(layout)?;
-        keep_fraction(values_mut(weights, layout)?, columns, self.fraction, self.protect);
+        keep_fraction(
+            values_mut(weights, layout)?,
+            columns,
+            self.fraction,
+            self.protect,
+        );
         Ok(())
     }
 }

@@ -40,7 +40,11 @@ impl Parameters {
                 name,
             })
         };
-        tensors.into_iter().map(parameter).collect::<Result<_>>().map(Parameters)
+        tensors
+            .into_iter()
+            .map(parameter)
+            .collect::<Result<_>>()
+            .map(Parameters)
     }
 
     /// Adds a bridge's weights, dense and at their own rate.
@@ -68,7 +72,9 @@ impl Parameters {
     /// A group's tensors; changes to the parameters show in them.
     pub fn tensors(&self, group: Group) -> BTreeMap<String, Tensor> {
         let of_group = self.0.iter().filter(|parameter| parameter.group == group);
-        of_group.map(|p| (p.name.clone(), p.var.as_tensor().clone())).collect()
+        of_group
+            .map(|p| (p.name.clone(), p.var.as_tensor().clone()))
+            .collect()
     }
 }
 
@@ -79,9 +85,13 @@ fn mask_rule(name: &str, protected: usize) -> Option<Protect> {
     }
     // A neuron or attention channel has its inputs in a row of the first matrix and its outputs in a column of
     // the second.
-    Some(match name.rsplit_once(".h.").map_or(name, |(_, rest)| rest) {
-        name if name.ends_with("c_fc.weight") || name.ends_with("c_attn.weight") => Protect::Rows(protected),
-        name if name.ends_with("c_proj.weight") => Protect::Columns(protected),
-        _ => Protect::None,
-    })
+    Some(
+        match name.rsplit_once(".h.").map_or(name, |(_, rest)| rest) {
+            name if name.ends_with("c_fc.weight") || name.ends_with("c_attn.weight") => {
+                Protect::Rows(protected)
+            }
+            name if name.ends_with("c_proj.weight") => Protect::Columns(protected),
+            _ => Protect::None,
+        },
+    )
 }

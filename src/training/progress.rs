@@ -26,34 +26,64 @@ impl Progress {
         let path = directory.join("metrics.jsonl");
         let kept = lines_before(&path, first_step);
         crate::artifacts::atomic::write(&path, kept.as_bytes())?;
-        let metrics = OpenOptions::new().append(true).open(&path).map_err(failed(&path))?;
+        let metrics = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(failed(&path))?;
         let bar = ProgressBar::new(steps as u64).with_position(first_step as u64);
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed}<{eta} {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.reset_eta();
-        Ok(Progress { bar, path, metrics, started: Instant::now(), tokens: 0 })
+        Ok(Progress {
+            bar,
+            path,
+            metrics,
+            started: Instant::now(),
+            tokens: 0,
+        })
     }
 
     /// Tells of one finished step.
-    pub fn step(&mut self, step: usize, tokens: usize, terms: &[(String, f32)]) -> Result<(), TrainingError> {
+    pub fn step(
+        &mut self,
+        step: usize,
+        tokens: usize,
+        terms: &[(String, f32)],
+    ) -> Result<(), TrainingError> {
         self.tokens += tokens;
         let rate = self.tokens as f64 / self.started.elapsed().as_secs_f64();
-        let shown: Vec<String> = terms.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
+        let shown: Vec<String> = terms
+            .iter()
+            .map(|(name, value)| format!("{name} {value:.3}"))
+            .collect();
         self.bar.set_position(step as u64 + 1);
-        self.bar.set_message(format!("{rate:.0} tok/s {}", shown.join(" ")));
+        self.bar
+            .set_message(format!("{rate:.0} tok/s {}", shown.join(" ")));
         let mut line = Map::new();
         line.insert("step".into(), json!(step));
         line.insert("tokens_per_second".into(), json!(rate.round()));
-        line.extend(terms.iter().map(|(name, value)| (name.clone(), json!(value))));
+        line.extend(
+            terms
+                .iter()
+                .map(|(name, value)| (name.clone(), json!(value))),
+        );
         self.line(&Value::Object(line))
     }
 
     /// Tells of an evaluation after a step.
-    pub fn evaluation(&mut self, step: usize, results: &[(String, f32)]) -> Result<(), TrainingError> {
+    pub fn evaluation(
+        &mut self,
+        step: usize,
+        results: &[(String, f32)],
+    ) -> Result<(), TrainingError> {
         let mut line = Map::new();
         line.insert("step".into(), json!(step));
         line.insert("evaluation".into(), json!(true));
-        line.extend(results.iter().map(|(name, value)| (name.clone(), json!(value))));
+        line.extend(
+            results
+                .iter()
+                .map(|(name, value)| (name.clone(), json!(value))),
+        );
         let line = Value::Object(line);
         self.bar.suspend(|| tracing::info!("{line}"));
         self.line(&line)
@@ -78,7 +108,9 @@ fn lines_before(path: &Path, step: usize) -> String {
     };
     let mut kept = String::new();
     for line in BufReader::new(file).lines().map_while(Result::ok) {
-        let told = serde_json::from_str::<Value>(&line).ok().and_then(|line| line["step"].as_u64());
+        let told = serde_json::from_str::<Value>(&line)
+            .ok()
+            .and_then(|line| line["step"].as_u64());
         if told.is_some_and(|told| (told as usize) < step) {
             kept.push_str(&line);
             kept.push('\n');

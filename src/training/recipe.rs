@@ -15,7 +15,11 @@ use crate::models::config::TransformerConfig;
 #[serde(deny_unknown_fields, tag = "kind", rename_all = "snake_case")]
 pub enum Source {
     /// Programs of [`crate::corpus`].
-    Generated { documents: usize, seed: u64, weight: f64 },
+    Generated {
+        documents: usize,
+        seed: u64,
+        weight: f64,
+    },
     /// `.py`, `.txt` and `.md` files below a directory, one document each, and `.jsonl` files with a `text` in
     /// each line.
     Directory {
@@ -328,7 +332,9 @@ pub trait Check {
 fn in_range(name: &str, value: f64, low: f64, high: f64) -> Result<(), String> {
     match value >= low && value <= high {
         true => Ok(()),
-        false => Err(format!("{name} is {value}; it must be between {low} and {high}")),
+        false => Err(format!(
+            "{name} is {value}; it must be between {low} and {high}"
+        )),
     }
 }
 
@@ -362,7 +368,12 @@ impl Batches {
     fn check(&self, model: &TransformerConfig) -> Result<(), String> {
         in_range("batches.steps", self.steps as f64, 1.0, 1e9)?;
         in_range("batches.sequences", self.sequences as f64, 1.0, 1e5)?;
-        in_range("batches.length", self.length as f64, 2.0, model.context_length as f64)
+        in_range(
+            "batches.length",
+            self.length as f64,
+            2.0,
+            model.context_length as f64,
+        )
     }
 }
 
@@ -381,9 +392,24 @@ impl Optimizer {
 
 impl Output {
     fn check(&self) -> Result<(), String> {
-        in_range("output.checkpoint_every", self.checkpoint_every as f64, 1.0, 1e9)?;
-        in_range("output.evaluate_every", self.evaluate_every as f64, 1.0, 1e9)?;
-        in_range("output.evaluation_sequences", self.evaluation_sequences as f64, 1.0, 1e5)
+        in_range(
+            "output.checkpoint_every",
+            self.checkpoint_every as f64,
+            1.0,
+            1e9,
+        )?;
+        in_range(
+            "output.evaluate_every",
+            self.evaluate_every as f64,
+            1.0,
+            1e9,
+        )?;
+        in_range(
+            "output.evaluation_sequences",
+            self.evaluation_sequences as f64,
+            1.0,
+            1e5,
+        )
     }
 }
 
@@ -392,7 +418,12 @@ impl Sparsity {
         in_range("sparsity.kept_fraction", self.kept_fraction, 1e-6, 1.0)?;
         in_range("sparsity.anneal_from", self.anneal_from, 0.0, 1.0)?;
         in_range("sparsity.anneal_to", self.anneal_to, self.anneal_from, 1.0)?;
-        in_range("sparsity.rate_growth_limit", self.rate_growth_limit, 1.0, 1e3)?;
+        in_range(
+            "sparsity.rate_growth_limit",
+            self.rate_growth_limit,
+            1.0,
+            1e3,
+        )?;
         // A neuron's or channel's weights are a row or a column of this length. One that had more places protected
         // than its share would take them from the others.
         let places = (self.kept_fraction * model.d_model as f64).floor();
@@ -403,18 +434,24 @@ impl Sparsity {
 impl Check for ModelRecipe {
     fn check(&self) -> Result<(), String> {
         check_sources(&self.sources)?;
-        self.model.validate().map_err(|error| format!("model.{error}"))?;
+        self.model
+            .validate()
+            .map_err(|error| format!("model.{error}"))?;
         self.batches.check(&self.model)?;
         self.optimizer.check()?;
         self.output.check()?;
-        self.sparsity.as_ref().map_or(Ok(()), |sparsity| sparsity.check(&self.model))
+        self.sparsity
+            .as_ref()
+            .map_or(Ok(()), |sparsity| sparsity.check(&self.model))
     }
 }
 
 impl Check for BridgeRecipe {
     fn check(&self) -> Result<(), String> {
         check_sources(&self.sources)?;
-        self.sparse.validate().map_err(|error| format!("sparse.{error}"))?;
+        self.sparse
+            .validate()
+            .map_err(|error| format!("sparse.{error}"))?;
         self.batches.check(&self.sparse)?;
         self.optimizer.check()?;
         in_range("bridge_rate", self.bridge_rate, 1e-9, 1.0)?;
@@ -422,10 +459,25 @@ impl Check for BridgeRecipe {
         self.output.check()?;
         self.sparsity.check(&self.sparse)?;
         if let Some(twin) = &self.terms.twin {
-            in_range("terms.twin.channels", twin.channels as f64, 1.0, self.sparse.d_model as f64)?;
-            in_range("terms.twin.sites", twin.sites as f64, 1.0, self.sparse.n_sites() as f64)?;
+            in_range(
+                "terms.twin.channels",
+                twin.channels as f64,
+                1.0,
+                self.sparse.d_model as f64,
+            )?;
+            in_range(
+                "terms.twin.sites",
+                twin.sites as f64,
+                1.0,
+                self.sparse.n_sites() as f64,
+            )?;
             in_range("terms.twin.task_pairs", twin.task_pairs as f64, 0.0, 1e4)?;
-            in_range("terms.twin.text_pairs", twin.text_pairs as f64, 0.0, self.batches.sequences as f64 / 2.0)?;
+            in_range(
+                "terms.twin.text_pairs",
+                twin.text_pairs as f64,
+                0.0,
+                self.batches.sequences as f64 / 2.0,
+            )?;
         }
         Ok(())
     }

@@ -71,7 +71,9 @@ pub fn train(
     })?;
     let mut optimizer = AdamW::new(plan.optimizer.clone(), parameters);
     let first = match Checkpoint::newest(&checkpoints, &plan.recipe_sha256)? {
-        Some(checkpoint) if mode != Mode::Start => restore(parameters, &mut optimizer, &checkpoint)?,
+        Some(checkpoint) if mode != Mode::Start => {
+            restore(parameters, &mut optimizer, &checkpoint)?
+        }
         Some(checkpoint) => {
             return Err(TrainingError::Checkpoint {
                 path: checkpoints.display().to_string(),
@@ -95,16 +97,33 @@ pub fn train(
     let steps = plan.batches.steps;
     let mut progress = Progress::new(directory, first, steps)?;
     for step in first..steps {
-        let terms = one_step(plan, parameters, objective, &mut optimizer, &mut progress, step)?;
+        let terms = one_step(
+            plan,
+            parameters,
+            objective,
+            &mut optimizer,
+            &mut progress,
+            step,
+        )?;
         if let Some((term, value)) = terms.iter().find(|(_, value)| !value.is_finite()) {
-            return Err(TrainingError::Diverged { step, term: term.clone(), value: *value });
+            return Err(TrainingError::Diverged {
+                step,
+                term: term.clone(),
+                value: *value,
+            });
         }
         let done = step + 1;
         if done % plan.output.evaluate_every == 0 || done == steps {
             progress.evaluation(step, &objective.evaluate()?)?;
         }
         if done % plan.output.checkpoint_every == 0 || done == steps {
-            save(&checkpoints, parameters, &optimizer, done, &plan.recipe_sha256)?;
+            save(
+                &checkpoints,
+                parameters,
+                &optimizer,
+                done,
+                &plan.recipe_sha256,
+            )?;
         }
     }
     progress.finish();
@@ -146,7 +165,9 @@ fn rates(plan: &Plan, step: usize) -> StepRates {
                 None => shape,
             },
         bridge: plan.bridge_rate * shape,
-        kept_fraction: plan.sparsity.map(|sparsity| kept_fraction(sparsity, step, steps)),
+        kept_fraction: plan
+            .sparsity
+            .map(|sparsity| kept_fraction(sparsity, step, steps)),
     }
 }
 
@@ -162,7 +183,12 @@ fn save(
         .map(|parameter| (parameter.name.clone(), parameter.var.as_tensor().clone()))
         .collect();
     let moments = optimizer.state(parameters)?;
-    Checkpoint { step, weights, moments }.write(checkpoints, recipe_sha256)
+    Checkpoint {
+        step,
+        weights,
+        moments,
+    }
+    .write(checkpoints, recipe_sha256)
 }
 
 fn restore(
@@ -177,7 +203,9 @@ fn restore(
                 problem: format!("has no {}", parameter.name),
             });
         };
-        parameter.var.set(&tensor.to_device(parameter.var.device())?)?;
+        parameter
+            .var
+            .set(&tensor.to_device(parameter.var.device())?)?;
     }
     optimizer.restore(parameters, &checkpoint.moments, checkpoint.step)?;
     Ok(checkpoint.step)

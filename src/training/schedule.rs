@@ -52,7 +52,9 @@ mod tests {
     fn the_kept_fraction_reaches_its_target_half_way() {
         for anneal in [Anneal::Linear, Anneal::Exponential] {
             let sparsity = sparsity(anneal);
-            let fractions: Vec<f64> = (0..100).map(|step| kept_fraction(&sparsity, step, 100)).collect();
+            let fractions: Vec<f64> = (0..100)
+                .map(|step| kept_fraction(&sparsity, step, 100))
+                .collect();
             assert!(fractions[0] < 1.0 && fractions[0] > 0.9);
             assert!(fractions.windows(2).all(|pair| pair[1] <= pair[0]));
             assert!((fractions[49] - 0.0625).abs() < 1e-9);
@@ -74,7 +76,9 @@ mod tests {
             clip: Default::default(),
         };
         let sparsity = sparsity(Anneal::Linear);
-        let rates: Vec<f64> = (0..100).map(|s| sparse_rate(&optimizer, &sparsity, s, 100)).collect();
+        let rates: Vec<f64> = (0..100)
+            .map(|s| sparse_rate(&optimizer, &sparsity, s, 100))
+            .collect();
         let peak = rates.iter().copied().fold(0.0, f64::max);
         assert!((peak - 1.0).abs() < 1e-12);
         assert!((warmup_and_decay(&optimizer, 0, 100) - 0.2).abs() < 1e-12);

@@ -62,7 +62,10 @@ fn aligned_documents(
         // The texts of a pair begin its documents if both are drawn with the same numbers.
         let text_pair = task.text_pair(&mut rng.clone(), Split::Train);
         let (presented, counterfactual) = pair_documents(rng, Split::Train, task);
-        let (presented, counterfactual) = (tokenizer.encode(&presented)?, tokenizer.encode(&counterfactual)?);
+        let (presented, counterfactual) = (
+            tokenizer.encode(&presented)?,
+            tokenizer.encode(&counterfactual)?,
+        );
         if presented.len() == counterfactual.len() {
             return Ok((presented, counterfactual));
         }

@@ -56,7 +56,14 @@ pub fn twin_loss(
     let partner_rows = partner_rows(n_rows, batch.length);
     let partners = Tensor::new(partner_rows.as_slice(), device)?;
     let difference = (stream.index_select(&partners, 0)? - stream)?;
-    let chosen = choose_channels(&difference, bridge, site, recipe.channels, batch.length, rng)?;
+    let chosen = choose_channels(
+        &difference,
+        bridge,
+        site,
+        recipe.channels,
+        batch.length,
+        rng,
+    )?;
     let change = (difference * chosen)?;
 
     let mut token_rows = TokenRows::sequences(batch.ids, batch.length, device)?;
@@ -77,13 +84,16 @@ pub fn twin_loss(
         }
         false => None,
     };
-    Ok(TwinLoss { bridged: weighted_mean(&bridged, &weights, device)?, native })
+    Ok(TwinLoss {
+        bridged: weighted_mean(&bridged, &weights, device)?,
+        native,
+    })
 }
 
 /// For each row the row at the same place in the pair's other sequence.
 fn partner_rows(n_rows: usize, length: usize) -> Vec<u32> {
     (0..n_rows)
-        .map(|row| ((row / length ^ 1) * length + row % length) as u32)
+        .map(|row| (((row / length) ^ 1) * length + row % length) as u32)
         .collect()
 }
 
@@ -98,7 +108,12 @@ fn choose_channels(
     rng: &mut ChaCha8Rng,
 ) -> Result<Tensor> {
     let (n_rows, width) = difference.dims2()?;
-    let reach: Vec<f32> = bridge.decoder_weight(site).detach().sqr()?.sum(0)?.to_vec1()?;
+    let reach: Vec<f32> = bridge
+        .decoder_weight(site)
+        .detach()
+        .sqr()?
+        .sum(0)?
+        .to_vec1()?;
     let changes = rows::to_vec(&difference.detach())?;
     let mut mask = vec![0f32; n_rows * width];
     for pair in 0..n_rows / (2 * length) {
@@ -143,14 +158,20 @@ fn draw_by_weight(weights: &[f32], count: usize, rng: &mut ChaCha8Rng) -> Vec<us
         })
         .collect();
     keyed.sort_by(|a, b| b.0.total_cmp(&a.0));
-    keyed.into_iter().take(count).map(|(_, index)| index).collect()
+    keyed
+        .into_iter()
+        .take(count)
+        .map(|(_, index)| index)
+        .collect()
 }
 
 /// One for a row whose successor is the same in both sequences, `decisive` for the others.
 fn row_weights(batch: &TwinBatch, partners: &[u32], decisive: f32) -> Vec<f32> {
     let targets = batch.targets;
     let differs = |row: usize| targets[row] != targets[partners[row] as usize];
-    (0..targets.len()).map(|row| if differs(row) { decisive } else { 1.0 }).collect()
+    (0..targets.len())
+        .map(|row| if differs(row) { decisive } else { 1.0 })
+        .collect()
 }
 
 fn weighted_mean(per_row: &Tensor, weights: &[f32], device: &Device) -> Result<Tensor> {

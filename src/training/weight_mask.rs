@@ -29,7 +29,11 @@ pub fn keep_fraction(weights: &mut [f32], columns: usize, fraction: f64, protect
         Some(true) => f32::INFINITY.to_bits(),
         _ => weight.to_bits() & 0x7fff_ffff,
     };
-    let ranks: Vec<u32> = weights.iter().enumerate().map(|(i, &w)| rank(i, w)).collect();
+    let ranks: Vec<u32> = weights
+        .iter()
+        .enumerate()
+        .map(|(i, &w)| rank(i, w))
+        .collect();
     let threshold = kth_largest(&ranks, keep);
     let mut room = keep - count_at_least(&ranks, threshold.saturating_add(1)).min(keep);
     for (weight, &rank) in weights.iter_mut().zip(&ranks) {
@@ -61,7 +65,10 @@ fn kth_largest(ranks: &[u32], k: usize) -> u32 {
     low
 }
 
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 fn count_at_least(ranks: &[u32], threshold: u32) -> usize {
     let mut total = 0usize;
     // Blocks keep the running count in 32 bits, which vectorises twice as wide.
