@@ -37,7 +37,7 @@ impl Default for TableOptions {
         TableOptions {
             train_pairs: 64,
             held_out_pairs: 128,
-            refined: 4,
+            refined: 3,
             seed: 0,
             contrast: ContrastOptions::default(),
         }

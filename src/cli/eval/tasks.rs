@@ -24,7 +24,7 @@ pub struct TableArguments {
     #[arg(long, default_value_t = 64)]
     train_pairs: usize,
     /// Places searched in earnest for each way in.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 3)]
     refined: usize,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
