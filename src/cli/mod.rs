@@ -2,6 +2,7 @@
 
 pub mod corpus;
 pub mod eval;
+pub mod manifest;
 pub mod openapi;
 pub mod serve;
 pub mod train;
@@ -22,6 +23,8 @@ pub enum Command {
     Corpus(corpus::CorpusArguments),
     /// Measure a pair: steering curves, tasks, losses, features.
     Eval(eval::EvalArguments),
+    /// Write or check the hashes of a directory's files.
+    Manifest(manifest::ManifestArguments),
     /// Print the description of the HTTP API.
     Openapi,
     /// Serve models over HTTP.
@@ -36,6 +39,7 @@ impl Arguments {
         match self.command {
             Command::Corpus(arguments) => arguments.run(),
             Command::Eval(arguments) => arguments.run(),
+            Command::Manifest(arguments) => arguments.run(),
             Command::Openapi => openapi::run(),
             Command::Serve(arguments) => arguments.run(),
             Command::Train(arguments) => arguments.run(),

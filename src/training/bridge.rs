@@ -93,11 +93,12 @@ pub fn train_bridge(
     };
     train(&plan, &parameters, &mut objective, mode)?;
     let fidelity = objective.fidelity_of_all()?;
+    let id = recipe.id.as_ref().map_or("bridge", ArtifactId::as_str);
     let pair = PairFiles {
         record: BridgeRecord {
-            id: identifier("bridge")?,
-            dense: identifier("dense")?,
-            sparse: identifier("sparse")?,
+            id: identifier(id)?,
+            dense: identifier(id)?,
+            sparse: identifier(&format!("{id}-sparse"))?,
             encoder_fraction: recipe.encoder_fraction,
             sites: fidelity.sites,
             training: serde_json::Map::new(),

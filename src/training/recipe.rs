@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::TrainingError;
+use crate::artifacts::ArtifactId;
 use crate::models::config::TransformerConfig;
 
 /// Where training text comes from. A batch draws its sequences from the sources in proportion to `weight`.
@@ -211,6 +212,9 @@ pub struct ModelRecipe {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BridgeRecipe {
+    /// The bridge's id; the dense model is served under it, the sparse one under `ID-sparse`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<ArtifactId>,
     /// The dense model's directory, in any layout that can be served. It stays as it is.
     pub dense: PathBuf,
     pub sparse: TransformerConfig,
