@@ -84,6 +84,7 @@ fn twin(weight: f32, native_weight: f32) -> Twin {
 fn recipe(terms: Terms) -> BridgeRecipe {
     let clip = Clip::Norm { at: 1.0 };
     BridgeRecipe {
+        id: None,
         dense: PathBuf::new(),
         sparse: config(13),
         start_from: None,
