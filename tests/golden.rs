@@ -14,6 +14,9 @@ use causeway::models::tap::Recorder;
 use causeway::models::token_rows::TokenRows;
 use causeway::models::transformer::Transformer;
 
+/// What one forward pass showed: the values at its places, and its logits.
+type Pass = (BTreeMap<Place, Tensor>, Tensor);
+
 const CHECKPOINTS: [&str; 4] = [
     "plain",
     "cat_pos_emb",
@@ -168,7 +171,7 @@ fn token_by_token_agrees_with_the_released_code() -> Result<()> {
         let (sequences, length) = (golden.sequences(), golden.length);
         let mut cache = KvCache::new(golden.config(), sequences, length);
         // One row of each sequence a pass, as a server runs them; put back in order of sequences below.
-        let mut passes: Vec<(BTreeMap<Place, Tensor>, Tensor)> = Vec::new();
+        let mut passes: Vec<Pass> = Vec::new();
         for position in 0..length {
             let ids: Vec<u32> = (0..sequences)
                 .map(|s| golden.ids[s * length + position])
@@ -181,11 +184,10 @@ fn token_by_token_agrees_with_the_released_code() -> Result<()> {
             let logits = model.forward(&mut rows, &mut recorder)?;
             passes.push((recorder.into_values(), logits));
         }
-        let by_sequence =
-            |pick: &dyn Fn(&(BTreeMap<Place, Tensor>, Tensor)) -> Tensor| -> Result<Tensor> {
-                let picked: Vec<Tensor> = passes.iter().map(pick).collect();
-                Tensor::stack(&picked, 1)?.flatten(0, 1)
-            };
+        let by_sequence = |pick: &dyn Fn(&Pass) -> Tensor| -> Result<Tensor> {
+            let picked: Vec<Tensor> = passes.iter().map(pick).collect();
+            Tensor::stack(&picked, 1)?.flatten(0, 1)
+        };
         let seen = Place::all(golden.config().n_layers)
             .into_iter()
             .map(|place| Ok((place, by_sequence(&|pass| pass.0[&place].clone())?)))

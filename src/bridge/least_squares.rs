@@ -128,13 +128,16 @@ fn substitute(l: &[f64], n: usize, b: &mut [f64], m: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand::{Rng, SeedableRng, rngs::SmallRng};
 
     #[test]
     fn a_linear_map_is_found_again() -> Result<()> {
-        let noise =
-            |count: usize, step: f32| (0..count).map(move |i| ((i as f32 + 1.0) * step).sin());
-        let x = Tensor::from_iter(noise(200 * 5, 1.3), &Device::Cpu)?.reshape((200, 5))?;
-        let weight = Tensor::from_iter(noise(3 * 5, 0.7), &Device::Cpu)?.reshape((3, 5))?;
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut noise = |shape: (usize, usize)| {
+            let values = (0..shape.0 * shape.1).map(|_| rng.random_range(-1.0..1.0f32));
+            Tensor::from_iter(values, &Device::Cpu)?.reshape(shape)
+        };
+        let (x, weight) = (noise((200, 5))?, noise((3, 5))?);
         let bias = Tensor::new(&[0.5f32, -2.0, 7.0], &Device::Cpu)?;
         let y = x.matmul(&weight.t()?)?.broadcast_add(&bias)?;
         let mut fit = LeastSquares::new(5, 3);
