@@ -1,10 +1,10 @@
 //! The `.pt` files of released checkpoints: a zip archive as `torch.save` writes it, holding one plain
 //! dictionary from names to tensors.
 //!
-//! A pickle is a program. [`program`] runs only the instructions and knows only the names that a dictionary of
+//! A pickle is a program. `program` runs only the instructions and knows only the names that a dictionary of
 //! tensors needs, so nothing in the file can choose what is executed; and no size in it is believed before it
 //! has been compared with the file's length. The tensors of all views together may take at most
-//! [`VIEWS_PER_BYTE`] times the file's length, since several names may share one storage.
+//! `VIEWS_PER_BYTE` times the file's length, since several names may share one storage.
 //!
 //! Archive: `<prefix>/data.pkl` (the program), `<prefix>/data/<key>` (one storage each, stored uncompressed,
 //! little-endian), `<prefix>/byteorder`. A view is a storage, an offset, a shape and strides, all counted in

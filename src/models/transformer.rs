@@ -1,7 +1,7 @@
 //! The transformer: embedding, layers of attention and MLP, unembedding.
 //!
 //! `ids [rows] -> logits [rows, vocabulary]`. Dense and sparse models are this one type; they differ by their
-//! configuration and by how linear layers hold their weights. A pass can start in the middle ([`Self::tail`]),
+//! configuration and by how linear layers hold their weights. A pass can start in the middle ([`Transformer::tail`]),
 //! which is what bridges need, and every value on its way goes past a [`ResidualTap`].
 
 use std::collections::BTreeMap;
