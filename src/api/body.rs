@@ -145,20 +145,24 @@ mod tests {
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Outer {
-        #[allow(dead_code)]
         inner: Option<Vec<Inner>>,
     }
 
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Inner {
-        #[allow(dead_code)]
         strength: f64,
     }
 
     fn param(json: &str) -> Option<String> {
         let error = parse::<Outer>(json.as_bytes()).expect_err("an invalid body");
         error.body().error.param
+    }
+
+    #[test]
+    fn a_valid_body_is_read() {
+        let outer: Outer = parse(br#"{"inner": [{"strength": 1.5}]}"#).expect("a valid body");
+        assert_eq!(outer.inner.expect("a list")[0].strength, 1.5);
     }
 
     #[test]

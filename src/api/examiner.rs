@@ -80,9 +80,10 @@ fn refusal(error: FeatureError, param: &str) -> ApiError {
         | FeatureError::NotCarried(_)
         | FeatureError::Place(_)
         | FeatureError::Tokenizer(_) => ApiError::invalid(param, error.to_string()),
-        FeatureError::Compute(_) | FeatureError::Artifact(_) | FeatureError::Pair(_) => {
-            ApiError::internal(error)
-        }
+        FeatureError::Compute(_)
+        | FeatureError::Artifact(_)
+        | FeatureError::Pair(_)
+        | FeatureError::Reference(_) => ApiError::internal(error),
     }
 }
 

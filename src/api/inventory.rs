@@ -9,9 +9,9 @@ use sha2::{Digest, Sha256};
 
 use super::ApiError;
 use crate::bridge::record::BridgeRecord;
-use crate::features::statistics::ReferenceStatistics;
 use crate::generation::catalog::{Catalog, LoadedBridge, LoadedModel, ModelKind};
 use crate::interventions::nearest::suggestion;
+use crate::interventions::reference::ReferenceStatistics;
 use crate::models::config::TransformerConfig;
 use crate::models::tokenizer::Tokenizer;
 
@@ -45,14 +45,14 @@ pub struct BridgeCard {
     pub fingerprint: String,
     pub provenance: Provenance,
     /// What single channels of the sparse model do over reference text, where that was measured.
-    pub statistics: ReferenceStatistics,
+    pub statistics: Arc<ReferenceStatistics>,
 }
 
 /// What a manifest says of where something came from.
 pub type Provenance = BTreeMap<String, serde_json::Value>;
 
 impl Inventory {
-    /// Cards of everything in a catalog, still without provenance and statistics.
+    /// Cards of everything in a catalog, still without provenance.
     pub fn of(catalog: &Catalog) -> Self {
         let loaded = unix_seconds();
         let model = |model: &LoadedModel| ModelCard {
@@ -70,7 +70,7 @@ impl Inventory {
             record: bridge.record.clone(),
             fingerprint: bridge.fingerprint.clone(),
             provenance: Provenance::new(),
-            statistics: ReferenceStatistics::default(),
+            statistics: bridge.reference.clone(),
         };
         Inventory {
             models: catalog

@@ -13,9 +13,7 @@ use super::inventory::{Inventory, Provenance};
 use super::metrics::Metrics;
 use super::state::State;
 use crate::artifacts::Manifest;
-use crate::features::FeatureError;
 use crate::features::registry::Feature;
-use crate::features::statistics::{REFERENCE_FILE, ReferenceStatistics};
 use crate::generation::catalog::{Catalog, CatalogError};
 use crate::generation::engine::Engine;
 use crate::models::config::TransformerConfig;
@@ -27,8 +25,6 @@ use crate::settings::Settings;
 pub enum LoadError {
     #[error(transparent)]
     Catalog(#[from] CatalogError),
-    #[error(transparent)]
-    Statistics(#[from] FeatureError),
     #[error(transparent)]
     Features(#[from] StoreError),
     #[error("feature {name:?} kept for bridge {bridge}: {problem}")]
@@ -56,7 +52,7 @@ pub fn load(settings: &Settings, address: SocketAddr) -> Result<State, LoadError
     for (id, directory) in &settings.models {
         catalog.load_model(id.as_str(), directory)?;
     }
-    let inventory = inventory(&catalog, settings, &directories)?;
+    let inventory = inventory(&catalog, settings, &directories);
     let shipped = catalog.bridges.iter().map(|(id, bridge)| {
         (
             id.clone(),
@@ -93,15 +89,11 @@ fn inventory(
     catalog: &Catalog,
     settings: &Settings,
     directories: &BTreeMap<String, PathBuf>,
-) -> Result<Inventory, LoadError> {
+) -> Inventory {
     let mut inventory = Inventory::of(catalog);
     for (id, directory) in directories {
-        let Some(card) = inventory.bridges.get_mut(id) else {
-            continue;
-        };
-        card.provenance = provenance(directory);
-        if directory.join(REFERENCE_FILE).is_file() {
-            card.statistics = ReferenceStatistics::read(directory)?;
+        if let Some(card) = inventory.bridges.get_mut(id) {
+            card.provenance = provenance(directory);
         }
     }
     for (id, directory) in &settings.models {
@@ -109,7 +101,7 @@ fn inventory(
             card.provenance = provenance(directory);
         }
     }
-    Ok(inventory)
+    inventory
 }
 
 /// A directory without a manifest is served all the same; it only cannot say where it came from.

@@ -24,7 +24,7 @@ use super::{activations, bridges, completions, features, health, models};
         bridges::retrieve,
         features::list::list,
         features::change::create,
-        features::list::retrieve,
+        features::detail::retrieve,
         features::change::update,
         features::change::delete,
         features::contrast::create,

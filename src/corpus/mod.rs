@@ -10,6 +10,7 @@
 mod document;
 mod draw;
 pub(crate) mod idioms;
+pub mod literals;
 mod passage;
 mod statements;
 #[cfg(test)]

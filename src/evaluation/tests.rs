@@ -5,11 +5,12 @@ use rand_chacha::ChaCha8Rng;
 
 use super::interval::Interval;
 use super::ngram::{Counts, Interpolated, Order};
-use super::real_strings::{Literal, literals, text_pair};
+use super::real_strings::text_pair;
 use super::steering::{ARMS, Dose, dose_response};
 use super::task_table::geometric_share;
 use super::unrelated::{code_without_strings, set_everywhere, typical_value};
 use super::{controls, report};
+use crate::corpus::literals::{Literal, literals};
 use crate::features::paired_models::PairedModels;
 use crate::features::patching::{Part, Patching};
 use crate::features::question::{PromptPair, Question};

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use serde::Serialize;
 
 use super::EvaluationError;
-use super::real_strings::strings_and_comments;
+use crate::corpus::literals::strings_and_comments;
 use crate::features::paired_models::PairedModels;
 use crate::features::patching::Patching;
 use crate::features::prompt_run::PromptRun;

@@ -5,12 +5,14 @@
 //! - [`patching`]: minimal pairs run through both models, and the answers after a patch; [`route`] says how a
 //!   patch enters a model, [`slopes`] what it would do to first order.
 //! - [`statistics`], [`examples`]: channels and groups over reference text.
+//! - [`wiring`], [`promotion`]: what a channel is connected to, and which tokens it speaks for.
 //! - [`verify`]: a feature's own tests, run again.
 
 pub mod contrast;
 pub mod examples;
 pub mod paired_models;
 pub mod patching;
+pub mod promotion;
 pub mod prompt_run;
 pub mod question;
 pub mod registry;
@@ -23,10 +25,12 @@ pub(crate) mod test_pair;
 #[cfg(test)]
 mod tests;
 pub mod verify;
+pub mod wiring;
 
 use crate::artifacts::ArtifactError;
 use crate::bridge::pair::PairError;
 use crate::interventions::carry::NotCarried;
+use crate::interventions::reference::ReferenceError;
 use crate::models::location::UnknownPlace;
 use crate::models::tokenizer::TokenizerError;
 
@@ -45,6 +49,8 @@ pub enum FeatureError {
     Artifact(#[from] ArtifactError),
     #[error(transparent)]
     Pair(#[from] PairError),
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
     #[error("{0}")]
     Invalid(String),
 }

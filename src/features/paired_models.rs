@@ -3,12 +3,16 @@
 //! Each model is held twice over the same tensors' values: once for inference, where a sparse model's zeros
 //! cost nothing, and once as matrices that gradients flow through.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+
+use candle_core::Tensor;
 
 use super::FeatureError;
 use crate::bridge::Bridge;
 use crate::bridge::pair::PairFiles;
 use crate::bridge::record::BridgeRecord;
+use crate::interventions::reference::ReferenceStatistics;
 use crate::models::layers::Purpose;
 use crate::models::location::{Node, NodeKind, Place, Site};
 use crate::models::tokenizer::Tokenizer;
@@ -24,6 +28,9 @@ pub struct PairedModels {
     pub sparse_frozen: Transformer,
     pub bridge: Bridge,
     pub record: BridgeRecord,
+    /// The sparse model's tensors by name, to be read rather than run.
+    pub sparse_weights: BTreeMap<String, Tensor>,
+    pub reference: ReferenceStatistics,
     /// None where the pair came without one; whatever works on token ids still does.
     pub tokenizer: Option<Tokenizer>,
 }
@@ -31,10 +38,12 @@ pub struct PairedModels {
 impl PairedModels {
     /// Reads a pair's directory.
     pub fn read(directory: &Path) -> Result<Self, FeatureError> {
-        Self::new(&PairFiles::read(directory)?)
+        let mut models = Self::new(&PairFiles::read(directory)?)?;
+        models.reference = ReferenceStatistics::read(directory, &models.sparse.config)?;
+        Ok(models)
     }
 
-    /// Builds both models and the bridge.
+    /// Builds both models and the bridge; without reference statistics, which are files of their own.
     pub fn new(files: &PairFiles) -> Result<Self, FeatureError> {
         let build = |model: &crate::models::layout::ModelFiles, purpose| {
             Transformer::new(model.config.clone(), &model.tensors, purpose)
@@ -47,6 +56,8 @@ impl PairedModels {
             sparse_frozen: build(&files.sparse, Purpose::Frozen)?,
             bridge: files.bridge()?,
             record: files.record.clone(),
+            sparse_weights: files.sparse.tensors.clone(),
+            reference: ReferenceStatistics::default(),
             tokenizer: tokenizer.map(Tokenizer::from_bytes).transpose()?,
         })
     }

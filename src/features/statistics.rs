@@ -1,17 +1,14 @@
-//! Channels over reference text: mean, standard deviation, extremes and how often they are not zero.
+//! Channels over reference text, measured: mean, standard deviation, extremes and how often they are not zero.
 //!
-//! `reference.safetensors` of a pair's directory holds, for each place, `PLACE.mean`, `PLACE.std`, `PLACE.max`,
-//! `PLACE.min` and `PLACE.density`, each `[channels]` f32. A group of channels has statistics of its own, which do
-//! not follow from its channels': they take a pass.
+//! A group of channels has statistics of its own, which do not follow from its channels': they take a pass.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
 use super::FeatureError;
 use super::registry::FeatureStatistics;
-use crate::artifacts::tensors::{self, FloatPrecision};
+use crate::interventions::reference::{PlaceStatistics, ReferenceStatistics};
 use crate::interventions::request::WeightedChannel;
 use crate::models::location::{Place, Site};
 use crate::models::tap::Recorder;
@@ -19,8 +16,6 @@ use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
 use crate::numerics::rows;
 
-/// The file in a pair's directory.
-pub const REFERENCE_FILE: &str = "reference.safetensors";
 /// Sequences run at once.
 const CHUNK: usize = 8;
 
@@ -109,133 +104,70 @@ pub fn visit_places(
     Ok(())
 }
 
-/// Statistics of every channel of some places.
-#[derive(Debug, Clone, Default)]
-pub struct ReferenceStatistics {
-    /// By place name; one entry a channel.
-    places: BTreeMap<String, Vec<FeatureStatistics>>,
-}
-
-impl ReferenceStatistics {
-    /// Measures them over sequences of `length` tokens.
-    pub fn measure(
-        model: &Transformer,
-        sequences: &[u32],
-        length: usize,
-        places: &[Place],
-    ) -> Result<Self, FeatureError> {
-        let mut moments: BTreeMap<Place, Vec<Moments>> = BTreeMap::new();
-        visit_places(
-            model,
-            sequences,
-            length,
-            places,
-            |_, place, values, width| {
-                let moments = moments
-                    .entry(place)
-                    .or_insert_with(|| vec![Moments::default(); width]);
-                for row in values.chunks_exact(width) {
-                    for (moments, &value) in moments.iter_mut().zip(row) {
-                        moments.add(value);
-                    }
+/// Measures every channel of `places` over sequences of `length` tokens.
+pub fn measure(
+    model: &Transformer,
+    sequences: &[u32],
+    length: usize,
+    places: &[Place],
+) -> Result<ReferenceStatistics, FeatureError> {
+    let mut moments: BTreeMap<Place, Vec<Moments>> = BTreeMap::new();
+    visit_places(
+        model,
+        sequences,
+        length,
+        places,
+        |_, place, values, width| {
+            let moments = moments
+                .entry(place)
+                .or_insert_with(|| vec![Moments::default(); width]);
+            for row in values.chunks_exact(width) {
+                for (moments, &value) in moments.iter_mut().zip(row) {
+                    moments.add(value);
                 }
-            },
-        )?;
-        let finish = |moments: Vec<Moments>| moments.iter().map(Moments::statistics).collect();
-        let places = moments
-            .into_iter()
-            .map(|(place, moments)| (place.to_string(), finish(moments)));
-        Ok(ReferenceStatistics {
-            places: places.collect(),
-        })
-    }
-
-    /// One channel's statistics.
-    pub fn channel(&self, place: Place, channel: usize) -> Option<FeatureStatistics> {
-        self.places.get(&place.to_string())?.get(channel).copied()
-    }
-
-    /// All channels of a place.
-    pub fn place(&self, place: Place) -> Option<&[FeatureStatistics]> {
-        self.places.get(&place.to_string()).map(Vec::as_slice)
-    }
-
-    /// Writes [`REFERENCE_FILE`] into a pair's directory.
-    pub fn write(&self, directory: &Path) -> Result<(), FeatureError> {
-        let mut tensors = BTreeMap::new();
-        for (place, channels) in &self.places {
-            for (name, field) in FIELDS {
-                let values: Vec<f32> = channels
-                    .iter()
-                    .map(|channel| field(channel) as f32)
-                    .collect();
-                let tensor = Tensor::new(values, &Device::Cpu)?;
-                tensors.insert(format!("{place}.{name}"), tensor);
             }
-            let tokens = channels.first().map_or(0, |channel| channel.tokens);
-            tensors.insert(
-                format!("{place}.tokens"),
-                Tensor::new(&[tokens as i64], &Device::Cpu)?,
-            );
-        }
-        Ok(tensors::write(&directory.join(REFERENCE_FILE), &tensors)?)
-    }
-
-    /// Reads a pair's statistics back.
-    pub fn read(directory: &Path) -> Result<Self, FeatureError> {
-        let path = directory.join(REFERENCE_FILE);
-        let tensors = tensors::read(&path, FloatPrecision::Single)?;
-        let mut places = BTreeMap::new();
-        for name in tensors.keys() {
-            let Some(place) = name.strip_suffix(".mean") else {
-                continue;
-            };
-            let column = |field: &str| -> Result<Vec<f64>, FeatureError> {
-                let name = format!("{place}.{field}");
-                let Some(tensor) = tensors.get(&name) else {
-                    let problem = format!("{}: has no {name}", path.display());
-                    return Err(FeatureError::Invalid(problem));
-                };
-                Ok(rows::to_vec(tensor)?.into_iter().map(f64::from).collect())
-            };
-            let tokens = match tensors.get(&format!("{place}.tokens")) {
-                Some(tokens) => tokens.flatten_all()?.to_vec1::<i64>()?.first().copied(),
-                None => None,
-            };
-            let tokens = tokens.unwrap_or(0).max(0) as usize;
-            let (mean, std, max) = (column("mean")?, column("std")?, column("max")?);
-            let (min, density) = (column("min")?, column("density")?);
-            if [&std, &max, &min, &density]
+        },
+    )?;
+    let mut reference = ReferenceStatistics::default();
+    for (place, moments) in moments {
+        let channels: Vec<FeatureStatistics> = moments.iter().map(Moments::statistics).collect();
+        let column = |field: fn(&FeatureStatistics) -> f64| -> Vec<f32> {
+            channels
                 .iter()
-                .any(|field| field.len() != mean.len())
-            {
-                let problem = format!("{}: {place} has columns of unequal length", path.display());
-                return Err(FeatureError::Invalid(problem));
-            }
-            let channel = |channel: usize| FeatureStatistics {
-                mean: mean[channel],
-                std: std[channel],
-                max: max[channel],
-                min: min[channel],
-                density: density[channel],
-                tokens,
-                channels_to_flip: None,
-            };
-            places.insert(place.to_owned(), (0..mean.len()).map(channel).collect());
-        }
-        Ok(ReferenceStatistics { places })
+                .map(|channel| field(channel) as f32)
+                .collect()
+        };
+        let statistics = PlaceStatistics {
+            mean: column(|channel| channel.mean),
+            std: column(|channel| channel.std),
+            max: column(|channel| channel.max),
+            min: column(|channel| channel.min),
+            density: column(|channel| channel.density),
+            tokens: sequences.len(),
+        };
+        reference.insert(place, statistics);
     }
+    Ok(reference)
 }
 
-type Field = fn(&FeatureStatistics) -> f64;
-
-const FIELDS: [(&str, Field); 5] = [
-    ("mean", |channel| channel.mean),
-    ("std", |channel| channel.std),
-    ("max", |channel| channel.max),
-    ("min", |channel| channel.min),
-    ("density", |channel| channel.density),
-];
+/// One channel's statistics, where its place was measured.
+pub fn of_channel(
+    reference: &ReferenceStatistics,
+    place: Place,
+    channel: usize,
+) -> Option<FeatureStatistics> {
+    let place = reference.place(place)?;
+    let at = |values: &[f32]| values.get(channel).copied().map(f64::from);
+    Some(FeatureStatistics {
+        mean: at(&place.mean)?,
+        std: at(&place.std)?,
+        max: at(&place.max)?,
+        min: at(&place.min)?,
+        density: at(&place.density)?,
+        tokens: place.tokens,
+        channels_to_flip: None,
+    })
+}
 
 /// The value `<u, x>` of a group with unit weights at every token of the sequences.
 pub fn group_activations(

@@ -10,9 +10,10 @@ use super::question::{PromptPair, Question};
 use super::route::Route;
 use super::search::search;
 use super::slopes::Slopes;
-use super::statistics::{ReferenceStatistics, group_activations, statistics_of};
+use super::statistics::{group_activations, measure, of_channel, statistics_of};
 use super::test_pair::{D_DENSE, D_SPARSE, LAYERS, VOCABULARY, random_pair, set};
 use crate::bridge::tensor_name;
+use crate::interventions::reference::{ReferenceStatistics, ReferenceText};
 use crate::interventions::request::{WeightedChannel, Write};
 use crate::models::location::{Place, Site};
 use crate::models::tap::{NoTap, Recorder};
@@ -317,7 +318,11 @@ fn reference_statistics_agree_with_plain_sums_and_survive_the_disk() {
         .map(|at| (at * at % VOCABULARY) as u32)
         .collect();
     let places = models.described_places();
-    let reference = ReferenceStatistics::measure(&models.sparse, &tokens, length, &places).unwrap();
+    let mut reference = measure(&models.sparse, &tokens, length, &places).unwrap();
+    reference.text = Some(ReferenceText {
+        tokens: tokens.clone(),
+        length,
+    });
     let place = Place::parse("1.mlp.act_in", LAYERS).unwrap();
     let mut recorder = Recorder::of([place]);
     let mut token_rows = TokenRows::sequences(&tokens, length, &Device::Cpu).unwrap();
@@ -335,7 +340,7 @@ fn reference_statistics_agree_with_plain_sums_and_survive_the_disk() {
     let n = column.len() as f64;
     let mean = column.iter().sum::<f64>() / n;
     let std = (column.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n).sqrt();
-    let found = reference.channel(place, 3).unwrap();
+    let found = of_channel(&reference, place, 3).unwrap();
     assert!((found.mean - mean).abs() < 1e-6);
     assert!((found.std - std).abs() < 1e-6);
     let density = column.iter().filter(|x| **x != 0.0).count() as f64 / n;
@@ -346,9 +351,10 @@ fn reference_statistics_agree_with_plain_sums_and_survive_the_disk() {
     let directory = std::env::temp_dir().join(format!("reference-{}", uuid::Uuid::new_v4()));
     std::fs::create_dir(&directory).unwrap();
     reference.write(&directory).unwrap();
-    let back = ReferenceStatistics::read(&directory).unwrap();
+    let back = ReferenceStatistics::read(&directory, &models.sparse.config).unwrap();
     std::fs::remove_dir_all(&directory).unwrap();
-    let read = back.channel(place, 3).unwrap();
+    assert_eq!(back.text, reference.text);
+    let read = of_channel(&back, place, 3).unwrap();
     assert_eq!(read.tokens, found.tokens);
     assert!((read.max - found.max).abs() < 1e-6 && (read.min - found.min).abs() < 1e-6);
 

@@ -9,15 +9,14 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::request::EngineError;
-use crate::artifacts::tensors::FloatPrecision;
-use crate::artifacts::{ArtifactError, atomic, tensors};
+use crate::artifacts::{ArtifactError, atomic};
 use crate::bridge::Bridge;
 use crate::bridge::pair::{PairError, PairFiles};
 use crate::bridge::record::BridgeRecord;
 use crate::features::registry::Feature;
 use crate::interventions::nearest::suggestion;
 use crate::interventions::plan::Joined;
-use crate::interventions::reference::ReferenceStatistics;
+use crate::interventions::reference::{ReferenceError, ReferenceStatistics};
 use crate::models::layers::Purpose;
 use crate::models::layout::{LayoutError, ModelFiles};
 use crate::models::location::Place;
@@ -26,7 +25,6 @@ use crate::models::transformer::Transformer;
 use crate::numerics::rows;
 
 const FEATURES_FILE: &str = "features.json";
-const REFERENCE_FILE: &str = "reference.safetensors";
 const LARGEST_FEATURES_FILE: u64 = 64 << 20;
 
 /// Why something could not be loaded.
@@ -38,6 +36,8 @@ pub enum CatalogError {
     Pair(#[from] PairError),
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
@@ -76,7 +76,7 @@ pub struct LoadedBridge {
     pub bridge: Bridge,
     pub record: BridgeRecord,
     pub features: BTreeMap<String, Feature>,
-    pub reference: ReferenceStatistics,
+    pub reference: Arc<ReferenceStatistics>,
     pub fingerprint: String,
 }
 
@@ -318,19 +318,6 @@ fn load(
 fn load_bridge(files: &PairFiles, directory: &Path) -> Result<LoadedBridge, CatalogError> {
     let record = files.record.clone();
     let config = &files.sparse.config;
-    let reference_path = directory.join(REFERENCE_FILE);
-    let reference = match reference_path.is_file() {
-        true => {
-            let tensors = tensors::read(&reference_path, FloatPrecision::Single)?;
-            ReferenceStatistics::from_tensors(&tensors, config).map_err(|problem| {
-                CatalogError::Invalid {
-                    path: reference_path,
-                    problem,
-                }
-            })?
-        }
-        false => ReferenceStatistics::default(),
-    };
     let features_path = directory.join(FEATURES_FILE);
     let features = match features_path.is_file() {
         true => {
@@ -361,7 +348,7 @@ fn load_bridge(files: &PairFiles, directory: &Path) -> Result<LoadedBridge, Cata
         fingerprint: fingerprint(&[], &files.tensors)?,
         record,
         features,
-        reference,
+        reference: Arc::new(ReferenceStatistics::read(directory, config)?),
     })
 }
 

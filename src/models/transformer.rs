@@ -185,6 +185,13 @@ impl Transformer {
         Ok(logits)
     }
 
+    /// What a small step along `direction [rows, d_model]` of the last site adds to the logits, per unit of the
+    /// norm's divisor, the norm's own change left out: `[rows, vocabulary]`.
+    pub fn direct_effect(&self, direction: &Tensor) -> Result<Tensor> {
+        self.unembedding
+            .forward(&direction.broadcast_mul(&self.final_norm.gain)?)
+    }
+
     /// How the sublayer after `site` reads the stream; none at the last site.
     pub fn sublayer_input(&self, site: Site) -> Option<&SublayerInput> {
         let layer = self.layers.get(site.index() / 2)?;

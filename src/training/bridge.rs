@@ -22,11 +22,11 @@ use rand::Rng;
 use super::TrainingError;
 use super::data::{Batch, DRAW_CHANNELS, DRAW_PAIRS, DRAW_SITES, TrainingData, step_rng};
 use super::initialise;
-use super::model::check_vocabulary;
+use super::model::{check_vocabulary, trainable};
 use super::parameters::{Group, Parameters};
 use super::recipe::{BridgeRecipe, SiteChoice, Terms};
 use super::run::{Loss, Mode, Objective, Plan, train};
-use super::task_pairs::{check_tasks, push_task_pairs};
+use super::task_pairs::{check_tasks, push_pairs};
 use super::twin::{TwinBatch, twin_loss};
 use crate::artifacts::ArtifactId;
 use crate::bridge::fidelity::{self, Fidelity};
@@ -38,7 +38,6 @@ use crate::models::layers::Purpose;
 use crate::models::layout::ModelFiles;
 use crate::models::location::Site;
 use crate::models::tap::Recorder;
-use crate::models::tensor_names::FINAL_LOGITS_BIAS;
 use crate::models::token_rows::TokenRows;
 use crate::models::tokenizer::Tokenizer;
 use crate::models::transformer::Transformer;
@@ -157,23 +156,14 @@ fn start_from(
     directory: &Path,
     recipe: &BridgeRecipe,
 ) -> Result<(Tensors, Option<Tensors>), TrainingError> {
-    let (mut files, bridge) = match PairFiles::is_pair(directory) {
+    let (files, bridge) = match PairFiles::is_pair(directory) {
         true => {
             let pair = PairFiles::read(directory)?;
             (pair.sparse, Some(pair.tensors))
         }
         false => (ModelFiles::read(directory)?, None),
     };
-    if files.config != recipe.sparse {
-        let problem = format!(
-            "start_from: {} has another configuration than [sparse]",
-            directory.display()
-        );
-        return Err(TrainingError::Recipe(problem));
-    }
-    // Added when a model is written, always zero here, and not trained.
-    files.tensors.remove(FINAL_LOGITS_BIAS);
-    Ok((files.tensors, bridge))
+    Ok((trainable(files, directory, &recipe.sparse)?, bridge))
 }
 
 /// The bridge loss on batches of a training's data.
@@ -263,7 +253,7 @@ impl<'a> BridgeObjective<'a> {
         let mut batch = self.data.batch(&self.recipe.batches, step)?;
         if let Some(twin) = &self.recipe.terms.twin {
             let mut rng = step_rng(self.recipe.batches.seed, step, DRAW_PAIRS);
-            push_task_pairs(&mut batch, twin.task_pairs, &self.tokenizer, &mut rng)?;
+            push_pairs(&mut batch, twin, &self.data, &self.tokenizer, &mut rng)?;
         }
         Ok(batch)
     }
@@ -399,7 +389,8 @@ impl<'a> BridgeObjective<'a> {
         };
         // The task pairs are the batch's last sequences; the text pairs stand before them.
         let count = 2 * (twin.task_pairs + twin.text_pairs);
-        if count == 0 || (twin.weight == 0.0 && twin.native_weight == 0.0) {
+        let weights = [twin.weight, twin.native_weight, twin.counterfactual_weight];
+        if count == 0 || weights == [0.0; 3] {
             return Ok(());
         }
         let first = (batch.sequences() - count) * batch.length;
@@ -422,14 +413,16 @@ impl<'a> BridgeObjective<'a> {
             task_sequences: 2 * twin.task_pairs,
             dense_sites: &dense_sites,
             sparse_sites: &sparse_sites,
+            dense_logits: &window(streams.dense_logits)?,
             sparse_logits: &window(sparse_logits)?,
         };
-        let n_layers = self.sparse.config.n_layers;
         let mut rng = step_rng(self.recipe.batches.seed, step, DRAW_CHANNELS);
-        let inner: Vec<Site> = Site::all(n_layers).skip(1).take(2 * n_layers - 1).collect();
-        let (mut bridged, mut native) = (Vec::new(), Vec::new());
+        let sites = twin
+            .sites(self.sparse.config.n_layers)
+            .map_err(candle_core::Error::Msg)?;
+        let mut parts = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..twin.sites {
-            let site = inner[rng.random_range(0..inner.len())];
+            let site = sites[rng.random_range(0..sites.len())];
             let loss = twin_loss(
                 &self.dense,
                 &self.sparse,
@@ -439,18 +432,24 @@ impl<'a> BridgeObjective<'a> {
                 site,
                 &mut rng,
             )?;
-            bridged.push(loss.bridged);
-            native.extend(loss.native);
+            for (all, part) in
+                parts
+                    .iter_mut()
+                    .zip([loss.bridged, loss.native, loss.counterfactual])
+            {
+                all.extend(part);
+            }
         }
-        sum.add("twin", twin.weight, || {
-            Tensor::stack(&bridged, 0)?.mean_all()
-        })?;
-        if native.is_empty() {
-            return Ok(());
+        for ((name, weight), part) in ["twin", "native", "counterfactual"]
+            .into_iter()
+            .zip(weights)
+            .zip(&parts)
+        {
+            if !part.is_empty() {
+                sum.add(name, weight, || Tensor::stack(part, 0)?.mean_all())?;
+            }
         }
-        sum.add("native", twin.native_weight, || {
-            Tensor::stack(&native, 0)?.mean_all()
-        })
+        Ok(())
     }
 
     fn fidelity(&self, batch: &Batch) -> CandleResult<Fidelity> {

@@ -145,6 +145,20 @@ impl TrainingData {
         Ok(batch)
     }
 
+    /// `count` consecutive training tokens of real text, of a source drawn by weight; none where no source has
+    /// so many.
+    pub fn real_window(&self, count: usize, rng: &mut ChaCha8Rng) -> Option<&[u32]> {
+        let real: Vec<&Stream> = self
+            .streams
+            .iter()
+            .filter(|stream| stream.name != Source::GENERATED && stream.train.len() > count)
+            .collect();
+        let weights = WeightedIndex::new(real.iter().map(|stream| stream.weight)).ok()?;
+        let tokens = &real[weights.sample(rng)].train;
+        let start = rng.random_range(0..tokens.len() - count);
+        Some(&tokens[start..start + count])
+    }
+
     /// Held-out sequences of each source, spread evenly over it.
     pub fn held_out(&self, sequences: usize, length: usize) -> Vec<(&'static str, Batch)> {
         let cut = |stream: &Stream| {

@@ -2,7 +2,10 @@
 //!
 //! A recipe with a `[sparsity]` adds the magnitude mask, and the model comes out sparse.
 
-use candle_core::Device;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
 
 use super::TrainingError;
 use super::data::{Batch, TrainingData};
@@ -10,9 +13,11 @@ use super::initialise;
 use super::parameters::{Group, Parameters};
 use super::recipe::{Batches, ModelRecipe};
 use super::run::{Loss, Mode, Objective, Plan, train};
+use crate::models::config::TransformerConfig;
 use crate::models::layers::Purpose;
 use crate::models::layout::ModelFiles;
 use crate::models::tap::NoTap;
+use crate::models::tensor_names::FINAL_LOGITS_BIAS;
 use crate::models::token_rows::TokenRows;
 use crate::models::tokenizer::Tokenizer;
 use crate::models::transformer::Transformer;
@@ -25,7 +30,10 @@ pub fn train_model(recipe: &ModelRecipe, device: &Device, mode: Mode) -> Result<
     check_vocabulary(&tokenizer, recipe.model.vocab_size)?;
     let data = TrainingData::load(&recipe.sources, &tokenizer, recipe.batches.length)?;
     tracing::info!(sources = ?data.sizes(), "training tokens");
-    let initial = initialise::model(&recipe.model, recipe.batches.seed, device)?;
+    let initial = match &recipe.start_from {
+        Some(directory) => weights_of(directory, &recipe.model)?,
+        None => initialise::model(&recipe.model, recipe.batches.seed, device)?,
+    };
     let protected = recipe.sparsity.as_ref().map(|sparsity| sparsity.protected);
     let parameters = Parameters::of_model(initial, protected)?;
     let tensors = parameters.tensors(Group::Model);
@@ -52,6 +60,31 @@ pub fn train_model(recipe: &ModelRecipe, device: &Device, mode: Mode) -> Result<
     };
     files.write(&recipe.output.directory.join("model"))?;
     Ok(())
+}
+
+/// The weights of a model in a directory, as a training starts from them.
+pub fn weights_of(
+    directory: &Path,
+    config: &TransformerConfig,
+) -> Result<BTreeMap<String, Tensor>, TrainingError> {
+    trainable(ModelFiles::read(directory)?, directory, config)
+}
+
+/// The weights of a model that was read from `directory`; it must have the recipe's configuration.
+pub fn trainable(
+    mut files: ModelFiles,
+    directory: &Path,
+    config: &TransformerConfig,
+) -> Result<BTreeMap<String, Tensor>, TrainingError> {
+    if files.config != *config {
+        return Err(TrainingError::Recipe(format!(
+            "start_from: the model in {} has another configuration than the recipe",
+            directory.display()
+        )));
+    }
+    // Added when a model is written, always zero here, and not trained.
+    files.tensors.remove(FINAL_LOGITS_BIAS);
+    Ok(files.tensors)
 }
 
 /// A model's vocabulary must be its tokenizer's.

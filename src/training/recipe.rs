@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::TrainingError;
 use crate::artifacts::ArtifactId;
 use crate::models::config::TransformerConfig;
+use crate::models::location::Site;
 
 /// Where training text comes from. A batch draws its sequences from the sources in proportion to `weight`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -43,10 +44,13 @@ impl Source {
         }
     }
 
+    /// The name of generated text.
+    pub const GENERATED: &'static str = "generated";
+
     /// The name its held-out loss is reported under.
     pub fn name(&self) -> &'static str {
         match self {
-            Source::Generated { .. } => "generated",
+            Source::Generated { .. } => Self::GENERATED,
             Source::Directory { .. } => "real",
         }
     }
@@ -200,6 +204,9 @@ pub struct TokenizerRecipe {
 pub struct ModelRecipe {
     pub tokenizer: PathBuf,
     pub model: TransformerConfig,
+    /// A model of the same configuration to go on from instead of random weights.
+    #[serde(default)]
+    pub start_from: Option<PathBuf>,
     pub sources: Vec<Source>,
     pub batches: Batches,
     pub optimizer: Optimizer,
@@ -281,27 +288,57 @@ pub enum SiteChoice {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Twin {
-    /// KL(sparse outcome || dense outcome); the gradient reaches the decoder and, through the swapped values, the
-    /// sparse model.
+    /// Of the bridged part: the dense model follows what the exchange did in the sparse one. The gradient reaches
+    /// the decoder and, through the swapped values, the sparse model.
     pub weight: f32,
-    /// KL(the other sequence's own outcome || sparse outcome): asks that the few channels suffice inside the
-    /// sparse model.
+    /// Of the native part: after the exchange the sparse model says what it says of the other sequence.
     #[serde(default)]
     pub native_weight: f32,
+    /// Of the counterfactual part: after the exchange the dense model says what it says of the other sequence.
+    #[serde(default)]
+    pub counterfactual_weight: f32,
     /// Pairs of sequences a step made of the tasks' minimal pairs, added to the batch.
     pub task_pairs: usize,
-    /// Pairs of ordinary sequences of the batch; the native term leaves them out.
+    /// The share of those pairs that is real code, cut from the directories of `sources`, in which some strings
+    /// have the other quote.
+    #[serde(default)]
+    pub quote_share: f64,
+    /// Pairs of ordinary sequences of the batch; they know the bridged part only.
     #[serde(default)]
     pub text_pairs: usize,
     /// Up to this many channels change places.
     #[serde(default = "default_twin_channels")]
     pub channels: usize,
-    /// Sites drawn in one step, from all but the first and the last.
+    /// Sites drawn in one step.
     #[serde(default = "default_twin_sites")]
     pub sites: usize,
+    /// The sites to draw from, such as `1.resid_mid`; where none is given, all but the first and the last.
+    #[serde(default)]
+    pub at: Vec<String>,
     /// How much more a token counts whose successor differs between the two sequences.
     #[serde(default = "default_decisive_weight")]
     pub decisive_weight: f32,
+}
+
+impl Twin {
+    /// The sites to draw from, or what is wrong with `at`.
+    pub fn sites(&self, n_layers: usize) -> Result<Vec<Site>, String> {
+        if self.at.is_empty() {
+            return Ok(Site::all(n_layers).skip(1).take(2 * n_layers - 1).collect());
+        }
+        let named = |name: &String| {
+            Site::all(n_layers)
+                .find(|site| site.to_string() == *name)
+                .ok_or_else(|| {
+                    let known: Vec<String> = Site::all(n_layers).map(|s| s.to_string()).collect();
+                    format!(
+                        "terms.twin.at: no site \"{name}\"; the sites are {}",
+                        known.join(", ")
+                    )
+                })
+        };
+        self.at.iter().map(named).collect()
+    }
 }
 
 fn default_twin_channels() -> usize {
@@ -476,6 +513,22 @@ impl Check for BridgeRecipe {
                 self.sparse.n_sites() as f64,
             )?;
             in_range("terms.twin.task_pairs", twin.task_pairs as f64, 0.0, 1e4)?;
+            in_range("terms.twin.quote_share", twin.quote_share, 0.0, 1.0)?;
+            for (name, weight) in [
+                ("weight", twin.weight),
+                ("native_weight", twin.native_weight),
+                ("counterfactual_weight", twin.counterfactual_weight),
+            ] {
+                in_range(&format!("terms.twin.{name}"), f64::from(weight), 0.0, 1e6)?;
+            }
+            let directories = |source: &Source| matches!(source, Source::Directory { .. });
+            if twin.quote_share > 0.0 && !self.sources.iter().any(directories) {
+                return Err(
+                    "terms.twin.quote_share needs a source of kind \"directory\" to cut code from"
+                        .into(),
+                );
+            }
+            twin.sites(self.sparse.n_layers)?;
             in_range(
                 "terms.twin.text_pairs",
                 twin.text_pairs as f64,

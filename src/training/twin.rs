@@ -2,9 +2,18 @@
 //!
 //! A decoder fitted for reconstruction spreads a concept of the dense model over every sparse channel that goes
 //! with it. So, at a drawn site, a few channels change places between two sequences: once natively in the sparse
-//! model, and once, as a decoded change, in the dense model. The outcomes must agree:
-//! `KL(sparse outcome || dense outcome)`. Optionally the sparse outcome must itself be the other sequence's:
-//! `KL(other's own outcome || sparse outcome)`.
+//! model, and once, as a decoded change, in the dense model. With `y` each model's logits and `y'` those after the
+//! exchange, three things are asked, each with its weight:
+//!
+//! ```text
+//! bridged         KL(y_d + (y'_s - y_s) || y'_d)    the dense model follows what the exchange did natively
+//! native          KL(other's y_s || y'_s)           the few channels suffice inside the sparse model
+//! counterfactual  KL(other's y_d || y'_d)           and through the bridge
+//! ```
+//!
+//! The bridged part compares what the exchange *did*, not its outcomes: those differ as far as the two models
+//! differ anyway, which no edit should make up for. The first logits of each are constants. The last two parts
+//! want sequences that differ in one fact, and take the task pairs only.
 //!
 //! Shapes: `streams [sequences * length, S or D]`, sequences `2p` and `2p + 1` are a pair.
 
@@ -30,14 +39,16 @@ pub struct TwinBatch<'a> {
     /// The streams of all sites, `[rows, D]` constant and `[rows, S]` in the graph.
     pub dense_sites: &'a [Tensor],
     pub sparse_sites: &'a [Tensor],
-    /// The sparse model's own logits, `[rows, V]`.
+    /// The models' own logits, `[rows, V]`.
+    pub dense_logits: &'a Tensor,
     pub sparse_logits: &'a Tensor,
 }
 
-/// The two parts of the term, zero where they do not apply.
+/// The parts of the term, none where they do not apply.
 pub struct TwinLoss {
-    pub bridged: Tensor,
+    pub bridged: Option<Tensor>,
     pub native: Option<Tensor>,
+    pub counterfactual: Option<Tensor>,
 }
 
 /// The term at one site.
@@ -73,20 +84,32 @@ pub fn twin_loss(
     let bridged_outcome = dense.tail(site, edited, &mut token_rows)?;
 
     let weights = row_weights(batch, &partner_rows, recipe.decisive_weight);
-    let bridged = kl_divergence(&native_outcome, &bridged_outcome)?;
-    let native = match recipe.native_weight > 0.0 && batch.task_sequences > 0 {
+    let bridged = match recipe.weight > 0.0 {
         true => {
-            let others = batch.sparse_logits.detach().index_select(&partners, 0)?;
-            let rows = batch.task_sequences * batch.length;
-            let first = n_rows - rows;
-            let per_row = kl_divergence(&others, &native_outcome)?.narrow(0, first, rows)?;
-            Some(weighted_mean(&per_row, &weights[first..], device)?)
+            let done = (&native_outcome - batch.sparse_logits)?;
+            let per_row = kl_divergence(&(batch.dense_logits + done)?, &bridged_outcome)?;
+            Some(weighted_mean(&per_row, &weights, device)?)
         }
         false => None,
     };
+    let rows = batch.task_sequences * batch.length;
+    let first = n_rows - rows;
+    let as_the_other = |weight: f32, own: &Tensor, outcome: &Tensor| -> Result<Option<Tensor>> {
+        if weight == 0.0 || rows == 0 {
+            return Ok(None);
+        }
+        let others = own.detach().index_select(&partners, 0)?;
+        let per_row = kl_divergence(&others, outcome)?.narrow(0, first, rows)?;
+        weighted_mean(&per_row, &weights[first..], device).map(Some)
+    };
     Ok(TwinLoss {
-        bridged: weighted_mean(&bridged, &weights, device)?,
-        native,
+        bridged,
+        native: as_the_other(recipe.native_weight, batch.sparse_logits, &native_outcome)?,
+        counterfactual: as_the_other(
+            recipe.counterfactual_weight,
+            batch.dense_logits,
+            &bridged_outcome,
+        )?,
     })
 }
 

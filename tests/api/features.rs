@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::client::{Server, kept_features};
+use crate::tiny_pair::REFERENCE_LENGTH;
 
 fn ids(list: &Value) -> Vec<&str> {
     list["data"]
@@ -33,12 +34,84 @@ fn the_shipped_ones_are_listed_and_found() {
     assert_eq!(ids(&list), ["shipped_feature"]);
     assert_eq!(list["has_more"], false);
     let feature = server.get("/v1/features/shipped_feature").ok();
-    assert_eq!(feature, list["data"][0]);
+    assert_eq!(summary(&feature), list["data"][0]);
     assert_eq!(feature["object"], "feature");
     assert_eq!(feature["bridge"], "tiny");
     assert_eq!(feature["origin"], "shipped");
     assert_eq!(feature["stats"]["std"], 0.5);
     assert_eq!(feature["channels"], json!([{"channel": 3, "weight": 1.0}]));
+}
+
+/// A feature as lists show it.
+fn summary(detail: &Value) -> Value {
+    let mut summary = detail.clone();
+    for known in ["promoted", "suppressed", "weights", "examples"] {
+        let removed = summary.as_object_mut().unwrap().remove(known);
+        assert!(removed.is_some(), "no {known}");
+    }
+    summary
+}
+
+fn numbers(list: &Value, field: &str) -> Vec<f64> {
+    let list = list.as_array().unwrap().iter();
+    list.map(|entry| entry[field].as_f64().unwrap()).collect()
+}
+
+#[test]
+fn what_is_known_of_a_channel_is_told() {
+    let server = Server::new();
+    let feature = server.get("/v1/features/1.attn.act_in:8?examples=4").ok();
+    let weights = &feature["weights"][0];
+    assert_eq!(weights["channel"], 8);
+    // The test pair keeps every tenth weight of a flattened matrix: of column 8 of 48 rows of 32, every fifth;
+    // of row 8 of the two matrices that write before layer 1, two of 16 and 13 of 128.
+    assert_eq!(
+        (&weights["n_outgoing"], &weights["n_incoming"]),
+        (&json!(10), &json!(15))
+    );
+    for edge in weights["outgoing"].as_array().unwrap() {
+        let block = ["1.attn.q", "1.attn.k", "1.attn.v"]
+            .iter()
+            .position(|node| edge["node"] == **node)
+            .unwrap() as u64;
+        let row = 16 * block + edge["channel"].as_u64().unwrap();
+        assert_eq!((row * 32 + 8) % 10, 0, "{edge}");
+        assert_ne!(edge["weight"], 0.0);
+    }
+    let sizes = numbers(&weights["incoming"], "weight");
+    assert!(sizes.is_sorted_by(|a, b| a.abs() >= b.abs()), "{sizes:?}");
+    let (up, down) = (
+        numbers(&feature["promoted"], "score"),
+        numbers(&feature["suppressed"], "score"),
+    );
+    assert_eq!((up.len(), down.len()), (10, 10));
+    assert!(up.is_sorted_by(|a, b| a >= b) && down.is_sorted() && up[9] > down[9]);
+    let examples = &feature["examples"];
+    for kind in ["top", "bottom", "quantiles"] {
+        assert_eq!(examples[kind].as_array().unwrap().len(), 4, "{kind}");
+        for example in examples[kind].as_array().unwrap() {
+            let at = example["at"].as_u64().unwrap() as usize;
+            assert!(example["tokens"][at].is_string(), "{example}");
+        }
+    }
+    let (top, bottom) = (
+        numbers(&examples["top"], "value"),
+        numbers(&examples["bottom"], "value"),
+    );
+    assert!(top.is_sorted_by(|a, b| a >= b) && bottom.is_sorted() && top[3] > bottom[3]);
+    assert!(numbers(&examples["quantiles"], "value").is_sorted());
+
+    let none = server.get("/v1/features/1.attn.act_in:8?examples=0").ok();
+    assert_eq!(none["examples"], Value::Null);
+    server
+        .get("/v1/features/1.attn.act_in:8?examples=21")
+        .is_error(400, Some("examples"), None);
+    // Queries and keys have no direction in the stream.
+    let query = server.get("/v1/features/0.attn.q:1?examples=0").ok();
+    assert_eq!(
+        (&query["promoted"], &query["weights"][0]["n_outgoing"]),
+        (&Value::Null, &json!(0))
+    );
 }
 
 #[test]
@@ -82,10 +155,14 @@ fn one_s_own_are_made_changed_kept_and_removed() {
         json!([{"channel": 1, "weight": 0.6}, {"channel": 2, "weight": -0.8}])
     );
     assert_eq!(
-        (&made["write"], &made["origin"], &made["stats"]),
-        (&json!("sublayer"), &json!("own"), &Value::Null)
+        (&made["write"], &made["origin"]),
+        (&json!("sublayer"), &json!("own"))
     );
-    assert_eq!(server.get("/v1/features/string_open").ok(), made);
+    // Measured over the ten sequences that came with the pair.
+    assert_eq!(made["stats"]["tokens"], 10 * REFERENCE_LENGTH);
+    assert!(made["stats"]["std"].as_f64().unwrap() > 0.0, "{made}");
+    let found = server.get("/v1/features/string_open").ok();
+    assert_eq!(summary(&found), made);
     server.post("/v1/features", &own("string_open")).is_error(
         400,
         Some("name"),
@@ -104,7 +181,8 @@ fn one_s_own_are_made_changed_kept_and_removed() {
     assert_eq!(changed["tests"], made["tests"]);
 
     let server = server.restarted();
-    assert_eq!(server.get("/v1/features/string_open").ok(), changed);
+    let found = server.get("/v1/features/string_open").ok();
+    assert_eq!(summary(&found), changed);
     let gone = server.delete("/v1/features/string_open").ok();
     assert_eq!(
         gone,

@@ -8,18 +8,21 @@ use causeway::artifacts::atomic;
 use causeway::bridge::pair::PairFiles;
 use causeway::bridge::record::{BridgeRecord, SiteRecord};
 use causeway::corpus::{CorpusGenerator, Split};
+use causeway::interventions::reference::{ReferenceStatistics, ReferenceText};
 use causeway::models::config::{
     Activation, Norm, Positions, ResidualActivation, TransformerConfig,
 };
 use causeway::models::layout::ModelFiles;
 use causeway::models::location::Site;
-use causeway::models::tokenizer::train_bpe;
+use causeway::models::tokenizer::{Tokenizer, train_bpe};
 use causeway::training::initialise;
 use serde_json::json;
 
 pub const VOCABULARY: usize = 320;
 pub const CONTEXT: usize = 64;
 pub const LAYERS: usize = 2;
+/// Sequences of reference text, this long.
+pub const REFERENCE_LENGTH: usize = 32;
 
 fn config(d_model: usize) -> TransformerConfig {
     TransformerConfig {
@@ -61,6 +64,12 @@ fn thinned(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
         .into_iter()
         .map(|(name, tensor)| (name, thin(&tensor)))
         .collect()
+}
+
+/// The first tokens of a text.
+fn pair_tokens(tokenizer: &[u8], text: &str) -> Vec<u32> {
+    let ids = Tokenizer::from_bytes(tokenizer).unwrap().encode(text);
+    ids.unwrap()[..REFERENCE_LENGTH].to_vec()
 }
 
 /// Writes the pair `tiny` with the models `tiny` and `tiny-sparse`.
@@ -109,6 +118,16 @@ pub fn write(directory: &Path) {
         },
     };
     pair.write(directory).unwrap();
+    let text: Vec<u32> = CorpusGenerator::new(1, Split::Train)
+        .take(10)
+        .flat_map(|text| pair_tokens(&tokenizer, &text))
+        .collect();
+    let mut reference = ReferenceStatistics::default();
+    reference.text = Some(ReferenceText {
+        tokens: text,
+        length: REFERENCE_LENGTH,
+    });
+    reference.write(directory).unwrap();
     let features = json!({"features": [{
         "name": "shipped_feature", "description": "Came with the pair.", "node": "1.attn.act_in",
         "channels": [{"channel": 3, "weight": 1.0}], "write": "sublayer", "tasks": ["single_double_quote"],

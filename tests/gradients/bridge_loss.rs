@@ -21,7 +21,7 @@ use causeway::training::parameters::{Group, Parameter, Parameters};
 use causeway::training::recipe::{
     Batches, BridgeRecipe, Clip, Optimizer, Output, SiteChoice, Source, Sparsity, Terms, Twin,
 };
-use causeway::training::twin::{TwinBatch, twin_loss};
+use causeway::training::twin::{TwinBatch, TwinLoss, twin_loss};
 
 use super::noise;
 
@@ -69,14 +69,17 @@ fn no_terms() -> Terms {
     }
 }
 
-fn twin(weight: f32, native_weight: f32) -> Twin {
+fn twin(weight: f32, native_weight: f32, counterfactual_weight: f32) -> Twin {
     Twin {
         weight,
         native_weight,
+        counterfactual_weight,
         task_pairs: 1,
+        quote_share: 0.0,
         text_pairs: 1,
         channels: 4,
         sites: 2,
+        at: Vec::new(),
         decisive_weight: 3.0,
     }
 }
@@ -293,7 +296,7 @@ fn the_bridge_has_the_gradient_of_every_term() -> Result<()> {
         dense_to_sparse: 2.0,
         sparse_to_dense: 3.0,
         hybrid_sequences: Some(4),
-        twin: Some(twin(2.0, 1.0)),
+        twin: Some(twin(2.0, 1.0, 0.5)),
         ..no_terms()
     };
     Pair::new()?.check("all terms", terms, |parameter| {
@@ -343,20 +346,22 @@ fn the_sparse_model_can_follow_the_encoder() -> Result<()> {
         ..no_terms()
     };
     assert_eq!(pair.reached(distillation)?, expected(&["sparse"]));
-    let twin_alone = |weight, native| Terms {
-        twin: Some(twin(weight, native)),
+    let twin_alone = |weight, native, counterfactual| Terms {
+        twin: Some(twin(weight, native, counterfactual)),
         ..no_terms()
     };
-    assert_eq!(
-        pair.reached(twin_alone(1.0, 0.0))?,
-        expected(&["decoder", "sparse"])
-    );
-    assert_eq!(pair.reached(twin_alone(0.0, 1.0))?, expected(&["sparse"]));
+    for (terms, parts) in [
+        (twin_alone(1.0, 0.0, 0.0), &["decoder", "sparse"][..]),
+        (twin_alone(0.0, 1.0, 0.0), &["sparse"]),
+        (twin_alone(0.0, 0.0, 1.0), &["decoder", "sparse"]),
+    ] {
+        assert_eq!(pair.reached(terms)?, expected(parts));
+    }
     Ok(())
 }
 
 #[test]
-fn the_native_part_of_the_twin_term_has_its_gradient_in_the_streams() -> Result<()> {
+fn the_parts_of_the_twin_term_have_their_gradients_in_the_streams() -> Result<()> {
     let pair = Pair::new()?;
     let (dense_config, sparse_config) = (config(9), config(13));
     let dense = Transformer::new(dense_config, &pair.dense.tensors, Purpose::Frozen)?;
@@ -379,9 +384,10 @@ fn the_native_part_of_the_twin_term_has_its_gradient_in_the_streams() -> Result<
         Var::from_vec(noise(n_rows * width, seed), (n_rows, width), &Device::Cpu)
     };
     let (dense_stream, sparse_stream) = (stream(9, 61)?, stream(13, 62)?);
-    let logits = stream(VOCABULARY, 63)?.as_tensor().detach();
+    let logits = |seed| Ok::<_, candle_core::Error>(stream(VOCABULARY, seed)?.as_tensor().detach());
+    let (dense_logits, sparse_logits) = (logits(64)?, logits(63)?);
     let site = Site::before_mlp(0, N_LAYERS);
-    let loss = || -> Result<Tensor> {
+    let loss = |part: fn(TwinLoss) -> Option<Tensor>| -> Result<Tensor> {
         let batch = TwinBatch {
             ids,
             targets: &pair.batch.targets[..n_rows],
@@ -389,34 +395,41 @@ fn the_native_part_of_the_twin_term_has_its_gradient_in_the_streams() -> Result<
             task_sequences: 2,
             dense_sites: &vec![dense_stream.as_tensor().clone(); 2 * N_LAYERS + 1],
             sparse_sites: &vec![sparse_stream.as_tensor().clone(); 2 * N_LAYERS + 1],
-            sparse_logits: &logits,
+            dense_logits: &dense_logits,
+            sparse_logits: &sparse_logits,
         };
         let mut rng = step_rng(1, 3, DRAW_CHANNELS);
         let loss = twin_loss(
             &dense,
             &sparse,
             &bridge,
-            &twin(1.0, 1.0),
+            &twin(1.0, 1.0, 1.0),
             &batch,
             site,
             &mut rng,
         )?;
-        loss.native
-            .ok_or_else(|| candle_core::Error::Msg("no native part".into()))
+        part(loss).ok_or_else(|| candle_core::Error::Msg("no such part".into()))
     };
-    let value = || Ok(f64::from(loss()?.to_scalar::<f32>()?));
-    let gradients = loss()?.backward()?;
-    let gradient = gradients.get(&sparse_stream).expect("a gradient");
-    let slope = |direction: &Tensor| -> Result<f64> {
-        Ok(f64::from(
-            (gradient * direction)?.sum_all()?.to_scalar::<f32>()?,
-        ))
-    };
-    differs_by(&sparse_stream, &value, slope, "native, sparse stream")?;
-    // Only the task's pair counts.
-    let by_row = gradient.abs()?.sum(1)?.to_vec1::<f32>()?;
-    assert!(by_row[..2 * LENGTH].iter().all(|&g| g == 0.0), "{by_row:?}");
-    assert!(by_row[2 * LENGTH..].iter().all(|&g| g > 0.0), "{by_row:?}");
+    let parts: [(&str, fn(TwinLoss) -> Option<Tensor>); 2] = [
+        ("native", |loss| loss.native),
+        ("counterfactual", |loss| loss.counterfactual),
+    ];
+    for (name, part) in parts {
+        let value = || Ok(f64::from(loss(part)?.to_scalar::<f32>()?));
+        let gradients = loss(part)?.backward()?;
+        let gradient = gradients.get(&sparse_stream).expect("a gradient");
+        let slope = |direction: &Tensor| -> Result<f64> {
+            Ok(f64::from(
+                (gradient * direction)?.sum_all()?.to_scalar::<f32>()?,
+            ))
+        };
+        differs_by(&sparse_stream, &value, slope, name)?;
+        // Only the task's pair counts.
+        let by_row = gradient.abs()?.sum(1)?.to_vec1::<f32>()?;
+        let (text, task) = by_row.split_at(2 * LENGTH);
+        assert!(text.iter().all(|&g| g == 0.0), "{name}: {by_row:?}");
+        assert!(task.iter().all(|&g| g > 0.0), "{name}: {by_row:?}");
+    }
     Ok(())
 }
 

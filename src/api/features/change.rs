@@ -63,7 +63,7 @@ pub async fn create(
             .write
             .unwrap_or_else(|| lookup::default_write(place)),
         tasks: request.tasks,
-        stats: lookup::statistics(bridge, place, &channels),
+        stats: lookup::group_statistics(&state, bridge, place, &channels).await?,
         channels,
         tests: request.tests.into_iter().map(Into::into).collect(),
     };

@@ -1,9 +1,8 @@
-//! Listing features and looking at one.
+//! Listing features.
 
 use actix_web::{HttpResponse, web};
 
-use super::lookup::{self, Found};
-use super::wire::{BridgeQuery, Feature, FeatureList, FeatureOrigin, ListQuery};
+use super::wire::{Feature, FeatureList, ListQuery};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::feature_store::StoredFeature;
@@ -119,30 +118,4 @@ fn keep_asked_for(
         });
     }
     Ok(())
-}
-
-/// One feature: by its name, or any channel of the sparse model by its address, such as `3.attn.act_in:460`.
-#[utoipa::path(get, path = "/v1/features/{id}", tag = "features", operation_id = "retrieveFeature",
-    params(("id" = String, Path, description = "A name, or `NODE:CHANNEL`"), BridgeQuery),
-    responses(
-        (status = 200, description = "The feature", body = Feature),
-        (status = 400, description = "Which bridge is meant is not clear, or it does not exist", body = ErrorBody),
-        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody)
-    ))]
-pub async fn retrieve(
-    state: web::Data<State>,
-    id: web::Path<String>,
-    query: web::Query<BridgeQuery>,
-) -> Result<HttpResponse, ApiError> {
-    let feature = match lookup::find(&state, &id, query.bridge.as_deref())? {
-        Found::Named(stored) => Feature::from(stored),
-        Found::Unnamed { bridge, feature } => Feature::new(
-            feature.name.clone(),
-            None,
-            bridge,
-            feature,
-            FeatureOrigin::Unnamed,
-        ),
-    };
-    Ok(HttpResponse::Ok().json(feature))
 }

@@ -4,7 +4,9 @@ use crate::api::ApiError;
 use crate::api::feature_store::StoredFeature;
 use crate::api::inventory::{BridgeCard, shortened};
 use crate::api::state::State;
+use crate::features::paired_models::PairedModels;
 use crate::features::registry::{Feature, FeatureStatistics};
+use crate::features::statistics::{group_activations, of_channel, statistics_of};
 use crate::interventions::nearest::suggestion;
 use crate::interventions::request::{WeightedChannel, Write};
 use crate::models::config::TransformerConfig;
@@ -113,7 +115,7 @@ fn find_unnamed(
 }
 
 /// What a feature of one channel does over reference text. A group's statistics do not follow from its
-/// channels'.
+/// channels': [`group_statistics`] takes a pass.
 pub fn statistics(
     bridge: &BridgeCard,
     place: Place,
@@ -122,7 +124,7 @@ pub fn statistics(
     let [WeightedChannel { channel, weight }] = channels else {
         return None;
     };
-    let stats = bridge.statistics.channel(place, *channel)?;
+    let stats = of_channel(&bridge.statistics, place, *channel)?;
     // Its weight is 1 or -1.
     Some(match *weight > 0.0 {
         true => stats,
@@ -135,6 +137,32 @@ pub fn statistics(
     })
 }
 
+/// What a feature does over reference text: known of one channel, measured for a group on the excerpt that the
+/// bridge came with; none where it came without.
+pub async fn group_statistics(
+    state: &State,
+    bridge: &BridgeCard,
+    place: Place,
+    channels: &[WeightedChannel],
+) -> Result<Option<FeatureStatistics>, ApiError> {
+    if channels.len() == 1 || bridge.statistics.text.is_none() {
+        return Ok(statistics(bridge, place, channels));
+    }
+    let channels = channels.to_vec();
+    let measure = move |models: &PairedModels| {
+        let Some(text) = &models.reference.text else {
+            return Ok(None);
+        };
+        let values =
+            group_activations(&models.sparse, &text.tokens, text.length, place, &channels)?;
+        Ok(Some(statistics_of(&values)))
+    };
+    state
+        .examiner
+        .examine(bridge.record.id.as_str(), "channels", measure)
+        .await
+}
+
 /// The configuration of the model whose features a bridge has.
 pub fn sparse_config<'a>(
     state: &'a State,
@@ -144,6 +172,12 @@ pub fn sparse_config<'a>(
     let card = state.inventory.models.get(id);
     card.map(|card| &card.config)
         .ok_or_else(|| ApiError::Internal(format!("model {id} of a bridge is not served")))
+}
+
+/// The place of a feature of a bridge.
+pub fn place_of(state: &State, bridge: &str, feature: &Feature) -> Result<Place, ApiError> {
+    let config = sparse_config(state, state.inventory.bridge(bridge, None)?)?;
+    Place::parse(&feature.node, config.n_layers).map_err(ApiError::internal)
 }
 
 /// How an edit enters the dense model where nobody has said: what a sublayer reads is changed for that

@@ -40,7 +40,7 @@ pub struct Feature {
 }
 
 /// Where a feature is from.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FeatureOrigin {
     /// It came with the bridge.
@@ -182,13 +182,19 @@ pub struct DeletedFeature {
     pub deleted: bool,
 }
 
-impl From<StoredFeature> for Feature {
-    fn from(stored: StoredFeature) -> Self {
-        let origin = match stored.origin {
+impl From<Origin> for FeatureOrigin {
+    fn from(origin: Origin) -> Self {
+        match origin {
             Origin::Shipped => FeatureOrigin::Shipped,
             Origin::Changed => FeatureOrigin::Changed,
             Origin::Own => FeatureOrigin::Own,
-        };
+        }
+    }
+}
+
+impl From<StoredFeature> for Feature {
+    fn from(stored: StoredFeature) -> Self {
+        let origin = FeatureOrigin::from(stored.origin);
         let id = stored.feature.name.clone();
         Feature::new(id.clone(), Some(id), stored.bridge, stored.feature, origin)
     }

@@ -6,16 +6,21 @@ use anyhow::ensure;
 use clap::Args;
 
 use super::tasks::TableArguments;
-use super::{find_feature, read_features, sources, write_json};
+use super::{find_feature, read_features, sources, write_json, write_outputs};
 use crate::corpus::{CorpusGenerator, Split};
 use crate::evaluation::catalogue::{self, FEATURES_FILE, FeaturesFile};
+use crate::evaluation::report;
 use crate::features::paired_models::PairedModels;
-use crate::features::statistics::ReferenceStatistics;
+use crate::features::statistics::measure;
 use crate::features::verify::verify;
+use crate::interventions::reference::ReferenceText;
 use crate::training::data::documents;
+use crate::training::recipe::Source;
 
 /// Tokens a reference sequence.
 const REFERENCE_LENGTH: usize = 128;
+/// Sequences kept with the statistics to take examples from.
+const EXCERPT_SEQUENCES: usize = 64;
 
 #[derive(Debug, Args)]
 pub struct FeaturesArguments {
@@ -33,6 +38,9 @@ pub struct FeaturesArguments {
     /// Where to write; the pair's directory by default.
     #[arg(long)]
     output: Option<PathBuf>,
+    /// Files for the table that the features come from, as `eval tasks` writes it: `.md`, `.json`.
+    #[arg(long)]
+    tasks_output: Vec<PathBuf>,
 }
 
 impl FeaturesArguments {
@@ -42,9 +50,13 @@ impl FeaturesArguments {
         let length = REFERENCE_LENGTH
             .min(models.sparse.config.context_length)
             .min(models.dense.config.context_length);
-        let reference = self.reference_tokens(&models, length)?;
+        let (reference, excerpt) = self.reference_tokens(&models, length)?;
         let places = models.described_places();
-        let statistics = ReferenceStatistics::measure(&models.sparse, &reference, length, &places)?;
+        let mut statistics = measure(&models.sparse, &reference, length, &places)?;
+        statistics.text = (!excerpt.is_empty()).then_some(ReferenceText {
+            tokens: excerpt,
+            length,
+        });
         statistics.write(directory)?;
         tracing::info!(
             tokens = reference.len(),
@@ -52,7 +64,9 @@ impl FeaturesArguments {
             "reference statistics written"
         );
         let mut features = Vec::new();
-        for row in self.table.rows(&models) {
+        let rows = self.table.rows(&models);
+        write_outputs(&self.tasks_output, &report::task_table(&rows), &rows)?;
+        for row in rows {
             if let Some(feature) =
                 catalogue::feature(&models, &row, &reference, length, self.table.seed)?
             {
@@ -70,22 +84,30 @@ impl FeaturesArguments {
         write_json(&directory.join(FEATURES_FILE), &FeaturesFile { features })
     }
 
-    /// Sequences spread evenly over the training documents.
-    fn reference_tokens(&self, models: &PairedModels, length: usize) -> anyhow::Result<Vec<u32>> {
+    /// Sequences spread evenly over the training documents, and those of them that may be shown as examples:
+    /// generated ones, since a pair's files should not carry other people's code.
+    fn reference_tokens(
+        &self,
+        models: &PairedModels,
+        length: usize,
+    ) -> anyhow::Result<(Vec<u32>, Vec<u32>)> {
         let tokenizer = models.tokenizer()?;
-        let texts: Vec<Vec<String>> = match &self.recipe {
+        let texts: Vec<(bool, Vec<String>)> = match &self.recipe {
             Some(recipe) => sources(recipe)?
                 .iter()
-                .map(|source| Ok(documents(source)?.train))
+                .map(|source| {
+                    let generated = source.name() == Source::GENERATED;
+                    Ok((generated, documents(source)?.train))
+                })
                 .collect::<anyhow::Result<_>>()?,
             None => {
                 let programs = CorpusGenerator::new(1, Split::Train);
-                vec![programs.take(self.reference_sequences).collect()]
+                vec![(true, programs.take(self.reference_sequences).collect())]
             }
         };
         let share = self.reference_sequences.div_ceil(texts.len().max(1));
-        let mut tokens = Vec::new();
-        for documents in &texts {
+        let (mut tokens, mut excerpt) = (Vec::new(), Vec::new());
+        for (generated, documents) in &texts {
             let stride = (documents.len() / share.max(1)).max(1);
             let mut taken = 0;
             for document in documents.iter().step_by(stride) {
@@ -98,6 +120,9 @@ impl FeaturesArguments {
                 if let Some(window) = ids.get(start..start + length) {
                     tokens.extend_from_slice(window);
                     taken += 1;
+                    if *generated && taken <= EXCERPT_SEQUENCES {
+                        excerpt.extend_from_slice(window);
+                    }
                 }
             }
         }
@@ -105,7 +130,7 @@ impl FeaturesArguments {
             !tokens.is_empty(),
             "no training document has {length} tokens"
         );
-        Ok(tokens)
+        Ok((tokens, excerpt))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
@@ -74,14 +76,17 @@ fn statistics_are_read_where_they_are_and_missed_where_they_are_not() {
     super::pair::refusal(&load().expect("a pair"), &request);
     let write = |width: usize, parts: &[&str]| {
         let values = Tensor::ones(width, candle_core::DType::F32, &Device::Cpu).expect("ones");
-        let named = parts
+        let mut named: BTreeMap<String, Tensor> = parts
             .iter()
-            .map(|part| (format!("1.resid_in.{part}"), values.clone()));
-        tensors::write(&folder.0.join("reference.safetensors"), &named.collect()).expect("written");
+            .map(|part| (format!("1.resid_in.{part}"), values.clone()))
+            .collect();
+        let tokens = Tensor::new(&[64i64], &Device::Cpu).expect("a number");
+        named.insert("1.resid_in.tokens".to_owned(), tokens);
+        tensors::write(&folder.0.join("reference.safetensors"), &named).expect("written");
     };
-    write(D_SPARSE, &["mean", "std", "max", "density"]);
+    write(D_SPARSE, &["mean", "std", "max", "min", "density"]);
     answer(&load().expect("a pair"), &request);
-    write(D_SPARSE + 1, &["mean", "std", "max"]);
+    write(D_SPARSE + 1, &["mean", "std", "max", "min", "density"]);
     assert!(load().is_err(), "another width");
     write(D_SPARSE, &["mean", "std"]);
     assert!(load().is_err(), "no largest values");

@@ -178,7 +178,7 @@ fn pair(id: &str, seed: u64) -> LoadedPair {
             bridge: files.bridge().expect("a bridge"),
             record: files.record,
             features: features(),
-            reference: reference(),
+            reference: Arc::new(reference()),
             fingerprint: String::new(),
         },
     }
@@ -226,6 +226,9 @@ fn reference() -> ReferenceStatistics {
                 mean: draw(),
                 std: draw(),
                 max: draw(),
+                min: draw(),
+                density: draw(),
+                tokens: 64,
             },
         );
     }

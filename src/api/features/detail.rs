@@ -1,0 +1,244 @@
+//! `GET /v1/features/{id}`: all that is known of one feature: what it is, where in reference text it shows, which
+//! tokens it speaks for, and what it is connected to.
+
+use actix_web::{HttpResponse, web};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::lookup::{self, Found};
+use super::wire::{Feature, FeatureOrigin};
+use crate::api::ApiError;
+use crate::api::error::ErrorBody;
+use crate::api::state::State;
+use crate::features::FeatureError;
+use crate::features::examples::{self, Example};
+use crate::features::paired_models::PairedModels;
+use crate::features::promotion::{TokenScore, promotion};
+use crate::features::registry;
+use crate::features::statistics::group_activations;
+use crate::features::wiring::{Edge, wiring};
+use crate::models::tokenizer::Tokenizer;
+
+const DEFAULT_EXAMPLES: usize = 3;
+const MOST_EXAMPLES: usize = 20;
+/// Tokens told at either end of the vocabulary.
+const TOKENS: usize = 10;
+/// Weights told of each channel and direction; their count is told in any case.
+const WEIGHTS: usize = 20;
+
+/// What to tell of a feature.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DetailQuery {
+    /// The bridge; needed where more than one has a feature of this id.
+    pub bridge: Option<String>,
+    /// Examples of each kind; 0 to 20, default 3. They take a pass over the reference text.
+    #[param(minimum = 0, maximum = 20)]
+    pub examples: Option<usize>,
+}
+
+/// One feature and what is known of it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FeatureDetail {
+    #[serde(flatten)]
+    pub feature: Feature,
+    /// The tokens that its direction, carried into the dense model, raises most through the unembedding, layers
+    /// in between left out; null where its node has no direction in the residual stream.
+    #[schema(required = true)]
+    pub promoted: Option<Vec<ScoredToken>>,
+    /// And those that it lowers most.
+    #[schema(required = true)]
+    pub suppressed: Option<Vec<ScoredToken>>,
+    /// Channel by channel, its nonzero weights in the sparse model.
+    pub weights: Vec<ChannelWeights>,
+    /// Where in reference text it shows; null where the bridge came without any, or none were asked for.
+    #[schema(required = true)]
+    pub examples: Option<Examples>,
+}
+
+/// A token of the vocabulary.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ScoredToken {
+    pub id: u32,
+    pub text: String,
+    /// Logits for a unit of the feature, less the vocabulary's mean. Scores of one feature compare with each
+    /// other only.
+    pub score: f32,
+}
+
+/// The largest nonzero weights of one channel.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChannelWeights {
+    pub channel: usize,
+    /// How many there are into it.
+    pub n_incoming: usize,
+    pub n_outgoing: usize,
+    /// The largest first, at most 20.
+    pub incoming: Vec<Weight>,
+    pub outgoing: Vec<Weight>,
+}
+
+/// One nonzero weight.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Weight {
+    /// Where it comes from or leads to.
+    #[schema(example = "1.mlp.post_act")]
+    pub node: String,
+    pub channel: usize,
+    pub weight: f32,
+}
+
+/// Windows of reference text, at most one a sequence.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Examples {
+    /// Where the feature's value is largest.
+    pub top: Vec<ExampleWindow>,
+    /// Where it is smallest.
+    pub bottom: Vec<ExampleWindow>,
+    /// Evenly spaced among its values that are not zero, ascending.
+    pub quantiles: Vec<ExampleWindow>,
+}
+
+/// A window of text and the feature's value at one of its tokens.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ExampleWindow {
+    pub tokens: Vec<String>,
+    /// The index in `tokens` of the token that counts.
+    pub at: usize,
+    /// The feature's value there.
+    pub value: f32,
+}
+
+/// One feature: by its name, or any channel of the sparse model by its address, such as `3.attn.act_in:460`.
+#[utoipa::path(get, path = "/v1/features/{id}", tag = "features", operation_id = "retrieveFeature",
+    params(("id" = String, Path, description = "A name, or `NODE:CHANNEL`"), DetailQuery),
+    responses(
+        (status = 200, description = "The feature", body = FeatureDetail),
+        (status = 400, description = "Which bridge is meant is not clear, or it does not exist; or too many examples \
+            are asked for", body = ErrorBody),
+        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
+        (status = 500, description = "The feature could not be examined", body = ErrorBody)
+    ))]
+pub async fn retrieve(
+    state: web::Data<State>,
+    id: web::Path<String>,
+    query: web::Query<DetailQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let count = query.examples.unwrap_or(DEFAULT_EXAMPLES);
+    if count > MOST_EXAMPLES {
+        let message = format!("examples is {count}; it must be between 0 and {MOST_EXAMPLES}");
+        return Err(ApiError::invalid("examples", message));
+    }
+    let (bridge, feature, origin) = match lookup::find(&state, &id, query.bridge.as_deref())? {
+        Found::Named(stored) => {
+            let origin = FeatureOrigin::from(stored.origin);
+            (stored.bridge, stored.feature, origin)
+        }
+        Found::Unnamed { bridge, feature } => (bridge, feature, FeatureOrigin::Unnamed),
+    };
+    let place = lookup::place_of(&state, &bridge, &feature)?;
+    let examined = feature.clone();
+    let known = state
+        .examiner
+        .examine(&bridge, "id", move |models| {
+            Known::of(models, place, &examined, count)
+        })
+        .await?;
+    let name = match origin {
+        FeatureOrigin::Unnamed => None,
+        _ => Some(feature.name.clone()),
+    };
+    let (promoted, suppressed) = known.tokens.unzip();
+    Ok(HttpResponse::Ok().json(FeatureDetail {
+        feature: Feature::new(feature.name.clone(), name, bridge, feature, origin),
+        promoted,
+        suppressed,
+        weights: known.weights,
+        examples: known.examples,
+    }))
+}
+
+/// What an examination finds out.
+struct Known {
+    tokens: Option<(Vec<ScoredToken>, Vec<ScoredToken>)>,
+    weights: Vec<ChannelWeights>,
+    examples: Option<Examples>,
+}
+
+impl Known {
+    fn of(
+        models: &PairedModels,
+        place: crate::models::location::Place,
+        feature: &registry::Feature,
+        count: usize,
+    ) -> Result<Self, FeatureError> {
+        let tokenizer = models.tokenizer()?;
+        let scored = |tokens: &[TokenScore]| -> Vec<ScoredToken> {
+            let told = |token: &TokenScore| ScoredToken {
+                id: token.token,
+                text: tokenizer.token_text(token.token),
+                score: token.score,
+            };
+            tokens.iter().map(told).collect()
+        };
+        let tokens = promotion(models, place, &feature.channels, TOKENS)?
+            .map(|ends| (scored(&ends.promoted), scored(&ends.suppressed)));
+        let weights = feature.channels.iter().map(|member| {
+            let (weights, config) = (&models.sparse_weights, &models.sparse.config);
+            let wiring = wiring(weights, config, place, member.channel)?;
+            Ok(ChannelWeights {
+                channel: member.channel,
+                n_incoming: wiring.incoming.len(),
+                n_outgoing: wiring.outgoing.len(),
+                incoming: largest(&wiring.incoming),
+                outgoing: largest(&wiring.outgoing),
+            })
+        });
+        let examples = match &models.reference.text {
+            Some(text) if count > 0 => {
+                let values = group_activations(
+                    &models.sparse,
+                    &text.tokens,
+                    text.length,
+                    place,
+                    &feature.channels,
+                )?;
+                let found = examples::examples(&text.tokens, text.length, &values, count);
+                Some(Examples {
+                    top: windows(&found.top, tokenizer),
+                    bottom: windows(&found.bottom, tokenizer),
+                    quantiles: windows(&found.quantiles, tokenizer),
+                })
+            }
+            _ => None,
+        };
+        Ok(Known {
+            tokens,
+            weights: weights.collect::<Result<_, FeatureError>>()?,
+            examples,
+        })
+    }
+}
+
+fn largest(edges: &[Edge]) -> Vec<Weight> {
+    let told = |edge: &Edge| Weight {
+        node: edge.node.to_string(),
+        channel: edge.channel,
+        weight: edge.weight,
+    };
+    edges.iter().take(WEIGHTS).map(told).collect()
+}
+
+fn windows(examples: &[Example], tokenizer: &Tokenizer) -> Vec<ExampleWindow> {
+    let window = |example: &Example| ExampleWindow {
+        tokens: example
+            .tokens
+            .iter()
+            .map(|&id| tokenizer.token_text(id))
+            .collect(),
+        at: example.at,
+        value: example.activation,
+    };
+    examples.iter().map(window).collect()
+}
