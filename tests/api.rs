@@ -11,11 +11,15 @@ mod command;
 mod completions;
 #[path = "api/features.rs"]
 mod features;
+#[path = "api/keys.rs"]
+mod keys;
 #[path = "api/refusals.rs"]
 mod refusals;
 #[path = "api/service.rs"]
 mod service;
 #[path = "api/steering.rs"]
 mod steering;
+#[path = "api/streaming.rs"]
+mod streaming;
 #[path = "api/tiny_pair.rs"]
 mod tiny_pair;

@@ -3,15 +3,19 @@
 //! The body is `{"error": {"message", "type", "param", "code"}}`, all four keys always there. 409 and 408 are
 //! never answered: clients retry them.
 
+use std::time::Duration;
+
 use actix_web::http::StatusCode;
-use actix_web::http::header::{ALLOW, RETRY_AFTER};
+use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::keys::whole_seconds;
 use crate::generation::request::EngineError;
+use crate::settings::keys::Role;
 
-/// Seconds after which a client may try again what failed for want of an engine.
+/// Seconds after which a client may try again what failed for want of an engine, or of room in it.
 const RETRY_SECONDS: u64 = 5;
 
 /// Why a request was not carried out.
@@ -41,6 +45,19 @@ pub enum ApiError {
     ForeignHost { host: String },
     #[error("the server is not ready: {0}")]
     NotReady(String),
+    #[error("the server has as many requests as it can carry; try again in a few seconds")]
+    Busy,
+    #[error("{0}")]
+    Unauthorized(&'static str),
+    #[error("the API key is for {role}; this needs one for {needed}")]
+    Forbidden { role: Role, needed: Role },
+    #[error("the API key's rate of requests is used up; try again in {} s", whole_seconds(*wait))]
+    RateLimited { wait: Duration },
+    #[error("the completion took longer than the server lets one take")]
+    Deadline,
+    /// For the log and the metrics; nobody is there to read it.
+    #[error("the client closed the connection before it was answered")]
+    ClientGone,
     /// The details are for the log; the client gets the request's id.
     #[error(
         "the request failed inside the server; its log says more under this request's x-request-id"
@@ -95,6 +112,13 @@ impl ApiError {
         ApiError::Internal(error.to_string())
     }
 
+    /// Tells the log what the client is not told.
+    pub fn log(&self) {
+        if let ApiError::Internal(details) = self {
+            tracing::error!(details, "a request failed");
+        }
+    }
+
     /// The table: status, type, code.
     fn row(&self) -> (StatusCode, &'static str, Option<&'static str>) {
         const INVALID: &str = "invalid_request_error";
@@ -121,6 +145,24 @@ impl ApiError {
             ),
             ApiError::ForeignHost { .. } => (StatusCode::FORBIDDEN, INVALID, Some("foreign_host")),
             ApiError::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("not_ready")),
+            ApiError::Unauthorized(_) => {
+                (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key"))
+            }
+            ApiError::Forbidden { .. } => {
+                (StatusCode::FORBIDDEN, INVALID, Some("insufficient_role"))
+            }
+            ApiError::RateLimited { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                INVALID,
+                Some("rate_limit_exceeded"),
+            ),
+            ApiError::Deadline => (
+                StatusCode::GATEWAY_TIMEOUT,
+                SERVER,
+                Some("deadline_exceeded"),
+            ),
+            ApiError::ClientGone => (client_closed_request(), INVALID, Some("client_gone")),
+            ApiError::Busy => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded")),
             ApiError::Internal(_) => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 SERVER,
@@ -153,17 +195,26 @@ impl ResponseError for ApiError {
     }
 
     fn error_response(&self) -> HttpResponse {
-        if let ApiError::Internal(details) = self {
-            tracing::error!(details, "a request failed");
-        }
+        self.log();
         let mut response = HttpResponse::build(self.status_code());
         match self {
             ApiError::MethodNotAllowed { allowed } => response.insert_header((ALLOW, *allowed)),
-            ApiError::NotReady(_) => response.insert_header((RETRY_AFTER, RETRY_SECONDS)),
+            ApiError::Unauthorized(_) => response.insert_header((WWW_AUTHENTICATE, "Bearer")),
+            ApiError::RateLimited { wait } => {
+                response.insert_header((RETRY_AFTER, whole_seconds(*wait)))
+            }
+            ApiError::NotReady(_) | ApiError::Busy => {
+                response.insert_header((RETRY_AFTER, RETRY_SECONDS))
+            }
             _ => &mut response,
         };
         response.json(self.body())
     }
+}
+
+/// 499, which is not in the standard but in many servers' logs.
+fn client_closed_request() -> StatusCode {
+    StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST)
 }
 
 impl From<EngineError> for ApiError {
@@ -188,6 +239,8 @@ impl From<EngineError> for ApiError {
                 code: None,
             },
             EngineError::Failed(details) => ApiError::Internal(details),
+            EngineError::Busy => ApiError::Busy,
+            EngineError::Deadline => ApiError::Deadline,
             EngineError::Stopped => ApiError::NotReady("the engine is not running".to_owned()),
         }
     }

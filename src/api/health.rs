@@ -46,7 +46,10 @@ pub async fn ready(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
 #[utoipa::path(get, path = "/metrics", tag = "health", operation_id = "metrics",
     responses((status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain")))]
 pub async fn metrics(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
-    let text = state.metrics.text().map_err(ApiError::internal)?;
+    let text = state
+        .metrics
+        .text(state.engine.load())
+        .map_err(ApiError::internal)?;
     Ok(HttpResponse::Ok()
         .content_type(prometheus::TEXT_FORMAT)
         .body(text))

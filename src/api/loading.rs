@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::examiner::Examiner;
 use super::feature_store::{FeatureStore, StoreError};
 use super::features::change::unit_length;
 use super::inventory::{Inventory, Provenance};
+use super::keys::Keys;
 use super::metrics::Metrics;
 use super::state::State;
 use crate::artifacts::Manifest;
@@ -71,13 +73,14 @@ pub fn load(settings: &Settings, address: SocketAddr) -> Result<State, LoadError
         }
     }
     for (id, bridge) in &mut catalog.bridges {
-        bridge.features = features.by_name(id);
+        Arc::make_mut(bridge).features = features.by_name(id);
     }
     Ok(State {
-        engine: Engine::start(catalog)?,
+        engine: Engine::start(catalog, settings.engine)?,
         inventory,
         features,
         examiner: Examiner::new(directories),
+        keys: Keys::new(&settings.keys),
         limits: settings.limits,
         ready_timeout: Duration::from_secs_f64(settings.ready_seconds),
         loopback_only: address.ip().is_loopback(),

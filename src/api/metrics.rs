@@ -2,9 +2,12 @@
 //! loaded, not names that callers made up.
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
+
+use crate::generation::request::Generation;
+use crate::generation::scheduler::Load;
 
 /// Upper bounds in seconds: from an answer out of memory to a long completion.
 const DURATION_BUCKETS: [f64; 12] = [
@@ -17,9 +20,14 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     durations: HistogramVec,
-    pub prompt_tokens: IntCounter,
-    pub generation_tokens: IntCounter,
-    pub steered_requests: IntCounterVec,
+    prompt_tokens: IntCounter,
+    generation_tokens: IntCounter,
+    steered_requests: IntCounterVec,
+    queue_time: Histogram,
+    time_to_first_token: Histogram,
+    running: IntGauge,
+    waiting: IntGauge,
+    cache_usage: Gauge,
 }
 
 impl Metrics {
@@ -54,6 +62,29 @@ impl Metrics {
             ),
             &["bridge"],
         )?;
+        let histogram = |name: &str, help: &str| {
+            Histogram::with_opts(HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec()))
+        };
+        let queue_time = histogram(
+            "causeway_queue_time_seconds",
+            "From a completion's arrival at the engine to its first place in a batch.",
+        )?;
+        let time_to_first_token = histogram(
+            "causeway_time_to_first_token_seconds",
+            "From a completion's arrival at the engine to its first token.",
+        )?;
+        let running = IntGauge::new(
+            "causeway_requests_running",
+            "Completions that take part in the engine's steps.",
+        )?;
+        let waiting = IntGauge::new(
+            "causeway_requests_waiting",
+            "Completions that wait for room in the engine.",
+        )?;
+        let cache_usage = Gauge::new(
+            "causeway_kv_cache_usage_ratio",
+            "Share of the key-value cache's slots in use, of the model with the most.",
+        )?;
         let build = IntGaugeVec::new(Opts::new("causeway_build_info", "Always 1."), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(requests.clone()))?;
@@ -61,6 +92,11 @@ impl Metrics {
         registry.register(Box::new(prompt_tokens.clone()))?;
         registry.register(Box::new(generation_tokens.clone()))?;
         registry.register(Box::new(steered_requests.clone()))?;
+        registry.register(Box::new(queue_time.clone()))?;
+        registry.register(Box::new(time_to_first_token.clone()))?;
+        registry.register(Box::new(running.clone()))?;
+        registry.register(Box::new(waiting.clone()))?;
+        registry.register(Box::new(cache_usage.clone()))?;
         registry.register(Box::new(build))?;
         Ok(Metrics {
             registry,
@@ -69,13 +105,32 @@ impl Metrics {
             prompt_tokens,
             generation_tokens,
             steered_requests,
+            queue_time,
+            time_to_first_token,
+            running,
+            waiting,
+            cache_usage,
         })
+    }
+
+    /// Counts the tokens of a generation, and its steering over `bridge`.
+    pub fn generated(&self, generation: &Generation, bridge: Option<&str>) {
+        self.prompt_tokens.inc_by(generation.prompt_tokens as u64);
+        self.generation_tokens
+            .inc_by(generation.completion_tokens as u64);
+        self.queue_time.observe(generation.queued.as_secs_f64());
+        self.time_to_first_token
+            .observe(generation.to_first_token.as_secs_f64());
+        if let Some(bridge) = bridge {
+            self.steered_requests.with_label_values(&[bridge]).inc();
+        }
     }
 
     /// Counts one request that was answered with `status` after `seconds`.
     pub fn answered(&self, endpoint: &str, status: u16, seconds: f64) {
         let outcome = match status {
             0..400 => "ok",
+            499 => "abandoned",
             400..500 => "refused",
             _ => "failed",
         };
@@ -85,8 +140,11 @@ impl Metrics {
             .observe(seconds);
     }
 
-    /// The text that Prometheus reads.
-    pub fn text(&self) -> Result<Vec<u8>, prometheus::Error> {
+    /// The text that Prometheus reads; `load` is what the engine is doing now.
+    pub fn text(&self, load: Load) -> Result<Vec<u8>, prometheus::Error> {
+        self.running.set(load.running as i64);
+        self.waiting.set(load.waiting as i64);
+        self.cache_usage.set(load.cache_usage);
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)

@@ -32,13 +32,17 @@ pub async fn observe<B: MessageBody + 'static>(
     let started = Instant::now();
     let id = request_id(request.headers());
     let (method, path) = (request.method().clone(), request.path().to_owned());
-    let mut response = match check_host(&state, request.headers()) {
+    let admitted = check_host(&state, request.headers())
+        .and_then(|()| state.keys.admit(&method, &path, request.headers()));
+    let caller = admitted.as_ref().ok().copied().flatten();
+    let caller = caller.map(ToOwned::to_owned);
+    let mut response = match admitted {
         Err(error) => request
             .into_response(error.error_response())
             .map_into_right_body(),
         // A panic fails this request and no other. Nothing shared is left half changed: shared state sits
         // behind locks that are held for plain assignments only.
-        Ok(()) => match AssertUnwindSafe(next.call(request)).catch_unwind().await {
+        Ok(_) => match AssertUnwindSafe(next.call(request)).catch_unwind().await {
             Ok(result) => result
                 .map_err(|error| with_id(&error, &id))?
                 .map_into_left_body(),
@@ -58,7 +62,7 @@ pub async fn observe<B: MessageBody + 'static>(
         .metrics
         .answered(pattern.as_deref().unwrap_or(NO_ROUTE), status, seconds);
     let shown_id = id.to_str().unwrap_or_default();
-    tracing::info!(request_id = shown_id, %method, path, status, seconds, "answered");
+    tracing::info!(request_id = shown_id, caller, %method, path, status, seconds, "answered");
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

@@ -2,7 +2,10 @@
 //! committed copy; a test compares the two, and `causeway openapi` prints it.
 
 use actix_web::HttpResponse;
-use utoipa::OpenApi;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, Ref, Response, ResponseBuilder};
+use utoipa::{Modify, OpenApi};
 
 use super::{activations, bridges, completions, features, health, models};
 
@@ -16,6 +19,7 @@ use super::{activations, bridges, completions, features, health, models};
             request may set to 1 to 128 of letters, digits, `.`, `_`, `:` and `-`. An unknown address is answered \
             with 404, a wrong method with 405, a body over the limit with 413."
     ),
+    modifiers(&Keys),
     paths(
         completions::create,
         models::list,
@@ -44,6 +48,68 @@ use super::{activations, bridges, completions, features, health, models};
     )
 )]
 pub struct ApiDocument;
+
+/// What API keys add to every operation but health.
+struct Keys;
+
+const SCHEME: &str = "api_key";
+
+impl Modify for Keys {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("Needed where the server has keys"))
+            .build();
+        if let Some(components) = &mut document.components {
+            components.add_security_scheme(SCHEME, SecurityScheme::Http(scheme));
+        }
+        for (path, item) in &mut document.paths.paths {
+            if super::keys::is_open(path) {
+                continue;
+            }
+            let operations = [
+                &mut item.get,
+                &mut item.post,
+                &mut item.patch,
+                &mut item.delete,
+            ];
+            for operation in operations.into_iter().flatten() {
+                guard(operation);
+            }
+        }
+    }
+}
+
+fn guard(operation: &mut Operation) {
+    operation.security = Some(vec![
+        SecurityRequirement::default(),
+        SecurityRequirement::new::<_, _, String>(SCHEME, []),
+    ]);
+    for (status, description) in [
+        ("401", "The server has API keys, and this is none of them"),
+        (
+            "403",
+            "The API key's role does not allow this, or the host is not this server's",
+        ),
+        (
+            "429",
+            "The API key's rate is used up; `retry-after` says for how long",
+        ),
+    ] {
+        let responses = &mut operation.responses.responses;
+        responses
+            .entry(status.to_owned())
+            .or_insert_with(|| refusal(description).into());
+    }
+}
+
+fn refusal(description: &str) -> Response {
+    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody")));
+    ResponseBuilder::new()
+        .description(description)
+        .content("application/json", body.build())
+        .build()
+}
 
 /// The document as it is committed: indented, with a newline at its end.
 pub fn text() -> Result<String, serde_json::Error> {

@@ -10,7 +10,8 @@ use actix_web::{App, HttpResponse, HttpServer, Resource, web};
 use super::body::query_config;
 use super::state::State;
 use super::{
-    ApiError, activations, bridges, completions, features, health, models, observe, openapi,
+    ApiError, activations, bridges, completions, disconnect, features, health, models, observe,
+    openapi,
 };
 use crate::settings::Settings;
 
@@ -32,6 +33,7 @@ pub fn run(
             .default_service(web::to(no_such_address))
     })
     .workers(settings.threads)
+    .on_connect(disconnect::remember)
     .shutdown_timeout(settings.shutdown_seconds)
     // Signals are the command line's business; the library's own handling of Ctrl-C drops requests.
     .disable_signals()

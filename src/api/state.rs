@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::examiner::Examiner;
 use super::feature_store::FeatureStore;
 use super::inventory::Inventory;
+use super::keys::Keys;
 use super::metrics::Metrics;
 use crate::generation::engine::EngineHandle;
 use crate::settings::Limits;
@@ -15,6 +16,7 @@ pub struct State {
     pub inventory: Inventory,
     pub features: FeatureStore,
     pub examiner: Examiner,
+    pub keys: Keys,
     pub limits: Limits,
     /// How long the engine may take to answer before the server is not ready.
     pub ready_timeout: Duration,

@@ -2,6 +2,7 @@
 
 pub mod corpus;
 pub mod eval;
+pub mod key;
 pub mod manifest;
 pub mod openapi;
 pub mod serve;
@@ -23,6 +24,8 @@ pub enum Command {
     Corpus(corpus::CorpusArguments),
     /// Measure a pair: steering curves, tasks, losses, features.
     Eval(eval::EvalArguments),
+    /// Make an API key.
+    Key(key::KeyArguments),
     /// Write or check the hashes of a directory's files.
     Manifest(manifest::ManifestArguments),
     /// Print the description of the HTTP API.
@@ -39,6 +42,7 @@ impl Arguments {
         match self.command {
             Command::Corpus(arguments) => arguments.run(),
             Command::Eval(arguments) => arguments.run(),
+            Command::Key(arguments) => arguments.run(),
             Command::Manifest(arguments) => arguments.run(),
             Command::Openapi => openapi::run(),
             Command::Serve(arguments) => arguments.run(),

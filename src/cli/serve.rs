@@ -23,9 +23,12 @@ pub struct ServeArguments {
     /// The address and port to listen on.
     #[arg(long)]
     listen: Option<SocketAddr>,
-    /// Let other machines in. There are no API keys yet: whoever reaches the port may do everything.
+    /// Let other machines in without any API keys: whoever reaches the port may do everything.
     #[arg(long)]
     allow_remote: bool,
+    /// Print the settings that all of this comes to, and do not serve.
+    #[arg(long)]
+    print_config: bool,
     /// Where to keep what callers make.
     #[arg(long)]
     data_dir: Option<PathBuf>,
@@ -40,7 +43,12 @@ pub struct ServeArguments {
 impl ServeArguments {
     /// Serves until the process is told to stop.
     pub fn run(self) -> anyhow::Result<()> {
+        let print = self.print_config;
         let settings = self.settings()?;
+        if print {
+            print!("{}", toml::to_string(&settings)?);
+            return Ok(());
+        }
         let listener = TcpListener::bind(settings.listen)
             .with_context(|| format!("cannot listen on {}", settings.listen))?;
         let address = listener.local_addr()?;

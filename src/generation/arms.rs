@@ -31,6 +31,12 @@ pub struct Arm {
     /// Where each generated token's bytes end.
     ends: Vec<usize>,
     reported: usize,
+    /// The prompt is still to be told.
+    echoes: bool,
+    /// The request named its variants.
+    named: bool,
+    /// All is told.
+    told: bool,
 }
 
 /// What distinguishes an arm from the others of its request.
@@ -63,18 +69,29 @@ impl Arm {
             sampler: Sampler::new(&request.sampling, key.seed, prompt),
             ends: Vec::new(),
             reported: 0,
+            echoes: request.echo,
+            named: request
+                .steer
+                .as_ref()
+                .is_some_and(|steer| steer.variants.is_some()),
+            told: false,
         }
     }
 
-    /// What the model has not seen yet.
-    pub fn feed(&self, index: usize) -> Feed<'_> {
+    /// What the model has not seen yet, at most `most` tokens of it.
+    pub fn feed(&self, index: usize, most: usize) -> Feed<'_> {
         Feed {
             arm: index,
             prompt: self.prompt,
             prompt_length: self.prompt_length,
-            tokens: &self.tokens,
+            tokens: &self.tokens[..self.tokens.len().min(self.fed.saturating_add(most))],
             from: self.fed,
         }
+    }
+
+    /// Prompt and answer so far, in tokens.
+    pub fn length(&self) -> usize {
+        self.tokens.len()
     }
 
     /// How many tokens the model has not seen yet.
@@ -82,14 +99,9 @@ impl Arm {
         self.tokens.len() - self.fed
     }
 
-    /// The first position among the tokens that the model has not seen yet.
-    pub fn fed(&self) -> usize {
-        self.fed
-    }
-
-    /// The model has seen everything.
-    pub fn mark_fed(&mut self) {
-        self.fed = self.tokens.len();
+    /// The model has seen the tokens before `position`.
+    pub fn mark_fed(&mut self, position: usize) {
+        self.fed = self.fed.max(position);
     }
 
     /// The logits after the prompt token at `position`: how probable the next one was.
@@ -164,8 +176,17 @@ impl Arm {
         self.ends.truncate(kept);
     }
 
+    /// The variant, where the request named them.
+    pub fn named_variant(&self) -> Option<Variant> {
+        self.named.then_some(self.variant)
+    }
+
     /// What can be told of the answer that has not been told.
     pub fn news(&mut self) -> Option<Delta> {
+        if self.told {
+            return None;
+        }
+        self.told = self.finish.is_some();
         let text = self.text.release(self.finish.is_some());
         let ready = match self.finish {
             Some(_) => self.generated.len(),
@@ -177,13 +198,25 @@ impl Arm {
         };
         let from = self.reported.min(ready);
         self.reported = ready.max(self.reported);
+        let choice = self.choice?;
+        let begins = self.echoes && self.fed >= self.prompt_length;
         let delta = Delta {
-            choice: self.choice?,
+            choice,
+            prompt: match begins {
+                true => self.prompt_tokens(),
+                false => Vec::new(),
+            },
             text,
             tokens: self.generated[from..ready].to_vec(),
             finish: self.finish,
+            variant: self.named_variant(),
+            strength: self.strength,
         };
-        let silent = delta.text.is_empty() && delta.tokens.is_empty() && delta.finish.is_none();
+        self.echoes &= !begins;
+        let silent = delta.text.is_empty()
+            && delta.tokens.is_empty()
+            && delta.prompt.is_empty()
+            && delta.finish.is_none();
         (!silent).then_some(delta)
     }
 }

@@ -9,13 +9,13 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::request::EngineError;
+use super::session::JoinedModels;
 use crate::artifacts::{ArtifactError, atomic};
 use crate::bridge::Bridge;
 use crate::bridge::pair::{PairError, PairFiles};
 use crate::bridge::record::BridgeRecord;
 use crate::features::registry::Feature;
 use crate::interventions::nearest::suggestion;
-use crate::interventions::plan::Joined;
 use crate::interventions::reference::{ReferenceError, ReferenceStatistics};
 use crate::models::layers::Purpose;
 use crate::models::layout::{LayoutError, ModelFiles};
@@ -67,7 +67,7 @@ pub struct LoadedModel {
 }
 
 /// A bridge between two loaded models.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LoadedBridge {
     pub id: String,
     /// The ids of its models.
@@ -118,8 +118,8 @@ impl LoadedPair {
 /// Everything the engine can answer with.
 #[derive(Debug, Default)]
 pub struct Catalog {
-    pub models: BTreeMap<String, LoadedModel>,
-    pub bridges: BTreeMap<String, LoadedBridge>,
+    pub models: BTreeMap<String, Arc<LoadedModel>>,
+    pub bridges: BTreeMap<String, Arc<LoadedBridge>>,
 }
 
 /// `features.json`.
@@ -171,9 +171,11 @@ impl Catalog {
             }
         }
         for model in [dense, sparse] {
-            self.models.entry(model.id.clone()).or_insert(model);
+            self.models
+                .entry(model.id.clone())
+                .or_insert_with(|| Arc::new(model));
         }
-        self.bridges.insert(bridge.id.clone(), bridge);
+        self.bridges.insert(bridge.id.clone(), Arc::new(bridge));
         Ok(())
     }
 
@@ -187,12 +189,12 @@ impl Catalog {
             });
         }
         let model = load(ModelFiles::read(directory)?, id, None, directory)?;
-        self.models.insert(id.to_owned(), model);
+        self.models.insert(id.to_owned(), Arc::new(model));
         Ok(())
     }
 
     /// The model of that id.
-    pub fn model(&self, id: &str) -> Result<&LoadedModel, EngineError> {
+    pub fn model(&self, id: &str) -> Result<&Arc<LoadedModel>, EngineError> {
         self.models.get(id).ok_or_else(|| {
             let near = suggestion(id, self.models.keys().map(String::as_str));
             EngineError::NotFound {
@@ -208,12 +210,12 @@ impl Catalog {
         &self,
         model: &LoadedModel,
         named: Option<&str>,
-    ) -> Result<Option<&LoadedBridge>, EngineError> {
+    ) -> Result<Option<&Arc<LoadedBridge>>, EngineError> {
         let invalid = |message: String| EngineError::Invalid {
             message,
             param: Some("steer.bridge".into()),
         };
-        let fits = |bridge: &&LoadedBridge| match model.kind {
+        let fits = |bridge: &&Arc<LoadedBridge>| match model.kind {
             ModelKind::Dense => bridge.dense == model.id,
             ModelKind::Sparse => bridge.sparse == model.id,
         };
@@ -230,7 +232,7 @@ impl Catalog {
                 ))),
             };
         }
-        let fitting: Vec<&LoadedBridge> = self.bridges.values().filter(fits).collect();
+        let fitting: Vec<&Arc<LoadedBridge>> = self.bridges.values().filter(fits).collect();
         match fitting.as_slice() {
             [] => Ok(None),
             [only] => Ok(Some(only)),
@@ -247,15 +249,11 @@ impl Catalog {
     }
 
     /// A bridge with its models.
-    pub fn joined<'a>(&'a self, bridge: &'a LoadedBridge) -> Result<Joined<'a>, EngineError> {
-        Ok(Joined {
-            id: &bridge.id,
-            dense: &self.model(&bridge.dense)?.transformer,
-            sparse: &self.model(&bridge.sparse)?.transformer,
-            bridge: &bridge.bridge,
-            record: &bridge.record,
-            features: &bridge.features,
-            reference: &bridge.reference,
+    pub fn joined(&self, bridge: &Arc<LoadedBridge>) -> Result<JoinedModels, EngineError> {
+        Ok(JoinedModels {
+            dense: self.model(&bridge.dense)?.clone(),
+            sparse: self.model(&bridge.sparse)?.clone(),
+            bridge: bridge.clone(),
         })
     }
 }

@@ -1,14 +1,15 @@
 //! The engine: one thread that owns everything loaded, and handles that send it commands.
 //!
-//! Commands wait in a bounded queue and are carried out one after another; each carries a channel for its
-//! answer. A command whose caller has gone is skipped, or given up at its next step. A panic fails its own
-//! command and nothing else.
+//! Requests go to the [`Scheduler`], which lets them join and leave a running batch; between two of its steps the
+//! thread does what else it was sent, such as reading activations or changing features. The queue is bounded. A
+//! command whose caller has gone is skipped, or given up at its next step; a panic fails its own command and
+//! nothing else.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::activations::activations;
@@ -16,13 +17,17 @@ use super::catalog::Catalog;
 use super::request::{
     Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
 };
-use super::session::{Observer, generate};
+use super::scheduler::{Capacity, Load, Observer, Scheduler, panicked};
 
-/// Commands that may wait; callers beyond them wait to send theirs.
+/// Commands that may lie in the channel; callers beyond them wait to send theirs.
 const QUEUE: usize = 256;
 
-/// Something to do with the catalog. It answers for itself and minds its own caller.
-type Command = Box<dyn FnOnce(&mut Catalog) + Send>;
+/// Something for the engine to do.
+enum Command {
+    Generate(Box<GenerationRequest>, Box<Caller>),
+    /// Something to do with the catalog, between two steps. It answers for itself and minds its own caller.
+    Work(Box<dyn FnOnce(&mut Catalog) + Send>),
+}
 
 /// Starts and stops the engine's thread.
 pub struct Engine;
@@ -37,24 +42,23 @@ struct Shared {
     /// None once the engine is told to stop.
     commands: Mutex<Option<mpsc::Sender<Command>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// As of the last step.
+    load: Arc<Mutex<Load>>,
 }
 
 impl Engine {
     /// Starts the thread that owns `catalog`.
-    pub fn start(catalog: Catalog) -> std::io::Result<EngineHandle> {
-        let (sender, mut receiver) = mpsc::channel::<Command>(QUEUE);
-        let serve = move || {
-            let mut catalog = catalog;
-            while let Some(command) = receiver.blocking_recv() {
-                command(&mut catalog);
-            }
-        };
+    pub fn start(catalog: Catalog, capacity: Capacity) -> std::io::Result<EngineHandle> {
+        let (sender, receiver) = mpsc::channel::<Command>(QUEUE);
+        let load = Arc::new(Mutex::new(Load::default()));
+        let told = load.clone();
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(serve)?;
+            .spawn(move || serve(catalog, capacity, receiver, &told))?;
         let shared = Shared {
             commands: Mutex::new(Some(sender)),
             thread: Mutex::new(Some(thread)),
+            load,
         };
         Ok(EngineHandle {
             shared: Arc::new(shared),
@@ -62,32 +66,78 @@ impl Engine {
     }
 }
 
+/// The thread: takes what has come, makes a step, and so on; sleeps while there is nothing to do. It ends when
+/// nobody can send any more and everything taken on is answered.
+fn serve(
+    mut catalog: Catalog,
+    capacity: Capacity,
+    mut receiver: mpsc::Receiver<Command>,
+    load: &Mutex<Load>,
+) {
+    let mut scheduler = Scheduler::new(capacity);
+    let mut open = true;
+    while open || !scheduler.is_idle() {
+        // Sleeping only when idle: a command that comes during a step waits for its end.
+        let mut next = match scheduler.is_idle() && open {
+            true => receiver.blocking_recv().ok_or(TryRecvError::Disconnected),
+            false => receiver.try_recv(),
+        };
+        loop {
+            match next {
+                Ok(Command::Generate(request, caller)) => {
+                    scheduler.submit(&catalog, *request, caller);
+                }
+                Ok(Command::Work(work)) => {
+                    work(&mut catalog);
+                    scheduler.forget_unused();
+                }
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    open = false;
+                    break;
+                }
+            }
+            next = receiver.try_recv();
+        }
+        scheduler.step();
+        *load.lock().unwrap_or_else(PoisonError::into_inner) = scheduler.load();
+    }
+}
+
 impl EngineHandle {
     /// Completes prompts.
     pub async fn generate(&self, request: GenerationRequest) -> Result<Generation, EngineError> {
-        self.generate_observed(request, None).await
+        let (reply, answer) = oneshot::channel();
+        let caller = Caller {
+            reply,
+            pieces: None,
+            admitted: None,
+        };
+        self.send(Command::Generate(Box::new(request), Box::new(caller)))
+            .await?;
+        answer.await.map_err(|_| EngineError::Stopped)?
     }
 
-    /// The same, with every piece sent to `pieces` as soon as it is certain. A receiver that is dropped gives
-    /// the request up.
-    pub async fn generate_streaming(
-        &self,
-        request: GenerationRequest,
-        pieces: mpsc::UnboundedSender<Delta>,
-    ) -> Result<Generation, EngineError> {
-        self.generate_observed(request, Some(pieces)).await
-    }
-
-    async fn generate_observed(
-        &self,
-        request: GenerationRequest,
-        pieces: Option<mpsc::UnboundedSender<Delta>>,
-    ) -> Result<Generation, EngineError> {
-        self.ask(move |catalog, reply| {
-            let mut caller = Caller { reply, pieces };
-            generate(catalog, &request, &mut caller)
-        })
-        .await
+    /// The same, piece by piece. Returns once the request is taken on, so that a refusal is an error here.
+    pub async fn stream(&self, request: GenerationRequest) -> Result<Stream, EngineError> {
+        let (reply, mut answer) = oneshot::channel();
+        // No more pieces can wait here than the request may generate tokens.
+        let (sender, pieces) = mpsc::unbounded_channel();
+        let (admitted, taken_on) = oneshot::channel();
+        let caller = Caller {
+            reply,
+            pieces: Some(sender),
+            admitted: Some(admitted),
+        };
+        self.send(Command::Generate(Box::new(request), Box::new(caller)))
+            .await?;
+        match taken_on.await {
+            Ok(()) => Ok(Stream { pieces, answer }),
+            Err(_) => match answer.try_recv() {
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(_)) | Err(_) => Err(EngineError::Stopped),
+            },
+        }
     }
 
     /// Reads values inside a model.
@@ -95,22 +145,31 @@ impl EngineHandle {
         &self,
         request: ActivationsRequest,
     ) -> Result<Activations, EngineError> {
-        self.ask(move |catalog, _| activations(catalog, &request))
+        self.work(move |catalog| activations(catalog, &request))
             .await
     }
 
     /// Returns once the engine has come to this command.
     pub async fn ping(&self) -> Result<(), EngineError> {
-        self.ask(|_, _| Ok(())).await
+        self.work(|_| Ok(())).await
     }
 
-    /// Does something with what is loaded. The closure runs on the engine's thread, between requests; a panic
+    /// Does something with what is loaded. The closure runs on the engine's thread, between two steps; a panic
     /// in it comes back as an error.
     pub async fn with_catalog<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Catalog) -> T + Send + 'static,
     ) -> Result<T, EngineError> {
-        self.ask(move |catalog, _| Ok(work(catalog))).await
+        self.work(move |catalog| Ok(work(catalog))).await
+    }
+
+    /// What the engine was doing after its last step.
+    pub fn load(&self) -> Load {
+        *self
+            .shared
+            .load
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stops taking commands, lets those that wait finish, and waits for the thread.
@@ -118,45 +177,55 @@ impl EngineHandle {
         self.shared.stop();
     }
 
-    /// Sends a command and waits for its answer; `work` sees whether its caller still waits.
-    async fn ask<T: Send + 'static>(
+    /// Sends work and waits for its answer; it is skipped if the caller has gone before its turn.
+    async fn work<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Catalog, Waiting) -> Result<T, EngineError> + Send + 'static,
+        work: impl FnOnce(&mut Catalog) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
-        let (sender, receiver) = oneshot::channel();
-        // Dropped with this future, whether it is finished or given up.
-        let (alive, waiting) = oneshot::channel::<()>();
-        let command: Command = Box::new(move |catalog| {
-            if sender.is_closed() {
+        let (reply, answer) = oneshot::channel();
+        let work = move |catalog: &mut Catalog| {
+            if reply.is_closed() {
                 return;
             }
-            let work = AssertUnwindSafe(|| work(catalog, Waiting(alive)));
-            let answer = catch_unwind(work)
-                .unwrap_or_else(|panic| Err(EngineError::Failed(message(&*panic))));
+            let answer = catch_unwind(AssertUnwindSafe(|| work(catalog)))
+                .unwrap_or_else(|panic| Err(panicked(&*panic)));
             // The caller may have gone meanwhile.
-            let _ = sender.send(answer);
-        });
+            let _ = reply.send(answer);
+        };
+        self.send(Command::Work(Box::new(work))).await?;
+        answer.await.map_err(|_| EngineError::Stopped)?
+    }
+
+    async fn send(&self, command: Command) -> Result<(), EngineError> {
         let commands = self.shared.sender().ok_or(EngineError::Stopped)?;
         commands
             .send(command)
             .await
-            .map_err(|_| EngineError::Stopped)?;
-        let answer = receiver.await.map_err(|_| EngineError::Stopped)?;
-        drop(waiting);
-        answer
+            .map_err(|_| EngineError::Stopped)
     }
 }
 
-/// Whether the caller of a command still waits for it.
-struct Waiting(oneshot::Sender<()>);
+/// An answer in the making. Dropping it gives the request up.
+pub struct Stream {
+    /// Closed once the answer is there.
+    pub pieces: mpsc::UnboundedReceiver<Delta>,
+    pub answer: oneshot::Receiver<Result<Generation, EngineError>>,
+}
 
 /// The caller of a generation.
 struct Caller {
-    reply: Waiting,
+    reply: oneshot::Sender<Result<Generation, EngineError>>,
     pieces: Option<mpsc::UnboundedSender<Delta>>,
+    /// Dropped unsent if the request is refused.
+    admitted: Option<oneshot::Sender<()>>,
 }
 
 impl Observer for Caller {
+    fn admitted(&mut self) {
+        // The caller may have gone meanwhile.
+        let _ = self.admitted.take().map(|admitted| admitted.send(()));
+    }
+
     fn more(&mut self, delta: Delta) -> bool {
         self.pieces
             .as_ref()
@@ -164,7 +233,13 @@ impl Observer for Caller {
     }
 
     fn waits(&self) -> bool {
-        !self.reply.0.is_closed()
+        !self.reply.is_closed()
+    }
+
+    fn done(self: Box<Self>, answer: Result<Generation, EngineError>) {
+        // First the answer, then the end of the pieces: who sees that finds the answer there. The caller may
+        // have gone meanwhile.
+        let _ = self.reply.send(answer);
     }
 }
 
@@ -202,11 +277,4 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    format!("it panicked: {}", text.unwrap_or("without a message"))
 }

@@ -1,15 +1,20 @@
 //! Generating text: the engine thread that owns the models, and what is asked of it.
 //!
-//! [`request`] is the contract; [`engine`] the thread and its handle; [`catalog`] what is loaded. A request becomes
-//! a [`session`]: its arms step together through the model until all of them are [`arms`] that are finished.
+//! [`request`] is the contract; [`engine`] the thread and its handle; [`catalog`] what is loaded. A request passes
+//! [`admission`] and becomes a [`session`] of one or more [`arms`]. The [`scheduler`] lends arms [`slots`] of the
+//! models' caches and picks who takes part in the next step; [`mod@batch`] runs the step, all requests' rows together.
 
 pub mod activations;
+pub mod admission;
 pub mod arms;
+pub mod batch;
 pub mod catalog;
 pub mod engine;
 pub mod request;
 pub mod sampler;
+pub mod scheduler;
 pub mod session;
+pub mod slots;
 pub mod stop;
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What the engine is asked and what it answers: token ids and numbers, never tensors.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::interventions::request::{SteerRequest, Variant};
 
@@ -21,6 +22,8 @@ pub struct GenerationRequest {
     /// The prompt is part of the answer, with its log-probabilities where they are asked for.
     pub echo: bool,
     pub steer: Option<SteerRequest>,
+    /// How long it may take, waiting included.
+    pub deadline: Option<Duration>,
 }
 
 /// How a token is drawn from the logits.
@@ -47,6 +50,9 @@ pub struct Generation {
     pub choices: Vec<Choice>,
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
+    /// From the request's arrival at the engine to its first slot, and to its first token.
+    pub queued: Duration,
+    pub to_first_token: Duration,
 }
 
 /// One completion.
@@ -73,11 +79,16 @@ pub struct Choice {
 pub struct Delta {
     /// The choice's index in the answer.
     pub choice: usize,
+    /// The prompt's tokens with the choice's first piece, where `echo` asked for them.
+    pub prompt: Vec<Token>,
     pub text: String,
     /// The tokens whose text is now wholly told.
     pub tokens: Vec<Token>,
     /// Why the choice ended, with its last piece.
     pub finish: Option<Finish>,
+    /// Which arm this is, as in [`Choice`].
+    pub variant: Option<Variant>,
+    pub strength: Option<f64>,
 }
 
 /// One token with its probability under the model that produced it.
@@ -135,6 +146,12 @@ pub enum EngineError {
     /// The engine failed; the request may be tried again.
     #[error("the engine failed: {0}")]
     Failed(String),
+    /// The request's deadline came before its end.
+    #[error("the request took longer than it may")]
+    Deadline,
+    /// So many requests wait already that this one was turned away.
+    #[error("too many requests wait already")]
+    Busy,
     /// The engine is not running.
     #[error("the engine is not running")]
     Stopped,

@@ -18,7 +18,7 @@ use super::readings::Readings;
 use super::receipt::{Record, Records};
 use super::rows_of_arms::{Row, RowValues, SteeredArm};
 use crate::models::location::{Place, Site};
-use crate::models::tap::ResidualTap;
+use crate::models::tap::RowTap;
 use crate::numerics::norm::root_mean_square;
 
 /// What other runs of the same step have read.
@@ -82,26 +82,37 @@ impl<'a> CarriedTap<'a> {
     }
 }
 
-impl ResidualTap for CarriedTap<'_> {
-    fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor> {
+impl RowTap for CarriedTap<'_> {
+    fn wants(&self, place: Place) -> bool {
         match place {
-            Place::Site(site) => self.at_site(site, value),
+            Place::Site(site) => {
+                self.plan.steps.contains_key(&site)
+                    || self.plan.watches(site)
+                    || !self.plan.encoder_places(site).is_empty()
+            }
+            Place::Node(_) => self.pending.contains_key(&place),
+        }
+    }
+
+    fn visit(&mut self, place: Place, values: &mut [f32], width: usize) -> Result<bool> {
+        match place {
+            Place::Site(site) => self.at_site(site, values, width),
             Place::Node(_) => match self.pending.remove(&place) {
-                Some(pending) => self.at_node(pending, value),
-                None => Ok(value),
+                Some(pending) => Ok(self.at_node(pending, values, width)),
+                None => Ok(false),
             },
         }
     }
 }
 
 impl CarriedTap<'_> {
-    fn at_site(&mut self, site: Site, value: Tensor) -> Result<Tensor> {
-        self.read_at(site, &value)?;
+    fn at_site(&mut self, site: Site, values: &mut [f32], width: usize) -> Result<bool> {
+        let original = RowValues::copied(values, width);
+        self.read_at(site, &original)?;
         let plan = self.plan;
         let Some(steps) = plan.steps.get(&site) else {
-            return Ok(value);
+            return Ok(false);
         };
-        let original = RowValues::of(&value)?;
         let mut stream = original.clone();
         let mut changed = false;
         for &step in steps {
@@ -110,33 +121,32 @@ impl CarriedTap<'_> {
                 Step::Replay(index) => self.replay(index, &original, &mut stream)?,
             };
         }
-        match changed {
-            true => stream.into_tensor(&value),
-            false => Ok(value),
+        if changed {
+            values.copy_from_slice(stream.values());
         }
+        Ok(changed)
     }
 
     /// Adds what waits for a sublayer's input `[rows, d_read]`, whose first channels are the stream's.
-    fn at_node(&mut self, pending: Pending, value: Tensor) -> Result<Tensor> {
-        let mut values = RowValues::of(&value)?;
+    fn at_node(&mut self, pending: Pending, values: &mut [f32], width: usize) -> bool {
         let mut changed = BTreeSet::new();
         for (at, edit, change_norm) in pending.notes {
             let row = &self.rows[at];
-            let base_norm = values.norm(at);
+            let base_norm = norm(&values[at * width..][..width]);
             self.records
                 .measure(row.arm, edit, row.position, change_norm, base_norm);
             changed.insert(at);
         }
-        for at in changed {
-            add(values.row_mut(at), pending.changes.row(at));
+        for &at in &changed {
+            add(&mut values[at * width..][..width], pending.changes.row(at));
         }
-        values.into_tensor(&value)
+        !changed.is_empty()
     }
 
     /// Reads through the encoder, and keeps the stream for conditions, before this site's edits.
-    fn read_at(&mut self, site: Site, value: &Tensor) -> Result<()> {
+    fn read_at(&mut self, site: Site, stream: &RowValues) -> Result<()> {
         if self.plan.watches(site) {
-            self.watched.insert(site, RowValues::of(value)?);
+            self.watched.insert(site, stream.clone());
         }
         let places = self.plan.encoder_places(site);
         if places.is_empty() {
@@ -144,14 +154,10 @@ impl CarriedTap<'_> {
         }
         let positions: Vec<u32> = self.rows.iter().map(|row| row.position as u32).collect();
         self.encoded
-            .extend(self.encode(site, value, &positions, places.iter().copied())?);
+            .extend(self.encode(site, stream, &positions, places.iter().copied())?);
         let dense = self.beside.dense;
         if let Some(partners) = dense.all(Place::Site(site)) {
-            let partners = partners.clone();
-            let shape = (dense.positions.len(), partners.width());
-            let like = Tensor::zeros(shape, value.dtype(), value.device())?;
-            let partners = partners.into_tensor(&like)?;
-            let encoded = self.encode(site, &partners, &dense.positions, places.into_iter())?;
+            let encoded = self.encode(site, partners, &dense.positions, places.into_iter())?;
             self.encoded_partners.extend(encoded);
         }
         Ok(())
@@ -161,20 +167,20 @@ impl CarriedTap<'_> {
     fn encode(
         &self,
         site: Site,
-        stream: &Tensor,
+        stream: &RowValues,
         positions: &[u32],
         places: impl Iterator<Item = Place>,
     ) -> Result<Vec<(Place, RowValues)>> {
         let Some(joined) = self.joined else {
             return Ok(Vec::new());
         };
-        let encoded = joined.bridge.encode(site, stream)?;
+        let encoded = joined.bridge.encode(site, &stream.to_tensor()?)?;
         let mut values = vec![(Place::Site(site), RowValues::of(&encoded)?)];
         for place in places.filter(|place| is_sublayer_input(*place)) {
             let Some(input) = joined.sparse.sublayer_input(site) else {
                 continue;
             };
-            let positions = Tensor::new(positions, stream.device())?;
+            let positions = Tensor::new(positions, encoded.device())?;
             let positional = joined.sparse.positional_channels(&positions)?;
             let read = input.forward(&encoded, positional.as_ref())?;
             values.push((place, RowValues::of(&read)?));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::operation::Action;
 use super::plan::{Edit, Plan};
@@ -10,7 +10,7 @@ use super::readings::Readings;
 use super::receipt::{Record, Records};
 use super::rows_of_arms::{Row, RowValues, SteeredArm};
 use crate::models::location::Place;
-use crate::models::tap::ResidualTap;
+use crate::models::tap::RowTap;
 
 /// Changes values where they are.
 pub struct InPlaceTap<'a> {
@@ -29,27 +29,30 @@ pub struct InPlaceTap<'a> {
     pub records: &'a mut Records,
 }
 
-impl ResidualTap for InPlaceTap<'_> {
-    fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor> {
-        let edits = self.edits;
-        let here = edits
-            .iter()
-            .filter(|&&edit| self.plan.edits[edit].subject.place() == place);
-        let here: Vec<usize> = here.copied().collect();
-        let value = match here.is_empty() {
-            true => value,
-            false => self.edit(place, &here, value)?,
-        };
+impl RowTap for InPlaceTap<'_> {
+    fn wants(&self, place: Place) -> bool {
+        self.wanted == Some(place) || self.edits_at(place).next().is_some()
+    }
+
+    fn visit(&mut self, place: Place, values: &mut [f32], width: usize) -> Result<bool> {
+        let here: Vec<usize> = self.edits_at(place).collect();
+        let changed = !here.is_empty() && self.edit(place, &here, values, width);
         if self.wanted == Some(place) {
-            self.recorded.insert(place, RowValues::of(&value)?);
+            self.recorded
+                .insert(place, RowValues::copied(values, width));
         }
-        Ok(value)
+        Ok(changed)
     }
 }
 
 impl InPlaceTap<'_> {
-    fn edit(&mut self, place: Place, here: &[usize], value: Tensor) -> Result<Tensor> {
-        let original = RowValues::of(&value)?;
+    fn edits_at(&self, place: Place) -> impl Iterator<Item = usize> {
+        let edits = self.edits.iter().copied();
+        edits.filter(move |&edit| self.plan.edits[edit].subject.place() == place)
+    }
+
+    fn edit(&mut self, place: Place, here: &[usize], values: &mut [f32], width: usize) -> bool {
+        let original = RowValues::copied(values, width);
         // In a control arm edits follow the steered values while the model gets the control's.
         let mut working = original.clone();
         let mut output = original.clone();
@@ -108,10 +111,10 @@ impl InPlaceTap<'_> {
                 }
             }
         }
-        match changed {
-            true => output.into_tensor(&value),
-            false => Ok(value),
+        if changed {
+            values.copy_from_slice(output.values());
         }
+        changed
     }
 
     fn allowed(&self, edit: &Edit, row: &Row) -> bool {

@@ -1,7 +1,7 @@
 //! Unedited runs beside the arms: the sparse model on the arms' own tokens, and the counterfactual streams.
 //!
-//! Each arm has a slot for its own tokens and one for every stream; all of them step as one batch. What is
-//! recorded is found by the answering model's rows.
+//! Each arm has a slot for its own tokens and one for every stream; the rows of all arms, whosever they are, run as
+//! one pass. What is recorded is found by the answering model's rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,17 +9,14 @@ use candle_core::Result;
 
 use super::plan::Plan;
 use super::plan::counterfactual::StreamModel;
-use super::rows_of_arms::{Feed, Row, RowValues, rows_of};
-use crate::models::kv_cache::{CacheRow, KvCache};
+use super::rows_of_arms::{Feed, PassRows, Row, RowValues, rows_of};
+use crate::models::kv_cache::CacheRow;
 use crate::models::location::Place;
-use crate::models::tap::Recorder;
-use crate::models::token_rows::TokenRows;
-use crate::models::transformer::Transformer;
+use crate::models::tap::RowTap;
 
-/// One model's unedited runs for a request.
-pub struct ReadingRun<'m> {
-    model: &'m Transformer,
-    cache: KvCache,
+/// What a plan reads in unedited runs of one model.
+#[derive(Debug)]
+pub struct ReadingNeeds {
     /// Whether it runs on the arms' own tokens.
     own: bool,
     /// The plan's streams that it runs.
@@ -27,7 +24,7 @@ pub struct ReadingRun<'m> {
     places: BTreeSet<Place>,
 }
 
-/// What one step of a [`ReadingRun`] recorded.
+/// What one step's unedited run of a model recorded.
 #[derive(Debug, Default)]
 pub struct Readings {
     values: BTreeMap<Place, RowValues>,
@@ -77,43 +74,53 @@ impl Readings {
     }
 }
 
-impl<'m> ReadingRun<'m> {
-    /// The run of `model` that the plan calls for; none where it reads nothing there.
-    pub fn new(
-        plan: &Plan,
-        kind: StreamModel,
-        model: &'m Transformer,
-        arms: usize,
-        capacity: usize,
-    ) -> Option<Self> {
+/// Records what an unedited run is read for.
+pub struct ReadingTap<'a> {
+    pub needs: &'a ReadingNeeds,
+    pub readings: &'a mut Readings,
+}
+
+impl RowTap for ReadingTap<'_> {
+    fn wants(&self, place: Place) -> bool {
+        self.needs.places.contains(&place)
+    }
+
+    fn visit(&mut self, place: Place, values: &mut [f32], width: usize) -> Result<bool> {
+        let values = RowValues::copied(values, width);
+        self.readings.values.insert(place, values);
+        Ok(false)
+    }
+}
+
+impl ReadingNeeds {
+    /// What the plan reads in one model; none where it reads nothing there.
+    pub fn of(plan: &Plan, kind: StreamModel) -> Option<Self> {
         let streams = plan.streams_of(kind);
         let (own, places) = match kind {
             StreamModel::Sparse => (plan.reads_sparse(), plan.sparse_places()),
             StreamModel::Dense => (false, plan.dense_places()),
         };
-        if !own && streams.is_empty() {
-            return None;
-        }
-        let slots = arms * (usize::from(own) + streams.len());
-        let cache = KvCache::new(&model.config, slots, capacity);
-        Some(ReadingRun {
-            model,
-            cache,
+        (own || !streams.is_empty()).then_some(ReadingNeeds {
             own,
             streams,
             places,
         })
     }
 
-    /// Runs the tokens of `feeds` for those arms that `follows` names, and the tokens beside them.
-    pub fn step(
-        &mut self,
+    /// Slots that one arm takes.
+    pub fn slots(&self) -> usize {
+        usize::from(self.own) + self.streams.len()
+    }
+
+    /// The tokens to run beside `feeds`, for those arms that have `slots`, and the readings to be filled by a
+    /// [`ReadingTap`].
+    pub fn prepare<'s>(
+        &self,
         plan: &Plan,
         feeds: &[Feed],
-        follows: impl Fn(usize) -> bool,
-    ) -> Result<Readings> {
+        slots: impl Fn(usize) -> &'s [usize],
+    ) -> (PassRows, Readings) {
         let main = rows_of(feeds);
-        let per_arm = usize::from(self.own) + self.streams.len();
         let mut readings = Readings {
             own: vec![None; main.len()],
             partners: self
@@ -123,34 +130,31 @@ impl<'m> ReadingRun<'m> {
                 .collect(),
             ..Readings::default()
         };
-        let (mut ids, mut at) = (Vec::new(), Vec::new());
+        let PassRows { mut ids, mut at } = PassRows::default();
         let mut first_row = 0;
         for feed in feeds {
             let fed = feed.tokens.len() - feed.from;
             let first = first_row;
             first_row += fed;
-            if !follows(feed.arm) {
-                continue;
-            }
-            let slot = feed.arm * per_arm;
-            if self.own {
+            let mut slots = slots(feed.arm).iter().copied();
+            if self.own
+                && let Some(slot) = slots.next()
+            {
                 for position in feed.from..feed.tokens.len() {
                     readings.own[first + position - feed.from] = Some(ids.len());
                     ids.push(feed.tokens[position]);
                     at.push(CacheRow { slot, position });
                 }
             }
-            for (offset, &index) in self.streams.iter().enumerate() {
-                let slot = slot + usize::from(self.own) + offset;
+            for (&index, slot) in self.streams.iter().zip(slots) {
                 let stream = &plan.streams[index];
                 let prompt = &stream.prompts[feed.prompt];
-                let start = match feed.from {
-                    0 => 0,
-                    from => from + prompt.len() - feed.prompt_length,
-                };
-                let end = feed.tokens.len() + prompt.len() - feed.prompt_length;
+                // The stream's tokens up to the one beside `position`; none beside the first of a longer prompt.
+                let up_to =
+                    |position: usize| (position + prompt.len()).saturating_sub(feed.prompt_length);
+                let start = if feed.from == 0 { 0 } else { up_to(feed.from) };
                 let first_id = ids.len();
-                for position in start..end {
+                for position in start..up_to(feed.tokens.len()) {
                     ids.push(match position.checked_sub(prompt.len()) {
                         None => prompt[position],
                         Some(generated) => feed.tokens[feed.prompt_length + generated],
@@ -167,18 +171,7 @@ impl<'m> ReadingRun<'m> {
                 }
             }
         }
-        if ids.is_empty() {
-            return Ok(readings);
-        }
         readings.positions = at.iter().map(|row| row.position as u32).collect();
-        let mut recorder = Recorder::of(self.places.iter().copied());
-        let mut rows = TokenRows::cached(&ids, at, &mut self.cache)?;
-        let stream = self.model.embed(&rows)?;
-        let first = crate::models::location::Site::before_attention(0, self.model.config.n_layers);
-        self.model.run(first, stream, &mut rows, &mut recorder)?;
-        for (place, value) in recorder.into_values() {
-            readings.values.insert(place, RowValues::of(&value)?);
-        }
-        Ok(readings)
+        (PassRows { ids, at }, readings)
     }
 }

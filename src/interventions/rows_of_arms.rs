@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::control::Directions;
 use super::operation::norm;
@@ -80,14 +80,21 @@ pub fn ids_of(feeds: &[Feed]) -> Vec<u32> {
         .collect()
 }
 
-/// The rows' places in a cache in which every arm has one slot.
-pub fn cache_rows(rows: &[Row]) -> Vec<CacheRow> {
+/// The rows' places in a cache; `slot` names each arm's.
+pub fn cache_rows(rows: &[Row], slot: impl Fn(usize) -> usize) -> Vec<CacheRow> {
     rows.iter()
         .map(|row| CacheRow {
-            slot: row.arm,
+            slot: slot(row.arm),
             position: row.position,
         })
         .collect()
+}
+
+/// Tokens for a model to run, each with its place in the model's cache.
+#[derive(Debug, Clone, Default)]
+pub struct PassRows {
+    pub ids: Vec<u32>,
+    pub at: Vec<CacheRow>,
 }
 
 /// The values of one place, `[rows, width]`, out of their tensor.
@@ -98,6 +105,14 @@ pub struct RowValues {
 }
 
 impl RowValues {
+    /// A copy of `[rows, width]` values.
+    pub fn copied(values: &[f32], width: usize) -> Self {
+        RowValues {
+            width,
+            values: values.to_vec(),
+        }
+    }
+
     pub fn of(tensor: &Tensor) -> Result<Self> {
         let (_, width) = tensor.dims2()?;
         Ok(RowValues {
@@ -130,8 +145,13 @@ impl RowValues {
         norm(self.row(row))
     }
 
-    /// Back as a tensor like the one they came from.
-    pub fn into_tensor(self, like: &Tensor) -> Result<Tensor> {
-        Tensor::from_vec(self.values, like.shape(), like.device())
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// `[rows, width]`.
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        let shape = (self.values.len() / self.width, self.width);
+        Tensor::from_slice(&self.values, shape, &Device::Cpu)
     }
 }

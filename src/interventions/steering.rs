@@ -1,27 +1,23 @@
-//! A plan being carried out: one step of all arms through the models it takes.
+//! A plan being carried out, for the arms of one request.
 //!
-//! First the unedited runs that edits read from, then the second runs of sparse sublayers that are edited
-//! inside, then the answering model with everything in place. Each of them is one batch whatever the arms' edits.
+//! A step takes up to three passes: the unedited runs that edits read from, the second runs of sparse sublayers
+//! that are edited inside, and the answering model with everything in place. This module says which tokens of
+//! the request take part in each and which tap stands beside them; whose else the rows of a pass are is the
+//! caller's business.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-use candle_core::{Result, Tensor};
 
 use super::carried::{Beside, CarriedTap};
 use super::control::Directions;
 use super::in_place::InPlaceTap;
 use super::plan::counterfactual::StreamModel;
 use super::plan::{Joined, Plan, PlanError, Scene};
-use super::readings::{ReadingRun, Readings};
+use super::readings::{ReadingNeeds, Readings};
 use super::receipt::Records;
 use super::request::Variant;
-use super::rows_of_arms::{Feed, Row, SteeredArm, cache_rows, ids_of, rows_of};
-use crate::models::kv_cache::KvCache;
-use crate::models::location::Site;
-use crate::models::tap::{NoTap, ResidualTap};
-use crate::models::token_rows::TokenRows;
-use crate::models::transformer::Transformer;
+use super::rows_of_arms::{Feed, PassRows, Row, SteeredArm, cache_rows, ids_of};
+use crate::models::tap::RowTap;
 
 /// One arm before its models are set up.
 #[derive(Debug, Clone, Copy)]
@@ -32,26 +28,58 @@ pub struct ArmPlan {
     pub seed: u64,
 }
 
-/// A plan with the models and caches that carry it out.
-pub struct Steering<'m> {
+/// The cache slots of one arm.
+#[derive(Debug, Clone, Default)]
+pub struct ArmSlots {
+    /// In the answering model's cache.
+    pub answer: usize,
+    /// Of the sparse model's unedited runs; empty for an arm that reads nothing.
+    pub sparse: Vec<usize>,
+    /// Of the answering model's counterfactual runs.
+    pub dense: Vec<usize>,
+    /// One for each second run, in the sparse model's cache.
+    pub replays: Vec<usize>,
+}
+
+/// How many slots an arm takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SlotNeeds {
+    pub sparse: usize,
+    pub dense: usize,
+    pub replays: usize,
+}
+
+/// A plan, its arms and what has been noted of them.
+pub struct Steering {
     pub plan: Plan,
     pub arms: Vec<SteeredArm>,
     pub records: Records,
-    joined: Option<Joined<'m>>,
-    sparse: Option<ReadingRun<'m>>,
-    dense: Option<ReadingRun<'m>>,
-    /// One cache for each replay.
-    replays: Vec<KvCache>,
+    sparse: Option<ReadingNeeds>,
+    dense: Option<ReadingNeeds>,
 }
 
-impl<'m> Steering<'m> {
-    /// Sets up the runs for these arms, none longer than `capacity` tokens.
-    pub fn new(
-        plan: Plan,
-        scene: &Scene<'m>,
-        arms: &[ArmPlan],
-        capacity: usize,
-    ) -> std::result::Result<Self, PlanError> {
+/// What one step has read so far.
+#[derive(Default)]
+pub struct StepReadings {
+    pub sparse: Readings,
+    pub dense: Readings,
+    /// For each replay of the plan.
+    pub replays: Vec<Readings>,
+}
+
+impl StepReadings {
+    /// The readings of one model.
+    pub fn of(&mut self, kind: StreamModel) -> &mut Readings {
+        match kind {
+            StreamModel::Sparse => &mut self.sparse,
+            StreamModel::Dense => &mut self.dense,
+        }
+    }
+}
+
+impl Steering {
+    /// Sets up the arms.
+    pub fn new(plan: Plan, scene: &Scene, arms: &[ArmPlan]) -> Result<Self, PlanError> {
         // Arms of one sample share their directions, whatever their strength.
         let mut drawn: BTreeMap<(Variant, u64), Option<Arc<Directions>>> = BTreeMap::new();
         let mut steered = Vec::with_capacity(arms.len());
@@ -67,123 +95,135 @@ impl<'m> Steering<'m> {
                 follows: arm.variant != Variant::Baseline || plan.activations,
             });
         }
-        let sparse_model = match (scene.native, &scene.joined) {
-            (true, _) => Some(scene.model),
-            (false, joined) => joined.map(|joined| joined.sparse),
-        };
-        let run = |kind, model| ReadingRun::new(&plan, kind, model, arms.len(), capacity);
-        let sparse = sparse_model.and_then(|model| run(StreamModel::Sparse, model));
-        let dense = run(StreamModel::Dense, scene.model);
-        let replay = || sparse_model.map(|model| KvCache::new(&model.config, arms.len(), capacity));
+        let has_sparse = scene.native || scene.joined.is_some();
         Ok(Steering {
-            replays: plan.replays.iter().filter_map(|_| replay()).collect(),
             records: Records::of(&plan),
             arms: steered,
-            joined: scene.joined,
-            sparse,
-            dense,
+            sparse: ReadingNeeds::of(&plan, StreamModel::Sparse).filter(|_| has_sparse),
+            dense: ReadingNeeds::of(&plan, StreamModel::Dense),
             plan,
         })
     }
 
-    /// Feeds tokens to the answering model: the stream at its last site, one row a token.
-    pub fn step(
-        &mut self,
-        model: &Transformer,
-        cache: &mut KvCache,
-        feeds: &[Feed],
-    ) -> Result<Tensor> {
-        if self.plan.is_empty() {
-            return run(model, cache, feeds, &rows_of(feeds), &mut NoTap);
+    /// The slots that an arm takes beside its own in the answering model's cache.
+    pub fn slots(&self, arm: usize) -> SlotNeeds {
+        if !self.arms[arm].follows {
+            return SlotNeeds::default();
         }
+        let slots = |needs: &Option<ReadingNeeds>| needs.as_ref().map_or(0, ReadingNeeds::slots);
+        SlotNeeds {
+            sparse: slots(&self.sparse),
+            dense: slots(&self.dense),
+            replays: self.plan.replays.len(),
+        }
+    }
+
+    /// What is read in a model.
+    pub fn needs(&self, kind: StreamModel) -> Option<&ReadingNeeds> {
+        match kind {
+            StreamModel::Sparse => self.sparse.as_ref(),
+            StreamModel::Dense => self.dense.as_ref(),
+        }
+    }
+
+    /// The tokens of an unedited run of one model beside `feeds`, and the readings to fill.
+    pub fn reading<'s>(
+        &self,
+        kind: StreamModel,
+        feeds: &[Feed],
+        slots: impl Fn(usize) -> &'s ArmSlots,
+    ) -> Option<(PassRows, Readings)> {
+        let prepared = self
+            .needs(kind)?
+            .prepare(&self.plan, feeds, |arm| match kind {
+                StreamModel::Sparse => slots(arm).sparse.as_slice(),
+                StreamModel::Dense => slots(arm).dense.as_slice(),
+            });
+        Some(prepared)
+    }
+
+    /// The rows of `feeds` that a second run takes, and their tokens.
+    pub fn replay_rows<'s>(
+        &self,
+        replay: usize,
+        feeds: &[Feed],
+        rows: &[Row],
+        slots: impl Fn(usize) -> &'s ArmSlots,
+    ) -> (Vec<Row>, PassRows) {
+        let follows = |arm: usize| self.arms[arm].follows;
+        let fed = feeds.iter().filter(|feed| follows(feed.arm)).copied();
+        let fed: Vec<Feed> = fed.collect();
+        let followed: Vec<Row> = rows
+            .iter()
+            .filter(|row| follows(row.arm))
+            .copied()
+            .collect();
+        let rows = PassRows {
+            ids: ids_of(&fed),
+            at: cache_rows(&followed, |arm| slots(arm).replays[replay]),
+        };
+        (followed, rows)
+    }
+
+    /// The tap of a second run on `rows`.
+    pub fn replay_tap<'a>(
+        &'a mut self,
+        replay: usize,
+        rows: &'a [Row],
+        readings: &'a StepReadings,
+    ) -> InPlaceTap<'a> {
         let Steering {
             plan,
             arms,
             records,
-            joined,
-            sparse,
-            dense,
-            replays,
+            ..
         } = self;
-        let rows = rows_of(feeds);
-        let follows = |arm: usize| arms[arm].follows;
-        let read = |run: &mut Option<ReadingRun>| match run {
-            Some(run) => run.step(plan, feeds, follows),
-            None => Ok(Readings::default()),
-        };
-        let (sparse, dense) = (read(sparse)?, read(dense)?);
+        let replay = &plan.replays[replay];
+        InPlaceTap {
+            plan,
+            arms,
+            edits: &replay.edits,
+            rows,
+            readings: &readings.sparse,
+            controls: false,
+            wanted: Some(replay.output),
+            recorded: BTreeMap::new(),
+            records,
+        }
+    }
+
+    /// The tap of the answering model on `rows`; `edits` numbers all edits of the plan.
+    pub fn answering_tap<'a>(
+        &'a mut self,
+        joined: Option<Joined<'a>>,
+        edits: &'a [usize],
+        rows: &'a [Row],
+        readings: &'a StepReadings,
+    ) -> Box<dyn RowTap + 'a> {
+        let Steering {
+            plan,
+            arms,
+            records,
+            ..
+        } = self;
         if plan.native {
-            let every: Vec<usize> = (0..plan.edits.len()).collect();
-            let mut tap = InPlaceTap {
+            return Box::new(InPlaceTap {
                 plan,
                 arms,
-                edits: &every,
-                rows: &rows,
-                readings: &sparse,
+                edits,
+                rows,
+                readings: &readings.sparse,
                 controls: true,
                 wanted: None,
                 recorded: BTreeMap::new(),
                 records,
-            };
-            return run(model, cache, feeds, &rows, &mut tap);
-        }
-        let mut replayed = Vec::with_capacity(replays.len());
-        for (replay, cache) in plan.replays.iter().zip(replays) {
-            let Some(joined) = joined else {
-                continue;
-            };
-            let fed: Vec<Feed> = feeds
-                .iter()
-                .filter(|feed| follows(feed.arm))
-                .copied()
-                .collect();
-            let followed: Vec<Row> = rows
-                .iter()
-                .filter(|row| follows(row.arm))
-                .copied()
-                .collect();
-            if fed.is_empty() {
-                replayed.push(Readings::default());
-                continue;
-            }
-            let mut tap = InPlaceTap {
-                plan,
-                arms,
-                edits: &replay.edits,
-                rows: &followed,
-                readings: &sparse,
-                controls: false,
-                wanted: Some(replay.output),
-                recorded: BTreeMap::new(),
-                records,
-            };
-            run(joined.sparse, cache, &fed, &followed, &mut tap)?;
-            replayed.push(Readings::of_rows(tap.recorded, &followed, rows.len()));
+            });
         }
         let beside = Beside {
-            sparse: &sparse,
-            dense: &dense,
-            replays: &replayed,
+            sparse: &readings.sparse,
+            dense: &readings.dense,
+            replays: &readings.replays,
         };
-        let mut tap = CarriedTap::new(plan, *joined, arms, &rows, beside, records);
-        run(model, cache, feeds, &rows, &mut tap)
+        Box::new(CarriedTap::new(plan, joined, arms, rows, beside, records))
     }
-}
-
-/// The stream at a model's last site for these tokens.
-pub fn run(
-    model: &Transformer,
-    cache: &mut KvCache,
-    feeds: &[Feed],
-    rows: &[Row],
-    tap: &mut dyn ResidualTap,
-) -> Result<Tensor> {
-    let mut tokens = TokenRows::cached(&ids_of(feeds), cache_rows(rows), cache)?;
-    let stream = model.embed(&tokens)?;
-    model.run(
-        Site::before_attention(0, model.config.n_layers),
-        stream,
-        &mut tokens,
-        tap,
-    )
 }

@@ -1,10 +1,12 @@
 //! Taps: what may look at, and change, the values inside a forward pass.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
 use super::location::{Place, Site};
+use crate::numerics::rows;
 
 /// Sees every value of a forward pass on its way, `[rows, channels]`, and may put another in its place.
 pub trait ResidualTap {
@@ -18,6 +20,47 @@ pub struct NoTap;
 impl ResidualTap for NoTap {
     fn visit(&mut self, _place: Place, value: Tensor) -> Result<Tensor> {
         Ok(value)
+    }
+}
+
+/// Sees the values of those rows of a pass that belong together, such as one request's.
+pub trait RowTap {
+    /// Whether it looks at `place` at all; a place that nobody looks at costs nothing.
+    fn wants(&self, place: Place) -> bool;
+
+    /// Its rows of `place`, `[rows, width]`, to look at and to change; tells whether it changed them.
+    fn visit(&mut self, place: Place, values: &mut [f32], width: usize) -> Result<bool>;
+}
+
+/// Shows every part of a pass its own rows. The parts share the pass, whatever each of them does.
+#[derive(Default)]
+pub struct SplitTap<'a> {
+    parts: Vec<(Range<usize>, &'a mut dyn RowTap)>,
+}
+
+impl<'a> SplitTap<'a> {
+    /// Adds a part that owns these rows.
+    pub fn push(&mut self, rows: Range<usize>, tap: &'a mut dyn RowTap) {
+        self.parts.push((rows, tap));
+    }
+}
+
+impl ResidualTap for SplitTap<'_> {
+    fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor> {
+        if !self.parts.iter().any(|(_, tap)| tap.wants(place)) {
+            return Ok(value);
+        }
+        let width = value.dim(1)?;
+        let mut values = rows::to_vec(&value)?;
+        let mut changed = false;
+        for (rows, tap) in self.parts.iter_mut().filter(|(_, tap)| tap.wants(place)) {
+            let own = &mut values[rows.start * width..rows.end * width];
+            changed |= tap.visit(place, own, width)?;
+        }
+        match changed {
+            true => Tensor::from_vec(values, value.shape(), value.device()),
+            false => Ok(value),
+        }
     }
 }
 

@@ -4,6 +4,8 @@
 //! A key `limits.max_prompts` of the file is `CAUSEWAY_LIMITS__MAX_PROMPTS` in the environment. A key that
 //! does not exist is refused wherever it stands: a misspelt limit must not silently be no limit.
 
+pub mod keys;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -11,7 +13,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use self::keys::KeySettings;
 use crate::artifacts::{ArtifactError, ArtifactId, atomic};
+use crate::generation::scheduler::Capacity;
 
 /// What every variable of the environment that is read here begins with.
 const PREFIX: &str = "CAUSEWAY_";
@@ -26,8 +30,8 @@ const LONGEST_FILE: u64 = 1 << 20;
 pub struct Settings {
     /// The address and port to listen on.
     pub listen: SocketAddr,
-    /// Allows a `listen` that other machines can reach. There are no API keys yet: whoever reaches the port
-    /// may do everything.
+    /// Allows a `listen` that other machines can reach although there are no `keys`: whoever reaches the port
+    /// may then do everything.
     pub allow_remote: bool,
     /// Where the server keeps what callers make.
     pub data_dir: PathBuf,
@@ -41,6 +45,9 @@ pub struct Settings {
     pub pairs: Vec<PathBuf>,
     /// Directories of single models to serve, by id.
     pub models: BTreeMap<ArtifactId, PathBuf>,
+    /// Who may use the server; with none, everybody who reaches it.
+    pub keys: Vec<KeySettings>,
+    pub engine: Capacity,
     pub limits: Limits,
 }
 
@@ -60,6 +67,8 @@ pub struct Limits {
     pub max_generated_tokens: usize,
     /// Numbers in one answer with activations or logits.
     pub max_activation_values: usize,
+    /// Seconds that a completion may take, waiting included.
+    pub deadline_seconds: u64,
 }
 
 impl Default for Settings {
@@ -73,6 +82,8 @@ impl Default for Settings {
             ready_seconds: 2.0,
             pairs: Vec::new(),
             models: BTreeMap::new(),
+            keys: Vec::new(),
+            engine: Capacity::default(),
             limits: Limits::default(),
         }
     }
@@ -87,6 +98,7 @@ impl Default for Limits {
             max_choices: 512,
             max_generated_tokens: 1 << 17,
             max_activation_values: 1 << 21,
+            deadline_seconds: 300,
         }
     }
 }
@@ -102,8 +114,8 @@ pub enum SettingsError {
         problem: String,
     },
     #[error(
-        "{0} can be reached from other machines, and there are no API keys yet: whoever reaches it may use, \
-         change and stop everything. Listen on 127.0.0.1, or say --allow-remote"
+        "{0} can be reached from other machines, and there are no API keys: whoever reaches it may use and change \
+         everything. Give [[keys]], listen on 127.0.0.1, or say --allow-remote"
     )]
     Remote(SocketAddr),
 }
@@ -143,7 +155,20 @@ impl Settings {
         {
             return Err(invalid("ready_seconds must be above 0 and at most 3600"));
         }
-        match self.listen.ip().is_loopback() || self.allow_remote {
+        keys::check(&self.keys).map_err(|problem| invalid(&problem))?;
+        for (name, value) in [
+            ("engine.sequences", self.engine.sequences),
+            ("engine.prefill_tokens", self.engine.prefill_tokens),
+            (
+                "limits.deadline_seconds",
+                self.limits.deadline_seconds as usize,
+            ),
+        ] {
+            if value == 0 {
+                return Err(invalid(&format!("{name} is 0; at least 1 is needed")));
+            }
+        }
+        match self.listen.ip().is_loopback() || self.allow_remote || !self.keys.is_empty() {
             true => Ok(()),
             false => Err(SettingsError::Remote(self.listen)),
         }
@@ -250,6 +275,32 @@ mod tests {
         Settings::read(None, variables)
     }
 
+    fn key(name: &str) -> KeySettings {
+        KeySettings {
+            name: name.parse().expect("a name"),
+            sha256: "0a".repeat(32),
+            role: keys::Role::Infer,
+            requests_per_minute: None,
+        }
+    }
+
+    #[test]
+    fn keys_must_be_hashes_of_different_callers() {
+        let check = |keys: Vec<KeySettings>| {
+            let settings = Settings {
+                keys,
+                ..Settings::default()
+            };
+            settings.check().is_ok()
+        };
+        assert!(check(vec![key("a"), key("b")]));
+        assert!(!check(vec![key("a"), key("a")]));
+        for sha256 in ["", "0a", &"0g".repeat(32), &"\u{e9}".repeat(32)] {
+            let sha256 = sha256.to_owned();
+            assert!(!check(vec![KeySettings { sha256, ..key("a") }]));
+        }
+    }
+
     #[test]
     fn the_environment_overrides_the_defaults() {
         let settings = read(&[
@@ -289,8 +340,10 @@ mod tests {
         let table = read_table(&example).expect("a table");
         let known = known_keys().expect("the defaults");
         assert_eq!(table.keys().collect::<Vec<_>>().len(), known.keys().len());
-        let limits = |table: &Table| table["limits"].as_table().map(Table::len);
-        assert_eq!(limits(&table), limits(&known));
+        for nested in ["limits", "engine"] {
+            let keys = |table: &Table| table[nested].as_table().map(Table::len);
+            assert_eq!(keys(&table), keys(&known), "{nested}");
+        }
     }
 
     #[test]
@@ -307,6 +360,9 @@ mod tests {
         settings.listen.set_ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         assert!(matches!(settings.check(), Err(SettingsError::Remote(_))));
         settings.allow_remote = true;
+        assert!(settings.check().is_ok());
+        settings.allow_remote = false;
+        settings.keys = vec![key("a")];
         assert!(settings.check().is_ok());
     }
 }

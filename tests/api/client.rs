@@ -155,11 +155,21 @@ impl Response {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
             .collect();
-        assert!(
-            !headers.contains_key("transfer-encoding"),
-            "answers have a length"
-        );
-        let body = String::from_utf8_lossy(&answer[split + 4..]).into_owned();
+        let body = &answer[split + 4..];
+        let body = match headers.get("transfer-encoding").map(String::as_str) {
+            None => body.to_vec(),
+            Some(encoding) => {
+                assert_eq!(encoding, "chunked");
+                let events = headers.get("content-type").map(String::as_str);
+                assert_eq!(
+                    events,
+                    Some("text/event-stream"),
+                    "other answers have a length"
+                );
+                unchunked(body)?
+            }
+        };
+        let body = String::from_utf8(body).ok()?;
         Some(Response {
             status,
             headers,
@@ -169,6 +179,18 @@ impl Response {
 
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+    }
+
+    /// The events of a stream, heartbeats left out, without the `[DONE]` that ends it.
+    pub fn events(&self) -> Vec<Value> {
+        assert_eq!(self.status, 200, "{}", self.body);
+        let events = self.body.split_terminator("\n\n");
+        let mut data: Vec<&str> = events
+            .filter_map(|event| event.strip_prefix("data: "))
+            .collect();
+        assert_eq!(data.pop(), Some("[DONE]"), "{}", self.body);
+        let parse = |data: &str| serde_json::from_str(data).unwrap_or_else(|_| panic!("{data}"));
+        data.into_iter().map(parse).collect()
     }
 
     /// The body of a 200.
@@ -214,6 +236,21 @@ impl Response {
             self.headers.get("content-type").map(String::as_str),
             Some("application/json")
         );
+    }
+}
+
+/// What was sent in chunks; none if the last one is missing.
+fn unchunked(mut rest: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let line = rest.windows(2).position(|window| window == b"\r\n")?;
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..line]).ok()?, 16).ok()?;
+        rest = &rest[line + 2..];
+        if size == 0 {
+            return Some(body);
+        }
+        body.extend_from_slice(rest.get(..size)?);
+        rest = rest.get(size + 2..)?;
     }
 }
 

@@ -60,6 +60,48 @@ fn it_answers_until_it_is_told_to_stop() {
 }
 
 #[test]
+fn what_the_settings_come_to_can_be_printed() {
+    let output = Command::new(env!("CARGO_BIN_EXE_causeway"))
+        .args([
+            "serve",
+            "--print-config",
+            "--listen",
+            "127.0.0.1:7",
+            "--model",
+            "m=somewhere",
+        ])
+        .env("CAUSEWAY_LIMITS__MAX_PROMPTS", "3")
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let printed: toml::Table = printed.parse().unwrap();
+    assert_eq!(printed["listen"].as_str(), Some("127.0.0.1:7"));
+    assert_eq!(printed["limits"]["max_prompts"].as_integer(), Some(3));
+    assert_eq!(printed["models"]["m"].as_str(), Some("somewhere"));
+}
+
+#[test]
+fn a_new_key_fits_its_hash() {
+    use sha2::{Digest, Sha256};
+    let output = Command::new(env!("CARGO_BIN_EXE_causeway"))
+        .args(["key", "alice"])
+        .output()
+        .unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let key = printed
+        .lines()
+        .find_map(|line| line.strip_prefix("# ck-"))
+        .expect("a key");
+    let hash = Sha256::digest(format!("ck-{key}"));
+    let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let settings: toml::Table = printed.parse().unwrap();
+    let settings = &settings["keys"].as_array().unwrap()[0];
+    assert_eq!(settings["sha256"].as_str(), Some(hash.as_str()));
+    assert_eq!(settings["name"].as_str(), Some("alice"));
+}
+
+#[test]
 fn other_machines_are_not_let_in_unless_told() {
     let child = serve(Path::new("."), "0.0.0.0:0");
     let output = child.wait_with_output().unwrap();

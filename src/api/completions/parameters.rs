@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use super::prompt::Prompt;
 use super::request::{CreateCompletion, PromptField, StopField};
@@ -28,8 +29,18 @@ pub struct Checked {
     /// What the engine is asked, still without its prompts.
     pub engine: GenerationRequest,
     pub best_of: Option<BestOf>,
+    /// None for an answer in one piece.
+    pub streaming: Option<Streaming>,
+    /// Completions of all prompts together.
+    pub choices: usize,
     pub echo: bool,
     pub logprobs: Option<usize>,
+}
+
+/// How a stream is answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Streaming {
+    pub include_usage: bool,
 }
 
 /// Of so many samples a prompt so many are kept.
@@ -89,6 +100,16 @@ pub fn check(
         logprobs => logprobs,
     };
     let best_of = (samples > kept).then_some(BestOf { samples, kept });
+    let streaming = request.stream.unwrap_or(false).then(|| Streaming {
+        include_usage: request
+            .stream_options
+            .and_then(|options| options.include_usage)
+            .unwrap_or(false),
+    });
+    if streaming.is_some() && best_of.is_some() {
+        let message = "the best of several cannot be known before all have ended: leave out best_of or stream";
+        return Err(ApiError::invalid("best_of", message));
+    }
     let sampling = Sampling {
         temperature: number("temperature", request.temperature, 1.0, 0.0..=2.0)?,
         top_p: number("top_p", request.top_p, 1.0, 0.0..=1.0)?,
@@ -130,28 +151,24 @@ pub fn check(
         logprobs: logprobs.or(best_of.map(|_| 0)),
         echo,
         steer,
+        deadline: Some(Duration::from_secs(limits.deadline_seconds)),
     };
     Ok(Checked {
         prompts,
         engine,
         best_of,
+        streaming,
+        choices,
         echo,
         logprobs,
     })
 }
 
 fn refuse_unsupported(request: &CreateCompletion) -> Result<(), ApiError> {
-    if request.stream == Some(true) {
-        return Err(ApiError::invalid_with_code(
-            "stream",
-            "unsupported",
-            "streaming is not available yet; leave stream out, or set it to false",
-        ));
-    }
-    if request.stream_options.is_some() {
+    if request.stream_options.is_some() && request.stream != Some(true) {
         return Err(ApiError::invalid(
             "stream_options",
-            "stream_options is for streams; leave it out",
+            "stream_options is for streams; leave it out, or set stream to true",
         ));
     }
     if request.suffix.is_some() {

@@ -58,11 +58,10 @@ pub struct CreateCompletion {
     /// Divides the positive logits of tokens seen before, and multiplies the negative ones; 1 unless said.
     #[schema(exclusive_minimum = 0, maximum = 10)]
     pub repetition_penalty: Option<f64>,
-    /// Streaming is not available yet: only false or null.
+    /// Answer piece by piece, as server-sent events.
     pub stream: Option<bool>,
     /// For streams only.
-    #[schema(value_type = Option<Object>)]
-    pub stream_options: Option<serde_json::Value>,
+    pub stream_options: Option<StreamOptions>,
     /// Not supported: only null.
     pub suffix: Option<String>,
     /// Who asks, in the caller's words; not used.
@@ -71,6 +70,16 @@ pub struct CreateCompletion {
     pub steer: Option<SteerRequest>,
     /// Another name for `steer`; give one of the two.
     pub steering: Option<SteerRequest>,
+}
+
+/// How a stream is answered.
+#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StreamOptions {
+    /// A last chunk without choices tells the tokens used.
+    pub include_usage: Option<bool>,
+    /// Taken for the clients that send it; chunks are never padded.
+    pub include_obfuscation: Option<bool>,
 }
 
 /// OpenAI's four forms of a prompt.

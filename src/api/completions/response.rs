@@ -87,6 +87,27 @@ pub struct Usage {
     pub total_tokens: usize,
 }
 
+impl Usage {
+    pub fn of(generation: &Generation) -> Self {
+        let (prompt_tokens, completion_tokens) =
+            (generation.prompt_tokens, generation.completion_tokens);
+        Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+        }
+    }
+}
+
+impl From<Finish> for FinishReason {
+    fn from(finish: Finish) -> Self {
+        match finish {
+            Finish::Stop => FinishReason::Stop,
+            Finish::Length => FinishReason::Length,
+        }
+    }
+}
+
 /// What an answer says besides what was generated.
 #[derive(Debug)]
 pub struct Frame {
@@ -122,81 +143,88 @@ fn mean_logprob(choice: &request::Choice) -> f64 {
     logprobs.iter().sum::<f64>() / logprobs.len().max(1) as f64
 }
 
-/// The answer. `texts` and `prompts` are the request's prompts as sent and as tokens.
+/// What `echo` begins a completion of each prompt with: the text as sent, or what the token ids say.
+pub fn echoed(texts: &[Prompt], prompts: &[Vec<u32>], tokenizer: &Tokenizer) -> Vec<String> {
+    let both = texts.iter().zip(prompts);
+    both.map(|(text, tokens)| match text {
+        Prompt::Text(text) if !text.is_empty() => text.clone(),
+        _ => tokenizer.decode(tokens),
+    })
+    .collect()
+}
+
+/// A new id for a completion.
+pub fn new_id() -> String {
+    format!("cmpl-{}", Uuid::new_v4().simple())
+}
+
+/// The answer. `echoed` is what [`echoed`] says.
 pub fn completion(
     frame: Frame,
     generation: Generation,
-    texts: &[Prompt],
-    prompts: &[Vec<u32>],
+    echoed: &[String],
     tokenizer: &Tokenizer,
 ) -> Completion {
-    let per_prompt = (generation.choices.len() / prompts.len().max(1)).max(1);
+    let usage = Usage::of(&generation);
+    let per_prompt = (generation.choices.len() / echoed.len().max(1)).max(1);
     let choices = generation
         .choices
         .into_iter()
         .enumerate()
         .map(|(index, choice)| {
             let prompt = index / per_prompt;
-            let echoed = match (frame.echo, texts.get(prompt)) {
-                (false, _) | (_, None) => String::new(),
-                (true, Some(Prompt::Text(text))) if !text.is_empty() => text.clone(),
-                (true, Some(_)) => prompts
-                    .get(prompt)
-                    .map_or(String::new(), |tokens| tokenizer.decode(tokens)),
+            let echoed = match frame.echo {
+                true => echoed.get(prompt).cloned().unwrap_or_default(),
+                false => String::new(),
             };
             let begins = echoed.chars().count();
             let text = echoed + &choice.text;
             let logprobs = frame.logprobs.map(|_| {
                 let mut logprobs = Logprobs::default();
                 if frame.echo {
-                    logprobs.extend(&choice.prompt, 0..=begins, tokenizer);
+                    logprobs.extend(&choice.prompt, &mut Vec::new(), 0..=begins, tokenizer);
                 }
-                logprobs.extend(&choice.tokens, begins..=text.chars().count(), tokenizer);
+                let place = begins..=text.chars().count();
+                logprobs.extend(&choice.tokens, &mut Vec::new(), place, tokenizer);
                 logprobs
             });
             Choice {
                 text,
                 index,
                 logprobs,
-                finish_reason: match choice.finish {
-                    Finish::Stop => FinishReason::Stop,
-                    Finish::Length => FinishReason::Length,
-                },
+                finish_reason: choice.finish.into(),
                 variant: choice.variant,
                 strength: choice.strength,
                 receipt: choice.receipt,
                 activations: choice.activations,
             }
         });
-    let (prompt_tokens, completion_tokens) =
-        (generation.prompt_tokens, generation.completion_tokens);
     Completion {
-        id: format!("cmpl-{}", Uuid::new_v4().simple()),
+        id: new_id(),
         object: "text_completion",
         created: frame.created,
         model: frame.model,
         choices: choices.collect(),
-        usage: Usage {
-            prompt_tokens,
-            completion_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
-        },
+        usage,
         system_fingerprint: frame.system_fingerprint,
     }
 }
 
 impl Logprobs {
-    /// Adds tokens whose text is the characters `place` of the choice's text. A token that begins inside a
-    /// character has that character's offset; one that a stop cut off has the text's end.
-    fn extend(&mut self, tokens: &[Token], place: RangeInclusive<usize>, tokenizer: &Tokenizer) {
+    /// Adds tokens that go on after the bytes `before`, which they are added to; together they are the characters
+    /// `place` of the choice's text. A token that begins inside a character has that character's offset; one
+    /// that a stop cut off has the text's end.
+    pub fn extend(
+        &mut self,
+        tokens: &[Token],
+        before: &mut Vec<u8>,
+        place: RangeInclusive<usize>,
+        tokenizer: &Tokenizer,
+    ) {
         let bytes_of = |id: u32| tokenizer.token_bytes(id);
-        let bytes: Vec<u8> = tokens
-            .iter()
-            .flat_map(|token| bytes_of(token.id))
-            .copied()
-            .collect();
-        let characters = character_of_byte(&bytes);
-        let mut start = 0;
+        let mut start = before.len();
+        before.extend(tokens.iter().flat_map(|token| bytes_of(token.id)));
+        let characters = character_of_byte(before);
         for token in tokens {
             let own = bytes_of(token.id);
             let character = characters.get(start).copied().unwrap_or(usize::MAX);

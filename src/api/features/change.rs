@@ -1,5 +1,7 @@
 //! Making, changing and removing named features.
 
+use std::sync::Arc;
+
 use actix_web::{HttpResponse, web};
 
 use super::lookup;
@@ -194,7 +196,7 @@ async fn keep(
     let bridge = bridge.to_owned();
     let replace = move |catalog: &mut Catalog| {
         if let Some(bridge) = catalog.bridges.get_mut(&bridge) {
-            bridge.features = features;
+            Arc::make_mut(bridge).features = features;
         }
     };
     Ok(state.engine.with_catalog(replace).await?)

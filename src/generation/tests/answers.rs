@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::pair::{CONTEXT, answer, bits, catalog, request, steered};
 use crate::generation::request::{Delta, Finish, GenerationRequest, Sampling};
-use crate::generation::session::{Observer, generate};
+use crate::generation::scheduler::generate;
 use serde_json::json;
 
 const PROMPT: &[u32] = &[40, 257, 33, 260, 101, 45];
@@ -186,7 +186,7 @@ struct Listener {
     left: Option<usize>,
 }
 
-impl Observer for Listener {
+impl Listener {
     fn more(&mut self, delta: Delta) -> bool {
         let (text, tokens, finish) = self.pieces.entry(delta.choice).or_default();
         assert!(finish.is_none(), "a piece after the last");
@@ -197,10 +197,6 @@ impl Observer for Listener {
             *left -= 1;
             *left > 0
         })
-    }
-
-    fn waits(&self) -> bool {
-        true
     }
 }
 
@@ -214,7 +210,7 @@ fn the_pieces_of_an_answer_make_the_answer() {
     };
     request.sampling.temperature = 1.5;
     let mut listener = Listener::default();
-    let answer = generate(&catalog, &request, &mut listener).expect("an answer");
+    let answer = generate(&catalog, &request, |delta| listener.more(delta)).expect("an answer");
     assert_eq!(answer.choices.len(), 6);
     for (index, choice) in answer.choices.iter().enumerate() {
         let expected = (
@@ -228,5 +224,5 @@ fn the_pieces_of_an_answer_make_the_answer() {
         left: Some(2),
         ..Listener::default()
     };
-    assert!(generate(&catalog, &request, &mut leaving).is_err());
+    assert!(generate(&catalog, &request, |delta| leaving.more(delta)).is_err());
 }

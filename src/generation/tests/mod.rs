@@ -6,5 +6,6 @@ mod carrying;
 mod forward;
 mod loading;
 mod pair;
+mod scheduling;
 mod steering;
 mod thread;

@@ -16,7 +16,7 @@ use crate::bridge::record::{BridgeRecord, SiteRecord};
 use crate::features::registry::Feature;
 use crate::generation::catalog::{Catalog, LoadedBridge, LoadedModel, LoadedPair, ModelKind};
 use crate::generation::request::{Choice, EngineError, Generation, GenerationRequest, Sampling};
-use crate::generation::session::{Unobserved, generate};
+use crate::generation::scheduler::generate;
 use crate::interventions::reference::{PlaceStatistics, ReferenceStatistics};
 use crate::models::config::{
     Activation, ActiveLocation, Norm, Positions, ResidualActivation, TransformerConfig,
@@ -274,6 +274,7 @@ pub fn request(prompts: &[&[u32]]) -> GenerationRequest {
         logprobs: Some(3),
         echo: false,
         steer: None,
+        deadline: None,
     }
 }
 
@@ -287,11 +288,11 @@ pub fn steered(prompts: &[&[u32]], steer: Value) -> GenerationRequest {
 }
 
 pub fn answer(catalog: &Catalog, request: &GenerationRequest) -> Generation {
-    generate(catalog, request, &mut Unobserved).expect("an answer")
+    generate(catalog, request, |_| true).expect("an answer")
 }
 
 pub fn refusal(catalog: &Catalog, request: &GenerationRequest) -> EngineError {
-    generate(catalog, request, &mut Unobserved).expect_err("a refusal")
+    generate(catalog, request, |_| true).expect_err("a refusal")
 }
 
 /// Everything that two equal answers share, to the bit.

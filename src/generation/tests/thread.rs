@@ -3,28 +3,35 @@
 use super::pair::{answer, bits, catalog, request};
 use crate::generation::engine::Engine;
 use crate::generation::request::{ActivationsRequest, EngineError, GenerationRequest};
+use crate::generation::scheduler::Capacity;
 
 const PROMPT: &[u32] = &[40, 257, 33, 260, 101, 45];
 
 #[tokio::test]
 async fn answers_come_through_the_handle() {
     let expected = answer(&catalog(), &request(&[PROMPT]));
-    let engine = Engine::start(catalog()).expect("a thread");
+    let engine = Engine::start(catalog(), Capacity::default()).expect("a thread");
     engine.ping().await.expect("alive");
     let found = engine
         .generate(request(&[PROMPT]))
         .await
         .expect("an answer");
     assert_eq!(bits(&found.choices[0]), bits(&expected.choices[0]));
-    let (sender, mut pieces) = tokio::sync::mpsc::unbounded_channel();
-    engine
-        .generate_streaming(request(&[PROMPT]), sender)
-        .await
-        .expect("an answer");
+    let mut stream = engine.stream(request(&[PROMPT])).await.expect("taken on");
     let mut text = String::new();
-    while let Some(piece) = pieces.recv().await {
+    while let Some(piece) = stream.pieces.recv().await {
         text.push_str(&piece.text);
     }
+    let whole = stream.answer.await.expect("an end").expect("an answer");
+    assert_eq!(bits(&whole.choices[0]), bits(&expected.choices[0]));
+    let refused = GenerationRequest {
+        n: 0,
+        ..request(&[PROMPT])
+    };
+    assert!(matches!(
+        engine.stream(refused).await.err(),
+        Some(EngineError::Invalid { .. })
+    ));
     assert_eq!(text, expected.choices[0].text);
     let models = engine
         .with_catalog(|catalog| catalog.models.len())
@@ -35,7 +42,7 @@ async fn answers_come_through_the_handle() {
 
 #[tokio::test]
 async fn a_panic_fails_its_own_command_only() {
-    let engine = Engine::start(catalog()).expect("a thread");
+    let engine = Engine::start(catalog(), Capacity::default()).expect("a thread");
     let failed = engine
         .with_catalog(|_| -> usize { panic!("on purpose") })
         .await;
@@ -48,7 +55,7 @@ async fn a_panic_fails_its_own_command_only() {
 
 #[tokio::test]
 async fn nothing_runs_after_the_end() {
-    let engine = Engine::start(catalog()).expect("a thread");
+    let engine = Engine::start(catalog(), Capacity::default()).expect("a thread");
     let other = engine.clone();
     engine.shutdown();
     assert!(matches!(other.ping().await, Err(EngineError::Stopped)));
@@ -57,7 +64,7 @@ async fn nothing_runs_after_the_end() {
 
 #[tokio::test]
 async fn callers_that_have_gone_are_skipped() {
-    let engine = Engine::start(catalog()).expect("a thread");
+    let engine = Engine::start(catalog(), Capacity::default()).expect("a thread");
     let (release, gate) = std::sync::mpsc::channel::<()>();
     let blocker = engine.clone();
     let blocking =
@@ -77,7 +84,7 @@ async fn callers_that_have_gone_are_skipped() {
 
 #[tokio::test]
 async fn activations_are_those_of_a_forward_pass() {
-    let engine = Engine::start(catalog()).expect("a thread");
+    let engine = Engine::start(catalog(), Capacity::default()).expect("a thread");
     let ask = |places: &[&str]| ActivationsRequest {
         model: "sparse".into(),
         tokens: PROMPT.to_vec(),

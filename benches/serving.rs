@@ -1,0 +1,256 @@
+//! What serving many clients costs, over HTTP on the shipped pair: `cargo bench --bench serving [-- PAIRS]`.
+//!
+//! Each line compares two ways of doing the same amount of work, run in turns (which goes first changes every time):
+//! the median of the ratios of their tokens a second, with a 95% interval from the order statistics. The clients
+//! are pinned to the last core, the server is not.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Barrier, Mutex};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+const TOKENS: usize = 64;
+const PAIRS: usize = 20;
+const PAIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bridges/tinypython");
+
+/// A `causeway serve` of its own.
+struct Server {
+    child: Child,
+    address: String,
+    data: std::path::PathBuf,
+}
+
+impl Server {
+    fn start(serve: &[&str]) -> Self {
+        let data = std::env::temp_dir().join(format!("causeway-bench-{}", uuid::Uuid::new_v4()));
+        let mut child = Command::new(env!("CARGO_BIN_EXE_causeway"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(&data)
+            .args(serve)
+            .env("RUST_LOG", "causeway=warn,causeway::cli=info")
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("a server");
+        let mut log = BufReader::new(child.stderr.take().expect("a log")).lines();
+        let address = log
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| Some(line.split_once("listening on http://")?.1.trim().to_owned()))
+            .expect("an address");
+        // The log must not fill its pipe.
+        std::thread::spawn(move || log.for_each(drop));
+        Server {
+            child,
+            address,
+            data,
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.data);
+    }
+}
+
+/// One client on its own connection.
+struct Client {
+    stream: BufReader<TcpStream>,
+    address: String,
+}
+
+impl Client {
+    fn connect(address: &str) -> Self {
+        let stream = TcpStream::connect(address).expect("a connection");
+        stream.set_nodelay(true).expect("a socket option");
+        Client {
+            stream: BufReader::new(stream),
+            address: address.to_owned(),
+        }
+    }
+
+    /// Sends one completion and returns how many tokens came back.
+    fn complete(&mut self, body: &str) -> usize {
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            self.address,
+            body.len()
+        );
+        let stream = self.stream.get_mut();
+        stream.write_all((head + body).as_bytes()).expect("sent");
+        let mut length = 0;
+        let mut line = String::new();
+        self.stream.read_line(&mut line).expect("a status");
+        assert!(line.contains(" 200 "), "{line}");
+        loop {
+            line.clear();
+            self.stream.read_line(&mut line).expect("a header");
+            if line == "\r\n" {
+                break;
+            }
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().expect("a length");
+            }
+        }
+        let mut answer = vec![0; length];
+        self.stream.read_exact(&mut answer).expect("an answer");
+        let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+        answer["usage"]["completion_tokens"]
+            .as_u64()
+            .expect("a count") as usize
+    }
+}
+
+/// Tokens a second of all bodies, by so many clients at once.
+fn tokens_per_second(server: &Server, bodies: &[String], clients: usize) -> f64 {
+    let next = Mutex::new(bodies.iter());
+    let tokens = Mutex::new(0);
+    let started = Mutex::new(None);
+    let barrier = Barrier::new(clients);
+    std::thread::scope(|scope| {
+        for _ in 0..clients {
+            scope.spawn(|| {
+                let mut client = Client::connect(&server.address);
+                if barrier.wait().is_leader() {
+                    *started.lock().expect("a lock") = Some(Instant::now());
+                }
+                barrier.wait();
+                loop {
+                    let Some(body) = next.lock().expect("a lock").next() else {
+                        return;
+                    };
+                    let count = client.complete(body);
+                    *tokens.lock().expect("a lock") += count;
+                }
+            });
+        }
+    });
+    let started = started.lock().expect("a lock").expect("a start");
+    let tokens = *tokens.lock().expect("a lock");
+    assert_eq!(
+        tokens,
+        bodies.len() * TOKENS,
+        "every answer is as long as asked for"
+    );
+    tokens as f64 / started.elapsed().as_secs_f64()
+}
+
+fn body(index: usize, steer: Option<Value>) -> String {
+    // The end of the text would end answers early.
+    let mut body = json!({
+        "model": "tinypython", "prompt": format!("def compute_{index}(first, second):\n    total = "),
+        "max_tokens": TOKENS, "temperature": 1, "seed": index, "logit_bias": {"0": -100}
+    });
+    if let Some(steer) = steer {
+        body["steer"] = steer;
+    }
+    body.to_string()
+}
+
+/// Runs both in turns and prints the median ratio of `one` to `other`.
+fn compare(name: &str, pairs: usize, mut one: impl FnMut() -> f64, mut other: impl FnMut() -> f64) {
+    let (mut ratios, mut speeds) = (Vec::new(), Vec::new());
+    // Once for nothing: caches are allocated at the first request.
+    (one(), other());
+    for pair in 0..pairs {
+        let (ours, theirs) = match pair % 2 {
+            0 => {
+                let ours = one();
+                (ours, other())
+            }
+            _ => {
+                let theirs = other();
+                (one(), theirs)
+            }
+        };
+        ratios.push(ours / theirs);
+        speeds.push((ours, theirs));
+    }
+    ratios.sort_by(f64::total_cmp);
+    // The ranks between which the median lies in 95% of samples: n/2 -+ 1.96 sqrt(n)/2.
+    let spread = 0.98 * (pairs as f64).sqrt();
+    let rank = |at: f64| ratios[(at.max(0.0) as usize).min(pairs - 1)];
+    let middle = pairs as f64 / 2.0;
+    let mean = |of: fn(&(f64, f64)) -> f64| speeds.iter().map(of).sum::<f64>() / pairs as f64;
+    println!(
+        "{name}: {:.3} [{:.3}, {:.3}] ({:.0} to {:.0} tokens/s, {pairs} pairs)",
+        (rank(middle - 0.5) + rank(middle)) / 2.0,
+        rank((middle - spread).floor()),
+        rank((middle + spread).ceil()),
+        mean(|speeds| speeds.0),
+        mean(|speeds| speeds.1),
+    );
+}
+
+/// Keeps this process, and the clients it starts, on the last core.
+fn pin_to_last_core() {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // SAFETY: the set is plain data, zeroed and then passed with its own size.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cores - 1, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+    }
+}
+
+fn main() {
+    let given = std::env::args()
+        .skip(1)
+        .find_map(|argument| argument.parse().ok());
+    let pairs: usize = given.unwrap_or(PAIRS);
+    let server = Server::start(&["--pair", PAIR]);
+    let dense_only = Server::start(&["--model", &format!("tinypython={PAIR}/dense")]);
+    pin_to_last_core();
+
+    let plain = |count: usize| {
+        (0..count)
+            .map(|index| body(index, None))
+            .collect::<Vec<_>>()
+    };
+    let edited = |edit: &dyn Fn(usize) -> Value| {
+        let steer = |index| json!({"edits": [edit(index)]});
+        (0..64)
+            .map(|index| body(index, Some(steer(index))))
+            .collect::<Vec<_>>()
+    };
+    let feature = |index: usize| json!({"node": "1.resid_mid", "channel": 3 + index % 64});
+    let adds = edited(
+        &|index| json!({"feature": feature(index), "op": "add", "value": 0.1 + 0.01 * index as f64}),
+    );
+    let sets = edited(
+        &|index| json!({"feature": feature(index), "op": "set", "value": 0.1 + 0.01 * index as f64, "read": "sparse"}),
+    );
+    let shared =
+        edited(&|_| json!({"feature": feature(0), "op": "set", "value": 0.1, "read": "sparse"}));
+    let (few, many) = (plain(32), plain(64));
+
+    compare(
+        "32 clients at once against one after another",
+        pairs,
+        || tokens_per_second(&server, &few, 32),
+        || tokens_per_second(&server, &few, 1),
+    );
+    compare(
+        "64 rows with 64 different adds against 64 unsteered",
+        pairs,
+        || tokens_per_second(&server, &adds, 64),
+        || tokens_per_second(&server, &many, 64),
+    );
+    compare(
+        "64 rows with 64 different sets, read from the sparse model, against one shared edit",
+        pairs,
+        || tokens_per_second(&server, &sets, 64),
+        || tokens_per_second(&server, &shared, 64),
+    );
+    compare(
+        "nobody steers: with the sparse model loaded against without",
+        pairs,
+        || tokens_per_second(&server, &many, 64),
+        || tokens_per_second(&dense_only, &many, 64),
+    );
+}

@@ -1,0 +1,34 @@
+//! `causeway key`: a new API key, and what to put into the settings for it.
+
+use clap::Args;
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use sha2::{Digest, Sha256};
+
+use crate::artifacts::ArtifactId;
+
+/// Make an API key. It is shown once: the settings keep only its hash.
+#[derive(Debug, Args)]
+pub struct KeyArguments {
+    /// What the log is to call the caller.
+    name: ArtifactId,
+}
+
+impl KeyArguments {
+    pub fn run(self) -> anyhow::Result<()> {
+        let mut secret = [0u8; 32];
+        OsRng.try_fill_bytes(&mut secret)?;
+        let key = format!("ck-{}", hexadecimal(&secret));
+        println!("# The key, for the caller; it is not kept anywhere:");
+        println!("# {key}");
+        println!("[[keys]]");
+        println!("name = \"{}\"", self.name);
+        println!("sha256 = \"{}\"", hexadecimal(&Sha256::digest(&key)));
+        println!("role = \"infer\"");
+        Ok(())
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,173 @@
+//! What a request must be before it is begun: its fields, its lengths, and the arms it comes to.
+
+use super::arms::ArmKey;
+use super::catalog::LoadedModel;
+use super::request::{EngineError, GenerationRequest};
+use crate::interventions::plan::{Plan, Scene};
+use crate::interventions::request::Variant;
+
+/// No request has more arms: prompts times samples times variants times strengths.
+pub const MOST_ARMS: usize = 512;
+
+pub fn invalid(message: impl Into<String>, param: &str) -> EngineError {
+    EngineError::Invalid {
+        message: message.into(),
+        param: Some(param.to_owned()),
+    }
+}
+
+/// What concerns the model alone.
+pub fn check(request: &GenerationRequest, model: &LoadedModel) -> Result<(), EngineError> {
+    let vocabulary = model.transformer.config.vocab_size;
+    if request.prompts.is_empty() {
+        return Err(invalid("there is no prompt", "prompt"));
+    }
+    for prompt in &request.prompts {
+        if prompt.is_empty() {
+            return Err(invalid("a prompt has no tokens", "prompt"));
+        }
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(invalid(
+                format!("token id {id} is outside the vocabulary of {vocabulary}"),
+                "prompt",
+            ));
+        }
+    }
+    if request.n == 0 {
+        return Err(invalid("`n` must be at least 1", "n"));
+    }
+    if request.stop.iter().any(String::is_empty) {
+        return Err(invalid("a stop text is empty", "stop"));
+    }
+    let sampling = &request.sampling;
+    let numbers = [
+        (
+            "temperature",
+            sampling.temperature,
+            sampling.temperature >= 0.0,
+        ),
+        ("top_p", sampling.top_p, sampling.top_p > 0.0),
+        (
+            "min_p",
+            sampling.min_p,
+            (0.0..=1.0).contains(&sampling.min_p),
+        ),
+        ("presence_penalty", sampling.presence_penalty, true),
+        ("frequency_penalty", sampling.frequency_penalty, true),
+        (
+            "repetition_penalty",
+            sampling.repetition_penalty,
+            sampling.repetition_penalty > 0.0,
+        ),
+    ];
+    for (name, number, allowed) in numbers {
+        if !number.is_finite() || !allowed {
+            return Err(invalid(format!("{name} cannot be {number}"), name));
+        }
+    }
+    if let Some((id, _)) = sampling
+        .logit_bias
+        .iter()
+        .find(|(id, bias)| **id as usize >= vocabulary || bias.is_nan())
+    {
+        return Err(invalid(
+            format!("token {id} is outside the vocabulary, or its bias no number"),
+            "logit_bias",
+        ));
+    }
+    Ok(())
+}
+
+/// How many tokens each prompt's arms may generate: what is asked for, or what the context has room for.
+pub fn limits(
+    request: &GenerationRequest,
+    plan: Option<&Plan>,
+    scene: &Scene,
+) -> Result<Vec<usize>, EngineError> {
+    let context = match plan {
+        Some(plan) if !plan.is_empty() => scene.context_length(),
+        _ => scene.model.config.context_length,
+    };
+    let prompts = request.prompts.iter().enumerate();
+    prompts
+        .map(|(index, prompt)| {
+            let streams = plan.iter().flat_map(|plan| &plan.streams);
+            let beside = streams.map(|stream| stream.prompts[index].len()).max().unwrap_or(0);
+            let length = prompt.len().max(beside);
+            let needed = length + request.max_tokens.min(1);
+            if needed > context {
+                let what = if beside > prompt.len() { "the counterfactual of prompt" } else { "prompt" };
+                let message = format!(
+                    "{what} {index} has {length} tokens; the context of {context} leaves no room for {} more",
+                    request.max_tokens.min(1)
+                );
+                return Err(invalid(message, "prompt"));
+            }
+            Ok(request.max_tokens.min(context - length))
+        })
+        .collect()
+}
+
+/// The arms: prompt, sample, variant as requested, strength; after them the baselines that only receipts need.
+pub fn keys(request: &GenerationRequest, plan: Option<&Plan>) -> Result<Vec<ArmKey>, EngineError> {
+    let variants: Vec<Variant> = plan.map_or(vec![Variant::Baseline], |plan| plan.variants.clone());
+    let sweep: Vec<Option<f64>> = match plan.and_then(|plan| plan.sweep.as_ref()) {
+        Some(strengths) => strengths.iter().copied().map(Some).collect(),
+        None => vec![None],
+    };
+    let once = [None];
+    let strengths = |variant: Variant| match variant {
+        Variant::Baseline => once.as_slice(),
+        Variant::Steered | Variant::Random | Variant::RandomFeature => sweep.as_slice(),
+    };
+    let per_sample: usize = variants
+        .iter()
+        .map(|&variant| strengths(variant).len())
+        .sum();
+    let count = request
+        .prompts
+        .len()
+        .saturating_mul(request.n)
+        .saturating_mul(per_sample);
+    if count > MOST_ARMS {
+        let message = format!(
+            "prompts times samples times variants times strengths are {count}; a request has at most {MOST_ARMS}"
+        );
+        return Err(invalid(message, "n"));
+    }
+    // Two halves, for each has bits that say only what kind of identifier it is.
+    let drawn = || {
+        let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+        high ^ low.rotate_left(32)
+    };
+    let seed = request.sampling.seed.unwrap_or_else(drawn);
+    let mut keys = Vec::with_capacity(count);
+    for prompt in 0..request.prompts.len() {
+        for sample in 0..request.n {
+            let seed = seed.wrapping_add(sample as u64);
+            for &variant in &variants {
+                for &strength in strengths(variant) {
+                    keys.push(ArmKey {
+                        prompt,
+                        variant,
+                        strength,
+                        choice: Some(keys.len()),
+                        seed,
+                    });
+                }
+            }
+        }
+    }
+    if plan.is_some_and(|plan| plan.receipt) && !variants.contains(&Variant::Baseline) {
+        let variant = Variant::Baseline;
+        let hidden = |prompt| ArmKey {
+            prompt,
+            variant,
+            strength: None,
+            choice: None,
+            seed,
+        };
+        keys.extend((0..request.prompts.len()).map(hidden));
+    }
+    Ok(keys)
+}

@@ -1,0 +1,378 @@
+//! Which requests take part in the next step: continuous batching.
+//!
+//! Requests join and leave at token boundaries. Their arms get cache slots in turn, so that a request of many arms
+//! does not keep the others waiting; in every step each arm that is past its prompt feeds one token, and what is
+//! left of a step's budget goes to prompts, a piece at a time, so that a long prompt does not hold up the rest.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::batch::{self, Computed, Share};
+use super::catalog::Catalog;
+use super::request::{Delta, EngineError, Generation, GenerationRequest};
+use super::session::Session;
+use super::slots::Caches;
+
+/// How much the engine does at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Capacity {
+    /// Sequences that grow together, of each model: its cache has room for so many full contexts.
+    pub sequences: usize,
+    /// Prompt tokens that one step takes beside a token of every sequence being generated: more answer long
+    /// prompts sooner, fewer hold up the others less.
+    pub prefill_tokens: usize,
+    /// Requests that may wait for room; more are turned away.
+    pub waiting: usize,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Capacity {
+            sequences: 128,
+            prefill_tokens: 512,
+            waiting: 256,
+        }
+    }
+}
+
+/// Sees an answer while it is made.
+pub trait Observer {
+    /// The request is taken on: what comes now is an answer, or a failure that is not the request's fault.
+    fn admitted(&mut self) {}
+    /// More of one choice; false ends the request.
+    fn more(&mut self, delta: Delta) -> bool;
+    /// Whether anyone still waits for the answer; asked before every step.
+    fn waits(&self) -> bool;
+    /// The answer, or why there is none. Nothing comes after it.
+    fn done(self: Box<Self>, answer: Result<Generation, EngineError>);
+}
+
+/// What the scheduler is doing, for the metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Load {
+    /// Requests with an arm in the models.
+    pub running: usize,
+    /// Requests that wait for slots.
+    pub waiting: usize,
+    /// The share of cache slots in use, of the model with the most.
+    pub cache_usage: f64,
+}
+
+/// The requests in progress and the caches they share.
+pub struct Scheduler<'o> {
+    caches: Caches,
+    capacity: Capacity,
+    /// In the order of their arrival.
+    tickets: VecDeque<Ticket<'o>>,
+}
+
+struct Ticket<'o> {
+    session: Session,
+    observer: Box<dyn Observer + 'o>,
+    arrived: Instant,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+    failed: Option<EngineError>,
+}
+
+impl<'o> Scheduler<'o> {
+    pub fn new(capacity: Capacity) -> Self {
+        Scheduler {
+            caches: Caches::new(capacity.sequences),
+            capacity,
+            tickets: VecDeque::new(),
+        }
+    }
+
+    /// Takes a request on, or tells its observer why not.
+    pub fn submit(
+        &mut self,
+        catalog: &Catalog,
+        request: GenerationRequest,
+        mut observer: Box<dyn Observer + 'o>,
+    ) {
+        if self.load().waiting >= self.capacity.waiting {
+            return observer.done(Err(EngineError::Busy));
+        }
+        let admit = AssertUnwindSafe(|| Session::admit(catalog, request));
+        let admitted = catch_unwind(admit).unwrap_or_else(|panic| Err(panicked(&*panic)));
+        match admitted.and_then(|session| self.fits(session)) {
+            Ok(session) => {
+                observer.admitted();
+                self.tickets.push_back(Ticket {
+                    session,
+                    observer,
+                    arrived: Instant::now(),
+                    started: None,
+                    first_token: None,
+                    failed: None,
+                });
+            }
+            Err(error) => observer.done(Err(error)),
+        }
+    }
+
+    /// An arm that needs more slots than there are could never run.
+    fn fits(&self, session: Session) -> Result<Session, EngineError> {
+        let arms = 0..session.arms.len();
+        let most = arms.map(|arm| Caches::largest_need(&session, session.needs(arm)));
+        let (most, limit) = (most.max().unwrap_or(0), self.caches.per_model());
+        match most <= limit {
+            true => Ok(session),
+            false => Err(EngineError::Invalid {
+                message: format!(
+                    "the edits need {most} sequences beside each other for one completion; the engine has room \
+                     for {limit}: use fewer counterfactual prompts"
+                ),
+                param: Some("steer.edits".to_owned()),
+            }),
+        }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.tickets.is_empty()
+    }
+
+    pub fn load(&self) -> Load {
+        let running = self.tickets.iter().filter(|ticket| ticket.runs()).count();
+        Load {
+            running,
+            waiting: self.tickets.len() - running,
+            cache_usage: self.caches.usage(),
+        }
+    }
+
+    /// One step of all requests that have slots, and the ends it brings.
+    pub fn step(&mut self) {
+        for ticket in &mut self.tickets {
+            if !ticket.observer.waits() {
+                ticket.failed = Some(EngineError::Failed("the request was given up".into()));
+            }
+            let deadline = ticket.session.request.deadline;
+            if deadline.is_some_and(|deadline| ticket.arrived.elapsed() > deadline) {
+                ticket.failed = Some(EngineError::Deadline);
+            }
+        }
+        self.settle();
+        self.lend_slots();
+        let mut arms = self.chosen_arms();
+        let (mut shares, mut members) = (Vec::new(), Vec::new());
+        for (ticket, arms) in self.tickets.iter_mut().zip(&mut arms) {
+            if !arms.is_empty() {
+                shares.push(Share {
+                    session: &mut ticket.session,
+                    arms: std::mem::take(arms),
+                });
+                members.push((
+                    &mut ticket.failed,
+                    &mut ticket.observer,
+                    &mut ticket.first_token,
+                ));
+            }
+        }
+        let computed = compute(&mut shares, &mut self.caches);
+        for ((share, computed), (failed, observer, first_token)) in
+            shares.into_iter().zip(computed).zip(members)
+        {
+            let session = share.session;
+            let advance = AssertUnwindSafe(|| {
+                let Computed { rows, logits } = computed?;
+                if !logits.is_empty() {
+                    first_token.get_or_insert_with(Instant::now);
+                }
+                session.advance(&rows, logits)?;
+                match session.news().all(|delta| observer.more(delta)) {
+                    true => Ok(()),
+                    false => Err(EngineError::Failed("the request was given up".into())),
+                }
+            });
+            let advanced = catch_unwind(advance).unwrap_or_else(|panic| Err(panicked(&*panic)));
+            *failed = advanced.err();
+        }
+        self.settle();
+    }
+
+    /// Lends free slots, always to the request that has the fewest arms running, the earliest of equals. Whoever's
+    /// turn it is waits until enough are free: nobody overtakes it.
+    fn lend_slots(&mut self) {
+        loop {
+            let waiting = self.tickets.iter_mut().filter_map(|ticket| {
+                let arm = ticket.session.waiting_arm()?;
+                Some((ticket, arm))
+            });
+            let next = waiting.min_by_key(|(ticket, _)| ticket.session.running_arms());
+            let Some((ticket, arm)) = next else {
+                return;
+            };
+            let session = &mut ticket.session;
+            let Some(slots) = self.caches.lend(session, session.needs(arm)) else {
+                return;
+            };
+            session.slots[arm] = Some(slots);
+            ticket.started.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// For each request the arms that take part, with how many tokens at most.
+    fn chosen_arms(&self) -> Vec<Vec<(usize, usize)>> {
+        let mut left = self.capacity.prefill_tokens;
+        let mut chosen = Vec::with_capacity(self.tickets.len());
+        for ticket in &self.tickets {
+            let session = &ticket.session;
+            let mut arms = Vec::new();
+            for (index, arm) in session.arms.iter().enumerate() {
+                if session.slots[index].is_none() || arm.finish.is_some() {
+                    continue;
+                }
+                match arm.unfed() {
+                    1 => arms.push((index, 1)),
+                    unfed if left > 0 => {
+                        let most = unfed.min(left);
+                        left -= most;
+                        arms.push((index, most));
+                    }
+                    _ => {}
+                }
+            }
+            chosen.push(arms);
+        }
+        chosen
+    }
+
+    /// Takes back the slots of arms that have ended, and sends away requests that are answered or failed.
+    fn settle(&mut self) {
+        let mut index = 0;
+        while index < self.tickets.len() {
+            let ticket = &mut self.tickets[index];
+            let failed = ticket.failed.is_some();
+            for arm in 0..ticket.session.arms.len() {
+                if (failed || ticket.session.arms[arm].finish.is_some())
+                    && let Some(slots) = ticket.session.slots[arm].take()
+                {
+                    self.caches.give_back(&ticket.session, slots);
+                }
+            }
+            if failed || ticket.session.finished() {
+                if let Some(ticket) = self.tickets.remove(index) {
+                    ticket.end();
+                }
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// Drops the caches of models that are loaded no more.
+    pub fn forget_unused(&mut self) {
+        self.caches.forget_unused();
+    }
+}
+
+impl Ticket<'_> {
+    fn runs(&self) -> bool {
+        self.session.running_arms() > 0
+    }
+
+    fn end(self) {
+        let Ticket {
+            session,
+            observer,
+            arrived,
+            started,
+            first_token,
+            failed,
+        } = self;
+        let since = |moment: Option<Instant>| moment.map_or(Duration::ZERO, |at| at - arrived);
+        let answer = AssertUnwindSafe(|| Generation {
+            queued: since(started),
+            to_first_token: since(first_token),
+            ..session.answer()
+        });
+        let answer = match failed {
+            Some(error) => Err(error),
+            None => catch_unwind(answer).map_err(|panic| panicked(&*panic)),
+        };
+        observer.done(answer);
+    }
+}
+
+/// A step of all requests together; where that fails, each alone, so that one cannot fail the others.
+fn compute(shares: &mut [Share], caches: &mut Caches) -> Vec<Result<Computed, EngineError>> {
+    if shares.is_empty() {
+        return Vec::new();
+    }
+    let mut together = |shares: &mut [Share]| {
+        let step = AssertUnwindSafe(|| batch::run(shares, caches));
+        match catch_unwind(step) {
+            Ok(computed) => computed.map_err(EngineError::from),
+            Err(panic) => Err(panicked(&*panic)),
+        }
+    };
+    match together(shares) {
+        Ok(computed) => computed.into_iter().map(Ok).collect(),
+        Err(error) if shares.len() == 1 => vec![Err(error)],
+        Err(_) => shares
+            .chunks_mut(1)
+            .map(|alone| {
+                let mut computed = together(alone)?;
+                computed
+                    .pop()
+                    .ok_or_else(|| EngineError::Failed("nothing was computed".into()))
+            })
+            .collect(),
+    }
+}
+
+/// What a panic said.
+pub fn panicked(panic: &(dyn Any + Send)) -> EngineError {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    EngineError::Failed(format!(
+        "it panicked: {}",
+        text.unwrap_or("without a message")
+    ))
+}
+
+/// Answers one request without a thread of its own.
+pub fn generate(
+    catalog: &Catalog,
+    request: &GenerationRequest,
+    mut observe: impl FnMut(Delta) -> bool,
+) -> Result<Generation, EngineError> {
+    let mut answer = None;
+    let mut scheduler = Scheduler::new(Capacity::default());
+    let alone = Alone {
+        observe: &mut observe,
+        answer: &mut answer,
+    };
+    scheduler.submit(catalog, request.clone(), Box::new(alone));
+    while !scheduler.is_idle() {
+        scheduler.step();
+    }
+    drop(scheduler);
+    answer.unwrap_or_else(|| Err(EngineError::Failed("nothing came of it".into())))
+}
+
+struct Alone<'a> {
+    observe: &'a mut dyn FnMut(Delta) -> bool,
+    answer: &'a mut Option<Result<Generation, EngineError>>,
+}
+
+impl Observer for Alone<'_> {
+    fn more(&mut self, delta: Delta) -> bool {
+        (self.observe)(delta)
+    }
+
+    fn waits(&self) -> bool {
+        true
+    }
+
+    fn done(self: Box<Self>, answer: Result<Generation, EngineError>) {
+        *self.answer = Some(answer);
+    }
+}

@@ -1,0 +1,144 @@
+//! The cache slots of every model that runs: allocated once, lent to arms.
+//!
+//! A model has one cache of a fixed number of slots, each as long as its context. An arm gets all slots it will
+//! need, in both models, or none: half an arm cannot run.
+
+use std::sync::Arc;
+
+use super::catalog::LoadedModel;
+use super::session::Session;
+use crate::interventions::steering::{ArmSlots, SlotNeeds};
+use crate::models::kv_cache::KvCache;
+
+/// The caches of all models that have run.
+pub struct Caches {
+    pools: Vec<Pool>,
+    /// Slots of each model's cache.
+    per_model: usize,
+}
+
+struct Pool {
+    model: Arc<LoadedModel>,
+    cache: KvCache,
+    free: Vec<usize>,
+}
+
+impl Caches {
+    /// No caches yet; each will have `per_model` slots.
+    pub fn new(per_model: usize) -> Self {
+        Caches {
+            pools: Vec::new(),
+            per_model,
+        }
+    }
+
+    pub fn per_model(&self) -> usize {
+        self.per_model
+    }
+
+    /// A model's cache.
+    pub fn of(&mut self, model: &Arc<LoadedModel>) -> &mut KvCache {
+        &mut self.pool(model).cache
+    }
+
+    /// The share of slots that are lent, of the model with the most.
+    pub fn usage(&self) -> f64 {
+        let used = self
+            .pools
+            .iter()
+            .map(|pool| self.per_model - pool.free.len());
+        used.max().unwrap_or(0) as f64 / self.per_model.max(1) as f64
+    }
+
+    /// The most slots of one model that an arm of these needs takes.
+    pub fn largest_need(session: &Session, needs: SlotNeeds) -> usize {
+        let answer = 1 + needs.dense;
+        let sparse = needs.sparse + needs.replays;
+        match is_own_sparse(session) {
+            true => answer + sparse,
+            false => answer.max(sparse),
+        }
+    }
+
+    /// Slots for an arm, if enough are free.
+    pub fn lend(&mut self, session: &Session, needs: SlotNeeds) -> Option<ArmSlots> {
+        let answering = 1 + needs.dense;
+        let sparse = needs.sparse + needs.replays;
+        let both = is_own_sparse(session);
+        let here = answering + if both { sparse } else { 0 };
+        if self.pool(&session.model).free.len() < here {
+            return None;
+        }
+        let elsewhere = session.sparse().filter(|_| sparse > 0 && !both).cloned();
+        if let Some(model) = &elsewhere
+            && self.pool(model).free.len() < sparse
+        {
+            return None;
+        }
+        let mut own = self.pool(&session.model).take(here);
+        let mut read = match &elsewhere {
+            Some(model) => self.pool(model).take(sparse),
+            None => own.split_off(answering),
+        };
+        Some(ArmSlots {
+            answer: own.remove(0),
+            dense: own,
+            replays: read.split_off(needs.sparse),
+            sparse: read,
+        })
+    }
+
+    /// Takes an arm's slots back.
+    pub fn give_back(&mut self, session: &Session, slots: ArmSlots) {
+        let ArmSlots {
+            answer,
+            sparse,
+            dense,
+            replays,
+        } = slots;
+        let own = self.pool(&session.model);
+        own.free.push(answer);
+        own.free.extend(dense);
+        if let Some(model) = session.sparse().cloned() {
+            self.pool(&model)
+                .free
+                .extend(sparse.into_iter().chain(replays));
+        }
+    }
+
+    /// Drops the caches of models that nothing else holds any more.
+    pub fn forget_unused(&mut self) {
+        self.pools.retain(|pool| Arc::strong_count(&pool.model) > 1);
+    }
+
+    fn pool(&mut self, model: &Arc<LoadedModel>) -> &mut Pool {
+        let known = self
+            .pools
+            .iter()
+            .position(|pool| Arc::ptr_eq(&pool.model, model));
+        let index = known.unwrap_or_else(|| {
+            let config = &model.transformer.config;
+            self.pools.push(Pool {
+                model: model.clone(),
+                cache: KvCache::new(config, self.per_model, config.context_length),
+                // The lowest first: what was used before is warm.
+                free: (0..self.per_model).rev().collect(),
+            });
+            self.pools.len() - 1
+        });
+        &mut self.pools[index]
+    }
+}
+
+impl Pool {
+    fn take(&mut self, count: usize) -> Vec<usize> {
+        self.free.split_off(self.free.len() - count)
+    }
+}
+
+/// The answering model is itself the sparse one that is read.
+fn is_own_sparse(session: &Session) -> bool {
+    session
+        .sparse()
+        .is_some_and(|sparse| Arc::ptr_eq(sparse, &session.model))
+}
