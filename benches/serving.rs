@@ -156,7 +156,7 @@ fn body(index: usize, steer: Option<Value>) -> String {
 fn compare(name: &str, pairs: usize, mut one: impl FnMut() -> f64, mut other: impl FnMut() -> f64) {
     let (mut ratios, mut speeds) = (Vec::new(), Vec::new());
     // Once for nothing: caches are allocated at the first request.
-    (one(), other());
+    let _ = (one(), other());
     for pair in 0..pairs {
         let (ours, theirs) = match pair % 2 {
             0 => {

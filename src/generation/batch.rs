@@ -258,10 +258,8 @@ fn answer(works: &mut [Work], caches: &mut Caches) -> Result<Vec<Computed>> {
             );
             members.push((index, wanted.as_slice()));
         }
-        let taps = taps.iter_mut().map(|tap| match tap {
-            Some(tap) => Some(tap.as_mut() as &mut dyn RowTap),
-            None => None,
-        });
+        let taps = taps.iter_mut();
+        let taps = taps.map(|tap| tap.as_mut().map(|tap| tap.as_mut() as &mut dyn RowTap));
         let Some(Passed { stream, ids, rows }) =
             pass(&model, caches.of(&model), passes, taps.collect())?
         else {

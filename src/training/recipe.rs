@@ -539,3 +539,62 @@ impl Check for BridgeRecipe {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_recipes_are_valid() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/recipes/tinypython");
+        let entries = std::fs::read_dir(directory).expect("recipes");
+        let mut count = 0;
+        for entry in entries {
+            let path = entry.expect("an entry").path();
+            let name = path
+                .file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
+            let problem = if name.contains("tokenizer") {
+                read::<TokenizerRecipe>(&path).err()
+            } else if name.contains("dense") {
+                read::<ModelRecipe>(&path).err()
+            } else {
+                read::<BridgeRecipe>(&path).err()
+            };
+            assert!(problem.is_none(), "{problem:?}");
+            count += 1;
+        }
+        assert!(count >= 4, "{count} recipes");
+    }
+
+    #[test]
+    fn sites_that_do_not_exist_are_named() {
+        let twin = |at: &[&str]| Twin {
+            weight: 1.0,
+            native_weight: 0.0,
+            counterfactual_weight: 0.0,
+            task_pairs: 1,
+            quote_share: 0.0,
+            text_pairs: 0,
+            channels: 4,
+            sites: 1,
+            at: at.iter().map(|site| (*site).to_owned()).collect(),
+            decisive_weight: 1.0,
+        };
+        let sites = twin(&["1.resid_mid", "1.resid_in"])
+            .sites(2)
+            .expect("sites");
+        assert_eq!(
+            sites,
+            [Site::before_mlp(1, 2), Site::before_attention(1, 2)]
+        );
+        assert_eq!(twin(&[]).sites(2).expect("sites").len(), 3);
+        let problem = twin(&["2.resid_mid"]).sites(2).expect_err("a refusal");
+        assert!(
+            problem.contains("2.resid_mid") && problem.contains("1.resid_mid"),
+            "{problem}"
+        );
+    }
+}

@@ -30,6 +30,9 @@ pub fn check_tasks(tokenizer: &Tokenizer) -> Result<(), TrainingError> {
     })
 }
 
+/// Token ids of two sequences that stand beside each other.
+type PairOfSequences = (Vec<u32>, Vec<u32>);
+
 /// Adds the twin term's pairs of sequences; the two of a pair follow one another.
 pub fn push_pairs(
     batch: &mut Batch,
@@ -58,7 +61,7 @@ fn task_pair(
     tokenizer: &Tokenizer,
     length: usize,
     rng: &mut ChaCha8Rng,
-) -> Result<(Vec<u32>, Vec<u32>), TrainingError> {
+) -> Result<PairOfSequences, TrainingError> {
     let task = Task::ALL[rng.random_range(0..Task::ALL.len())];
     let (mut one, mut other) = (Vec::new(), Vec::new());
     while one.len() <= length {
@@ -81,7 +84,7 @@ fn quote_pair(
     tokenizer: &Tokenizer,
     length: usize,
     rng: &mut ChaCha8Rng,
-) -> Result<Option<(Vec<u32>, Vec<u32>)>, TrainingError> {
+) -> Result<Option<PairOfSequences>, TrainingError> {
     for _ in 0..ATTEMPTS {
         // A window encoded anew may have fewer tokens.
         let Some(window) = data.real_window(length + length / 4 + 1, rng) else {
@@ -126,7 +129,7 @@ fn aligned_documents(
     task: Task,
     tokenizer: &Tokenizer,
     rng: &mut ChaCha8Rng,
-) -> Result<(Vec<u32>, Vec<u32>), TrainingError> {
+) -> Result<PairOfSequences, TrainingError> {
     for _ in 0..ATTEMPTS {
         // The texts of a pair begin its documents if both are drawn with the same numbers.
         let text_pair = task.text_pair(&mut rng.clone(), Split::Train);

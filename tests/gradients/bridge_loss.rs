@@ -387,7 +387,8 @@ fn the_parts_of_the_twin_term_have_their_gradients_in_the_streams() -> Result<()
     let logits = |seed| Ok::<_, candle_core::Error>(stream(VOCABULARY, seed)?.as_tensor().detach());
     let (dense_logits, sparse_logits) = (logits(64)?, logits(63)?);
     let site = Site::before_mlp(0, N_LAYERS);
-    let loss = |part: fn(TwinLoss) -> Option<Tensor>| -> Result<Tensor> {
+    type Part = fn(TwinLoss) -> Option<Tensor>;
+    let loss = |part: Part| -> Result<Tensor> {
         let batch = TwinBatch {
             ids,
             targets: &pair.batch.targets[..n_rows],
@@ -410,7 +411,7 @@ fn the_parts_of_the_twin_term_have_their_gradients_in_the_streams() -> Result<()
         )?;
         part(loss).ok_or_else(|| candle_core::Error::Msg("no such part".into()))
     };
-    let parts: [(&str, fn(TwinLoss) -> Option<Tensor>); 2] = [
+    let parts: [(&str, Part); 2] = [
         ("native", |loss| loss.native),
         ("counterfactual", |loss| loss.counterfactual),
     ];
