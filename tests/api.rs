@@ -9,6 +9,8 @@ mod client;
 mod command;
 #[path = "api/completions.rs"]
 mod completions;
+#[path = "api/dashboards.rs"]
+mod dashboards;
 #[path = "api/features.rs"]
 mod features;
 #[path = "api/keys.rs"]

@@ -208,9 +208,19 @@ impl ResponseError for ApiError {
             }
             _ => &mut response,
         };
-        response.json(self.body())
+        let mut response = response.json(self.body());
+        if let ApiError::Busy | ApiError::RateLimited { .. } | ApiError::Deadline = self
+            && let (_, _, Some(reason)) = self.row()
+        {
+            response.extensions_mut().insert(TurnedAway(reason));
+        }
+        response
     }
 }
+
+/// On an answer that turns away what another time could be answered: the error's code, for the metrics.
+#[derive(Debug, Clone, Copy)]
+pub struct TurnedAway(pub &'static str);
 
 /// 499, which is not in the standard but in many servers' logs.
 fn client_closed_request() -> StatusCode {

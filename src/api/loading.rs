@@ -75,6 +75,10 @@ pub fn load(settings: &Settings, address: SocketAddr) -> Result<State, LoadError
     for (id, bridge) in &mut catalog.bridges {
         Arc::make_mut(bridge).features = features.by_name(id);
     }
+    let metrics = Metrics::new()?;
+    for bridge in inventory.bridges.values() {
+        metrics.bridge(&bridge.record);
+    }
     Ok(State {
         engine: Engine::start(catalog, settings.engine)?,
         inventory,
@@ -84,7 +88,7 @@ pub fn load(settings: &Settings, address: SocketAddr) -> Result<State, LoadError
         limits: settings.limits,
         ready_timeout: Duration::from_secs_f64(settings.ready_seconds),
         loopback_only: address.ip().is_loopback(),
-        metrics: Metrics::new()?,
+        metrics,
     })
 }
 

@@ -2,16 +2,22 @@
 //! loaded, not names that callers made up.
 
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::bridge::record::BridgeRecord;
 use crate::generation::request::Generation;
 use crate::generation::scheduler::Load;
 
 /// Upper bounds in seconds: from an answer out of memory to a long completion.
 const DURATION_BUCKETS: [f64; 12] = [
     0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0,
+];
+
+/// The same for what takes a token.
+const TOKEN_BUCKETS: [f64; 11] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
 ];
 
 /// The counters of one server.
@@ -25,6 +31,9 @@ pub struct Metrics {
     steered_requests: IntCounterVec,
     queue_time: Histogram,
     time_to_first_token: Histogram,
+    inter_token_latency: Histogram,
+    rejected: IntCounterVec,
+    bridge_nmse: GaugeVec,
     running: IntGauge,
     waiting: IntGauge,
     cache_usage: Gauge,
@@ -73,6 +82,27 @@ impl Metrics {
             "causeway_time_to_first_token_seconds",
             "From a completion's arrival at the engine to its first token.",
         )?;
+        let inter_token_latency = Histogram::with_opts(
+            HistogramOpts::new(
+                "causeway_inter_token_latency_seconds",
+                "The mean time between two tokens of a completion.",
+            )
+            .buckets(TOKEN_BUCKETS.to_vec()),
+        )?;
+        let rejected = IntCounterVec::new(
+            Opts::new(
+                "causeway_rejected_total",
+                "Requests turned away that another time could be answered, by the error's code.",
+            ),
+            &["reason"],
+        )?;
+        let bridge_nmse = GaugeVec::new(
+            Opts::new(
+                "causeway_bridge_nmse",
+                "Normalised mean squared error of a bridge's map at a site, as its record says.",
+            ),
+            &["bridge", "site", "map"],
+        )?;
         let running = IntGauge::new(
             "causeway_requests_running",
             "Completions that take part in the engine's steps.",
@@ -94,6 +124,9 @@ impl Metrics {
         registry.register(Box::new(steered_requests.clone()))?;
         registry.register(Box::new(queue_time.clone()))?;
         registry.register(Box::new(time_to_first_token.clone()))?;
+        registry.register(Box::new(inter_token_latency.clone()))?;
+        registry.register(Box::new(rejected.clone()))?;
+        registry.register(Box::new(bridge_nmse.clone()))?;
         registry.register(Box::new(running.clone()))?;
         registry.register(Box::new(waiting.clone()))?;
         registry.register(Box::new(cache_usage.clone()))?;
@@ -107,6 +140,9 @@ impl Metrics {
             steered_requests,
             queue_time,
             time_to_first_token,
+            inter_token_latency,
+            rejected,
+            bridge_nmse,
             running,
             waiting,
             cache_usage,
@@ -121,8 +157,31 @@ impl Metrics {
         self.queue_time.observe(generation.queued.as_secs_f64());
         self.time_to_first_token
             .observe(generation.to_first_token.as_secs_f64());
+        if let Some(time) = generation.between_tokens {
+            self.inter_token_latency.observe(time.as_secs_f64());
+        }
         if let Some(bridge) = bridge {
             self.steered_requests.with_label_values(&[bridge]).inc();
+        }
+    }
+
+    /// Counts a request that was turned away.
+    pub fn turned_away(&self, reason: &str) {
+        self.rejected.with_label_values(&[reason]).inc();
+    }
+
+    /// Tells how well a bridge that is served reconstructs.
+    pub fn bridge(&self, record: &BridgeRecord) {
+        let bridge = record.id.as_str();
+        for site in &record.sites {
+            for (map, error) in [
+                ("encoder", site.encoder_nmse),
+                ("decoder", site.decoder_nmse),
+            ] {
+                self.bridge_nmse
+                    .with_label_values(&[bridge, site.site.as_str(), map])
+                    .set(error);
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use futures_util::FutureExt;
 use uuid::Uuid;
 
 use super::ApiError;
+use super::error::TurnedAway;
 use super::state::State;
 
 /// The header that names a request, in both directions.
@@ -57,6 +58,9 @@ pub async fn observe<B: MessageBody + 'static>(
     };
     let seconds = started.elapsed().as_secs_f64();
     let status = response.status().as_u16();
+    if let Some(TurnedAway(reason)) = response.response().extensions().get() {
+        state.metrics.turned_away(reason);
+    }
     let pattern = response.request().match_pattern();
     state
         .metrics

@@ -5,6 +5,7 @@ pub mod eval;
 pub mod key;
 pub mod manifest;
 pub mod openapi;
+pub mod ready;
 pub mod serve;
 pub mod train;
 
@@ -30,6 +31,8 @@ pub enum Command {
     Manifest(manifest::ManifestArguments),
     /// Print the description of the HTTP API.
     Openapi,
+    /// Succeed if a server is ready.
+    Ready(ready::ReadyArguments),
     /// Serve models over HTTP.
     Serve(serve::ServeArguments),
     /// Train a tokenizer, a dense or sparse model, or a sparse model with its bridge to a dense one.
@@ -45,6 +48,7 @@ impl Arguments {
             Command::Key(arguments) => arguments.run(),
             Command::Manifest(arguments) => arguments.run(),
             Command::Openapi => openapi::run(),
+            Command::Ready(arguments) => arguments.run(),
             Command::Serve(arguments) => arguments.run(),
             Command::Train(arguments) => arguments.run(),
         }

@@ -53,6 +53,8 @@ pub struct Generation {
     /// From the request's arrival at the engine to its first slot, and to its first token.
     pub queued: Duration,
     pub to_first_token: Duration,
+    /// The mean time between two tokens; none where no choice has two.
+    pub between_tokens: Option<Duration>,
 }
 
 /// One completion.

@@ -201,6 +201,64 @@ mod tests {
         }
     }
 
+    /// candle's own sampler, which knows temperature, top-k and top-p.
+    #[test]
+    fn draws_are_distributed_as_candle_s() {
+        use candle_core::{Device, Tensor};
+        use candle_transformers::generation::{LogitsProcessor, Sampling as Oracle};
+
+        const DRAWS: u64 = 4000;
+        // No two equal, so that every cut is unambiguous.
+        let logits: Vec<f32> = (0..40u32)
+            .map(|token| ((token * 37 % 41) as f32 * 0.11).sin() * 2.5 + token as f32 * 1e-4)
+            .collect();
+        let tensor = Tensor::new(logits.as_slice(), &Device::Cpu).expect("a tensor");
+        let with = |temperature: f64, top_k: usize, top_p: f64| Sampling {
+            temperature,
+            top_k,
+            top_p,
+            ..sampling()
+        };
+        for (ours, oracle) in [
+            (with(0.0, 0, 1.0), Oracle::ArgMax),
+            (with(0.7, 0, 1.0), Oracle::All { temperature: 0.7 }),
+            (
+                with(1.3, 9, 1.0),
+                Oracle::TopK {
+                    k: 9,
+                    temperature: 1.3,
+                },
+            ),
+            (
+                with(0.9, 0, 0.8),
+                Oracle::TopP {
+                    p: 0.8,
+                    temperature: 0.9,
+                },
+            ),
+        ] {
+            let found = drawn(&ours, &logits, DRAWS);
+            let mut processor = LogitsProcessor::from_sampling(7, oracle);
+            let mut expected: BTreeMap<u32, usize> = BTreeMap::new();
+            for _ in 0..DRAWS {
+                let token = processor.sample(&tensor).expect("a token");
+                *expected.entry(token).or_default() += 1;
+            }
+            for token in 0..logits.len() as u32 {
+                let count = |counts: &BTreeMap<u32, usize>| {
+                    counts.get(&token).copied().unwrap_or_default() as f64
+                };
+                let (found, expected) = (count(&found), count(&expected));
+                // Five standard deviations of a difference of two counts.
+                let tolerance = 5.0 * (found + expected).sqrt().max(1.0);
+                assert!(
+                    (found - expected).abs() <= tolerance,
+                    "{ours:?}: token {token} {found} times, candle {expected}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn greedy_takes_the_first_of_equals_and_so_do_one_candidate_and_no_temperature() {
         let logits = [0.0, 2.0, 2.0, 1.0];

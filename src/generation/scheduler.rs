@@ -288,9 +288,13 @@ impl Ticket<'_> {
             failed,
         } = self;
         let since = |moment: Option<Instant>| moment.map_or(Duration::ZERO, |at| at - arrived);
+        let longest = session.arms.iter().map(|arm| arm.generated.len()).max();
+        let intervals = longest.unwrap_or(0).saturating_sub(1) as u32;
+        let generating = first_token.map(|first| first.elapsed());
         let answer = AssertUnwindSafe(|| Generation {
             queued: since(started),
             to_first_token: since(first_token),
+            between_tokens: generating.and_then(|time| time.checked_div(intervals)),
             ..session.answer()
         });
         let answer = match failed {

@@ -269,6 +269,7 @@ impl Session {
             choices,
             queued: Duration::ZERO,
             to_first_token: Duration::ZERO,
+            between_tokens: None,
         }
     }
 

@@ -43,6 +43,11 @@ fn it_answers_until_it_is_told_to_stop() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let ready = Command::new(env!("CARGO_BIN_EXE_causeway"))
+        .args(["ready", &format!("http://{address}")])
+        .output()
+        .unwrap();
+    assert!(ready.status.success(), "{ready:?}");
     assert!(
         Command::new("kill")
             .args(["-TERM", &child.id().to_string()])

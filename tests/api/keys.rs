@@ -6,7 +6,8 @@ use sha2::{Digest, Sha256};
 
 use crate::client::{Response, Server};
 
-fn key(name: &str, role: Role, requests_per_minute: Option<u32>) -> KeySettings {
+/// A key `ck-NAME`.
+pub fn key(name: &str, role: Role, requests_per_minute: Option<u32>) -> KeySettings {
     let hash = Sha256::digest(format!("ck-{name}"));
     KeySettings {
         name: name.parse().unwrap(),

@@ -1,0 +1,99 @@
+//! Every metric that the dashboard and the rules name is told, and counts what the clients saw.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use causeway::settings::keys::Role;
+use serde_json::json;
+
+use crate::client::{Response, Server};
+use crate::keys::key;
+
+/// The names of metrics in a text, without the suffixes of histograms.
+fn named(text: &str) -> BTreeSet<String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.split(|c: char| !word(c))
+        .filter(|name| name.starts_with("causeway_"))
+        .map(|name| {
+            let base = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| name.strip_suffix(suffix));
+            base.unwrap_or(name).to_owned()
+        })
+        .collect()
+}
+
+/// The value of a series, by its beginning up to the value.
+fn value(metrics: &str, series: &str) -> f64 {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(series));
+    let value = line.and_then(|rest| rest.trim().parse().ok());
+    value.unwrap_or_else(|| panic!("no {series} in {metrics}"))
+}
+
+#[test]
+fn what_the_dashboard_and_the_rules_show_exists() {
+    let server = Server::with(|settings| {
+        settings.keys = vec![
+            key("reader", Role::Infer, None),
+            key("slow", Role::Infer, Some(1)),
+        ];
+    });
+    let send = |name: &str, method: &str, path: &str, body: &str| -> Response {
+        let bearer = format!("Bearer ck-{name}");
+        let headers = [
+            ("authorization", bearer.as_str()),
+            ("content-type", "application/json"),
+        ];
+        server.send(method, path, &headers, body.as_bytes())
+    };
+    let mut body =
+        json!({"model": "tiny", "prompt": "x = 1", "max_tokens": 6, "logit_bias": {"319": -100}});
+    let plain = send("reader", "POST", "/v1/completions", &body.to_string()).ok();
+    body["steer"] = json!({"edits": [{"feature": "shipped_feature", "op": "add", "value": 1.0}]});
+    let steered = send("reader", "POST", "/v1/completions", &body.to_string()).ok();
+    body["temperature"] = json!(9);
+    assert_eq!(
+        send("reader", "POST", "/v1/completions", &body.to_string()).status,
+        400
+    );
+    let limited = [(); 2].map(|()| send("slow", "GET", "/v1/models", "").status);
+    assert_eq!(limited, [200, 429]);
+
+    let metrics = send("reader", "GET", "/metrics", "").body;
+    let told = named(&metrics);
+    let docker = Path::new(env!("CARGO_MANIFEST_DIR")).join("docker");
+    for file in ["rules.yml", "grafana/dashboards/causeway.json"] {
+        let text = std::fs::read_to_string(docker.join(file)).unwrap();
+        let wanted = named(&text);
+        assert!(wanted.len() > 3, "{file} names {wanted:?}");
+        let missing: Vec<_> = wanted.difference(&told).collect();
+        assert!(missing.is_empty(), "{file} names {missing:?}");
+    }
+
+    let completion = "causeway_requests_total{endpoint=\"/v1/completions\",outcome=";
+    for (series, expected) in [
+        (format!("{completion}\"ok\"}}"), 2.0),
+        (format!("{completion}\"refused\"}}"), 1.0),
+        (
+            "causeway_rejected_total{reason=\"rate_limit_exceeded\"}".to_owned(),
+            1.0,
+        ),
+        (
+            "causeway_steered_requests_total{bridge=\"tiny\"}".to_owned(),
+            1.0,
+        ),
+        ("causeway_time_to_first_token_seconds_count".to_owned(), 2.0),
+        ("causeway_inter_token_latency_seconds_count".to_owned(), 2.0),
+        ("causeway_requests_running".to_owned(), 0.0),
+    ] {
+        assert_eq!(value(&metrics, &series), expected, "{series}");
+    }
+    let tokens = |answer: &serde_json::Value, field: &str| answer["usage"][field].as_f64().unwrap();
+    for (series, field) in [
+        ("causeway_prompt_tokens_total", "prompt_tokens"),
+        ("causeway_generation_tokens_total", "completion_tokens"),
+    ] {
+        let expected = tokens(&plain, field) + tokens(&steered, field);
+        assert_eq!(value(&metrics, series), expected, "{series}");
+    }
+}
