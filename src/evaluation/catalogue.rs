@@ -111,13 +111,15 @@ pub fn name_of(task: Task) -> (&'static str, &'static str) {
     }
 }
 
-/// Makes the feature of a task from its row, if it earned one. `reference` holds sequences of `length` tokens.
+/// Makes the feature of a task from its row, if it earned one: the `whole` group that was selected, or as much of it
+/// as flips more pairs. `reference` holds sequences of `length` tokens. A feature that passes no test is none.
 pub fn feature(
     models: &PairedModels,
     row: &TaskRow,
     reference: &[u32],
     length: usize,
     seed: u64,
+    whole: bool,
 ) -> Result<Option<Feature>, EvaluationError> {
     let natively = row
         .native
@@ -134,7 +136,10 @@ pub fn feature(
         return Ok(None);
     };
     let (name, description) = name_of(row.task);
-    let channels = trimmed(figures, channels_to_flip);
+    let channels = match whole {
+        true => with_unit_length(figures.channels.clone()),
+        false => trimmed(figures, channels_to_flip),
+    };
     let place = figures
         .place
         .in_model(models.n_layers())
@@ -157,7 +162,7 @@ pub fn feature(
         tests: Vec::new(),
     };
     feature.tests = tests(models, &feature, row.task, seed)?;
-    Ok(Some(feature))
+    Ok(Some(feature).filter(|feature| !feature.tests.is_empty()))
 }
 
 /// The group without the channels at its end that flip nothing more.
@@ -170,7 +175,10 @@ fn trimmed(figures: &RouteFigures, channels_to_flip: usize) -> Vec<WeightedChann
     let count = enough
         .map_or(figures.channels.len(), |index| index + 1)
         .max(channels_to_flip);
-    let mut channels = figures.channels[..count.min(figures.channels.len())].to_vec();
+    with_unit_length(figures.channels[..count.min(figures.channels.len())].to_vec())
+}
+
+fn with_unit_length(mut channels: Vec<WeightedChannel>) -> Vec<WeightedChannel> {
     let weights = channels.iter().map(|member| member.weight).collect();
     for (member, weight) in channels
         .iter_mut()

@@ -8,7 +8,7 @@ use super::ngram::{Counts, Interpolated, Order};
 use super::real_strings::text_pair;
 use super::steering::{ARMS, Dose, dose_response};
 use super::task_table::geometric_share;
-use super::unrelated::{code_without_strings, set_everywhere, typical_value};
+use super::unrelated::{code_without_strings, set_everywhere, typical_values};
 use super::{controls, report};
 use crate::corpus::literals::{Literal, literals};
 use crate::features::paired_models::PairedModels;
@@ -191,8 +191,8 @@ fn setting_a_feature_to_the_value_it_has_does_nothing() {
         },
     ];
     let patching = Patching::new(&models, pairs(), &[]).unwrap();
-    let value = typical_value(&patching, place, &group).unwrap();
-    assert!(value.is_finite());
+    let [presented, counterfactual] = typical_values(&patching, place, &group).unwrap();
+    assert_ne!(presented, counterfactual);
     let prompt = vec![vec![4u32]];
     let mut at = Patching::new(
         &models,
@@ -207,7 +207,8 @@ fn setting_a_feature_to_the_value_it_has_does_nothing() {
         &[],
     )
     .unwrap();
-    let own = typical_value(&at, place, &group).unwrap();
+    let [own, same] = typical_values(&at, place, &group).unwrap();
+    assert_eq!(own, same);
     let write = Write::Residual;
     let nothing = set_everywhere(&models, &prompt, place, &group, write, own).unwrap();
     assert!(nothing.mean_kl.abs() < 1e-6);

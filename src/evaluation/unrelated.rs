@@ -3,6 +3,8 @@
 //! The feature is `set`, at every token, to a value that is typical of the other fact; the figure is the mean over
 //! prompts of KL(baseline || steered) of the next token, in nats. `a = <u, x>` moves to the value along `u`.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 
@@ -35,19 +37,33 @@ pub struct UnrelatedEffect {
     pub changed_first_choice: usize,
 }
 
-/// The value typical of the counterfactual side: the mean of `<u, x>` at its prompts' last token.
-pub fn typical_value(
+/// The values of `<u, x>` typical of the two sides of a fact, presented and counterfactual: the mean over pairs, at
+/// each pair's token where the two prompts' values are furthest apart. That is where the feature tells them apart;
+/// elsewhere it may well be zero.
+pub fn typical_values(
     patching: &Patching,
     place: Place,
     group: &[WeightedChannel],
-) -> Result<f64, EvaluationError> {
-    let [_, counterfactual] = patching.sparse_values(place)?;
-    let width = counterfactual.dim(1)?;
-    let values = rows::to_vec(counterfactual)?;
-    let last = patching.last_rows();
-    let value =
-        |&row: &u32| f64::from(group_value(&values[row as usize * width..][..width], group));
-    Ok(last.iter().map(value).sum::<f64>() / last.len().max(1) as f64)
+) -> Result<[f64; 2], EvaluationError> {
+    let sides = patching.sparse_values(place)?;
+    let width = sides[0].dim(1)?;
+    let sides = [rows::to_vec(sides[0])?, rows::to_vec(sides[1])?];
+    // By pair.
+    let mut furthest: BTreeMap<usize, [f64; 2]> = BTreeMap::new();
+    for (row, pair) in patching.pair_of_rows().enumerate() {
+        let at = |side: &[f32]| f64::from(group_value(&side[row * width..][..width], group));
+        let values = sides.each_ref().map(|side| at(side));
+        let apart = |values: [f64; 2]| (values[0] - values[1]).abs();
+        let best = furthest.entry(pair).or_insert(values);
+        if apart(values) > apart(*best) {
+            *best = values;
+        }
+    }
+    let mean = |side: usize| {
+        let sum: f64 = furthest.values().map(|values| values[side]).sum();
+        sum / furthest.len().max(1) as f64
+    };
+    Ok([mean(0), mean(1)])
 }
 
 /// Sets the group to `value` at every token of each prompt, through the bridge.

@@ -35,6 +35,10 @@ pub struct FeaturesArguments {
     /// Sequences of reference text.
     #[arg(long, default_value_t = 512)]
     reference_sequences: usize,
+    /// Keep all channels that were selected for a feature, also those that flip no further pair: they make its
+    /// answers clearer.
+    #[arg(long)]
+    whole: bool,
     /// Where to write; the pair's directory by default.
     #[arg(long)]
     output: Option<PathBuf>,
@@ -67,9 +71,14 @@ impl FeaturesArguments {
         let rows = self.table.rows(&models);
         write_outputs(&self.tasks_output, &report::task_table(&rows), &rows)?;
         for row in rows {
-            if let Some(feature) =
-                catalogue::feature(&models, &row, &reference, length, self.table.seed)?
-            {
+            if let Some(feature) = catalogue::feature(
+                &models,
+                &row,
+                &reference,
+                length,
+                self.table.seed,
+                self.whole,
+            )? {
                 println!(
                     "{}: {} channels of {} ({:?}), {} tests",
                     feature.name,

@@ -57,8 +57,8 @@ impl QuoteArguments {
         let place = Place::parse(&feature.node, models.n_layers())?;
         let group: &[WeightedChannel] = &feature.channels;
         let pairs = task_pairs(&models, Task::SingleDoubleQuote, 128, 0, Split::Train)?;
-        let value =
-            unrelated::typical_value(&Patching::new(&models, pairs, &[place])?, place, group)?;
+        let values =
+            unrelated::typical_values(&Patching::new(&models, pairs, &[place])?, place, group)?;
         let (mut strings, mut effects) = (Vec::new(), Vec::new());
         for source in sources(&self.recipe)? {
             let held_out = documents(&source)?.held_out;
@@ -68,7 +68,10 @@ impl QuoteArguments {
                 self.count,
                 LONGEST_UNRELATED,
             )?;
-            if !prompts.is_empty() {
+            for value in values {
+                if prompts.is_empty() {
+                    continue;
+                }
                 let effect = unrelated::set_everywhere(
                     &models,
                     &prompts,
