@@ -144,7 +144,7 @@ fn body(index: usize, steer: Option<Value>) -> String {
     // The end of the text would end answers early.
     let mut body = json!({
         "model": "tinypython", "prompt": format!("def compute_{index}(first, second):\n    total = "),
-        "max_tokens": TOKENS, "temperature": 1, "seed": index, "logit_bias": {"0": -100}
+        "max_tokens": TOKENS, "temperature": 1, "seed": index, "logit_bias": {"2047": -100}
     });
     if let Some(steer) = steer {
         body["steer"] = steer;
