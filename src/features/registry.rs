@@ -49,19 +49,22 @@ pub struct FeatureStatistics {
     pub channels_to_flip: Option<usize>,
 }
 
-/// A claim about a feature that can be run again: patching it from `counterfactual` makes `expected` more
-/// probable than `instead`.
+/// Patching the feature from `counterfactual` makes `expected` more probable than `instead`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Test)]
 pub struct FeatureTest {
     pub prompt: String,
+    /// The prompt whose value of the feature is taken.
     pub counterfactual: String,
-    /// The token the counterfactual calls for, as text.
+    /// The token that the counterfactual calls for, as text.
     pub expected: String,
-    /// The token the prompt calls for, as text.
+    /// The token that the prompt calls for, as text.
     pub instead: String,
-    /// The two-way probability of `expected` must be at least this with the edit.
+    /// With the edit, `expected` has at least this share of the two tokens' probability.
+    #[schema(minimum = 0, maximum = 1)]
     pub at_least: f64,
     /// And at most this without it.
+    #[schema(minimum = 0, maximum = 1)]
     pub at_most_before: f64,
 }

@@ -127,10 +127,6 @@ impl ReferenceStatistics {
     pub fn insert(&mut self, place: Place, statistics: PlaceStatistics) {
         self.places.insert(place, statistics);
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
-    }
 }
 
 const PARTS: [&str; 5] = ["mean", "std", "max", "min", "density"];

@@ -182,7 +182,7 @@ impl Chunks {
     }
 }
 
-/// Answers with the events of `stream`; `count` is told the whole once it is there.
+/// Answers with the events of `stream`; the metrics count the whole, steered over `bridge`, once it is there.
 pub fn respond(
     stream: Stream,
     chunks: Chunks,

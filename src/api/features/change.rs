@@ -5,14 +5,14 @@ use std::sync::Arc;
 use actix_web::{HttpResponse, web};
 
 use super::lookup;
-use super::wire::{BridgeQuery, CreateFeature, DeletedFeature, Feature, Test, UpdateFeature};
+use super::wire::{BridgeQuery, CreateFeature, DeletedFeature, Feature, UpdateFeature};
 use crate::api::ApiError;
 use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
 use crate::api::feature_store::{Change, ChangeGuard, Origin, StoredFeature};
 use crate::api::state::State;
 use crate::artifacts::ArtifactId;
-use crate::features::registry;
+use crate::features::registry::{self, FeatureTest};
 use crate::generation::catalog::Catalog;
 use crate::interventions::request::WeightedChannel;
 use crate::models::location::Place;
@@ -67,7 +67,7 @@ pub async fn create(
         tasks: request.tasks,
         stats: lookup::group_statistics(&state, bridge, place, &channels).await?,
         channels,
-        tests: request.tests.into_iter().map(Into::into).collect(),
+        tests: request.tests,
     };
     let bridge = bridge.record.id.as_str();
     let guard = state.features.change().await;
@@ -136,7 +136,7 @@ pub async fn update(
         feature.tasks = tasks;
     }
     if let Some(tests) = changes.tests {
-        feature.tests = tests.into_iter().map(Into::into).collect();
+        feature.tests = tests;
     }
     keep(&state, &guard, &bridge, Change::Put(Box::new(feature))).await?;
     let stored = lookup::find_named(&state, &id, Some(&bridge))?;
@@ -254,7 +254,7 @@ pub fn unit_length(
     Ok(channels.iter().map(scaled).collect())
 }
 
-fn check_texts(description: Option<&str>, tests: Option<&[Test]>) -> Result<(), ApiError> {
+fn check_texts(description: Option<&str>, tests: Option<&[FeatureTest]>) -> Result<(), ApiError> {
     if description.is_some_and(|text| text.chars().count() > LONGEST_DESCRIPTION) {
         let message = format!("a description has at most {LONGEST_DESCRIPTION} characters");
         return Err(ApiError::invalid("description", message));

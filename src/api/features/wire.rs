@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::api::feature_store::{Origin, StoredFeature};
-use crate::features::registry;
+use crate::features::registry::{self, FeatureTest};
 use crate::interventions::request::{WeightedChannel, Write};
 use crate::tasks::Task;
 
@@ -35,7 +35,7 @@ pub struct Feature {
     #[schema(required = true)]
     pub stats: Option<Statistics>,
     /// Claims about it that `verify` runs again.
-    pub tests: Vec<Test>,
+    pub tests: Vec<FeatureTest>,
     pub origin: FeatureOrigin,
 }
 
@@ -70,25 +70,6 @@ pub struct Statistics {
     /// the bridge; null where all of them together do not.
     #[schema(required = true)]
     pub channels_to_flip: Option<usize>,
-}
-
-/// Patching the feature from `counterfactual` makes `expected` more probable than `instead`.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Test {
-    pub prompt: String,
-    /// The prompt whose value of the feature is taken.
-    pub counterfactual: String,
-    /// The token that the counterfactual calls for, as text.
-    pub expected: String,
-    /// The token that the prompt calls for, as text.
-    pub instead: String,
-    /// With the edit, `expected` has at least this share of the two tokens' probability.
-    #[schema(minimum = 0, maximum = 1)]
-    pub at_least: f64,
-    /// And at most this without it.
-    #[schema(minimum = 0, maximum = 1)]
-    pub at_most_before: f64,
 }
 
 /// A page of features.
@@ -158,7 +139,7 @@ pub struct CreateFeature {
     #[schema(value_type = Vec<String>)]
     pub tasks: Vec<Task>,
     #[serde(default)]
-    pub tests: Vec<Test>,
+    pub tests: Vec<FeatureTest>,
 }
 
 /// Changes of a feature; what is left out stays as it is. A feature's node and channels are what it is: make
@@ -170,7 +151,7 @@ pub struct UpdateFeature {
     pub write: Option<Write>,
     #[schema(value_type = Option<Vec<String>>)]
     pub tasks: Option<Vec<Task>>,
-    pub tests: Option<Vec<Test>>,
+    pub tests: Option<Vec<FeatureTest>>,
 }
 
 /// A feature that is no more.
@@ -228,50 +209,8 @@ impl Feature {
                 tokens: stats.tokens,
                 channels_to_flip: stats.channels_to_flip,
             }),
-            tests: feature.tests.into_iter().map(Test::from).collect(),
+            tests: feature.tests,
             origin,
-        }
-    }
-}
-
-impl From<registry::FeatureTest> for Test {
-    fn from(test: registry::FeatureTest) -> Self {
-        let registry::FeatureTest {
-            prompt,
-            counterfactual,
-            expected,
-            instead,
-            at_least,
-            at_most_before,
-        } = test;
-        Test {
-            prompt,
-            counterfactual,
-            expected,
-            instead,
-            at_least,
-            at_most_before,
-        }
-    }
-}
-
-impl From<Test> for registry::FeatureTest {
-    fn from(test: Test) -> Self {
-        let Test {
-            prompt,
-            counterfactual,
-            expected,
-            instead,
-            at_least,
-            at_most_before,
-        } = test;
-        registry::FeatureTest {
-            prompt,
-            counterfactual,
-            expected,
-            instead,
-            at_least,
-            at_most_before,
         }
     }
 }

@@ -226,6 +226,25 @@ fn no_more_wait_than_are_let_in() {
 }
 
 #[test]
+fn a_request_past_its_deadline_ends() {
+    let catalog = catalog();
+    let mut scheduler = Scheduler::new(Capacity::default());
+    let late = GenerationRequest {
+        deadline: Some(std::time::Duration::ZERO),
+        ..request(&[PROMPT])
+    };
+    let (late, other) = (
+        submit(&mut scheduler, &catalog, &late),
+        submit(&mut scheduler, &catalog, &request(&[PROMPT])),
+    );
+    while !scheduler.is_idle() {
+        scheduler.step();
+    }
+    assert!(matches!(late.taken(), Err(EngineError::Deadline)));
+    assert!(other.taken().is_ok());
+}
+
+#[test]
 fn an_arm_that_can_never_run_is_refused() {
     let catalog = catalog();
     let edit = json!({"feature": {"node": "1.resid_in", "channel": 4}, "op": "patch", "to": {"prompt": OTHER}});
