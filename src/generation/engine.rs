@@ -1,4 +1,4 @@
-//! The engine: one thread that owns everything loaded, and handles that send it commands.
+//! The engine: one thread (with helpers for large batches) that owns everything loaded, and handles that send it commands.
 //!
 //! Requests go to the [`Scheduler`], which lets them join and leave a running batch; between two of its steps the
 //! thread does what else it was sent, such as reading activations or changing features. The queue is bounded. A
@@ -52,9 +52,15 @@ impl Engine {
         let (sender, receiver) = mpsc::channel::<Command>(QUEUE);
         let load = Arc::new(Mutex::new(Load::default()));
         let told = load.clone();
+        // Work that is divided between threads is divided by one of them: from outside a pool, every operation of a
+        // step would wait for another thread to begin it.
+        let pool = rayon::ThreadPoolBuilder::new()
+            .thread_name(|index| format!("engine-{index}"))
+            .build()
+            .map_err(std::io::Error::other)?;
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || serve(catalog, capacity, receiver, &told))?;
+            .spawn(move || pool.install(|| serve(catalog, capacity, receiver, &told)))?;
         let shared = Shared {
             commands: Mutex::new(Some(sender)),
             thread: Mutex::new(Some(thread)),

@@ -4,6 +4,7 @@
 //! bias; then, unless the temperature is zero, temperature, `top_k`, `top_p`, `min_p` and a draw. Reported
 //! log-probabilities are the model's own, before any of this. A choice's draws depend on its seed alone.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{Rng, SeedableRng};
@@ -11,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::request::Sampling;
 use crate::numerics::loss::log_sum_exp;
+use crate::numerics::softmax;
 
 /// Draws the tokens of one choice.
 #[derive(Debug, Clone)]
@@ -38,7 +40,7 @@ impl Sampler {
         self.adjust(&mut logits);
         let token = match self.sampling.temperature > 0.0 {
             true => self.sample(&logits),
-            false => largest(&logits).map(|(token, _)| token),
+            false => softmax::largest(&logits).map(|(token, _)| token as u32),
         }?;
         *self.counts.entry(token).or_default() += 1;
         self.seen.insert(token);
@@ -74,68 +76,62 @@ impl Sampler {
     }
 
     fn sample(&mut self, logits: &[f32]) -> Option<u32> {
-        let (_, top) = largest(logits)?;
+        let (_, top) = softmax::largest(logits)?;
         let sampling = &self.sampling;
-        // Relative to the largest logit, so that no temperature is too low.
-        let weight = |logit: f32| (f64::from(logit - top) / sampling.temperature).exp();
-        let mut weights: Vec<(u32, f64)> = logits
-            .iter()
-            .zip(0u32..)
-            .filter(|(logit, _)| !logit.is_nan())
-            .map(|(&logit, token)| (token, weight(logit)))
-            .collect();
+        // Finite, so that the largest logit keeps its weight however low the temperature.
+        let inverse = (1.0 / sampling.temperature).min(f64::from(f32::MAX)) as f32;
+        let weights = softmax::weights(logits, top, inverse);
+        let share = self.generator.random::<f64>();
         let limited = sampling.top_k > 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0;
-        if limited {
-            weights.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            self.limit(&mut weights);
+        if !limited {
+            return softmax::at_share(&weights, share).map(|token| token as u32);
         }
-        let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
-        let mut left = self.generator.random::<f64>() * total;
-        for &(token, weight) in &weights {
-            left -= weight;
-            if left < 0.0 {
-                return Some(token);
-            }
-        }
-        // Rounding can leave a remainder; the last token that can be drawn takes it.
-        weights
-            .iter()
-            .rev()
-            .find(|(_, weight)| *weight > 0.0)
-            .map(|(token, _)| *token)
+        let (tokens, weights) = self.limited(&weights);
+        softmax::at_share(&weights, share).map(|place| tokens[place])
     }
 
-    /// Cuts the sorted weights, most probable first; at least one stays.
-    fn limit(&self, weights: &mut Vec<(u32, f64)>) {
+    /// The tokens that may be drawn, with their weights; at least one.
+    fn limited(&self, weights: &[f32]) -> (Vec<u32>, Vec<f32>) {
         let sampling = &self.sampling;
-        if sampling.top_k > 0 {
-            weights.truncate(sampling.top_k);
+        let drawable = (0u32..).zip(weights.iter().copied());
+        let mut kept: Vec<(u32, f32)> = drawable.filter(|(_, weight)| *weight > 0.0).collect();
+        if (1..kept.len()).contains(&sampling.top_k) {
+            kept.select_nth_unstable_by(sampling.top_k - 1, more_probable);
+            kept.truncate(sampling.top_k);
         }
         if sampling.top_p < 1.0 {
-            let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
-            let mut before = 0.0;
-            let reached = weights.iter().position(|(_, weight)| {
-                before += weight;
-                before >= sampling.top_p * total
-            });
-            weights.truncate(reached.map_or(weights.len(), |last| last + 1));
+            keep_nucleus(&mut kept, sampling.top_p);
         }
-        if let Some(&(_, top)) = weights.first() {
-            weights.retain(|(_, weight)| *weight >= sampling.min_p * top);
-        }
-        weights.truncate(weights.len().max(1));
+        let (_, largest) = softmax::largest(weights).unwrap_or_default();
+        kept.retain(|(_, weight)| f64::from(*weight) >= sampling.min_p * f64::from(largest));
+        kept.into_iter().unzip()
     }
 }
 
-/// The largest logit and the first token that has it; none where all are NaN or minus infinity.
-fn largest(logits: &[f32]) -> Option<(u32, f32)> {
-    let mut best = None;
-    for (&logit, token) in logits.iter().zip(0u32..) {
-        if logit > best.map_or(f32::NEG_INFINITY, |(_, best)| best) {
-            best = Some((token, logit));
+fn more_probable(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// Keeps the most probable tokens whose weights first reach `top_p` of the total.
+fn keep_nucleus(kept: &mut Vec<(u32, f32)>, top_p: f64) {
+    let total: f64 = kept.iter().map(|(_, weight)| f64::from(*weight)).sum();
+    // Few tokens mostly do, and sorting a whole vocabulary takes longer than all the rest.
+    for most in [64, 512, kept.len()] {
+        if most < kept.len() {
+            kept.select_nth_unstable_by(most, more_probable);
+        }
+        let most = most.min(kept.len());
+        kept[..most].sort_unstable_by(more_probable);
+        let mut sum = 0.0;
+        let reached = kept[..most].iter().position(|(_, weight)| {
+            sum += f64::from(*weight);
+            sum >= top_p * total
+        });
+        if let Some(last) = reached {
+            kept.truncate(last + 1);
+            return;
         }
     }
-    best
 }
 
 /// Log-probabilities of one row of raw logits: the token's own, and the `top` most probable tokens.
@@ -145,12 +141,11 @@ pub fn log_probabilities(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u
         .get(token as usize)
         .map_or(f32::NEG_INFINITY, |logit| logit - total);
     let mut order: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
-    let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if top < order.len() && top > 0 {
-        order.select_nth_unstable_by(top - 1, descending);
+        order.select_nth_unstable_by(top - 1, more_probable);
     }
     order.truncate(top);
-    order.sort_by(descending);
+    order.sort_by(more_probable);
     order.iter_mut().for_each(|(_, logit)| *logit -= total);
     (own, order)
 }

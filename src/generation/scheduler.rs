@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::batch::{self, Computed, Share};
@@ -176,23 +177,26 @@ impl<'o> Scheduler<'o> {
             }
         }
         let computed = compute(&mut shares, &mut self.caches);
-        for ((share, computed), (failed, observer, first_token)) in
-            shares.into_iter().zip(computed).zip(members)
-        {
-            let session = share.session;
-            let advance = AssertUnwindSafe(|| {
-                let Computed { rows, logits } = computed?;
-                if !logits.is_empty() {
+        // Drawing a token takes a pass over the vocabulary: each request's is its own.
+        let advanced: Vec<Result<Advanced, EngineError>> = shares
+            .into_par_iter()
+            .zip(computed)
+            .map(|(share, computed)| advance(share.session, computed))
+            .collect();
+        for (advanced, (failed, observer, first_token)) in advanced.into_iter().zip(members) {
+            let tell = AssertUnwindSafe(|| {
+                let Advanced { drew, news } = advanced?;
+                if drew {
                     first_token.get_or_insert_with(Instant::now);
                 }
-                session.advance(&rows, logits)?;
-                match session.news().all(|delta| observer.more(delta)) {
+                match news.into_iter().all(|delta| observer.more(delta)) {
                     true => Ok(()),
                     false => Err(EngineError::Failed("the request was given up".into())),
                 }
             });
-            let advanced = catch_unwind(advance).unwrap_or_else(|panic| Err(panicked(&*panic)));
-            *failed = advanced.err();
+            *failed = catch_unwind(tell)
+                .unwrap_or_else(|panic| Err(panicked(&*panic)))
+                .err();
         }
         self.settle();
     }
@@ -303,6 +307,27 @@ impl Ticket<'_> {
         };
         observer.done(answer);
     }
+}
+
+/// What a step has brought one request.
+struct Advanced {
+    /// It has drawn a token.
+    drew: bool,
+    news: Vec<Delta>,
+}
+
+fn advance(
+    session: &mut Session,
+    computed: Result<Computed, EngineError>,
+) -> Result<Advanced, EngineError> {
+    let advance = AssertUnwindSafe(|| {
+        let Computed { rows, logits } = computed?;
+        let drew = !logits.is_empty();
+        session.advance(&rows, logits)?;
+        let news = session.news().collect();
+        Ok(Advanced { drew, news })
+    });
+    catch_unwind(advance).unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
 /// A step of all requests together; where that fails, each alone, so that one cannot fail the others.

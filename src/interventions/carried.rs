@@ -51,6 +51,29 @@ pub struct CarriedTap<'a> {
     pending: BTreeMap<Place, Pending>,
 }
 
+/// The dense stream of a site while its edits are made.
+struct Stream<'v> {
+    /// `[rows, width]`, as the edits so far have left them.
+    values: &'v mut [f32],
+    width: usize,
+    /// Of the rows before any edit; empty where nothing is recorded.
+    base_norms: Vec<f32>,
+}
+
+impl Stream<'_> {
+    fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.width..][..self.width]
+    }
+
+    fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.values[row * self.width..][..self.width]
+    }
+
+    fn base_norm(&self, row: usize) -> f32 {
+        self.base_norms.get(row).copied().unwrap_or_default()
+    }
+}
+
 struct Pending {
     changes: RowValues,
     /// The records to complete, with the row and the edit they belong to.
@@ -83,15 +106,8 @@ impl<'a> CarriedTap<'a> {
 }
 
 impl RowTap for CarriedTap<'_> {
-    fn wants(&self, place: Place) -> bool {
-        match place {
-            Place::Site(site) => {
-                self.plan.steps.contains_key(&site)
-                    || self.plan.watches(site)
-                    || !self.plan.encoder_places(site).is_empty()
-            }
-            Place::Node(_) => self.pending.contains_key(&place),
-        }
+    fn places(&self) -> &BTreeSet<Place> {
+        &self.plan.places
     }
 
     fn visit(&mut self, place: Place, values: &mut [f32], width: usize) -> Result<bool> {
@@ -107,22 +123,25 @@ impl RowTap for CarriedTap<'_> {
 
 impl CarriedTap<'_> {
     fn at_site(&mut self, site: Site, values: &mut [f32], width: usize) -> Result<bool> {
-        let original = RowValues::copied(values, width);
-        self.read_at(site, &original)?;
+        self.read_at(site, values, width)?;
         let plan = self.plan;
         let Some(steps) = plan.steps.get(&site) else {
             return Ok(false);
         };
-        let mut stream = original.clone();
+        let mut stream = Stream {
+            base_norms: match self.records.wanted() {
+                true => values.chunks_exact(width).map(norm).collect(),
+                false => Vec::new(),
+            },
+            values,
+            width,
+        };
         let mut changed = false;
         for &step in steps {
             changed |= match step {
-                Step::Edit(index) => self.edit(index, site, &original, &mut stream)?,
-                Step::Replay(index) => self.replay(index, &original, &mut stream)?,
+                Step::Edit(index) => self.edit(index, site, &mut stream)?,
+                Step::Replay(index) => self.replay(index, &mut stream)?,
             };
-        }
-        if changed {
-            values.copy_from_slice(stream.values());
         }
         Ok(changed)
     }
@@ -144,17 +163,19 @@ impl CarriedTap<'_> {
     }
 
     /// Reads through the encoder, and keeps the stream for conditions, before this site's edits.
-    fn read_at(&mut self, site: Site, stream: &RowValues) -> Result<()> {
+    fn read_at(&mut self, site: Site, values: &[f32], width: usize) -> Result<()> {
         if self.plan.watches(site) {
-            self.watched.insert(site, stream.clone());
+            let stream = RowValues::copied(values, width);
+            self.watched.insert(site, stream);
         }
         let places = self.plan.encoder_places(site);
         if places.is_empty() {
             return Ok(());
         }
+        let stream = RowValues::copied(values, width);
         let positions: Vec<u32> = self.rows.iter().map(|row| row.position as u32).collect();
         self.encoded
-            .extend(self.encode(site, stream, &positions, places.iter().copied())?);
+            .extend(self.encode(site, &stream, &positions, places.iter().copied())?);
         let dense = self.beside.dense;
         if let Some(partners) = dense.all(Place::Site(site)) {
             let encoded = self.encode(site, partners, &dense.positions, places.into_iter())?;
@@ -188,20 +209,14 @@ impl CarriedTap<'_> {
         Ok(values)
     }
 
-    fn edit(
-        &mut self,
-        index: usize,
-        site: Site,
-        original: &RowValues,
-        stream: &mut RowValues,
-    ) -> Result<bool> {
+    fn edit(&mut self, index: usize, site: Site, stream: &mut Stream) -> Result<bool> {
         let plan = self.plan;
         let edit = &plan.edits[index];
         let key = (edit.subject.place(), edit.source);
         // Taken out while the edit works on it, so that nothing else borrows it.
         let mut working = match (self.working.remove(&key), edit.source) {
             (Some(values), _) => values,
-            (None, Source::Own) => RowValues::zeros(0, 1),
+            (None, Source::Own | Source::Unread) => RowValues::zeros(0, 1),
             (None, Source::Sparse) => self.sparse_values(key.0)?,
             (None, Source::Encoder) => match self.encoded.get(&key.0) {
                 Some(values) => values.clone(),
@@ -210,9 +225,9 @@ impl CarriedTap<'_> {
         };
         let mut changed = false;
         for at in 0..self.rows.len() {
-            changed |= self.edit_row(index, at, site, &mut working, original, stream)?;
+            changed |= self.edit_row(index, at, site, &mut working, stream)?;
         }
-        if edit.source != Source::Own {
+        if matches!(edit.source, Source::Sparse | Source::Encoder) {
             self.working.insert(key, working);
         }
         Ok(changed)
@@ -238,8 +253,7 @@ impl CarriedTap<'_> {
         at: usize,
         site: Site,
         working: &mut RowValues,
-        original: &RowValues,
-        stream: &mut RowValues,
+        stream: &mut Stream,
     ) -> Result<bool> {
         let (plan, row) = (self.plan, &self.rows[at]);
         let arm = &self.arms[row.arm];
@@ -253,26 +267,31 @@ impl CarriedTap<'_> {
         };
         let touched =
             arm.edits() && touches(edit, row) && partner != Some(None) && self.allowed(edit, at);
-        let own = edit.source == Source::Own;
         if !touched {
-            let before = edit
-                .subject
-                .read(if own { stream.row(at) } else { working.row(at) });
-            let record = Record {
-                before,
-                after: before,
-                ..Record::default()
-            };
-            self.records.note(row.arm, index, row.position, record);
+            if self.records.wanted() {
+                let own = edit.source == Source::Own;
+                let values = if own { stream.row(at) } else { working.row(at) };
+                let before = edit.subject.read(values);
+                let record = Record {
+                    before,
+                    after: before,
+                    ..Record::default()
+                };
+                self.records.note(row.arm, index, row.position, record);
+            }
             return Ok(false);
         }
         let strength = edit.strength.in_arm(arm.strength);
         let partner = partner.flatten();
         let (moved, mut delta) = match &edit.route {
             Route::Carried(carrier) => {
-                let moved =
-                    edit.subject
-                        .apply(&edit.action, working.row_mut(at), partner, strength);
+                let moved = match edit.source {
+                    Source::Unread => edit.subject.known_move(&edit.action, strength),
+                    Source::Own | Source::Sparse | Source::Encoder => {
+                        let row = working.row_mut(at);
+                        edit.subject.apply(&edit.action, row, partner, strength)
+                    }
+                };
                 let rms = match needs_sparse_rms(edit) {
                     true => root_mean_square(self.sparse_stream(edit, site, at)?, 0.0),
                     false => 1.0,
@@ -299,7 +318,7 @@ impl CarriedTap<'_> {
             before: moved.before,
             after: moved.after,
             change_norm,
-            base_norm: original.norm(at),
+            base_norm: stream.base_norm(at),
         };
         self.records.note(row.arm, index, row.position, record);
         if change_norm == 0.0 {
@@ -327,12 +346,7 @@ impl CarriedTap<'_> {
     }
 
     /// Adds the counterpart of the change that edits inside a sublayer made to its output.
-    fn replay(
-        &mut self,
-        index: usize,
-        original: &RowValues,
-        stream: &mut RowValues,
-    ) -> Result<bool> {
+    fn replay(&mut self, index: usize, stream: &mut Stream) -> Result<bool> {
         let replay = &self.plan.replays[index];
         let mut changed = false;
         for (at, row) in self.rows.iter().enumerate() {
@@ -356,8 +370,9 @@ impl CarriedTap<'_> {
                 directions.replace(first, &mut delta);
             }
             for &edit in &replay.edits {
+                let base_norm = stream.base_norm(at);
                 self.records
-                    .measure(row.arm, edit, row.position, change_norm, original.norm(at));
+                    .measure(row.arm, edit, row.position, change_norm, base_norm);
             }
             if change_norm != 0.0 {
                 add(stream.row_mut(at), &delta);
@@ -372,7 +387,7 @@ impl CarriedTap<'_> {
         let place = Place::Site(site);
         let row = match edit.source {
             Source::Encoder => self.encoded.get(&place).map(|values| values.row(at)),
-            Source::Own | Source::Sparse => self.beside.sparse.own(place, at),
+            Source::Own | Source::Sparse | Source::Unread => self.beside.sparse.own(place, at),
         };
         match row {
             Some(row) => Ok(row),
@@ -384,6 +399,7 @@ impl CarriedTap<'_> {
     fn partner(&self, edit: &Edit, stream: usize, at: usize) -> Option<&[f32]> {
         let place = edit.subject.place();
         match edit.source {
+            Source::Unread => None,
             Source::Own => self.beside.dense.partner(place, stream, at),
             Source::Sparse => self.beside.sparse.partner(place, stream, at),
             Source::Encoder => {
@@ -410,7 +426,7 @@ impl CarriedTap<'_> {
             (Source::Own, Place::Site(site)) => {
                 self.watched.get(&site).map(|values| values.row(at))
             }
-            (Source::Own, Place::Node(_)) => None,
+            (Source::Own, Place::Node(_)) | (Source::Unread, _) => None,
         };
         row.map(|row| test.subject.read(row))
     }

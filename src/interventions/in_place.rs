@@ -1,6 +1,6 @@
 //! Edits in the very place they speak of: a sparse model steered natively, or the second run of a sublayer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Result;
 
@@ -18,6 +18,8 @@ pub struct InPlaceTap<'a> {
     pub arms: &'a [SteeredArm],
     /// The edits that this pass makes.
     pub edits: &'a [usize],
+    /// Where they are, and what is recorded.
+    pub places: &'a BTreeSet<Place>,
     pub rows: &'a [Row],
     /// The unedited sparse model's.
     pub readings: &'a Readings,
@@ -30,8 +32,8 @@ pub struct InPlaceTap<'a> {
 }
 
 impl RowTap for InPlaceTap<'_> {
-    fn wants(&self, place: Place) -> bool {
-        self.wanted == Some(place) || self.edits_at(place).next().is_some()
+    fn places(&self) -> &BTreeSet<Place> {
+        self.places
     }
 
     fn visit(&mut self, place: Place, values: &mut [f32], width: usize) -> Result<bool> {

@@ -55,16 +55,18 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 }
 
 impl Action {
-    /// The target of a single number; none for operations that move each channel to a place of its own.
+    /// The target of a single number; none for operations that move by a known distance, or each channel to a
+    /// place of its own.
     fn target(&self, a: f64) -> Option<f64> {
         match *self {
-            Action::Add(value) => Some(a + value),
             Action::Set(value) => Some(value),
             Action::Clamp { min, max } => Some(a.clamp(min, max)),
             Action::Scale(value) => Some(a * value),
-            Action::AddResidual(_) | Action::Ablate(_) | Action::Patch { .. } | Action::Swap => {
-                None
-            }
+            Action::Add(_)
+            | Action::AddResidual(_)
+            | Action::Ablate(_)
+            | Action::Patch { .. }
+            | Action::Swap => None,
         }
     }
 }
@@ -90,6 +92,24 @@ impl Subject {
         match self {
             Subject::Channels(group) => group.apply(action, row, counterfactual, strength),
             Subject::Direction(direction) => direction.apply(action, row, counterfactual, strength),
+        }
+    }
+
+    /// What an `add` to channels does, whatever their values; the values themselves are left out.
+    pub fn known_move(&self, action: &Action, strength: f64) -> Moved {
+        let change = match (self, action) {
+            (Subject::Channels(group), Action::Add(value)) => {
+                let weights = group.weights.iter();
+                weights
+                    .map(|weight| (strength * value * weight) as f32)
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
+        Moved {
+            before: 0.0,
+            after: 0.0,
+            change,
         }
     }
 }
@@ -135,13 +155,17 @@ impl Group {
             (_, None) => values.clone(),
         };
         let mut change = Vec::with_capacity(values.len());
-        for ((&channel, &x), target) in self.channels.iter().zip(&values).zip(targets) {
-            let step = strength * (target - x);
+        let places = self.channels.iter().zip(&self.weights).zip(&values);
+        for (((&channel, weight), &x), target) in places.zip(targets) {
+            // A known distance need not be found again as a difference, which would round it.
+            let step = match action {
+                Action::Add(value) => strength * value * weight,
+                _ => strength * (target - x),
+            };
             // At full strength the target itself, free of the rounding of a sum.
-            row[channel] = if strength == 1.0 {
-                target as f32
-            } else {
-                (x + step) as f32
+            row[channel] = match (action, strength == 1.0) {
+                (Action::Add(_), _) | (_, false) => (x + step) as f32,
+                (_, true) => target as f32,
             };
             change.push(step as f32);
         }

@@ -81,8 +81,8 @@ pub struct ReadingTap<'a> {
 }
 
 impl RowTap for ReadingTap<'_> {
-    fn wants(&self, place: Place) -> bool {
-        self.needs.places.contains(&place)
+    fn places(&self) -> &BTreeSet<Place> {
+        &self.needs.places
     }
 
     fn visit(&mut self, place: Place, values: &mut [f32], width: usize) -> Result<bool> {

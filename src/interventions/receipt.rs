@@ -101,6 +101,11 @@ impl Records {
         }
     }
 
+    /// Whether anything is kept.
+    pub fn wanted(&self) -> bool {
+        self.wanted
+    }
+
     /// Adds or replaces a record.
     pub fn note(&mut self, arm: usize, edit: usize, position: usize, record: Record) {
         if self.wanted {
@@ -216,7 +221,7 @@ impl Records {
 
 fn read(edit: &Edit) -> Option<Read> {
     match edit.source {
-        Source::Own => None,
+        Source::Own | Source::Unread => None,
         Source::Sparse => Some(Read::Sparse),
         Source::Encoder => Some(Read::Encoder),
     }

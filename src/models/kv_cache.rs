@@ -11,6 +11,9 @@ use super::config::TransformerConfig;
 use crate::numerics::attention::{Heads, Keys, Values, attend, padded};
 use crate::numerics::rows;
 
+/// Keys and values to be gone through below which one thread is as fast as several.
+const WORTH_THREADS: usize = 1 << 18;
+
 /// Keys and values of every layer for a number of sequences.
 #[derive(Debug)]
 pub struct KvCache {
@@ -81,58 +84,53 @@ impl KvCache {
                 self.capacity
             )
         }
-        let (q, k, v, sinks) = (
-            rows::to_vec(q)?,
-            rows::to_vec(k)?,
-            rows::to_vec(v)?,
-            rows::to_vec(sinks)?,
-        );
         let LayerCache { keys, values } = &mut self.layers[layer];
         let (slot_size, d_head) = (self.capacity * width, self.heads.d_head);
-        for (row, at) in at.iter().enumerate() {
-            let slot = at.slot * slot_size;
-            for (channel, &key) in k[row * width..][..width].iter().enumerate() {
-                keys[slot + channel * self.capacity + at.position] = key;
+        rows::with_two(k, v, |k, v| {
+            for (row, at) in at.iter().enumerate() {
+                let slot = at.slot * slot_size;
+                for (channel, &key) in k[row * width..][..width].iter().enumerate() {
+                    keys[slot + channel * self.capacity + at.position] = key;
+                }
+                for (head, v) in v[row * width..][..width].chunks_exact(d_head).enumerate() {
+                    values[slot + (head * self.capacity + at.position) * d_head..][..d_head]
+                        .copy_from_slice(v);
+                }
             }
-            for (head, v) in v[row * width..][..width].chunks_exact(d_head).enumerate() {
-                values[slot + (head * self.capacity + at.position) * d_head..][..d_head]
-                    .copy_from_slice(v);
-            }
-        }
-        let mut output = vec![0f32; q.len()];
-        let one_row = |row: usize, out: &mut [f32]| {
-            let at = at[row];
-            let mut weights = vec![0f32; padded(at.position + 1)];
-            for (head, out) in out.chunks_exact_mut(d_head).enumerate() {
-                let first = at.slot * slot_size + head * d_head * self.capacity;
-                let keys = Keys {
-                    by_channel: &keys[first..][..d_head * self.capacity],
-                    stride: self.capacity,
-                };
-                let values = Values {
-                    rows: &values[first..][..(at.position + 1) * d_head],
-                    stride: d_head,
-                };
-                let q = &q[row * width + head * d_head..][..d_head];
-                attend(
-                    q,
-                    keys,
-                    values,
-                    sinks[head],
-                    at.position + 1,
-                    &mut weights,
-                    out,
-                );
+        })?;
+        let (keys, values) = (&keys[..], &values[..]);
+        let mut output = vec![0f32; at.len() * width];
+        let attend_all = |q: &[f32], sinks: &[f32]| {
+            let one_row = |row: usize, weights: &mut Vec<f32>, out: &mut [f32]| {
+                let at = at[row];
+                let count = at.position + 1;
+                weights.resize(padded(count), 0.0);
+                for (head, out) in out.chunks_exact_mut(d_head).enumerate() {
+                    let first = at.slot * slot_size + head * d_head * self.capacity;
+                    let keys = Keys {
+                        by_channel: &keys[first..][..d_head * self.capacity],
+                        stride: self.capacity,
+                    };
+                    let values = Values {
+                        rows: &values[first..][..count * d_head],
+                        stride: d_head,
+                    };
+                    let q = &q[row * width + head * d_head..][..d_head];
+                    attend(q, keys, values, sinks[head], count, weights, out);
+                }
+            };
+            let work: usize = at.iter().map(|row| (row.position + 1) * width).sum();
+            if work < WORTH_THREADS {
+                let mut weights = Vec::new();
+                for (row, out) in output.chunks_exact_mut(width).enumerate() {
+                    one_row(row, &mut weights, out);
+                }
+            } else {
+                let rows = output.par_chunks_mut(width).enumerate();
+                rows.for_each_init(Vec::new, |weights, (row, out)| one_row(row, weights, out));
             }
         };
-        if at.len() == 1 {
-            one_row(0, &mut output);
-        } else {
-            output
-                .par_chunks_mut(width)
-                .enumerate()
-                .for_each(|(row, out)| one_row(row, out));
-        }
+        rows::with_two(q, sinks, attend_all)?;
         Tensor::from_vec(output, (at.len(), width), &Device::Cpu)
     }
 }

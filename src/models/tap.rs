@@ -25,10 +25,10 @@ impl ResidualTap for NoTap {
 
 /// Sees the values of those rows of a pass that belong together, such as one request's.
 pub trait RowTap {
-    /// Whether it looks at `place` at all; a place that nobody looks at costs nothing.
-    fn wants(&self, place: Place) -> bool;
+    /// Where it looks. It is shown nothing else, and a place that nobody looks at costs nothing.
+    fn places(&self) -> &BTreeSet<Place>;
 
-    /// Its rows of `place`, `[rows, width]`, to look at and to change; tells whether it changed them.
+    /// Its rows of one of its places, `[rows, width]`, to look at and to change; tells whether it changed them.
     fn visit(&mut self, place: Place, values: &mut [f32], width: usize) -> Result<bool>;
 }
 
@@ -36,24 +36,33 @@ pub trait RowTap {
 #[derive(Default)]
 pub struct SplitTap<'a> {
     parts: Vec<(Range<usize>, &'a mut dyn RowTap)>,
+    /// The parts that look at each place.
+    lookers: BTreeMap<Place, Vec<usize>>,
 }
 
 impl<'a> SplitTap<'a> {
     /// Adds a part that owns these rows.
     pub fn push(&mut self, rows: Range<usize>, tap: &'a mut dyn RowTap) {
+        for &place in tap.places() {
+            self.lookers
+                .entry(place)
+                .or_default()
+                .push(self.parts.len());
+        }
         self.parts.push((rows, tap));
     }
 }
 
 impl ResidualTap for SplitTap<'_> {
     fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor> {
-        if !self.parts.iter().any(|(_, tap)| tap.wants(place)) {
+        let Some(lookers) = self.lookers.get(&place) else {
             return Ok(value);
-        }
+        };
         let width = value.dim(1)?;
         let mut values = rows::to_vec(&value)?;
         let mut changed = false;
-        for (rows, tap) in self.parts.iter_mut().filter(|(_, tap)| tap.wants(place)) {
+        for &part in lookers {
+            let (rows, tap) = &mut self.parts[part];
             let own = &mut values[rows.start * width..rows.end * width];
             changed |= tap.visit(place, own, width)?;
         }

@@ -28,7 +28,7 @@ pub struct Transformer {
     layers: Vec<Layer>,
     final_norm: NormLayer,
     unembedding: Linear,
-    /// `[vocabulary]`.
+    /// `[vocabulary]`, part of the unembedding.
     logits_bias: Option<Tensor>,
     /// `[vocabulary, vocabulary]`.
     bigram_table: Option<Tensor>,
@@ -75,20 +75,21 @@ impl Transformer {
             })
             .collect::<Result<_>>()?;
         let unembedding = match config.tied_unembedding {
-            true => Linear::new(embedding.clone(), None, purpose)?,
-            false => Linear::load(&weights, "lm_head", vocabulary, d_model, false)?,
+            true => embedding.clone(),
+            false => weights.get("lm_head.weight", &[vocabulary, d_model])?,
         };
+        let logits_bias = weights.optional("final_logits_bias", &[vocabulary])?;
         let bigram_table = match config.bigram_table {
             true => Some(weights.get("bigram_table", &[vocabulary, vocabulary])?),
             false => None,
         };
         Ok(Transformer {
             final_norm: NormLayer::load(&weights, "transformer.ln_f", config.norm, d_model)?,
-            logits_bias: weights.optional("final_logits_bias", &[vocabulary])?,
+            unembedding: Linear::new(unembedding, logits_bias.clone(), purpose)?,
+            logits_bias,
             embedding,
             positions,
             layers,
-            unembedding,
             bigram_table,
             config,
         })
@@ -176,9 +177,6 @@ impl Transformer {
         let mut logits = self
             .unembedding
             .forward(&self.final_norm.forward(stream)?)?;
-        if let Some(bias) = &self.logits_bias {
-            logits = logits.broadcast_add(bias)?;
-        }
         if let Some(table) = &self.bigram_table {
             logits = (logits + table.index_select(ids, 0)?)?;
         }
@@ -188,8 +186,14 @@ impl Transformer {
     /// What a small step along `direction [rows, d_model]` of the last site adds to the logits, per unit of the
     /// norm's divisor, the norm's own change left out: `[rows, vocabulary]`.
     pub fn direct_effect(&self, direction: &Tensor) -> Result<Tensor> {
-        self.unembedding
-            .forward(&direction.broadcast_mul(&self.final_norm.gain)?)
+        let effect = self
+            .unembedding
+            .forward(&direction.broadcast_mul(&self.final_norm.gain)?)?;
+        // The bias is there with and without the step.
+        match &self.logits_bias {
+            Some(bias) => effect.broadcast_sub(bias),
+            None => Ok(effect),
+        }
     }
 
     /// How the sublayer after `site` reads the stream; none at the last site.

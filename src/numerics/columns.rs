@@ -19,14 +19,15 @@ pub const SPARSE_BELOW: f64 = 0.2;
 pub struct Columns {
     inputs: usize,
     outputs: usize,
-    /// `[outputs]`, zeros where the layer has no bias.
+    /// `[outputs]`, zeros where the layer has no bias; as many more as fill the last panel.
     bias: Vec<f32>,
     storage: Storage,
 }
 
 #[derive(Debug)]
 enum Storage {
-    /// `W^T`, `[inputs, outputs]`.
+    /// `W^T` in panels of outputs: `[panels, inputs, PANEL]`, zeros after the last output. What a few rows need of
+    /// a panel lies together and stays in the nearest cache while they take turns.
     Dense(Vec<f32>),
     /// The nonzero weights column after column; `starts[c]..starts[c + 1]` are column `c`'s.
     Sparse {
@@ -64,14 +65,28 @@ impl Columns {
         let storage = if sparse && nonzero <= u32::MAX as usize {
             Self::sparse(&by_column, outputs)
         } else {
-            Storage::Dense(by_column)
+            Self::dense(&by_column, outputs)
         };
+        let mut bias = bias;
+        bias.resize(outputs.next_multiple_of(PANEL), 0.0);
         Ok(Columns {
             inputs,
             outputs,
             bias,
             storage,
         })
+    }
+
+    fn dense(by_column: &[f32], n_outputs: usize) -> Storage {
+        let mut panels = Vec::new();
+        for first in (0..n_outputs).step_by(PANEL) {
+            let last = (first + PANEL).min(n_outputs);
+            for column in by_column.chunks_exact(n_outputs) {
+                panels.extend_from_slice(&column[first..last]);
+                panels.resize(panels.len() + first + PANEL - last, 0.0);
+            }
+        }
+        Storage::Dense(panels)
     }
 
     fn sparse(by_column: &[f32], n_outputs: usize) -> Storage {
@@ -106,7 +121,8 @@ impl Columns {
     /// How many weights are stored, zeros of a dense layer included.
     pub fn stored_weights(&self) -> usize {
         match &self.storage {
-            Storage::Dense(weights) | Storage::Sparse { weights, .. } => weights.len(),
+            Storage::Dense(_) => self.inputs * self.outputs,
+            Storage::Sparse { weights, .. } => weights.len(),
         }
     }
 
@@ -137,14 +153,14 @@ impl Columns {
     /// The layer on plain rows.
     pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
         match &self.storage {
-            Storage::Dense(weights) => self.multiply_dense(weights, x, y),
+            Storage::Dense(panels) => self.multiply_dense(panels, x, y),
             Storage::Sparse {
                 starts,
                 outputs,
                 weights,
             } => {
                 rows::map_rows(x, self.inputs, y, self.outputs, |_, x, y| {
-                    y.copy_from_slice(&self.bias);
+                    y.copy_from_slice(&self.bias[..self.outputs]);
                     match outputs {
                         OutputIndices::Narrow(indices) => {
                             add_active(x, starts, indices, weights, y)
@@ -156,44 +172,41 @@ impl Columns {
         }
     }
 
-    /// Blocks of rows share each weight that is read; a block of outputs stays in registers.
-    fn multiply_dense(&self, weights: &[f32], x: &[f32], y: &mut [f32]) {
+    /// Few rows: the weights are what takes time, so threads divide the panels. More: they divide the rows.
+    fn multiply_dense(&self, panels: &[f32], x: &[f32], y: &mut [f32]) {
         let (inputs, outputs) = (self.inputs, self.outputs);
+        let size = inputs * PANEL;
         let n_rows = y.len() / outputs;
+        let products = n_rows * inputs * outputs;
         if n_rows < ROWS_TOGETHER {
-            // Few rows: the weights are what is read, so the threads divide the outputs.
             for (x, y) in x.chunks_exact(inputs).zip(y.chunks_exact_mut(outputs)) {
                 if inputs * outputs < ROW_WORTH_THREADS {
-                    dense_row(x, weights, outputs, 0, &self.bias, y);
-                } else {
-                    let share = outputs
-                        .div_ceil(rayon::current_num_threads())
-                        .next_multiple_of(64);
-                    y.par_chunks_mut(share)
-                        .enumerate()
-                        .for_each(|(index, block)| {
-                            let first = index * share;
-                            let bias = &self.bias[first..first + block.len()];
-                            dense_row(x, weights, outputs, first, bias, block);
-                        });
+                    panels_by_row(x, panels, &self.bias, y);
+                    continue;
                 }
+                let share = outputs
+                    .div_ceil(rayon::current_num_threads())
+                    .next_multiple_of(2 * PANEL);
+                let shares = y.par_chunks_mut(share).enumerate();
+                shares.for_each(|(index, y)| {
+                    let first = index * share;
+                    let panels = &panels[first / PANEL * size..];
+                    panels_by_row(x, panels, &self.bias[first..], y);
+                });
             }
-            return;
-        }
-        y.par_chunks_mut(ROWS_TOGETHER * outputs)
-            .enumerate()
-            .for_each(|(block, y)| {
-                let first = block * ROWS_TOGETHER;
-                let count = y.len() / outputs;
-                let x = &x[first * inputs..][..count * inputs];
-                if count == ROWS_TOGETHER {
-                    dense_rows(x, weights, inputs, outputs, &self.bias, y);
-                } else {
-                    for (x, y) in x.chunks_exact(inputs).zip(y.chunks_exact_mut(outputs)) {
-                        dense_row(x, weights, outputs, 0, &self.bias, y);
-                    }
-                }
+        } else if products < BATCH_WORTH_THREADS {
+            panels_by_rows(x, panels, &self.bias, inputs, outputs, y);
+        } else {
+            // Twice as many shares as threads: a thread that is held up leaves its second to the others.
+            let share = n_rows
+                .div_ceil(2 * rayon::current_num_threads())
+                .next_multiple_of(ROWS_TOGETHER);
+            let shares = y.par_chunks_mut(share * outputs);
+            let shares = shares.zip(x.par_chunks(share * inputs));
+            shares.for_each(|(y, x)| {
+                panels_by_rows(x, panels, &self.bias, inputs, outputs, y);
             });
+        }
     }
 }
 
@@ -221,9 +234,14 @@ impl CustomOp1 for ColumnsOp<'_> {
     }
 }
 
+/// Outputs whose sums stay in registers together.
+const PANEL: usize = 64;
+/// Rows that share each weight that is read.
 const ROWS_TOGETHER: usize = 4;
 /// Weights of one layer above which a single row is worth several threads.
 const ROW_WORTH_THREADS: usize = 1 << 18;
+/// Products of a batch above which it is worth several threads.
+const BATCH_WORTH_THREADS: usize = 1 << 21;
 
 /// `a * b + c`, in one rounding where the machine has it; the same choice for a whole process.
 macro_rules! multiply_add {
@@ -240,93 +258,104 @@ macro_rules! multiply_add {
     };
 }
 
-/// One row against outputs `first..first + y.len()` of a dense layer, skipping inactive inputs.
+/// One row against the first panels, as many as `y` has outputs for, skipping inactive inputs.
 #[multiversion(targets(
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
     "x86_64+avx2+fma"
 ))]
-fn dense_row(
-    x: &[f32],
-    weights: &[f32],
-    n_outputs: usize,
-    first: usize,
-    bias: &[f32],
-    y: &mut [f32],
-) {
-    const WIDTH: usize = 128;
-    let mut done = 0;
-    while done + WIDTH <= y.len() {
-        let mut sums = [0f32; WIDTH];
-        sums.copy_from_slice(&bias[done..done + WIDTH]);
-        for (column, &x) in weights.chunks_exact(n_outputs).zip(x) {
-            if x != 0.0 {
-                let column = &column[first + done..first + done + WIDTH];
-                for lane in 0..WIDTH {
-                    sums[lane] = multiply_add!(x, column[lane], sums[lane]);
+fn panels_by_row(x: &[f32], panels: &[f32], bias: &[f32], y: &mut [f32]) {
+    let size = x.len() * PANEL;
+    // Two panels at once: the sums of one would wait for each other.
+    let pairs = y.chunks_mut(2 * PANEL).zip(bias.chunks(2 * PANEL));
+    for ((y, bias), panels) in pairs.zip(panels.chunks(2 * size)) {
+        let (left, right) = panels.split_at(size);
+        let mut sums = [0f32; 2 * PANEL];
+        sums[..bias.len()].copy_from_slice(bias);
+        let (left, right) = (left.as_chunks::<PANEL>().0, right.as_chunks::<PANEL>().0);
+        let [one, other] = sums.as_chunks_mut::<PANEL>().0 else {
+            continue;
+        };
+        if right.is_empty() {
+            for (&x, left) in x.iter().zip(left) {
+                if x != 0.0 {
+                    for lane in 0..PANEL {
+                        one[lane] = multiply_add!(x, left[lane], one[lane]);
+                    }
+                }
+            }
+        } else {
+            for ((&x, left), right) in x.iter().zip(left).zip(right) {
+                if x != 0.0 {
+                    for lane in 0..PANEL {
+                        one[lane] = multiply_add!(x, left[lane], one[lane]);
+                    }
+                    for lane in 0..PANEL {
+                        other[lane] = multiply_add!(x, right[lane], other[lane]);
+                    }
                 }
             }
         }
-        y[done..done + WIDTH].copy_from_slice(&sums);
-        done += WIDTH;
+        y.copy_from_slice(&sums[..y.len()]);
     }
-    let rest = &mut y[done..];
-    rest.copy_from_slice(&bias[done..]);
-    for (column, &x) in weights.chunks_exact(n_outputs).zip(x) {
-        if x != 0.0 {
-            for (y, &w) in rest.iter_mut().zip(&column[first + done..]) {
-                *y = multiply_add!(x, w, *y);
+}
+
+/// Rows `[rows, inputs]` against all panels.
+fn panels_by_rows(
+    x: &[f32],
+    panels: &[f32],
+    bias: &[f32],
+    inputs: usize,
+    outputs: usize,
+    y: &mut [f32],
+) {
+    let (bias, _) = bias.as_chunks::<PANEL>();
+    for ((index, panel), bias) in panels.chunks_exact(inputs * PANEL).enumerate().zip(bias) {
+        let place = index * PANEL..((index + 1) * PANEL).min(outputs);
+        let blocks = x.chunks(ROWS_TOGETHER * inputs);
+        for (x, y) in blocks.zip(y.chunks_mut(ROWS_TOGETHER * outputs)) {
+            if x.len() == ROWS_TOGETHER * inputs {
+                let sums = panel_by_four(x, panel, bias);
+                for (y, sums) in y.chunks_exact_mut(outputs).zip(sums) {
+                    y[place.clone()].copy_from_slice(&sums[..place.len()]);
+                }
+            } else {
+                for (x, y) in x.chunks_exact(inputs).zip(y.chunks_exact_mut(outputs)) {
+                    panels_by_row(x, panel, bias, &mut y[place.clone()]);
+                }
             }
         }
     }
 }
 
-/// Four rows against all outputs of a dense layer.
+/// Four rows, one after another in `x`, against one panel.
 #[multiversion(targets(
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
     "x86_64+avx2+fma"
 ))]
-fn dense_rows(
-    x: &[f32],
-    weights: &[f32],
-    n_inputs: usize,
-    n_outputs: usize,
-    bias: &[f32],
-    y: &mut [f32],
-) {
-    const WIDTH: usize = 64;
-    let mut done = 0;
-    while done < n_outputs {
-        let width = WIDTH.min(n_outputs - done);
-        let mut sums = [[0f32; WIDTH]; ROWS_TOGETHER];
-        for sums in &mut sums {
-            sums[..width].copy_from_slice(&bias[done..done + width]);
+fn panel_by_four(x: &[f32], panel: &[f32], bias: &[f32; PANEL]) -> [[f32; PANEL]; ROWS_TOGETHER] {
+    let inputs = x.len() / ROWS_TOGETHER;
+    let (first, rest) = x.split_at(inputs);
+    let (second, rest) = rest.split_at(inputs);
+    let (third, fourth) = rest.split_at(inputs);
+    let (mut a, mut b, mut c, mut d) = (*bias, *bias, *bias, *bias);
+    // Without a check in the loop: with one, the sums would go to memory and back at every input.
+    let columns = panel.as_chunks::<PANEL>().0.iter();
+    let rows = first.iter().zip(second).zip(third).zip(fourth);
+    for (column, (((&xa, &xb), &xc), &xd)) in columns.zip(rows) {
+        for lane in 0..PANEL {
+            a[lane] = multiply_add!(xa, column[lane], a[lane]);
         }
-        if width == WIDTH {
-            for (input, column) in weights.chunks_exact(n_outputs).enumerate() {
-                let column = &column[done..done + WIDTH];
-                for row in 0..ROWS_TOGETHER {
-                    let x = x[row * n_inputs + input];
-                    for lane in 0..WIDTH {
-                        sums[row][lane] = multiply_add!(x, column[lane], sums[row][lane]);
-                    }
-                }
-            }
-        } else {
-            for (input, column) in weights.chunks_exact(n_outputs).enumerate() {
-                let column = &column[done..done + width];
-                for row in 0..ROWS_TOGETHER {
-                    let x = x[row * n_inputs + input];
-                    for (sum, &w) in sums[row].iter_mut().zip(column) {
-                        *sum = multiply_add!(x, w, *sum);
-                    }
-                }
-            }
+        for lane in 0..PANEL {
+            b[lane] = multiply_add!(xb, column[lane], b[lane]);
         }
-        for row in 0..ROWS_TOGETHER {
-            y[row * n_outputs + done..][..width].copy_from_slice(&sums[row][..width]);
+        for lane in 0..PANEL {
+            c[lane] = multiply_add!(xc, column[lane], c[lane]);
         }
-        done += width;
+        for lane in 0..PANEL {
+            d[lane] = multiply_add!(xd, column[lane], d[lane]);
+        }
     }
+    [a, b, c, d]
 }
 
 /// How many active channels ahead a column is asked for.

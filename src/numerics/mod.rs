@@ -17,3 +17,4 @@ pub mod linear;
 pub mod loss;
 pub mod norm;
 pub mod rows;
+pub mod softmax;

@@ -7,6 +7,7 @@ use super::pair::{
     D_DENSE, D_SPARSE, answer, assert_near, bits, catalog, first_distribution, request, steered,
 };
 use crate::generation::request::GenerationRequest;
+use crate::generation::session::Session;
 
 /// A value for every kind of place, with every way of carrying it.
 fn assorted() -> Value {
@@ -104,6 +105,38 @@ fn token_by_token_is_the_whole_at_once() {
                 (echoed.id, echoed.logprob),
                 "token {at}"
             );
+        }
+    }
+}
+
+#[test]
+fn an_add_that_nobody_looks_at_reads_nothing_and_does_the_same() {
+    let catalog = catalog();
+    let adds = |write: &str| {
+        json!([
+            {"feature": {"node": "0.attn.act_in", "channel": 3}, "op": "add", "value": 1.5, "write": write},
+            {"feature": {"node": "0.resid_mid", "channels": [{"channel": 2, "weight": 1}, {"channel": 7, "weight": -2}]},
+             "op": "add", "value": -0.7, "strength": [1, 0.3], "at": {"prompt": [-1]}},
+            {"feature": {"node": "1.mlp.act_in", "channel": 9}, "op": "add", "value": 2, "read": "encoder"},
+        ])
+    };
+    let followed = json!([
+        {"feature": {"node": "0.resid_mid", "channel": 2}, "op": "add", "value": 1.5},
+        {"feature": {"node": "0.resid_mid", "channel": 2}, "op": "scale", "value": 3},
+    ]);
+    // A write to the stream from behind a norm needs the sparse stream's size; a scale needs the value.
+    for (edits, reads) in [(adds("sublayer"), 0), (adds("residual"), 1), (followed, 1)] {
+        let ask = |returns: Value| {
+            let steer =
+                json!({"edits": edits, "variants": ["steered", "random"], "return": returns});
+            steered(&[PROMPT, OTHER], steer)
+        };
+        let session = Session::admit(&catalog, ask(json!([]))).expect("a plan");
+        assert_eq!(session.needs(0).sparse, reads, "{edits}");
+        let silent = answer(&catalog, &ask(json!([])));
+        let recorded = answer(&catalog, &ask(json!(["receipt", "activations"])));
+        for (silent, recorded) in silent.choices.iter().zip(&recorded.choices) {
+            assert_eq!(bits(silent), bits(recorded), "{edits}");
         }
     }
 }

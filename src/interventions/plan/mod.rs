@@ -124,6 +124,8 @@ pub enum Source {
     Sparse,
     /// The encoder of the dense stream as edited at earlier sites.
     Encoder,
+    /// Nowhere: what the edit does is known beforehand, and nobody asked for the values.
+    Unread,
 }
 
 /// How a change takes effect.
@@ -177,6 +179,8 @@ pub struct Replay {
     /// The sublayer's residual delta, whose change is carried.
     pub output: Place,
     pub edits: Vec<usize>,
+    /// Where the edits are, and the output.
+    pub places: BTreeSet<Place>,
     /// Of every channel of the delta, in order.
     pub carrier: Carrier,
 }
@@ -206,6 +210,8 @@ pub struct Plan {
     pub activations: bool,
     /// The dense model's steps, by site; empty for a sparse model.
     pub steps: BTreeMap<Site, Vec<Step>>,
+    /// Where the answering model is looked at or changed.
+    pub places: BTreeSet<Place>,
 }
 
 impl Plan {
@@ -232,6 +238,7 @@ impl Plan {
             receipt: request.returns.contains(&Return::Receipt),
             activations: request.returns.contains(&Return::Activations),
             steps: BTreeMap::new(),
+            places: BTreeSet::new(),
         };
         for (index, edit) in request.edits.iter().enumerate() {
             let edit = edit::compile(
@@ -244,8 +251,10 @@ impl Plan {
         }
         if !plan.native {
             plan.gather_replays(scene)?;
+            plan.leave_unread();
             plan.order_steps();
         }
+        plan.places = plan.answering_places();
         Ok(plan)
     }
 
@@ -292,13 +301,55 @@ impl Plan {
                 1.0,
             )?;
             let carrier = carrier.map_err(|error| refused(error.to_string(), "steer.edits"))?;
+            let inside = edits.iter().map(|&index| self.edits[index].subject.place());
             self.replays.push(Replay {
+                places: inside.chain([output]).collect(),
                 output,
                 edits,
                 carrier,
             });
         }
         Ok(())
+    }
+
+    /// An `add` moves a feature by the same amount wherever it stands. Unless the caller asked for the values, or
+    /// another edit goes on from them, they need not be read, and the model that has them need not run.
+    fn leave_unread(&mut self) {
+        if self.receipt || self.activations {
+            return;
+        }
+        let adds = |edit: &Edit| {
+            matches!(edit.action, Action::Add(_))
+                && matches!(edit.route, Route::Carried(_))
+                && !needs_sparse_rms(edit)
+        };
+        let read: BTreeSet<(Place, Source)> = self
+            .edits
+            .iter()
+            .filter(|edit| !adds(edit))
+            .map(|edit| (edit.subject.place(), edit.source))
+            .collect();
+        for edit in &mut self.edits {
+            if adds(edit) && !read.contains(&(edit.subject.place(), edit.source)) {
+                edit.source = Source::Unread;
+            }
+        }
+    }
+
+    fn answering_places(&self) -> BTreeSet<Place> {
+        if self.native {
+            return self.edits.iter().map(|edit| edit.subject.place()).collect();
+        }
+        let sites = Site::all(self.n_layers).filter(|site| {
+            self.steps.contains_key(site)
+                || self.watches(*site)
+                || !self.encoder_places(*site).is_empty()
+        });
+        let targets = self.edits.iter().filter_map(|edit| match &edit.route {
+            Route::Carried(carrier) => Some(carrier.target),
+            Route::InPlace | Route::Replayed => None,
+        });
+        sites.map(Place::Site).chain(targets).collect()
     }
 
     fn order_steps(&mut self) {
