@@ -10,6 +10,7 @@ pub mod arms;
 pub mod batch;
 pub mod catalog;
 pub mod engine;
+pub mod pass;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;

@@ -5,7 +5,7 @@
 //! left of a step's budget goes to prompts, a piece at a time, so that a long prompt does not hold up the rest.
 
 use std::any::Any;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -222,25 +222,33 @@ impl<'o> Scheduler<'o> {
         }
     }
 
-    /// For each request the arms that take part, with how many tokens at most.
+    /// For each request the arms that take part, with how many tokens at most. Arms that stand at the same token of
+    /// the same prompt go on together, since part of their way is computed once for all of them.
     fn chosen_arms(&self) -> Vec<Vec<(usize, usize)>> {
         let mut left = self.capacity.prefill_tokens;
         let mut chosen = Vec::with_capacity(self.tickets.len());
         for ticket in &self.tickets {
             let session = &ticket.session;
             let mut arms = Vec::new();
+            let mut abreast: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
             for (index, arm) in session.arms.iter().enumerate() {
                 if session.slots[index].is_none() || arm.finish.is_some() {
                     continue;
                 }
                 match arm.unfed() {
                     1 => arms.push((index, 1)),
-                    unfed if left > 0 => {
-                        let most = unfed.min(left);
-                        left -= most;
-                        arms.push((index, most));
+                    unfed => abreast.entry((arm.prompt, unfed)).or_default().push(index),
+                }
+            }
+            for ((_, unfed), abreast) in abreast {
+                // Unedited, they are one until their first own token.
+                let together = if session.edits() { abreast.len() } else { 1 };
+                let most = unfed.min((left / together).max(1));
+                for group in abreast.chunks(abreast.len() / together) {
+                    if left > 0 {
+                        left = left.saturating_sub(most);
+                        arms.extend(group.iter().map(|&arm| (arm, most)));
                     }
-                    _ => {}
                 }
             }
             chosen.push(arms);
