@@ -11,6 +11,8 @@ mod command;
 mod completions;
 #[path = "api/dashboards.rs"]
 mod dashboards;
+#[path = "api/faults.rs"]
+mod faults;
 #[path = "api/features.rs"]
 mod features;
 #[path = "api/keys.rs"]

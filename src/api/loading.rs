@@ -18,6 +18,7 @@ use crate::artifacts::Manifest;
 use crate::features::registry::Feature;
 use crate::generation::catalog::{Catalog, CatalogError};
 use crate::generation::engine::Engine;
+use crate::generation::soundness::{NoProbe, Probe};
 use crate::models::config::TransformerConfig;
 use crate::models::location::Place;
 use crate::settings::Settings;
@@ -43,6 +44,15 @@ pub enum LoadError {
 
 /// Loads all that `settings` name, for a server that listens at `address`.
 pub fn load(settings: &Settings, address: SocketAddr) -> Result<State, LoadError> {
+    load_probed(settings, address, Box::new(NoProbe))
+}
+
+/// The same with a probe inside the engine.
+pub fn load_probed(
+    settings: &Settings,
+    address: SocketAddr,
+    probe: Box<dyn Probe>,
+) -> Result<State, LoadError> {
     let mut catalog = Catalog::new();
     let mut directories = BTreeMap::new();
     for directory in &settings.pairs {
@@ -80,7 +90,7 @@ pub fn load(settings: &Settings, address: SocketAddr) -> Result<State, LoadError
         metrics.bridge(&bridge.record);
     }
     Ok(State {
-        engine: Engine::start(catalog, settings.engine)?,
+        engine: Engine::start_probed(catalog, settings.engine, probe)?,
         inventory,
         features,
         examiner: Examiner::new(directories),

@@ -16,6 +16,7 @@ pub mod sampler;
 pub mod scheduler;
 pub mod session;
 pub mod slots;
+pub mod soundness;
 pub mod stop;
 
 #[cfg(test)]
