@@ -17,6 +17,8 @@ mod faults;
 mod features;
 #[path = "api/keys.rs"]
 mod keys;
+#[path = "api/library.rs"]
+mod library;
 #[path = "api/refusals.rs"]
 mod refusals;
 #[path = "api/service.rs"]
