@@ -17,4 +17,5 @@ pub mod models;
 pub mod numerics;
 pub mod settings;
 pub mod tasks;
+pub mod telemetry;
 pub mod training;

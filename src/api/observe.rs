@@ -11,11 +11,13 @@ use actix_web::http::header::{HOST, HeaderMap, HeaderName, HeaderValue, X_CONTEN
 use actix_web::middleware::Next;
 use actix_web::{HttpResponse, ResponseError, web};
 use futures_util::FutureExt;
+use tracing::{Instrument, field};
 use uuid::Uuid;
 
 use super::ApiError;
 use super::error::TurnedAway;
 use super::state::State;
+use crate::telemetry;
 
 /// The header that names a request, in both directions.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -33,6 +35,16 @@ pub async fn observe<B: MessageBody + 'static>(
     let started = Instant::now();
     let id = request_id(request.headers());
     let (method, path) = (request.method().clone(), request.path().to_owned());
+    let span = tracing::info_span!(
+        "request",
+        otel.name = field::Empty,
+        otel.kind = "server",
+        request_id = id.to_str().unwrap_or_default(),
+        %method,
+        path,
+        status = field::Empty,
+    );
+    telemetry::continue_trace(&span, request.headers());
     let admitted = check_host(&state, request.headers())
         .and_then(|()| state.keys.admit(&method, &path, request.headers()));
     let caller = admitted.as_ref().ok().copied().flatten();
@@ -43,7 +55,11 @@ pub async fn observe<B: MessageBody + 'static>(
             .map_into_right_body(),
         // A panic fails this request and no other. Nothing shared is left half changed: shared state sits
         // behind locks that are held for plain assignments only.
-        Ok(_) => match AssertUnwindSafe(next.call(request)).catch_unwind().await {
+        Ok(_) => match AssertUnwindSafe(next.call(request))
+            .catch_unwind()
+            .instrument(span.clone())
+            .await
+        {
             Ok(result) => result
                 .map_err(|error| with_id(&error, &id))?
                 .map_into_left_body(),
@@ -65,8 +81,11 @@ pub async fn observe<B: MessageBody + 'static>(
     state
         .metrics
         .answered(pattern.as_deref().unwrap_or(NO_ROUTE), status, seconds);
-    let shown_id = id.to_str().unwrap_or_default();
-    tracing::info!(request_id = shown_id, caller, %method, path, status, seconds, "answered");
+    // Routes, not paths: a trace's names are few.
+    let route = pattern.as_deref().unwrap_or(NO_ROUTE);
+    span.record("otel.name", format!("{method} {route}"));
+    span.record("status", status);
+    span.in_scope(|| tracing::info!(caller, status, seconds, "answered"));
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

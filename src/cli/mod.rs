@@ -11,6 +11,9 @@ pub mod train;
 
 use clap::{Parser, Subcommand};
 
+use crate::settings::TelemetrySettings;
+use crate::telemetry::Telemetry;
+
 /// Edit named features of a weight-sparse model inside a dense one: serve, train, measure.
 #[derive(Debug, Parser)]
 #[command(name = "causeway", version)]
@@ -42,6 +45,11 @@ pub enum Command {
 impl Arguments {
     /// Does what was asked.
     pub fn run(self) -> anyhow::Result<()> {
+        // What a server logs, and where it sends traces, is in its settings.
+        let _telemetry = match &self.command {
+            Command::Serve(_) => None,
+            _ => Some(Telemetry::start(&TelemetrySettings::default())?),
+        };
         match self.command {
             Command::Corpus(arguments) => arguments.run(),
             Command::Eval(arguments) => arguments.run(),

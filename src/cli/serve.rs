@@ -10,6 +10,7 @@ use clap::Args;
 use crate::api::{loading, server};
 use crate::artifacts::ArtifactId;
 use crate::settings::Settings;
+use crate::telemetry::Telemetry;
 
 /// The pair that is served when none is named, below the repository's root.
 const SHIPPED_PAIR: &str = "bridges/tinypython";
@@ -49,6 +50,7 @@ impl ServeArguments {
             print!("{}", toml::to_string(&settings)?);
             return Ok(());
         }
+        let _telemetry = Telemetry::start(&settings.telemetry)?;
         let listener = TcpListener::bind(settings.listen)
             .with_context(|| format!("cannot listen on {}", settings.listen))?;
         let address = listener.local_addr()?;

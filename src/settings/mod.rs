@@ -52,6 +52,27 @@ pub struct Settings {
     pub keys: Vec<KeySettings>,
     pub engine: Capacity,
     pub limits: Limits,
+    pub telemetry: TelemetrySettings,
+}
+
+/// What the server tells of its work.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetrySettings {
+    /// How log lines are written to standard error; the environment's `RUST_LOG` chooses which.
+    pub log: LogFormat,
+    /// Where traces go: the URL of an OpenTelemetry collector's traces, OTLP over HTTP. Empty sends none.
+    pub traces_endpoint: String,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
 }
 
 /// What one request may ask for. All are checked before anything is allocated for the request.
@@ -89,6 +110,7 @@ impl Default for Settings {
             keys: Vec::new(),
             engine: Capacity::default(),
             limits: Limits::default(),
+            telemetry: TelemetrySettings::default(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 use crate::tiny_pair;
 
-fn serve(directory: &Path, listen: &str) -> Child {
+fn serve(directory: &Path, listen: &str, environment: &[(&str, &str)]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_causeway"))
         .args(["serve", "--listen", listen, "--pair"])
         .arg(directory.join("pair"))
@@ -15,6 +15,7 @@ fn serve(directory: &Path, listen: &str) -> Child {
         .arg(directory.join("data"))
         .env("NO_COLOR", "1")
         .env_remove("RUST_LOG")
+        .envs(environment.iter().copied())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -31,15 +32,24 @@ struct Process {
 
 impl Process {
     fn start() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(environment: &[(&str, &str)]) -> Self {
         let directory =
             std::env::temp_dir().join(format!("causeway-serve-{}", uuid::Uuid::new_v4()));
         tiny_pair::write(&directory.join("pair"));
-        let mut child = serve(&directory, "127.0.0.1:0");
+        let mut child = serve(&directory, "127.0.0.1:0", environment);
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         let address = log
             .by_ref()
             .map_while(Result::ok)
-            .find_map(|line| Some(line.split_once("listening on http://")?.1.trim().to_owned()))
+            .find_map(|line| {
+                let (_, rest) = line.split_once("listening on http://")?;
+                // A line of JSON goes on behind the address.
+                let address = rest.split(['"', ' ']).next()?;
+                Some(address.to_owned())
+            })
             .expect("it says where it listens");
         Process {
             child,
@@ -161,9 +171,73 @@ fn a_new_key_fits_its_hash() {
 
 #[test]
 fn other_machines_are_not_let_in_unless_told() {
-    let child = serve(Path::new("."), "0.0.0.0:0");
+    let child = serve(Path::new("."), "0.0.0.0:0", &[]);
     let output = child.wait_with_output().unwrap();
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
     assert!(log.contains("--allow-remote"), "{log}");
+}
+
+/// Answers whatever comes with 200, and keeps it.
+fn collector() -> (String, std::sync::mpsc::Receiver<Vec<u8>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let (mut length, mut line) = (0, String::new());
+            while line != "\r\n" {
+                line.clear();
+                stream.read_line(&mut line).unwrap();
+                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+            }
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            stream.get_mut().write_all(answer).unwrap();
+            if sender.send(body).is_err() {
+                return;
+            }
+        }
+    });
+    (address, receiver)
+}
+
+#[cfg(unix)]
+#[test]
+fn a_request_is_a_span_of_its_caller_s_trace_and_a_line_of_the_log() {
+    let (address, spans) = collector();
+    let endpoint = format!("http://{address}/v1/traces");
+    let process = Process::with(&[
+        ("CAUSEWAY_TELEMETRY__TRACES_ENDPOINT", endpoint.as_str()),
+        ("CAUSEWAY_TELEMETRY__LOG", "json"),
+    ]);
+    let trace: [u8; 16] = std::array::from_fn(|at| at as u8 + 1);
+    let hexadecimal: String = trace.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut stream = TcpStream::connect(&process.address).unwrap();
+    write!(
+        stream,
+        "GET /v1/models/tiny HTTP/1.1\r\nhost: {}\r\nconnection: close\r\nx-request-id: mine\r\n\
+         traceparent: 00-{hexadecimal}-00f067aa0ba902b7-01\r\n\r\n",
+        process.address
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    process.terminate();
+    let log = process.end();
+    let lines = log.iter().map(|line| serde_json::from_str(line).unwrap());
+    let lines: Vec<serde_json::Value> = lines.collect();
+    let answered = |line: &&serde_json::Value| line["fields"]["message"] == "answered";
+    let answered = lines.iter().find(answered).expect("a line of the request");
+    assert_eq!(answered["span"]["request_id"], "mine");
+    assert_eq!(answered["fields"]["status"], 200);
+    let sent: Vec<u8> = spans.try_iter().flatten().collect();
+    let contains = |part: &[u8]| sent.windows(part.len()).any(|window| window == part);
+    assert!(contains(&trace), "the caller's trace goes on");
+    assert!(contains(b"GET /v1/models/{id}"), "named by its route");
 }
