@@ -9,12 +9,20 @@ mod client;
 mod command;
 #[path = "api/completions.rs"]
 mod completions;
+#[path = "api/damage.rs"]
+mod damage;
 #[path = "api/dashboards.rs"]
 mod dashboards;
+#[path = "api/departures.rs"]
+mod departures;
 #[path = "api/features.rs"]
 mod features;
 #[path = "api/keys.rs"]
 mod keys;
+#[path = "api/mutations.rs"]
+mod mutations;
+#[path = "api/overload.rs"]
+mod overload;
 #[path = "api/refusals.rs"]
 mod refusals;
 #[path = "api/service.rs"]
