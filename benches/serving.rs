@@ -4,61 +4,21 @@
 //! the median of the ratios of their tokens a second, with a 95% interval from the order statistics. The clients
 //! are pinned to the last core, the server is not.
 
+mod server;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Barrier, Mutex};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use server::{PAIR, Server, pin_to_last_core};
+
 const TOKENS: usize = 64;
 /// How often each request of a line is sent in one measurement.
 const ROUNDS: usize = 4;
 const PAIRS: usize = 20;
-const PAIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bridges/tinypython");
-
-/// A `causeway serve` of its own.
-struct Server {
-    child: Child,
-    address: String,
-    data: std::path::PathBuf,
-}
-
-impl Server {
-    fn start(serve: &[&str]) -> Self {
-        let data = std::env::temp_dir().join(format!("causeway-bench-{}", uuid::Uuid::new_v4()));
-        let mut child = Command::new(env!("CARGO_BIN_EXE_causeway"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
-            .arg(&data)
-            .args(serve)
-            .env("RUST_LOG", "causeway=warn,causeway::cli=info")
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("a server");
-        let mut log = BufReader::new(child.stderr.take().expect("a log")).lines();
-        let address = log
-            .by_ref()
-            .map_while(Result::ok)
-            .find_map(|line| Some(line.split_once("listening on http://")?.1.trim().to_owned()))
-            .expect("an address");
-        // The log must not fill its pipe.
-        std::thread::spawn(move || log.for_each(drop));
-        Server {
-            child,
-            address,
-            data,
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.data);
-    }
-}
 
 /// One client on its own connection.
 struct Client {
@@ -187,17 +147,6 @@ fn compare(name: &str, pairs: usize, mut one: impl FnMut() -> f64, mut other: im
         mean(|speeds| speeds.0),
         mean(|speeds| speeds.1),
     );
-}
-
-/// Keeps this process, and the clients it starts, on the last core.
-fn pin_to_last_core() {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // SAFETY: the set is plain data, zeroed and then passed with its own size.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cores - 1, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
-    }
 }
 
 fn main() {

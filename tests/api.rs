@@ -9,16 +9,24 @@ mod client;
 mod command;
 #[path = "api/completions.rs"]
 mod completions;
+#[path = "api/damage.rs"]
+mod damage;
 #[path = "api/dashboards.rs"]
 mod dashboards;
 #[path = "api/faults.rs"]
 mod faults;
+#[path = "api/departures.rs"]
+mod departures;
 #[path = "api/features.rs"]
 mod features;
 #[path = "api/keys.rs"]
 mod keys;
 #[path = "api/library.rs"]
 mod library;
+#[path = "api/mutations.rs"]
+mod mutations;
+#[path = "api/overload.rs"]
+mod overload;
 #[path = "api/refusals.rs"]
 mod refusals;
 #[path = "api/service.rs"]

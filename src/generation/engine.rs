@@ -148,27 +148,28 @@ impl EngineHandle {
         let caller = Caller {
             reply,
             pieces: None,
-            admitted: None,
+            begun: None,
         };
         self.send(Command::Generate(Box::new(request), Box::new(caller)))
             .await?;
         answer.await.map_err(|_| EngineError::Stopped)?
     }
 
-    /// The same, piece by piece. Returns once the request is taken on, so that a refusal is an error here.
+    /// The same, piece by piece. Returns once there is something to tell, so that a refusal, or a failure before
+    /// that, is an error here. Dropping the future gives the request up.
     pub async fn stream(&self, request: GenerationRequest) -> Result<Stream, EngineError> {
         let (reply, mut answer) = oneshot::channel();
         // No more pieces can wait here than the request may generate tokens.
         let (sender, pieces) = mpsc::unbounded_channel();
-        let (admitted, taken_on) = oneshot::channel();
+        let (begun, begins) = oneshot::channel();
         let caller = Caller {
             reply,
             pieces: Some(sender),
-            admitted: Some(admitted),
+            begun: Some(begun),
         };
         self.send(Command::Generate(Box::new(request), Box::new(caller)))
             .await?;
-        match taken_on.await {
+        match begins.await {
             Ok(()) => Ok(Stream { pieces, answer }),
             Err(_) => match answer.try_recv() {
                 Ok(Err(error)) => Err(error),
@@ -258,17 +259,20 @@ pub struct Stream {
 struct Caller {
     reply: oneshot::Sender<Result<Generation, EngineError>>,
     pieces: Option<mpsc::UnboundedSender<Delta>>,
-    /// Dropped unsent if the request is refused.
-    admitted: Option<oneshot::Sender<()>>,
+    /// Told of the first piece, or of an answer without pieces; dropped unsent if neither comes.
+    begun: Option<oneshot::Sender<()>>,
+}
+
+impl Caller {
+    fn begin(&mut self) {
+        // The caller may have gone meanwhile.
+        let _ = self.begun.take().map(|begun| begun.send(()));
+    }
 }
 
 impl Observer for Caller {
-    fn admitted(&mut self) {
-        // The caller may have gone meanwhile.
-        let _ = self.admitted.take().map(|admitted| admitted.send(()));
-    }
-
     fn more(&mut self, delta: Delta) -> bool {
+        self.begin();
         self.pieces
             .as_ref()
             .is_none_or(|pieces| pieces.send(delta).is_ok())
@@ -278,7 +282,10 @@ impl Observer for Caller {
         !self.reply.is_closed()
     }
 
-    fn done(self: Box<Self>, answer: Result<Generation, EngineError>) {
+    fn done(mut self: Box<Self>, answer: Result<Generation, EngineError>) {
+        if answer.is_ok() {
+            self.begin();
+        }
         // First the answer, then the end of the pieces: who sees that finds the answer there. The caller may
         // have gone meanwhile.
         let _ = self.reply.send(answer);

@@ -24,6 +24,19 @@ pub struct GenerationRequest {
     pub steer: Option<SteerRequest>,
     /// How long it may take, waiting included.
     pub deadline: Option<Duration>,
+    /// How long its first token may take, waiting included; a prompt that is only scored has this long to begin.
+    pub first_token_within: Option<Duration>,
+}
+
+impl GenerationRequest {
+    /// What ends the request after so long, where it has begun to be answered and where it has not.
+    pub fn overdue(&self, after: Duration, begun: bool) -> Option<EngineError> {
+        let is_past = |limit: Option<Duration>| limit.is_some_and(|limit| after > limit);
+        if !begun && is_past(self.first_token_within) {
+            return Some(EngineError::Busy);
+        }
+        is_past(self.deadline).then_some(EngineError::Deadline)
+    }
 }
 
 impl GenerationRequest {
@@ -186,8 +199,9 @@ pub enum EngineError {
     /// The request's deadline came before its end.
     #[error("the request took longer than it may")]
     Deadline,
-    /// So many requests wait already that this one was turned away.
-    #[error("too many requests wait already")]
+    /// There is more to do than can be done: so many requests wait already, or this one waited for so long, that it
+    /// was turned away.
+    #[error("there are more requests than can be carried")]
     Busy,
     /// The engine is not running.
     #[error("the engine is not running")]

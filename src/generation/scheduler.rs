@@ -43,8 +43,6 @@ impl Default for Capacity {
 
 /// Sees an answer while it is made.
 pub trait Observer {
-    /// The request is taken on: what comes now is an answer, or a failure that is not the request's fault.
-    fn admitted(&mut self) {}
     /// More of one choice; false ends the request.
     fn more(&mut self, delta: Delta) -> bool;
     /// Whether anyone still waits for the answer; asked before every step.
@@ -102,24 +100,21 @@ impl<'o> Scheduler<'o> {
         &mut self,
         catalog: &Catalog,
         request: GenerationRequest,
-        mut observer: Box<dyn Observer + 'o>,
+        observer: Box<dyn Observer + 'o>,
     ) {
         if self.load().waiting >= self.capacity.waiting {
             return observer.done(Err(EngineError::Busy));
         }
         let admitted = self.soundness.contain(|| Session::admit(catalog, request));
         match admitted.and_then(|session| self.fits(session)) {
-            Ok(session) => {
-                observer.admitted();
-                self.tickets.push_back(Ticket {
-                    session,
-                    observer,
-                    arrived: Instant::now(),
-                    started: None,
-                    first_token: None,
-                    failed: None,
-                });
-            }
+            Ok(session) => self.tickets.push_back(Ticket {
+                session,
+                observer,
+                arrived: Instant::now(),
+                started: None,
+                first_token: None,
+                failed: None,
+            }),
             Err(error) => observer.done(Err(error)),
         }
     }
@@ -157,13 +152,10 @@ impl<'o> Scheduler<'o> {
     /// One step of all requests that have slots, and the ends it brings.
     pub fn step(&mut self) {
         for ticket in &mut self.tickets {
-            if !ticket.observer.waits() {
-                ticket.failed = Some(EngineError::Failed("the request was given up".into()));
-            }
-            let deadline = ticket.session.request.deadline;
-            if deadline.is_some_and(|deadline| ticket.arrived.elapsed() > deadline) {
-                ticket.failed = Some(EngineError::Deadline);
-            }
+            ticket.failed = match ticket.observer.waits() {
+                true => ticket.overdue(),
+                false => Some(EngineError::Failed("the request was given up".into())),
+            };
         }
         self.settle();
         self.lend_slots();
@@ -298,6 +290,16 @@ impl<'o> Scheduler<'o> {
 }
 
 impl Ticket<'_> {
+    /// The error of a request that has taken longer than it may.
+    fn overdue(&self) -> Option<EngineError> {
+        let request = &self.session.request;
+        let begun = match request.max_tokens {
+            0 => self.started,
+            _ => self.first_token,
+        };
+        request.overdue(self.arrived.elapsed(), begun.is_some())
+    }
+
     fn runs(&self) -> bool {
         self.session.running_arms() > 0
     }

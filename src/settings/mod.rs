@@ -93,6 +93,8 @@ pub struct Limits {
     pub max_activation_values: usize,
     /// Seconds that a completion may take, waiting included.
     pub deadline_seconds: u64,
+    /// Seconds that its first token may take, waiting included: a request that would wait longer is turned away.
+    pub first_token_seconds: u64,
 }
 
 impl Default for Settings {
@@ -125,6 +127,7 @@ impl Default for Limits {
             max_generated_tokens: 1 << 17,
             max_activation_values: 1 << 21,
             deadline_seconds: 300,
+            first_token_seconds: 30,
         }
     }
 }
@@ -188,6 +191,10 @@ impl Settings {
             (
                 "limits.deadline_seconds",
                 self.limits.deadline_seconds as usize,
+            ),
+            (
+                "limits.first_token_seconds",
+                self.limits.first_token_seconds as usize,
             ),
         ] {
             if value == 0 {

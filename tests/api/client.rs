@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use actix_web::dev::ServerHandle;
 use actix_web::web;
@@ -119,21 +120,63 @@ impl Server {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Response {
-        let mut request = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
-        if !headers.iter().any(|(name, _)| *name == "host") {
-            request += &format!("host: {}\r\n", self.address);
-        }
-        for (name, value) in headers {
-            request += &format!("{name}: {value}\r\n");
-        }
-        request += &format!("content-length: {}\r\n\r\n", body.len());
         let mut stream = TcpStream::connect(self.address).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
+        let headers = [headers, &[("connection", "close")]].concat();
+        let head = self.head(method, path, &headers, body.len());
+        stream.write_all(head.as_bytes()).unwrap();
         // A server that refuses a body may close before it has read it all.
         let _ = stream.write_all(body);
         let mut answer = Vec::new();
         let read = stream.read_to_end(&mut answer);
         Response::parse(&answer).unwrap_or_else(|| panic!("no answer to {method} {path}: {read:?}"))
+    }
+
+    /// A request's head as it goes over the wire.
+    pub fn head(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        length: usize,
+    ) -> String {
+        let mut head = format!("{method} {path} HTTP/1.1\r\n");
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            head += &format!("host: {}\r\n", self.address);
+        }
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        head + &format!("content-length: {length}\r\n\r\n")
+    }
+
+    /// A connection on which a body's beginning has been sent to where completions are made, all of it or less.
+    pub fn begin(&self, body: &Value, share: f64) -> TcpStream {
+        let body = body.to_string();
+        let headers = [("content-type", "application/json")];
+        let request = self.head("POST", "/v1/completions", &headers, body.len()) + &body;
+        let sent = (request.len() as f64 * share) as usize;
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.write_all(&request.as_bytes()[..sent]).unwrap();
+        stream
+    }
+
+    /// The value of a metric without labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let metrics = self.get("/metrics").body;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|value| value.trim().parse().ok())
+            .unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    /// Waits until nothing of any completion is left in the engine.
+    pub fn wait_until_idle(&self) {
+        for gauge in [
+            "requests_running",
+            "requests_waiting",
+            "kv_cache_usage_ratio",
+        ] {
+            wait_until(gauge, || self.metric(&format!("causeway_{gauge}")) == 0.0);
+        }
     }
 }
 
@@ -159,6 +202,7 @@ pub struct Response {
 }
 
 impl Response {
+    /// None if it is not whole.
     fn parse(answer: &[u8]) -> Option<Self> {
         let split = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
         let head = String::from_utf8_lossy(&answer[..split]).into_owned();
@@ -170,7 +214,9 @@ impl Response {
             .collect();
         let body = &answer[split + 4..];
         let body = match headers.get("transfer-encoding").map(String::as_str) {
-            None => body.to_vec(),
+            None => body
+                .get(..headers.get("content-length")?.parse().ok()?)?
+                .to_vec(),
             Some(encoding) => {
                 assert_eq!(encoding, "chunked");
                 let events = headers.get("content-type").map(String::as_str);
@@ -217,38 +263,99 @@ impl Response {
     #[track_caller]
     pub fn is_error(&self, status: u16, param: Option<&str>, code: Option<&str>) {
         assert_eq!(self.status, status, "{}", self.body);
-        let body = self.json();
-        assert_eq!(
-            body.as_object().map(serde_json::Map::len),
-            Some(1),
-            "{body}"
-        );
-        let error = &body["error"];
-        let keys: Vec<&String> = error.as_object().unwrap().keys().collect();
-        assert_eq!(keys.len(), 4, "{keys:?}");
-        assert!(
-            error["message"]
-                .as_str()
-                .is_some_and(|message| !message.is_empty()),
-            "{error}"
-        );
-        let kind = if status < 500 {
-            "invalid_request_error"
-        } else {
-            "server_error"
+        assert_eq!(self.error_problem(), None, "{}", self.body);
+        let error = &self.json()["error"];
+        assert_eq!(error["param"], Value::from(param), "{error}");
+        assert_eq!(error["code"], Value::from(code), "{error}");
+    }
+
+    /// What an error's answer lacks of the shape that all errors have.
+    pub fn error_problem(&self) -> Option<String> {
+        let Ok(body) = serde_json::from_str::<Value>(&self.body) else {
+            return Some("the body is no JSON".to_owned());
         };
-        assert_eq!(error["type"], kind, "{error}");
-        assert_eq!(error.get("param"), Some(&Value::from(param)), "{error}");
-        assert_eq!(error.get("code"), Some(&Value::from(code)), "{error}");
-        assert!(
-            self.headers.contains_key("x-request-id"),
-            "{:?}",
-            self.headers
-        );
-        assert_eq!(
-            self.headers.get("content-type").map(String::as_str),
-            Some("application/json")
-        );
+        let error = &body["error"];
+        let keys = |value: &Value| value.as_object().map_or(0, serde_json::Map::len);
+        let kind = match self.status {
+            ..500 => "invalid_request_error",
+            _ => "server_error",
+        };
+        let optional = |key| {
+            error
+                .get(key)
+                .is_some_and(|value| value.is_null() || value.is_string())
+        };
+        let content_type = self.headers.get("content-type").map(String::as_str);
+        let wants = [
+            ("one object", keys(&body) == 1 && keys(error) == 4),
+            (
+                "a message",
+                error["message"]
+                    .as_str()
+                    .is_some_and(|message| !message.is_empty()),
+            ),
+            ("its type", error["type"] == kind),
+            ("a param", optional("param")),
+            ("a code", optional("code")),
+            ("a request id", self.headers.contains_key("x-request-id")),
+            (
+                "JSON's content type",
+                content_type == Some("application/json"),
+            ),
+        ];
+        let missing = wants.iter().find(|(_, there)| !there);
+        missing.map(|(what, _)| format!("the error has not {what}"))
+    }
+}
+
+/// Requests one after another on one connection, and on a new one where the server has closed it.
+pub struct Connection<'s> {
+    server: &'s Server,
+    kept: Option<TcpStream>,
+}
+
+impl<'s> Connection<'s> {
+    pub fn new(server: &'s Server) -> Self {
+        Connection { server, kept: None }
+    }
+
+    /// Sends JSON, or what is meant to look like it.
+    pub fn send(&mut self, method: &str, path: &str, body: &[u8]) -> Response {
+        let headers = [("content-type", "application/json")];
+        let head = self.server.head(method, path, &headers, body.len());
+        let request = [head.as_bytes(), body].concat();
+        let kept = self.kept.take();
+        let again = || self.exchange(TcpStream::connect(self.server.address).unwrap(), &request);
+        let answered = kept
+            .and_then(|stream| self.exchange(stream, &request))
+            .or_else(again);
+        let (response, stream) = answered.unwrap_or_else(|| panic!("no answer to {method} {path}"));
+        let closes = response.headers.get("connection").map(String::as_str) == Some("close");
+        self.kept = (!closes).then_some(stream);
+        response
+    }
+
+    /// None where the connection ends before the answer does.
+    fn exchange(&self, mut stream: TcpStream, request: &[u8]) -> Option<(Response, TcpStream)> {
+        // A server that refuses a body may close before it has read it all.
+        let _ = stream.write_all(request);
+        let (mut answer, mut piece) = (Vec::new(), [0; 1 << 16]);
+        loop {
+            let length = stream.read(&mut piece).ok().filter(|&length| length > 0)?;
+            answer.extend_from_slice(&piece[..length]);
+            if let Some(response) = Response::parse(&answer) {
+                return Some((response, stream));
+            }
+        }
+    }
+}
+
+/// Waits for what must come; a minute without it is a failure.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -1,9 +1,6 @@
 //! Answers piece by piece: together they are the answer in one piece.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -124,46 +121,4 @@ fn a_request_that_is_refused_gets_no_stream() {
     // Without the option nobody is told of the usage.
     let events = ask(json!({})).events();
     assert!(events.iter().all(|event| event.get("usage").is_none()));
-}
-
-/// The value of a metric without labels.
-fn metric(server: &Server, name: &str) -> f64 {
-    let metrics = server.get("/metrics").body;
-    let line = metrics.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|value| value.trim().parse().ok())
-        .unwrap_or_else(|| panic!("no {name}"))
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[test]
-fn a_client_that_leaves_is_noticed() {
-    let server = Server::with(|settings| settings.limits.max_generated_tokens = 1 << 20);
-    for stream in [true, false] {
-        let mut body = request(json!({"n": 128, "max_tokens": 60, "stream": stream}));
-        // So many arms that they cannot be done before the client has gone.
-        body["prompt"] = json!(["x = 1", "y = 2", "def f():", "import os"]);
-        let body = body.to_string();
-        let mut socket = TcpStream::connect(server.address).unwrap();
-        let head = format!(
-            "POST {ASK} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-            server.address,
-            body.len()
-        );
-        socket.write_all((head + &body).as_bytes()).unwrap();
-        if stream {
-            socket.read_exact(&mut [0; 64]).unwrap();
-        }
-        let running = || metric(&server, "causeway_requests_running");
-        wait_until("it is begun", || running() == 1.0);
-        drop(socket);
-        wait_until("its slots are free again", || running() == 0.0);
-        assert_eq!(metric(&server, "causeway_kv_cache_usage_ratio"), 0.0);
-    }
 }

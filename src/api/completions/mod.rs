@@ -21,7 +21,7 @@ use super::disconnect;
 use super::error::ErrorBody;
 use super::inventory::{system_fingerprint, unix_seconds};
 use super::state::State;
-use crate::generation::request::GenerationRequest;
+use crate::generation::request::{EngineError, GenerationRequest};
 
 /// Completes one or more prompts, with edits of sparse features where `steer` asks for them.
 #[utoipa::path(post, path = "/v1/completions", tag = "completions", operation_id = "createCompletion",
@@ -38,8 +38,8 @@ use crate::generation::request::GenerationRequest;
         (status = 413, description = "The body is too long", body = ErrorBody),
         (status = 415, description = "The body is not sent as JSON", body = ErrorBody),
         (status = 500, description = "The engine failed", body = ErrorBody),
-        (status = 503, description = "As many requests wait as may, or the engine is not running; `retry-after` says \
-            when to try again", body = ErrorBody),
+        (status = 503, description = "As many requests wait as may, this one waited too long for its first token, or \
+            the engine is not running; `retry-after` says when to try again", body = ErrorBody),
         (status = 504, description = "The completion took longer than the server lets one take", body = ErrorBody)
     ))]
 pub async fn create(
@@ -73,7 +73,7 @@ pub async fn create(
         ..checked.engine
     };
     if let Some(streaming) = checked.streaming {
-        let stream = state.engine.stream(asked).await?;
+        let stream = unless_gone(&http, state.engine.stream(asked)).await?;
         let chunks = Chunks::new(frame, streaming.include_usage, echoed, checked.choices);
         let tokenizer = card.tokenizer.clone();
         return Ok(stream::respond(
@@ -84,15 +84,22 @@ pub async fn create(
             bridge,
         ));
     }
-    let mut generation = tokio::select! {
-        generation = state.engine.generate(asked) => generation?,
-        // Dropping the one future gives the request up.
-        () = disconnect::gone(&http) => return Err(ApiError::ClientGone),
-    };
+    let mut generation = unless_gone(&http, state.engine.generate(asked)).await?;
     state.metrics.generated(&generation, bridge.as_deref());
     if let Some(best_of) = checked.best_of {
         response::keep_best(&mut generation.choices, best_of.samples, best_of.kept);
     }
     let completion = response::completion(frame, generation, &echoed, &card.tokenizer);
     Ok(HttpResponse::Ok().json(completion))
+}
+
+/// What the engine answers, unless the client goes before: dropping the engine's future gives the request up.
+async fn unless_gone<T>(
+    http: &HttpRequest,
+    answer: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, ApiError> {
+    tokio::select! {
+        answer = answer => Ok(answer?),
+        () = disconnect::gone(http) => Err(ApiError::ClientGone),
+    }
 }

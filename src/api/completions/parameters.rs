@@ -152,6 +152,7 @@ pub fn check(
         echo,
         steer,
         deadline: Some(Duration::from_secs(limits.deadline_seconds)),
+        first_token_within: Some(Duration::from_secs(limits.first_token_seconds)),
     };
     Ok(Checked {
         prompts,

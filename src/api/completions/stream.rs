@@ -1,9 +1,10 @@
 //! A completion piece by piece, as server-sent events.
 //!
 //! `data: {chunk}` for every piece, one choice each, then what is known only at the end (receipts, usage), then
-//! `data: [DONE]`. The texts of a choice's chunks joined are its text in one answer. While nothing comes, comments
-//! keep the connection alive, and find out when the client has gone: dropping the stream gives the request up.
-//! An error after the headers is a `data: {"error": ...}`, and the last thing sent.
+//! `data: [DONE]`. The texts of a choice's chunks joined are its text in one answer. The headers wait for the first
+//! piece, so that a request that is turned away after it has waited gets the status that says so. From then on, while
+//! nothing comes, comments keep the connection alive, and find out when the client has gone: dropping the stream gives
+//! the request up. An error after the headers is a `data: {"error": ...}`, and the last thing sent before the end.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -275,6 +275,7 @@ pub fn request(prompts: &[&[u32]]) -> GenerationRequest {
         echo: false,
         steer: None,
         deadline: None,
+        first_token_within: None,
     }
 }
 

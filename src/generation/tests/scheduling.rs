@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -230,7 +231,7 @@ fn a_request_past_its_deadline_ends() {
     let catalog = catalog();
     let mut scheduler = Scheduler::new(Capacity::default());
     let late = GenerationRequest {
-        deadline: Some(std::time::Duration::ZERO),
+        deadline: Some(Duration::ZERO),
         ..request(&[PROMPT])
     };
     let (late, other) = (
@@ -242,6 +243,45 @@ fn a_request_past_its_deadline_ends() {
     }
     assert!(matches!(late.taken(), Err(EngineError::Deadline)));
     assert!(other.taken().is_ok());
+}
+
+#[test]
+fn a_request_whose_first_token_is_late_is_turned_away() {
+    let catalog = catalog();
+    let mut scheduler = Scheduler::new(Capacity::default());
+    let within = |first_token_within, max_tokens| GenerationRequest {
+        first_token_within: Some(first_token_within),
+        max_tokens,
+        echo: max_tokens == 0,
+        ..request(&[PROMPT])
+    };
+    let (moment, hour) = (Duration::ZERO, Duration::from_secs(3600));
+    let mut submit = |request| submit(&mut scheduler, &catalog, &request);
+    // With no tokens to generate the prompt is scored, which no token tells the beginning of.
+    let late = [submit(within(moment, 4)), submit(within(moment, 0))];
+    let timely = [submit(within(hour, 4)), submit(within(hour, 0))];
+    while !scheduler.is_idle() {
+        scheduler.step();
+    }
+    for late in late {
+        assert!(matches!(late.taken(), Err(EngineError::Busy)));
+    }
+    assert!(timely.iter().all(|timely| timely.taken().is_ok()));
+}
+
+#[test]
+fn a_request_that_has_begun_ends_at_its_deadline_only() {
+    let seconds = Duration::from_secs;
+    let request = GenerationRequest {
+        first_token_within: Some(seconds(2)),
+        deadline: Some(seconds(5)),
+        ..request(&[PROMPT])
+    };
+    let overdue = |after, begun| request.overdue(seconds(after), begun);
+    assert!(overdue(2, false).is_none() && overdue(5, true).is_none());
+    assert!(matches!(overdue(3, false), Some(EngineError::Busy)));
+    assert!(matches!(overdue(6, false), Some(EngineError::Busy)));
+    assert!(matches!(overdue(6, true), Some(EngineError::Deadline)));
 }
 
 #[test]
