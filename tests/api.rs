@@ -13,10 +13,10 @@ mod completions;
 mod damage;
 #[path = "api/dashboards.rs"]
 mod dashboards;
-#[path = "api/faults.rs"]
-mod faults;
 #[path = "api/departures.rs"]
 mod departures;
+#[path = "api/faults.rs"]
+mod faults;
 #[path = "api/features.rs"]
 mod features;
 #[path = "api/keys.rs"]

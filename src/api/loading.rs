@@ -17,7 +17,7 @@ use super::state::State;
 use crate::features::registry::Feature;
 use crate::generation::catalog::{Catalog, CatalogError};
 use crate::generation::engine::Engine;
-use crate::generation::soundness::{NoProbe, Probe};
+use crate::generation::vitals::{NoProbe, Probe};
 use crate::models::config::TransformerConfig;
 use crate::models::location::Place;
 use crate::settings::Settings;

@@ -35,9 +35,12 @@ pub async fn observe<B: MessageBody + 'static>(
     let started = Instant::now();
     let id = request_id(request.headers());
     let (method, path) = (request.method().clone(), request.path().to_owned());
+    // Routes, not paths: names and labels are few.
+    let pattern = request.match_pattern();
+    let route = pattern.as_deref().unwrap_or(NO_ROUTE);
     let span = tracing::info_span!(
         "request",
-        otel.name = field::Empty,
+        otel.name = format!("{method} {route}"),
         otel.kind = "server",
         request_id = id.to_str().unwrap_or_default(),
         %method,
@@ -77,13 +80,7 @@ pub async fn observe<B: MessageBody + 'static>(
     if let Some(TurnedAway(reason)) = response.response().extensions().get() {
         state.metrics.turned_away(reason);
     }
-    let pattern = response.request().match_pattern();
-    state
-        .metrics
-        .answered(pattern.as_deref().unwrap_or(NO_ROUTE), status, seconds);
-    // Routes, not paths: a trace's names are few.
-    let route = pattern.as_deref().unwrap_or(NO_ROUTE);
-    span.record("otel.name", format!("{method} {route}"));
+    state.metrics.answered(route, status, seconds);
     span.record("status", status);
     span.in_scope(|| tracing::info!(caller, status, seconds, "answered"));
     let headers = response.headers_mut();

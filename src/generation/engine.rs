@@ -17,7 +17,7 @@ use super::request::{
     Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
 };
 use super::scheduler::{Capacity, Load, Observer, Scheduler, generate};
-use super::soundness::{NoProbe, Probe, Soundness};
+use super::vitals::{NoProbe, Probe, Vitals};
 
 /// Commands that may lie in the channel; callers beyond them wait to send theirs.
 const QUEUE: usize = 256;
@@ -42,9 +42,7 @@ struct Shared {
     /// None once the engine is told to stop.
     commands: Mutex<Option<mpsc::Sender<Command>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// As of the last step.
-    load: Arc<Mutex<Load>>,
-    soundness: Arc<Soundness>,
+    vitals: Arc<Vitals>,
 }
 
 impl Engine {
@@ -59,10 +57,9 @@ impl Engine {
         capacity: Capacity,
         probe: Box<dyn Probe>,
     ) -> std::io::Result<EngineHandle> {
-        let soundness = Arc::new(Soundness::new(probe));
+        let vitals = Arc::new(Vitals::new(probe));
         let (sender, receiver) = mpsc::channel::<Command>(QUEUE);
-        let load = Arc::new(Mutex::new(Load::default()));
-        let inside = (load.clone(), soundness.clone());
+        let inside = vitals.clone();
         // Work that is divided between threads is divided by one of them: from outside a pool, every operation of a
         // step would wait for another thread to begin it.
         let pool = rayon::ThreadPoolBuilder::new()
@@ -75,8 +72,7 @@ impl Engine {
         let shared = Shared {
             commands: Mutex::new(Some(sender)),
             thread: Mutex::new(Some(thread)),
-            load,
-            soundness,
+            vitals,
         };
         Ok(EngineHandle {
             shared: Arc::new(shared),
@@ -90,9 +86,9 @@ fn serve(
     mut catalog: Catalog,
     capacity: Capacity,
     mut receiver: mpsc::Receiver<Command>,
-    (load, soundness): (Arc<Mutex<Load>>, Arc<Soundness>),
+    vitals: Arc<Vitals>,
 ) {
-    let mut scheduler = Scheduler::watched(capacity, soundness.clone());
+    let mut scheduler = Scheduler::watched(capacity, vitals.clone());
     let mut open = true;
     while open || !scheduler.is_idle() {
         // Sleeping only when idle: a command that comes during a step waits for its end.
@@ -118,17 +114,16 @@ fn serve(
             next = receiver.try_recv();
         }
         scheduler.step();
-        *load.lock().unwrap_or_else(PoisonError::into_inner) = scheduler.load();
-        if !soundness.is_sound() {
-            recover(&catalog, &mut scheduler, &soundness);
+        if !vitals.is_sound() {
+            recover(&catalog, &mut scheduler, &vitals);
         }
     }
 }
 
 /// After a panic: nothing it may have left half written is used again, and every model must answer. Where one does
 /// not, the engine stays unsound and looks again after the next command.
-fn recover(catalog: &Catalog, scheduler: &mut Scheduler, soundness: &Soundness) {
-    soundness.probe.recovering();
+fn recover(catalog: &Catalog, scheduler: &mut Scheduler, vitals: &Vitals) {
+    vitals.probe.recovering();
     scheduler.renew_caches();
     for model in catalog.models.keys() {
         let question = GenerationRequest::of_one_token(model);
@@ -138,7 +133,7 @@ fn recover(catalog: &Catalog, scheduler: &mut Scheduler, soundness: &Soundness) 
         }
     }
     tracing::warn!("the engine has recovered from a panic");
-    soundness.restore();
+    vitals.restore();
 }
 
 impl EngineHandle {
@@ -189,7 +184,7 @@ impl EngineHandle {
 
     /// Whether no panic has happened that the engine has not recovered from.
     pub fn is_sound(&self) -> bool {
-        self.shared.soundness.is_sound()
+        self.shared.vitals.is_sound()
     }
 
     /// Returns once the engine has come to this command.
@@ -206,13 +201,9 @@ impl EngineHandle {
         self.work(move |catalog| Ok(work(catalog))).await
     }
 
-    /// What the engine was doing after its last step.
+    /// What the engine is doing.
     pub fn load(&self) -> Load {
-        *self
-            .shared
-            .load
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shared.vitals.load()
     }
 
     /// Stops taking commands, lets those that wait finish, and waits for the thread.
@@ -226,12 +217,12 @@ impl EngineHandle {
         work: impl FnOnce(&mut Catalog) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
         let (reply, answer) = oneshot::channel();
-        let soundness = self.shared.soundness.clone();
+        let vitals = self.shared.vitals.clone();
         let work = move |catalog: &mut Catalog| {
             if reply.is_closed() {
                 return;
             }
-            let answer = soundness.contain(|| work(catalog));
+            let answer = vitals.contain(|| work(catalog));
             // The caller may have gone meanwhile.
             let _ = reply.send(answer);
         };

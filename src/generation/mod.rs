@@ -16,8 +16,8 @@ pub mod sampler;
 pub mod scheduler;
 pub mod session;
 pub mod slots;
-pub mod soundness;
 pub mod stop;
+pub mod vitals;
 
 #[cfg(test)]
 mod tests;

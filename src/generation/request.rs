@@ -53,6 +53,7 @@ impl GenerationRequest {
             echo: false,
             steer: None,
             deadline: None,
+            first_token_within: None,
         }
     }
 }

@@ -16,7 +16,7 @@ use super::catalog::Catalog;
 use super::request::{Delta, EngineError, Generation, GenerationRequest};
 use super::session::Session;
 use super::slots::Caches;
-use super::soundness::{NoProbe, Soundness};
+use super::vitals::{NoProbe, Vitals};
 
 /// How much the engine does at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +68,7 @@ pub struct Scheduler<'o> {
     capacity: Capacity,
     /// In the order of their arrival.
     tickets: VecDeque<Ticket<'o>>,
-    soundness: Arc<Soundness>,
+    vitals: Arc<Vitals>,
 }
 
 struct Ticket<'o> {
@@ -82,16 +82,16 @@ struct Ticket<'o> {
 
 impl<'o> Scheduler<'o> {
     pub fn new(capacity: Capacity) -> Self {
-        Self::watched(capacity, Arc::new(Soundness::new(Box::new(NoProbe))))
+        Self::watched(capacity, Arc::new(Vitals::new(Box::new(NoProbe))))
     }
 
     /// One whose panics are noted.
-    pub fn watched(capacity: Capacity, soundness: Arc<Soundness>) -> Self {
+    pub fn watched(capacity: Capacity, vitals: Arc<Vitals>) -> Self {
         Scheduler {
             caches: Caches::new(capacity.sequences),
             capacity,
             tickets: VecDeque::new(),
-            soundness,
+            vitals,
         }
     }
 
@@ -105,7 +105,7 @@ impl<'o> Scheduler<'o> {
         if self.load().waiting >= self.capacity.waiting {
             return observer.done(Err(EngineError::Busy));
         }
-        let admitted = self.soundness.contain(|| Session::admit(catalog, request));
+        let admitted = self.vitals.contain(|| Session::admit(catalog, request));
         match admitted.and_then(|session| self.fits(session)) {
             Ok(session) => self.tickets.push_back(Ticket {
                 session,
@@ -159,6 +159,7 @@ impl<'o> Scheduler<'o> {
         }
         self.settle();
         self.lend_slots();
+        self.vitals.set_load(self.load());
         let mut arms = self.chosen_arms();
         let (mut shares, mut members) = (Vec::new(), Vec::new());
         for (ticket, arms) in self.tickets.iter_mut().zip(&mut arms) {
@@ -174,16 +175,16 @@ impl<'o> Scheduler<'o> {
                 ));
             }
         }
-        let soundness = &*self.soundness;
-        let computed = compute(&mut shares, &mut self.caches, soundness);
+        let vitals = &*self.vitals;
+        let computed = compute(&mut shares, &mut self.caches, vitals);
         // Drawing a token takes a pass over the vocabulary: each request's is its own.
         let advanced: Vec<Result<Advanced, EngineError>> = shares
             .into_par_iter()
             .zip(computed)
-            .map(|(share, computed)| soundness.contain(|| advance(share.session, computed?)))
+            .map(|(share, computed)| vitals.contain(|| advance(share.session, computed?)))
             .collect();
         for (advanced, (failed, observer, first_token)) in advanced.into_iter().zip(members) {
-            let told = soundness.contain(|| {
+            let told = vitals.contain(|| {
                 let Advanced { drew, news } = advanced?;
                 if drew {
                     first_token.get_or_insert_with(Instant::now);
@@ -255,6 +256,7 @@ impl<'o> Scheduler<'o> {
 
     /// Takes back the slots of arms that have ended, and sends away requests that are answered or failed.
     fn settle(&mut self) {
+        let mut ended = Vec::new();
         let mut index = 0;
         while index < self.tickets.len() {
             let ticket = &mut self.tickets[index];
@@ -267,12 +269,15 @@ impl<'o> Scheduler<'o> {
                 }
             }
             if failed || ticket.session.finished() {
-                if let Some(ticket) = self.tickets.remove(index) {
-                    ticket.end(&self.soundness);
-                }
+                ended.extend(self.tickets.remove(index));
             } else {
                 index += 1;
             }
+        }
+        // Before anyone hears of an end: who then looks finds it gone.
+        self.vitals.set_load(self.load());
+        for ticket in ended {
+            ticket.end(&self.vitals);
         }
     }
 
@@ -304,7 +309,7 @@ impl Ticket<'_> {
         self.session.running_arms() > 0
     }
 
-    fn end(self, soundness: &Soundness) {
+    fn end(self, vitals: &Vitals) {
         let Ticket {
             session,
             observer,
@@ -317,7 +322,7 @@ impl Ticket<'_> {
         let longest = session.arms.iter().map(|arm| arm.generated.len()).max();
         let intervals = longest.unwrap_or(0).saturating_sub(1) as u32;
         let generating = first_token.map(|first| first.elapsed());
-        let answer = soundness.contain(|| match failed {
+        let answer = vitals.contain(|| match failed {
             Some(error) => Err(error),
             None => Ok(Generation {
                 queued: since(started),
@@ -349,15 +354,15 @@ fn advance(session: &mut Session, computed: Computed) -> Result<Advanced, Engine
 fn compute(
     shares: &mut [Share],
     caches: &mut Caches,
-    soundness: &Soundness,
+    vitals: &Vitals,
 ) -> Vec<Result<Computed, EngineError>> {
     if shares.is_empty() {
         return Vec::new();
     }
     let mut together = |shares: &mut [Share]| {
-        soundness.contain(|| {
+        vitals.contain(|| {
             for share in shares.iter() {
-                soundness.probe.computing(&share.session.request);
+                vitals.probe.computing(&share.session.request);
             }
             Ok(batch::run(shares, caches)?)
         })

@@ -239,5 +239,9 @@ fn a_request_is_a_span_of_its_caller_s_trace_and_a_line_of_the_log() {
     let sent: Vec<u8> = spans.try_iter().flatten().collect();
     let contains = |part: &[u8]| sent.windows(part.len()).any(|window| window == part);
     assert!(contains(&trace), "the caller's trace goes on");
-    assert!(contains(b"GET /v1/models/{id}"), "named by its route");
+    let readable = String::from_utf8_lossy(&sent);
+    assert!(
+        readable.contains("GET /v1/models/{id}"),
+        "named by its route: {readable}"
+    );
 }

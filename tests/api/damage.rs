@@ -307,7 +307,8 @@ pub fn damaged(body: &Value, damages: &[Damage]) -> Vec<u8> {
     let mut bytes = text.into_bytes();
     for damage in damages {
         if let Damage::Byte(at, change) = damage {
-            change.apply(&mut bytes, at.index(bytes.len() + 1));
+            let place = at.index(bytes.len() + 1);
+            change.apply(&mut bytes, place);
         }
     }
     bytes

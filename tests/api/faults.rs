@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use causeway::generation::request::GenerationRequest;
-use causeway::generation::soundness::Probe;
+use causeway::generation::vitals::Probe;
 use serde_json::{Value, json};
 
 use crate::client::Server;

@@ -50,7 +50,7 @@ fn valid() -> Vec<Valid> {
         json!({"feature": input, "op": "scale", "value": 3.0, "write": "sublayer",
                "when": {"any": [{"feature": channel, "gt": -1.0}, {"feature": "shipped_feature", "lt": 0.5}]}}),
         json!({"feature": input, "op": "ablate", "to": "zero", "write": "residual"}),
-        json!({"feature": "shipped_feature", "op": "ablate", "to": "mean"}),
+        json!({"feature": "shipped_feature", "op": "ablate"}),
         json!({"feature": group, "op": "patch", "to": {"prompt": "y = 22", "align": "end"}, "strength": 2.0}),
         json!({"feature": channel, "op": "patch", "to": {"value": 0.75}}),
         json!({"feature": input, "op": "swap", "with": 9}),
@@ -86,8 +86,10 @@ fn valid() -> Vec<Valid> {
         valid.push(completion(
             json!({"steer": {"edits": [edit], "return": ["receipt"]}}),
         ));
-        valid.push(completion(json!({"stream": true, "steering": {"bridge": "tiny", "edits": [edit],
-            "variants": ["steered", "baseline", "random", "random_feature"], "return": ["receipt", "activations"]}})));
+        valid.push(completion(
+            json!({"stream": true, "steering": {"bridge": "tiny", "edits": [edit],
+            "variants": ["steered", "baseline", "random"], "return": ["receipt", "activations"]}}),
+        ));
     }
     let native = json!({"feature": input, "op": "set", "value": 2.0});
     valid.push(completion(

@@ -1,11 +1,13 @@
-//! Whether the engine can be trusted. A panic inside it fails one request; until the engine has then looked itself
+//! What others may know of the engine: how much it has to do, and whether it can be trusted. A panic inside it fails one request; until the engine has then looked itself
 //! over it is not sound, and a server says that it is not ready.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::request::{EngineError, GenerationRequest};
+use super::scheduler::Load;
 
 /// Told of turns inside the engine, on its thread: for tests that make it fail on purpose.
 pub trait Probe: Send + Sync {
@@ -20,22 +22,33 @@ pub struct NoProbe;
 
 impl Probe for NoProbe {}
 
-/// The state, seen by the engine and by those who ask whether it is ready.
-pub struct Soundness {
+/// Written by the engine, read by those who ask how it is.
+pub struct Vitals {
     sound: AtomicBool,
+    load: Mutex<Load>,
     pub probe: Box<dyn Probe>,
 }
 
-impl Soundness {
+impl Vitals {
     pub fn new(probe: Box<dyn Probe>) -> Self {
-        Soundness {
+        Vitals {
             sound: AtomicBool::new(true),
+            load: Mutex::default(),
             probe,
         }
     }
 
     pub fn is_sound(&self) -> bool {
         self.sound.load(Ordering::Acquire)
+    }
+
+    /// What the engine is doing.
+    pub fn load(&self) -> Load {
+        *self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_load(&self, load: Load) {
+        *self.load.lock().unwrap_or_else(PoisonError::into_inner) = load;
     }
 
     /// After the engine was found to work.
