@@ -2,7 +2,6 @@
 //! OpenTelemetry collector where the settings name one. A request is one span, which continues the caller's trace
 //! if its `traceparent` header names one; log lines of a request carry the span's fields, its id among them.
 
-use actix_web::http::header::HeaderMap;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig};
@@ -74,21 +73,21 @@ fn provider(endpoint: &str) -> Result<SdkTracerProvider, ExporterBuildError> {
         .build())
 }
 
-/// Makes `span` part of the trace that a request's headers name, if they name one.
-pub fn continue_trace(span: &Span, headers: &HeaderMap) {
-    let caller = TraceContextPropagator::new().extract(&Headers(headers));
+/// Makes `span` part of the trace that a request's headers name, if they name one; `header` gives one by its name.
+pub fn continue_trace<'h>(span: &Span, header: impl Fn(&str) -> Option<&'h str>) {
+    let caller = TraceContextPropagator::new().extract(&Headers(&header));
     // Without a collector there is no trace to be part of.
     let _ = span.set_parent(caller);
 }
 
-struct Headers<'h>(&'h HeaderMap);
+struct Headers<'a, 'h>(&'a dyn Fn(&str) -> Option<&'h str>);
 
-impl Extractor for Headers<'_> {
+impl Extractor for Headers<'_, '_> {
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key)?.to_str().ok()
+        (self.0)(key)
     }
 
     fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(|name| name.as_str()).collect()
+        vec!["traceparent", "tracestate"]
     }
 }

@@ -47,7 +47,7 @@ pub async fn observe<B: MessageBody + 'static>(
         path,
         status = field::Empty,
     );
-    telemetry::continue_trace(&span, request.headers());
+    telemetry::continue_trace(&span, |name| request.headers().get(name)?.to_str().ok());
     let admitted = check_host(&state, request.headers())
         .and_then(|()| state.keys.admit(&method, &path, request.headers()));
     let caller = admitted.as_ref().ok().copied().flatten();

@@ -373,7 +373,7 @@ mod tests {
         let table = read_table(&example).expect("a table");
         let known = known_keys().expect("the defaults");
         assert_eq!(table.keys().collect::<Vec<_>>().len(), known.keys().len());
-        for nested in ["limits", "engine"] {
+        for nested in ["limits", "engine", "telemetry"] {
             let keys = |table: &Table| table[nested].as_table().map(Table::len);
             assert_eq!(keys(&table), keys(&known), "{nested}");
         }
