@@ -176,6 +176,24 @@ impl Place {
         }
     }
 
+    /// The last site that a pass comes by before this place, or the place itself.
+    pub fn site_before(self, n_layers: usize) -> Site {
+        match self {
+            Place::Site(site) => site,
+            Place::Node(Node { layer, kind }) => match kind {
+                NodeKind::MlpIn | NodeKind::PostAct | NodeKind::MlpOut => {
+                    Site::before_mlp(layer, n_layers)
+                }
+                NodeKind::AttnIn
+                | NodeKind::Q
+                | NodeKind::K
+                | NodeKind::V
+                | NodeKind::AttnY
+                | NodeKind::AttnOut => Site::before_attention(layer, n_layers),
+            },
+        }
+    }
+
     /// How many channels a model has there.
     pub fn width(self, config: &TransformerConfig) -> usize {
         match self {

@@ -141,6 +141,39 @@ fn an_add_that_nobody_looks_at_reads_nothing_and_does_the_same() {
     }
 }
 
+/// Arms part before the sublayer that is edited, wherever in it the edit is.
+#[test]
+fn arms_of_a_sweep_inside_a_sublayer_are_what_each_is_alone() {
+    let catalog = catalog();
+    for node in [
+        "0.attn.v",
+        "0.attn.resid_delta",
+        "0.mlp.post_act",
+        "1.mlp.resid_delta",
+    ] {
+        let ask = |strengths: Value| {
+            let edit = json!({"feature": {"node": node, "channel": 3}, "op": "set", "value": 1.5, "strength": strengths});
+            let asked = steered(
+                &[PROMPT],
+                json!({"edits": [edit], "return": ["activations"]}),
+            );
+            let native = GenerationRequest {
+                model: "sparse".into(),
+                ..asked
+            };
+            answer(&catalog, &native).choices
+        };
+        let together = ask(json!([0.5, 1, 2]));
+        for (arm, strength) in together.iter().zip([0.5, 1.0, 2.0]) {
+            assert_eq!(
+                bits(arm),
+                bits(&ask(json!(strength))[0]),
+                "{node} {strength}"
+            );
+        }
+    }
+}
+
 fn native() -> Value {
     json!({"edits": [
         {"feature": {"node": "0.attn.k", "channel": 3}, "op": "add", "value": 1.5},

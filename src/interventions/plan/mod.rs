@@ -338,8 +338,8 @@ impl Plan {
 
     /// The first site of the answering model at or behind which anything is looked at.
     pub fn first_site(&self) -> Option<Site> {
-        let sites = self.places.iter().map(|place| place.site(self.n_layers));
-        sites.min()
+        let places = self.places.iter();
+        places.map(|place| place.site_before(self.n_layers)).min()
     }
 
     fn answering_places(&self) -> BTreeSet<Place> {
