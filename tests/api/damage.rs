@@ -35,6 +35,7 @@ const FRAGMENTS: &[&str] = &[
     "0.5",
     "1.5",
     "1e-320",
+    "1e-300",
     "1e-400",
     "1e30",
     "-1e38",
@@ -307,7 +308,8 @@ pub fn damaged(body: &Value, damages: &[Damage]) -> Vec<u8> {
     let mut bytes = text.into_bytes();
     for damage in damages {
         if let Damage::Byte(at, change) = damage {
-            change.apply(&mut bytes, at.index(bytes.len() + 1));
+            let place = at.index(bytes.len() + 1);
+            change.apply(&mut bytes, place);
         }
     }
     bytes
