@@ -104,6 +104,22 @@ impl Arm {
         self.fed = self.fed.max(position);
     }
 
+    /// Refuses logits that no token can be drawn from.
+    pub fn check(&self, logits: &[f32]) -> Result<(), EngineError> {
+        if logits.iter().all(|logit| logit.is_finite()) {
+            return Ok(());
+        }
+        Err(match self.variant {
+            Variant::Baseline => EngineError::Failed("the model's logits are not numbers".into()),
+            Variant::Steered | Variant::Random | Variant::RandomFeature => EngineError::Invalid {
+                message: "the edits are so large that the model's values overflow; give smaller \
+                          values or strengths"
+                    .to_owned(),
+                param: Some("steer.edits".to_owned()),
+            },
+        })
+    }
+
     /// The logits after the prompt token at `position`: how probable the next one was.
     pub fn echo(&mut self, position: usize, logits: &[f32], top: usize) {
         if let Some(&next) = self.tokens.get(position + 1) {
@@ -142,9 +158,7 @@ impl Arm {
             return Ok(());
         }
         let Some(id) = self.sampler.draw(logits) else {
-            return Err(EngineError::Failed(
-                "the model's logits are not numbers".into(),
-            ));
+            return Err(EngineError::Failed("no token can be drawn".into()));
         };
         if tokenizer.end_of_text() == Some(id) {
             self.finish = Some(Finish::Stop);

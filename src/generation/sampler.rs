@@ -53,11 +53,13 @@ impl Sampler {
         if repetition != 1.0 {
             for &token in &self.seen {
                 if let Some(logit) = logits.get_mut(token as usize) {
-                    *logit = if *logit > 0.0 {
+                    let penalised = if *logit > 0.0 {
                         *logit / repetition
                     } else {
                         *logit * repetition
                     };
+                    // Two infinite logits could not be told apart.
+                    *logit = penalised.clamp(f32::MIN, f32::MAX);
                 }
             }
         }
@@ -322,6 +324,17 @@ mod tests {
             }),
             [3]
         );
+    }
+
+    #[test]
+    fn the_smallest_penalty_leaves_something_to_draw() {
+        let sampling = Sampling {
+            repetition_penalty: f64::MIN_POSITIVE,
+            ..sampling()
+        };
+        let mut sampler = Sampler::new(&sampling, 1, &[1, 2]);
+        let token = sampler.draw(&[0.5, 1.0, 2.0, -1.0]).expect("a token");
+        assert!([1, 2].contains(&token), "{token} was not seen before");
     }
 
     #[test]

@@ -102,8 +102,12 @@ impl<'o> Scheduler<'o> {
         request: GenerationRequest,
         observer: Box<dyn Observer + 'o>,
     ) {
-        if self.load().waiting >= self.capacity.waiting {
-            return observer.done(Err(EngineError::Busy));
+        if self.queue_is_full() {
+            // Of those that came since the last step some may not need to wait.
+            self.lend_slots();
+            if self.queue_is_full() {
+                return observer.done(Err(EngineError::Busy));
+            }
         }
         let admitted = self.vitals.contain(|| Session::admit(catalog, request));
         match admitted.and_then(|session| self.fits(session)) {
@@ -117,6 +121,10 @@ impl<'o> Scheduler<'o> {
             }),
             Err(error) => observer.done(Err(error)),
         }
+    }
+
+    fn queue_is_full(&self) -> bool {
+        self.load().waiting >= self.capacity.waiting
     }
 
     /// An arm that needs more slots than there are could never run.

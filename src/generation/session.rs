@@ -202,6 +202,7 @@ impl Session {
         for (at, logits) in logits {
             let row = rows[at];
             let arm = &mut self.arms[row.arm];
+            arm.check(&logits)?;
             if echoes && row.position + 1 < row.prompt_length {
                 arm.echo(
                     row.position,

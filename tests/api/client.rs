@@ -160,23 +160,29 @@ impl Server {
         stream
     }
 
-    /// The value of a metric without labels.
-    pub fn metric(&self, name: &str) -> f64 {
+    /// The values of metrics at one moment.
+    pub fn metrics<const N: usize>(&self, names: [&str; N]) -> [f64; N] {
         let metrics = self.get("/metrics").body;
-        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|value| value.trim().parse().ok())
-            .unwrap_or_else(|| panic!("no {name}"))
+        names.map(|name| {
+            let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|value| value.trim().parse().ok())
+                .unwrap_or_else(|| panic!("no {name}"))
+        })
+    }
+
+    pub fn metric(&self, name: &str) -> f64 {
+        let [value] = self.metrics([name]);
+        value
     }
 
     /// Waits until nothing of any completion is left in the engine.
     pub fn wait_until_idle(&self) {
-        for gauge in [
-            "requests_running",
-            "requests_waiting",
-            "kv_cache_usage_ratio",
-        ] {
-            wait_until(gauge, || self.metric(&format!("causeway_{gauge}")) == 0.0);
-        }
+        let gauges = [
+            "causeway_requests_running",
+            "causeway_requests_waiting",
+            "causeway_kv_cache_usage_ratio",
+        ];
+        wait_until("it is idle", || self.metrics(gauges) == [0.0; 3]);
     }
 }
 

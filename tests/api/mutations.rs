@@ -151,7 +151,8 @@ fn harm(answer: &Response) -> Option<String> {
     match answer.status {
         200 | 201 if answer.headers["content-type"] == "text/event-stream" => {
             let whole = answer.body.ends_with("data: [DONE]\n\n");
-            match whole && !answer.body.contains("data: {\"error\"") {
+            // Of a request that turned out to be wrong after some steps a stream may tell, of anything else not.
+            match whole && !answer.body.contains("\"type\":\"server_error\"") {
                 true => None,
                 false => said("a stream that does not end well"),
             }

@@ -25,17 +25,16 @@ fn who_finds_the_queue_full_is_turned_away() {
         settings.engine.sequences = 1;
         settings.engine.waiting = 2;
     });
-    let gauge = |name: &str| server.metric(&format!("causeway_requests_{name}"));
     // Each has so much to do, one sequence at a time, that none is done before it is told to go.
-    let first = server.begin(&request(128, false), 1.0);
-    wait_until("one runs", || gauge("running") == 1.0);
-    let others = [true, false].map(|stream| server.begin(&request(128, stream), 1.0));
-    wait_until("two wait", || gauge("waiting") == 2.0);
+    let holders = [false, true, false].map(|stream| server.begin(&request(128, stream), 1.0));
+    let gauges = ["causeway_requests_running", "causeway_requests_waiting"];
+    let taken_on = || server.metrics(gauges).iter().sum::<f64>();
+    wait_until("all three are taken on", || taken_on() == 3.0);
     for stream in [true, false, true, false] {
         is_turned_away(&server.post("/v1/completions", &request(1, stream)));
     }
     assert_eq!(server.get("/readyz").status, 200);
-    drop((first, others));
+    drop(holders);
     server.wait_until_idle();
     server.post("/v1/completions", &request(1, false)).ok();
     let turned_away = "causeway_rejected_total{reason=\"overloaded\"}";

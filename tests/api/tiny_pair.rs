@@ -8,12 +8,12 @@ use causeway::artifacts::atomic;
 use causeway::bridge::pair::PairFiles;
 use causeway::bridge::record::{BridgeRecord, SiteRecord};
 use causeway::corpus::{CorpusGenerator, Split};
-use causeway::interventions::reference::{ReferenceStatistics, ReferenceText};
+use causeway::interventions::reference::{PlaceStatistics, ReferenceStatistics, ReferenceText};
 use causeway::models::config::{
     Activation, Norm, Positions, ResidualActivation, TransformerConfig,
 };
 use causeway::models::layout::ModelFiles;
-use causeway::models::location::Site;
+use causeway::models::location::{Place, Site};
 use causeway::models::tokenizer::{Tokenizer, train_bpe};
 use causeway::training::initialise;
 use serde_json::json;
@@ -127,6 +127,18 @@ pub fn write(directory: &Path) {
         tokens: text,
         length: REFERENCE_LENGTH,
     });
+    for place in Place::all(LAYERS) {
+        let each = |value: f32| vec![value; place.width(&sparse)];
+        let statistics = PlaceStatistics {
+            mean: each(0.1),
+            std: each(0.5),
+            max: each(2.0),
+            min: each(-1.0),
+            density: each(0.25),
+            tokens: 1000,
+        };
+        reference.insert(place, statistics);
+    }
     reference.write(directory).unwrap();
     let features = json!({"features": [{
         "name": "shipped_feature", "description": "Came with the pair.", "node": "1.attn.act_in",

@@ -17,6 +17,26 @@ fn fault(error: EngineError) -> (String, String) {
 }
 
 #[test]
+fn edits_too_large_to_compute_with_are_refused_once_they_are_found_out() {
+    let catalog = catalog();
+    let edit = json!({"feature": {"node": "1.resid_in", "channel": 4}, "op": "set", "value": 1e38});
+    // Scored, a prompt has log-probabilities that must be numbers too.
+    for max_tokens in [2, 0] {
+        let request = GenerationRequest {
+            max_tokens,
+            echo: max_tokens == 0,
+            logprobs: Some(0),
+            ..steered(
+                &[PROMPT],
+                json!({"edits": [edit], "variants": ["baseline", "steered"]}),
+            )
+        };
+        let (param, message) = fault(refusal(&catalog, &request));
+        assert_eq!(param, "steer.edits", "{message}");
+    }
+}
+
+#[test]
 fn every_faulty_edit_is_refused_with_its_field() {
     let catalog = catalog();
     let channel = json!({"node": "1.attn.act_in", "channel": 2});

@@ -227,6 +227,23 @@ fn no_more_wait_than_are_let_in() {
 }
 
 #[test]
+fn those_that_come_together_wait_only_where_there_is_no_room() {
+    let catalog = catalog();
+    let mut scheduler = Scheduler::new(Capacity {
+        sequences: 2,
+        waiting: 1,
+        ..Capacity::default()
+    });
+    let mut submit = || submit(&mut scheduler, &catalog, &request(&[PROMPT]));
+    let (kept, turned_away) = ([submit(), submit(), submit()], submit());
+    assert!(matches!(turned_away.taken(), Err(EngineError::Busy)));
+    while !scheduler.is_idle() {
+        scheduler.step();
+    }
+    assert!(kept.iter().all(|keeper| keeper.taken().is_ok()));
+}
+
+#[test]
 fn a_request_past_its_deadline_ends() {
     let catalog = catalog();
     let mut scheduler = Scheduler::new(Capacity::default());
