@@ -20,8 +20,10 @@ pub fn rms_norm(x: &Tensor, gain: &Tensor, epsilon: f32) -> Result<Tensor> {
         return x.contiguous()?.apply_op2(gain, op);
     }
     let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
-    x.broadcast_div(&(mean_square + epsilon as f64)?.sqrt()?)?
-        .broadcast_mul(gain)
+    // Zero, unless the squares overflow: see `statistics`.
+    let overflow = (&mean_square * 0.0)?;
+    let divisor = ((mean_square + epsilon as f64)?.sqrt()? + overflow)?;
+    x.broadcast_div(&divisor)?.broadcast_mul(gain)
 }
 
 /// `(x - mean) / sqrt(variance + epsilon) * gain + bias`.
@@ -122,6 +124,9 @@ fn lane_sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 }
 
 /// The mean (zero unless centred) and the inverse of the root mean square deviation from it.
+///
+/// NaN for a row whose squares overflow: the inverse of infinity is zero, and a row of zeros would look sound to
+/// everything behind.
 #[inline(always)]
 fn statistics(row: &[f32], epsilon: f32, centre: bool) -> (f32, f32) {
     let count = row.len() as f32;
@@ -131,7 +136,11 @@ fn statistics(row: &[f32], epsilon: f32, centre: bool) -> (f32, f32) {
         0.0
     };
     let mean_square = lane_sum(row, |x| (x - mean) * (x - mean)) / count;
-    (mean, 1.0 / (mean_square + epsilon).sqrt())
+    let inverse = match mean_square.is_infinite() {
+        true => f32::NAN,
+        false => 1.0 / (mean_square + epsilon).sqrt(),
+    };
+    (mean, inverse)
 }
 
 #[multiversion(targets(
@@ -195,5 +204,26 @@ fn gain_gradient(row: &[f32], grad: &[f32], epsilon: f32, centre: bool, total: &
     let (mean, inverse) = statistics(row, epsilon, centre);
     for ((t, &x), &g) in total.iter_mut().zip(row).zip(grad) {
         *t += g * (x - mean) * inverse;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn a_row_whose_squares_overflow_has_no_norm() {
+        let x = Tensor::new(&[[1e30f32, 1.0], [3.0, 4.0]], &Device::Cpu).unwrap();
+        let gain = Tensor::new(&[1f32, 1.0], &Device::Cpu).unwrap();
+        for y in [
+            rms_norm(&x, &gain, 1e-6).unwrap(),
+            layer_norm(&x, &gain, None, 1e-6).unwrap(),
+        ] {
+            let y = y.to_vec2::<f32>().unwrap();
+            assert!(y[0].iter().all(|y| y.is_nan()), "{y:?}");
+            assert!(y[1].iter().all(|y| y.is_finite()), "{y:?}");
+        }
     }
 }
