@@ -11,6 +11,8 @@ mod command;
 mod completions;
 #[path = "api/dashboards.rs"]
 mod dashboards;
+#[path = "api/docs.rs"]
+mod docs;
 #[path = "api/features.rs"]
 mod features;
 #[path = "api/keys.rs"]
