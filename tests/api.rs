@@ -13,10 +13,14 @@ mod completions;
 mod dashboards;
 #[path = "api/docs.rs"]
 mod docs;
+#[path = "api/faults.rs"]
+mod faults;
 #[path = "api/features.rs"]
 mod features;
 #[path = "api/keys.rs"]
 mod keys;
+#[path = "api/library.rs"]
+mod library;
 #[path = "api/refusals.rs"]
 mod refusals;
 #[path = "api/service.rs"]

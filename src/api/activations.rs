@@ -105,7 +105,7 @@ pub async fn create(
     body: JsonBody<CreateActivations>,
 ) -> Result<HttpResponse, ApiError> {
     let request = body.0;
-    let card = state.inventory.model(&request.model)?;
+    let card = &*state.inventory().model(&request.model)?;
     let logits = request.logits.unwrap_or(false);
     let places = check(&request, card, logits)?;
     let prompt = match request.prompt {

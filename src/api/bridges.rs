@@ -96,7 +96,8 @@ fn bridge(card: &BridgeCard, features: usize) -> Bridge {
 #[utoipa::path(get, path = "/v1/bridges", tag = "bridges", operation_id = "listBridges",
     responses((status = 200, description = "The bridges", body = BridgeList)))]
 pub async fn list(state: web::Data<State>) -> HttpResponse {
-    let cards = state.inventory.bridges.values();
+    let inventory = state.inventory();
+    let cards = inventory.bridges.values();
     let data = cards
         .map(|card| bridge(card, state.features.count(card.record.id.as_str())))
         .collect();
@@ -117,6 +118,6 @@ pub async fn retrieve(
     state: web::Data<State>,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let card = state.inventory.bridge(&id, None)?;
-    Ok(HttpResponse::Ok().json(bridge(card, state.features.count(&id))))
+    let card = state.inventory().bridge(&id, None)?;
+    Ok(HttpResponse::Ok().json(bridge(&card, state.features.count(&id))))
 }

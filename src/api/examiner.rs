@@ -4,7 +4,7 @@
 //! A pair is opened when it is first examined. One examination runs at a time; the others wait.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use actix_web::web;
@@ -18,7 +18,7 @@ use crate::features::question::PromptPair;
 #[derive(Debug)]
 pub struct Examiner {
     /// By bridge.
-    directories: BTreeMap<String, PathBuf>,
+    directories: Mutex<BTreeMap<String, PathBuf>>,
     open: Arc<Mutex<BTreeMap<String, Arc<PairedModels>>>>,
     turn: tokio::sync::Mutex<()>,
 }
@@ -27,10 +27,30 @@ impl Examiner {
     /// An examiner of the pairs in these directories, by the ids of their bridges.
     pub fn new(directories: BTreeMap<String, PathBuf>) -> Self {
         Examiner {
-            directories,
+            directories: Mutex::new(directories),
             open: Arc::default(),
             turn: tokio::sync::Mutex::new(()),
         }
+    }
+
+    /// From now on the pair of `bridge` in `directory` can be examined.
+    pub fn open(&self, bridge: &str, directory: &Path) {
+        let mut directories = self
+            .directories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        directories.insert(bridge.to_owned(), directory.to_path_buf());
+    }
+
+    /// Lets go of a bridge's pair.
+    pub fn close(&self, bridge: &str) {
+        let mut directories = self
+            .directories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        directories.remove(bridge);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.remove(bridge);
     }
 
     /// Does `work` on a bridge's pair, off the threads that serve. What the work refuses is told of the
@@ -40,7 +60,12 @@ impl Examiner {
         T: Send + 'static,
         W: FnOnce(&PairedModels) -> Result<T, FeatureError> + Send + 'static,
     {
-        let Some(directory) = self.directories.get(bridge).cloned() else {
+        let directory = {
+            let directories = self.directories.lock();
+            let directories = directories.unwrap_or_else(PoisonError::into_inner);
+            directories.get(bridge).cloned()
+        };
+        let Some(directory) = directory else {
             return Err(ApiError::Internal(format!(
                 "the pair of bridge {bridge} cannot be examined"
             )));

@@ -70,22 +70,34 @@ impl FeatureStore {
         data_directory: &Path,
         shipped: BTreeMap<String, Vec<Feature>>,
     ) -> Result<Self, StoreError> {
-        let directory = data_directory.join("features");
-        let mut bridges = BTreeMap::new();
-        for (bridge, shipped) in shipped {
-            let path = directory.join(format!("{bridge}.json"));
-            let own = if path.is_file() {
-                read_features(&path)?
-            } else {
-                Vec::new()
-            };
-            bridges.insert(bridge, BridgeFeatures { shipped, own });
-        }
-        Ok(FeatureStore {
-            directory,
-            bridges: RwLock::new(bridges),
+        let store = FeatureStore {
+            directory: data_directory.join("features"),
+            bridges: RwLock::default(),
             changing: tokio::sync::Mutex::new(()),
-        })
+        };
+        for (bridge, shipped) in shipped {
+            store.open_bridge(&bridge, shipped)?;
+        }
+        Ok(store)
+    }
+
+    /// Takes up a bridge with the features that it ships with, and with those that were made for it before.
+    pub fn open_bridge(&self, bridge: &str, shipped: Vec<Feature>) -> Result<(), StoreError> {
+        let path = self.directory.join(format!("{bridge}.json"));
+        let own = if path.is_file() {
+            read_features(&path)?
+        } else {
+            Vec::new()
+        };
+        let mut bridges = self.bridges.write().unwrap_or_else(PoisonError::into_inner);
+        bridges.insert(bridge.to_owned(), BridgeFeatures { shipped, own });
+        Ok(())
+    }
+
+    /// Lets go of a bridge; what was made for it stays on the disk.
+    pub fn close_bridge(&self, bridge: &str) {
+        let mut bridges = self.bridges.write().unwrap_or_else(PoisonError::into_inner);
+        bridges.remove(bridge);
     }
 
     /// Every feature: bridge by bridge, the shipped ones first, each as it is now.

@@ -30,6 +30,10 @@ pub async fn live() -> HttpResponse {
             body = super::error::ErrorBody)
     ))]
 pub async fn ready(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
+    if !state.engine.is_sound() {
+        let reason = "the engine has failed and not yet recovered";
+        return Err(ApiError::NotReady(reason.to_owned()));
+    }
     match tokio::time::timeout(state.ready_timeout, state.engine.ping()).await {
         Ok(Ok(())) => Ok(HttpResponse::Ok().json(Health { status: "ready" })),
         Ok(Err(error)) => Err(ApiError::NotReady(error.to_string())),

@@ -16,10 +16,10 @@ use crate::models::config::TransformerConfig;
 use crate::models::tokenizer::Tokenizer;
 
 /// All that is served.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Inventory {
-    pub models: BTreeMap<String, ModelCard>,
-    pub bridges: BTreeMap<String, BridgeCard>,
+    pub models: BTreeMap<String, Arc<ModelCard>>,
+    pub bridges: BTreeMap<String, Arc<BridgeCard>>,
 }
 
 /// One model.
@@ -52,9 +52,14 @@ pub struct BridgeCard {
 pub type Provenance = BTreeMap<String, serde_json::Value>;
 
 impl Inventory {
-    /// Cards of everything in a catalog, still without provenance.
-    pub fn of(catalog: &Catalog) -> Self {
+    /// Cards of everything in a catalog. Those of `before` stay as they are; `provenance` is of the new ones, by id.
+    pub fn of(
+        catalog: &Catalog,
+        before: &Inventory,
+        provenance: &BTreeMap<String, Provenance>,
+    ) -> Self {
         let loaded = unix_seconds();
+        let of = |id: &str| provenance.get(id).cloned().unwrap_or_default();
         let model = |model: &LoadedModel| ModelCard {
             id: model.id.clone(),
             sparse: model.kind == ModelKind::Sparse,
@@ -64,31 +69,40 @@ impl Inventory {
             nonzeros: model.nonzeros,
             loaded,
             fingerprint: model.fingerprint.clone(),
-            provenance: Provenance::new(),
+            provenance: of(&model.id),
         };
         let bridge = |bridge: &LoadedBridge| BridgeCard {
             record: bridge.record.clone(),
             fingerprint: bridge.fingerprint.clone(),
-            provenance: Provenance::new(),
+            provenance: of(&bridge.id),
             statistics: bridge.reference.clone(),
         };
         Inventory {
             models: catalog
                 .models
                 .iter()
-                .map(|(id, loaded)| (id.clone(), model(loaded)))
+                .map(|(id, loaded)| {
+                    let known = before.models.get(id).cloned();
+                    (id.clone(), known.unwrap_or_else(|| Arc::new(model(loaded))))
+                })
                 .collect(),
             bridges: catalog
                 .bridges
                 .iter()
-                .map(|(id, loaded)| (id.clone(), bridge(loaded)))
+                .map(|(id, loaded)| {
+                    let known = before.bridges.get(id).cloned();
+                    (
+                        id.clone(),
+                        known.unwrap_or_else(|| Arc::new(bridge(loaded))),
+                    )
+                })
                 .collect(),
         }
     }
 
     /// The model that a request names in its field `model`.
-    pub fn model(&self, id: &str) -> Result<&ModelCard, ApiError> {
-        self.models.get(id).ok_or_else(|| {
+    pub fn model(&self, id: &str) -> Result<Arc<ModelCard>, ApiError> {
+        self.models.get(id).cloned().ok_or_else(|| {
             let near = suggestion(&shortened(id), self.models.keys().map(String::as_str));
             ApiError::NotFound {
                 message: format!("there is no model {:?}{near}", shortened(id)),
@@ -99,8 +113,8 @@ impl Inventory {
     }
 
     /// The bridge of this id; `param` is the field that names it, where a body or a query does.
-    pub fn bridge(&self, id: &str, param: Option<&str>) -> Result<&BridgeCard, ApiError> {
-        self.bridges.get(id).ok_or_else(|| {
+    pub fn bridge(&self, id: &str, param: Option<&str>) -> Result<Arc<BridgeCard>, ApiError> {
+        self.bridges.get(id).cloned().ok_or_else(|| {
             let near = suggestion(&shortened(id), self.bridges.keys().map(String::as_str));
             let message = format!("there is no bridge {:?}{near}", shortened(id));
             match param {
@@ -115,13 +129,17 @@ impl Inventory {
     }
 
     /// The bridge that a body names, or the only one there is.
-    pub fn bridge_or_only(&self, id: Option<&str>, param: &str) -> Result<&BridgeCard, ApiError> {
+    pub fn bridge_or_only(
+        &self,
+        id: Option<&str>,
+        param: &str,
+    ) -> Result<Arc<BridgeCard>, ApiError> {
         if let Some(id) = id {
             return self.bridge(id, Some(param));
         }
         let mut bridges = self.bridges.values();
         match (bridges.next(), bridges.next()) {
-            (Some(only), None) => Ok(only),
+            (Some(only), None) => Ok(only.clone()),
             (None, _) => Err(ApiError::invalid_with_code(
                 param,
                 "bridge_not_found",
@@ -138,18 +156,18 @@ impl Inventory {
     }
 
     /// The bridges that join this model to another, as its dense or its sparse side.
-    pub fn bridges_of<'a>(&'a self, model: &str) -> impl Iterator<Item = &'a BridgeCard> {
+    pub fn bridges_of<'a>(&'a self, model: &str) -> impl Iterator<Item = &'a Arc<BridgeCard>> {
         self.bridges
             .values()
             .filter(move |bridge| bridge.joins(model))
     }
 
     /// The bridge that the edits of a request for `model` go over: the one it names, or the model's only one.
-    pub fn bridge_for(&self, model: &str, named: Option<&str>) -> Option<&BridgeCard> {
+    pub fn bridge_for(&self, model: &str, named: Option<&str>) -> Option<Arc<BridgeCard>> {
         let mut bridges = self
             .bridges_of(model)
             .filter(|bridge| named.is_none_or(|named| bridge.record.id.as_str() == named));
-        let first = bridges.next()?;
+        let first = bridges.next()?.clone();
         bridges.next().is_none().then_some(first)
     }
 }

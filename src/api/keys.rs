@@ -94,6 +94,9 @@ fn needed(method: &Method, path: &str) -> Option<Role> {
     if is_open(path) {
         return None;
     }
+    if path == "/v1/library" || path.starts_with("/v1/library/") {
+        return Some(Role::Admin);
+    }
     let changes = path.starts_with("/v1/features")
         && !matches!(*method, Method::GET | Method::HEAD)
         && path != "/v1/features/contrast"
@@ -136,6 +139,8 @@ mod tests {
             (Method::POST, "/v1/features/a/verify", Some(Role::Infer)),
             (Method::POST, "/v1/features", Some(Role::Train)),
             (Method::DELETE, "/v1/features/a", Some(Role::Train)),
+            (Method::GET, "/v1/library", Some(Role::Admin)),
+            (Method::POST, "/v1/library/a/load", Some(Role::Admin)),
         ] {
             assert_eq!(needed(&method, path), role, "{method} {path}");
         }

@@ -3,21 +3,21 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use super::examiner::Examiner;
 use super::feature_store::{FeatureStore, StoreError};
 use super::features::change::unit_length;
-use super::inventory::{Inventory, Provenance};
+use super::inventory::Inventory;
 use super::keys::Keys;
+use super::library::{Entry, EntryKind, Library, provenance};
 use super::metrics::Metrics;
 use super::state::State;
-use crate::artifacts::Manifest;
 use crate::features::registry::Feature;
 use crate::generation::catalog::{Catalog, CatalogError};
 use crate::generation::engine::Engine;
+use crate::generation::soundness::{NoProbe, Probe};
 use crate::models::config::TransformerConfig;
 use crate::models::location::Place;
 use crate::settings::Settings;
@@ -43,6 +43,15 @@ pub enum LoadError {
 
 /// Loads all that `settings` name, for a server that listens at `address`.
 pub fn load(settings: &Settings, address: SocketAddr) -> Result<State, LoadError> {
+    load_probed(settings, address, Box::new(NoProbe))
+}
+
+/// The same with a probe inside the engine.
+pub fn load_probed(
+    settings: &Settings,
+    address: SocketAddr,
+    probe: Box<dyn Probe>,
+) -> Result<State, LoadError> {
     let mut catalog = Catalog::new();
     let mut directories = BTreeMap::new();
     for directory in &settings.pairs {
@@ -54,7 +63,23 @@ pub fn load(settings: &Settings, address: SocketAddr) -> Result<State, LoadError
     for (id, directory) in &settings.models {
         catalog.load_model(id.as_str(), directory)?;
     }
-    let inventory = inventory(&catalog, settings, &directories);
+    let pairs = directories
+        .iter()
+        .map(|(id, directory)| (id.clone(), EntryKind::Pair, directory));
+    let models = settings.models.iter();
+    let models = models.map(|(id, directory)| (id.to_string(), EntryKind::Model, directory));
+    let named: BTreeMap<String, Entry> = pairs
+        .chain(models)
+        .map(|(id, kind, directory)| {
+            let directory = directory.clone();
+            (id, Entry { kind, directory })
+        })
+        .collect();
+    let provenance = named
+        .iter()
+        .map(|(id, entry)| (id.clone(), provenance(&entry.directory)))
+        .collect();
+    let inventory = Inventory::of(&catalog, &Inventory::default(), &provenance);
     let shipped = catalog.bridges.iter().map(|(id, bridge)| {
         (
             id.clone(),
@@ -80,8 +105,9 @@ pub fn load(settings: &Settings, address: SocketAddr) -> Result<State, LoadError
         metrics.bridge(&bridge.record);
     }
     Ok(State {
-        engine: Engine::start(catalog, settings.engine)?,
-        inventory,
+        engine: Engine::start_probed(catalog, settings.engine, probe)?,
+        served: RwLock::new(Arc::new(inventory)),
+        library: Library::new(named, settings.library.clone()),
         features,
         examiner: Examiner::new(directories),
         keys: Keys::new(&settings.keys),
@@ -92,34 +118,8 @@ pub fn load(settings: &Settings, address: SocketAddr) -> Result<State, LoadError
     })
 }
 
-fn inventory(
-    catalog: &Catalog,
-    settings: &Settings,
-    directories: &BTreeMap<String, PathBuf>,
-) -> Inventory {
-    let mut inventory = Inventory::of(catalog);
-    for (id, directory) in directories {
-        if let Some(card) = inventory.bridges.get_mut(id) {
-            card.provenance = provenance(directory);
-        }
-    }
-    for (id, directory) in &settings.models {
-        if let Some(card) = inventory.models.get_mut(id.as_str()) {
-            card.provenance = provenance(directory);
-        }
-    }
-    inventory
-}
-
-/// A directory without a manifest is served all the same; it only cannot say where it came from.
-fn provenance(directory: &Path) -> Provenance {
-    Manifest::read(directory)
-        .map(|manifest| manifest.provenance)
-        .unwrap_or_default()
-}
-
 /// What was kept for a bridge may be for another one of its name, or edited by hand.
-fn check_features(
+pub fn check_features(
     features: &FeatureStore,
     bridge: &str,
     config: &TransformerConfig,

@@ -185,6 +185,27 @@ impl Metrics {
         }
     }
 
+    /// A bridge that is served no more reconstructs nothing.
+    pub fn forget_bridge(&self, bridge: &str) {
+        // Whatever sites it had: they are told by the metric itself.
+        for family in prometheus::core::Collector::collect(&self.bridge_nmse) {
+            for metric in family.get_metric() {
+                let label = |name: &str| {
+                    let mut labels = metric.get_label().iter();
+                    let found = labels.find(|label| label.name() == name);
+                    found.map_or("", |label| label.value()).to_owned()
+                };
+                if label("bridge") == bridge {
+                    // It was there a moment ago; if not, it is gone all the same.
+                    let values = [bridge.to_owned(), label("site"), label("map")];
+                    let _ = self
+                        .bridge_nmse
+                        .remove_label_values(&values.each_ref().map(String::as_str));
+                }
+            }
+        }
+    }
+
     /// Counts one request that was answered with `status` after `seconds`.
     pub fn answered(&self, endpoint: &str, status: u16, seconds: f64) {
         let outcome = match status {

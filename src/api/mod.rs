@@ -17,6 +17,7 @@ pub mod features;
 pub mod health;
 pub mod inventory;
 pub mod keys;
+pub mod library;
 pub mod loading;
 pub mod metrics;
 pub mod models;

@@ -105,7 +105,7 @@ fn model(card: &ModelCard, inventory: &Inventory) -> Model {
 #[utoipa::path(get, path = "/v1/models", tag = "models", operation_id = "listModels",
     responses((status = 200, description = "The models", body = ModelList)))]
 pub async fn list(state: web::Data<State>) -> HttpResponse {
-    let inventory = &state.inventory;
+    let inventory = &state.inventory();
     let data = inventory
         .models
         .values()
@@ -128,6 +128,7 @@ pub async fn retrieve(
     state: web::Data<State>,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let card = state.inventory.model(&id)?;
-    Ok(HttpResponse::Ok().json(model(card, &state.inventory)))
+    let inventory = state.inventory();
+    let card = inventory.model(&id)?;
+    Ok(HttpResponse::Ok().json(model(&card, &inventory)))
 }

@@ -10,7 +10,7 @@ use actix_web::{App, HttpResponse, HttpServer, Resource, web};
 use super::body::query_config;
 use super::state::State;
 use super::{
-    ApiError, activations, bridges, completions, disconnect, docs, features, health, models,
+    ApiError, activations, bridges, completions, disconnect, docs, features, health, library, models,
     observe, openapi,
 };
 use crate::settings::Settings;
@@ -65,6 +65,9 @@ fn routes(config: &mut web::ServiceConfig) {
                 .route(web::patch().to(features::update))
                 .route(web::delete().to(features::delete)),
         )
+        .service(at("/v1/library", "GET").route(web::get().to(library::list)))
+        .service(at("/v1/library/{id}/load", "POST").route(web::post().to(library::load)))
+        .service(at("/v1/library/{id}/unload", "POST").route(web::post().to(library::unload)))
         .service(at("/v1/activations", "POST").route(web::post().to(activations::create)))
         .service(
             at("/healthz", "GET, HEAD")

@@ -1,11 +1,13 @@
 //! What all handlers share.
 
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::examiner::Examiner;
 use super::feature_store::FeatureStore;
 use super::inventory::Inventory;
 use super::keys::Keys;
+use super::library::Library;
 use super::metrics::Metrics;
 use crate::generation::engine::EngineHandle;
 use crate::settings::Limits;
@@ -13,7 +15,9 @@ use crate::settings::Limits;
 /// One server's state; handlers get it as `web::Data<State>`. It is made by [`super::loading`].
 pub struct State {
     pub engine: EngineHandle,
-    pub inventory: Inventory,
+    /// What is served just now; whoever looks keeps what it saw.
+    pub served: RwLock<Arc<Inventory>>,
+    pub library: Library,
     pub features: FeatureStore,
     pub examiner: Examiner,
     pub keys: Keys,
@@ -23,4 +27,18 @@ pub struct State {
     /// Only this machine can reach the server.
     pub loopback_only: bool,
     pub metrics: Metrics,
+}
+
+impl State {
+    /// What is served now.
+    pub fn inventory(&self) -> Arc<Inventory> {
+        let served = self.served.read();
+        served.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Something else is served from now on.
+    pub fn serve(&self, inventory: Inventory) {
+        let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
+        *served = Arc::new(inventory);
+    }
 }

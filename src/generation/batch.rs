@@ -6,27 +6,23 @@
 //! does not depend on its neighbours.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
 
 use super::catalog::LoadedModel;
+use super::pass::{Part, Parting, pass};
 use super::session::Session;
 use super::slots::Caches;
 use crate::interventions::plan::Joined;
 use crate::interventions::plan::counterfactual::StreamModel;
 use crate::interventions::readings::{ReadingTap, Readings};
-use crate::interventions::rows_of_arms::{Feed, PassRows, Row, cache_rows, ids_of, rows_of};
+use crate::interventions::rows_of_arms::{
+    Feed, PassRows, Row, SamePrompts, cache_rows, ids_of, rows_of,
+};
 use crate::interventions::steering::{ArmSlots, Steering, StepReadings};
-use crate::models::kv_cache::KvCache;
 use crate::models::location::Site;
-use crate::models::tap::{RowTap, SplitTap};
-use crate::models::token_rows::TokenRows;
-use crate::numerics::rows;
-
-/// Logits are computed for this many rows at once.
-const ROWS_OF_LOGITS: usize = 256;
+use crate::models::tap::RowTap;
 
 /// What one request feeds in a step: arms, and how many of their tokens at most.
 pub struct Share<'s> {
@@ -104,6 +100,48 @@ impl<'s> Work<'s> {
         }
     }
 
+    /// The rows that the answering model takes. Below the first place that anyone looks at, what arms with the same
+    /// prompt have in common is run once.
+    fn answering_rows(&self) -> Part<'s> {
+        let all = PassRows {
+            ids: ids_of(&self.feeds),
+            at: cache_rows(&self.rows, |arm| self.slots[&arm].answer),
+            copies: Vec::new(),
+        };
+        let mut once = PassRows::default();
+        let mut same = SamePrompts::default();
+        let mut sources = Vec::with_capacity(self.rows.len());
+        for (row, (&id, &at)) in self.rows.iter().zip(all.ids.iter().zip(&all.at)) {
+            let in_prompt = row.position < row.prompt_length;
+            let text = in_prompt.then_some((&mut same, 0, row.prompt));
+            sources.push(once.push(text, id, at) as u32);
+        }
+        let steering = self.steering.as_deref();
+        let looked_at = steering.and_then(|steering| steering.plan.first_site());
+        let (rows, parting) = match (once.copies.is_empty(), looked_at) {
+            (true, _) => (all, None),
+            (false, at) => {
+                // Nobody looks: they part for the sake of their logits only.
+                let n_layers = self.model.transformer.config.n_layers;
+                let at = at.unwrap_or(Site::before_attention(n_layers, n_layers));
+                (
+                    once,
+                    Some(Parting {
+                        at,
+                        rows: all,
+                        sources,
+                    }),
+                )
+            }
+        };
+        Part {
+            rows,
+            tap: None,
+            parting,
+            wanted: self.wanted.clone(),
+        }
+    }
+
     fn replays(&self) -> usize {
         let steering = self.steering.as_ref();
         steering.map_or(0, |steering| steering.plan.replays.len())
@@ -152,7 +190,8 @@ fn read(works: &mut [Work], kind: StreamModel, caches: &mut Caches) -> Result<()
             }
         }
         let taps = taps.iter_mut().map(|tap| tap as &mut dyn RowTap);
-        pass(&model, caches.of(&model), passes, taps.map(Some).collect())?;
+        let parts = passes.into_iter().zip(taps).map(silent).collect();
+        pass(&model.transformer, caches.of(&model), parts)?;
     }
     for (index, _, readings) in parts {
         *works[index].readings.of(kind) = readings;
@@ -195,12 +234,8 @@ fn run_replay(works: &mut [Work], replay: usize, caches: &mut Caches) -> Result<
                 }
             }
             let row_taps = taps.iter_mut().map(|(_, tap)| tap as &mut dyn RowTap);
-            pass(
-                &model,
-                caches.of(&model),
-                passes,
-                row_taps.map(Some).collect(),
-            )?;
+            let parts = passes.into_iter().zip(row_taps).map(silent).collect();
+            pass(&model.transformer, caches.of(&model), parts)?;
             for (index, tap) in taps {
                 results.push((index, tap.recorded));
             }
@@ -220,6 +255,16 @@ fn run_replay(works: &mut [Work], replay: usize, caches: &mut Caches) -> Result<
     Ok(())
 }
 
+/// A part that is run for what its tap sees.
+fn silent<'p>((rows, tap): (PassRows, &'p mut dyn RowTap)) -> Part<'p> {
+    Part {
+        rows,
+        tap: Some(tap),
+        parting: None,
+        wanted: Vec::new(),
+    }
+}
+
 /// The answering models, and the logits after the rows that want them.
 fn answer(works: &mut [Work], caches: &mut Caches) -> Result<Vec<Computed>> {
     let mut computed: Vec<Computed> = works
@@ -231,60 +276,35 @@ fn answer(works: &mut [Work], caches: &mut Caches) -> Result<Vec<Computed>> {
         .collect();
     for model in models(works.iter().map(|work| &work.model)) {
         let mut members = Vec::new();
-        let (mut taps, mut passes) = (Vec::new(), Vec::new());
+        let (mut taps, mut parts) = (Vec::new(), Vec::new());
         for (index, work) in works.iter_mut().enumerate() {
             if !Arc::ptr_eq(&work.model, &model) {
                 continue;
             }
+            let part = work.answering_rows();
+            let wanted = work.wanted.clone();
             let Work {
-                feeds,
-                rows,
-                slots,
                 joined,
                 steering,
                 edits,
+                rows,
                 readings,
-                wanted,
                 ..
             } = work;
-            passes.push(PassRows {
-                ids: ids_of(feeds),
-                at: cache_rows(rows, |arm| slots[&arm].answer),
-            });
             taps.push(
                 steering
                     .as_deref_mut()
                     .map(|steering| steering.answering_tap(*joined, edits, rows, readings)),
             );
-            members.push((index, wanted.as_slice()));
+            members.push((index, wanted));
+            parts.push(part);
         }
-        let taps = taps.iter_mut();
-        let taps = taps.map(|tap| tap.as_mut().map(|tap| tap.as_mut() as &mut dyn RowTap));
-        let Some(Passed { stream, ids, rows }) =
-            pass(&model, caches.of(&model), passes, taps.collect())?
-        else {
-            continue;
-        };
-        let wanted: Vec<(usize, usize, u32)> = members
-            .iter()
-            .zip(&rows)
-            .flat_map(|(&(index, wanted), rows)| {
-                let global = move |&at: &usize| (index, at, (rows.start + at) as u32);
-                wanted.iter().map(global)
-            })
-            .collect();
-        let vocabulary = model.transformer.config.vocab_size;
-        for chunk in wanted.chunks(ROWS_OF_LOGITS) {
-            let picked: Vec<u32> = chunk.iter().map(|&(_, _, row)| row).collect();
-            let picked = Tensor::new(picked, &Device::Cpu)?;
-            let (stream, ids) = (
-                stream.index_select(&picked, 0)?,
-                ids.index_select(&picked, 0)?,
-            );
-            let logits = rows::to_vec(&model.transformer.unembed(&stream, &ids)?)?;
-            for (&(index, at, _), logits) in chunk.iter().zip(logits.chunks_exact(vocabulary)) {
-                computed[index].logits.push((at, logits.to_vec()));
-            }
+        for (part, tap) in parts.iter_mut().zip(&mut taps) {
+            part.tap = tap.as_mut().map(|tap| tap.as_mut() as &mut dyn RowTap);
+        }
+        let logits = pass(&model.transformer, caches.of(&model), parts)?;
+        for ((index, wanted), logits) in members.into_iter().zip(logits) {
+            computed[index].logits = wanted.into_iter().zip(logits).collect();
         }
     }
     Ok(computed)
@@ -301,42 +321,74 @@ fn models<'m>(all: impl Iterator<Item = &'m Arc<LoadedModel>>) -> Vec<Arc<Loaded
     distinct
 }
 
-/// What went through a model.
-struct Passed {
-    /// At the last site, `[rows, d_model]`.
-    stream: Tensor,
-    /// `[rows]`.
-    ids: Tensor,
-    /// The rows of each part.
-    rows: Vec<Range<usize>>,
-}
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
 
-/// One pass of all parts' rows, each part with its tap; none where there are no rows.
-fn pass(
-    model: &LoadedModel,
-    cache: &mut KvCache,
-    parts: Vec<PassRows>,
-    taps: Vec<Option<&mut dyn RowTap>>,
-) -> Result<Option<Passed>> {
-    let mut all = PassRows::default();
-    let (mut split, mut rows) = (SplitTap::default(), Vec::with_capacity(parts.len()));
-    for (part, tap) in parts.into_iter().zip(taps) {
-        let first = all.ids.len();
-        all.ids.extend(part.ids);
-        all.at.extend(part.at);
-        rows.push(first..all.ids.len());
-        if let Some(tap) = tap {
-            split.push(first..all.ids.len(), tap);
+    use super::*;
+    use crate::generation::tests::forward::{OTHER, PROMPT};
+    use crate::generation::tests::pair::{catalog, request, steered};
+    use crate::interventions::plan::counterfactual::StreamModel::Sparse;
+
+    /// The first step of a request whose arms all have slots and take their whole prompt.
+    fn first_rows(asked: crate::generation::request::GenerationRequest) -> (usize, Part<'static>) {
+        let mut session = Session::admit(&catalog(), asked).expect("a session");
+        let mut caches = Caches::new(16);
+        for arm in 0..session.arms.len() {
+            session.slots[arm] = caches.lend(&session, session.needs(arm));
         }
+        let arms = (0..session.arms.len())
+            .map(|arm| (arm, usize::MAX))
+            .collect();
+        let mut share = Share {
+            session: &mut session,
+            arms,
+        };
+        let work = Work::of(&mut share);
+        let steering = work.steering.as_deref();
+        let read = steering
+            .and_then(|steering| steering.reading(Sparse, &work.feeds, |arm| work.slots[&arm]));
+        let read = read.map_or(0, |(rows, _)| rows.ids.len());
+        let Part {
+            rows,
+            parting,
+            wanted,
+            ..
+        } = work.answering_rows();
+        let part = Part {
+            rows,
+            tap: None,
+            parting,
+            wanted,
+        };
+        (read, part)
     }
-    if all.ids.is_empty() {
-        return Ok(None);
+
+    #[test]
+    fn samples_of_a_prompt_run_it_once() {
+        let mut asked = request(&[PROMPT, OTHER]);
+        asked.n = 3;
+        let (_, part) = first_rows(asked);
+        let once = PROMPT.len() + OTHER.len();
+        assert_eq!(part.rows.ids.len(), once);
+        assert_eq!(part.rows.copies.len(), 2 * once);
+        let parting = part.parting.expect("three continuations each");
+        assert!(parting.at.is_last());
+        assert_eq!(parting.rows.ids.len(), 3 * once);
     }
-    let transformer = &model.transformer;
-    let mut tokens = TokenRows::cached(&all.ids, all.at, cache)?;
-    let ids = tokens.ids.clone();
-    let stream = transformer.embed(&tokens)?;
-    let first = Site::before_attention(0, transformer.config.n_layers);
-    let stream = transformer.run(first, stream, &mut tokens, &mut split)?;
-    Ok(Some(Passed { stream, ids, rows }))
+
+    #[test]
+    fn arms_part_at_the_first_place_that_is_edited_and_read_one_sparse_run() {
+        let edit = json!({"feature": {"node": "1.resid_mid", "channel": 2}, "op": "scale", "value": 2,
+            "strength": [0.5, 1, 2]});
+        let steer = json!({"edits": [edit], "variants": ["steered", "baseline"]});
+        let (read, part) = first_rows(steered(&[PROMPT], steer));
+        assert_eq!(part.rows.ids.len(), PROMPT.len());
+        assert_eq!(read, PROMPT.len());
+        let parting = part.parting.expect("four continuations");
+        assert_eq!(parting.at.to_string(), "1.resid_mid");
+        assert_eq!(parting.rows.ids.len(), 4 * PROMPT.len());
+        let (_, alone) = first_rows(request(&[PROMPT]));
+        assert!(alone.parting.is_none());
+    }
 }

@@ -179,18 +179,44 @@ impl Catalog {
         Ok(())
     }
 
-    /// Loads one model's directory under an id. A model with an AbsTopK or mostly zero weights counts as sparse.
+    /// Loads one model's directory under an id.
     pub fn load_model(&mut self, id: &str, directory: &Path) -> Result<(), CatalogError> {
-        if self.models.contains_key(id) {
-            let problem = format!("a model called {id:?} is loaded already");
+        self.insert_model(LoadedModel::read(id, directory)?, directory)
+    }
+
+    /// Adds a model read from `directory`.
+    pub fn insert_model(
+        &mut self,
+        model: LoadedModel,
+        directory: &Path,
+    ) -> Result<(), CatalogError> {
+        if self.models.contains_key(&model.id) {
+            let problem = format!("a model called {:?} is loaded already", model.id);
             return Err(CatalogError::Invalid {
                 path: directory.to_path_buf(),
                 problem,
             });
         }
-        let model = load(ModelFiles::read(directory)?, id, None, directory)?;
-        self.models.insert(id.to_owned(), Arc::new(model));
+        self.models.insert(model.id.clone(), Arc::new(model));
         Ok(())
+    }
+
+    /// Takes a bridge away, and those of its models that no other bridge joins.
+    pub fn remove_pair(&mut self, bridge: &str) {
+        let Some(removed) = self.bridges.remove(bridge) else {
+            return;
+        };
+        for model in [&removed.dense, &removed.sparse] {
+            let joins = |other: &Arc<LoadedBridge>| other.dense == *model || other.sparse == *model;
+            if !self.bridges.values().any(joins) {
+                self.models.remove(model);
+            }
+        }
+    }
+
+    /// Takes a model away.
+    pub fn remove_model(&mut self, id: &str) {
+        self.models.remove(id);
     }
 
     /// The model of that id.
@@ -259,6 +285,11 @@ impl Catalog {
 }
 
 impl LoadedModel {
+    /// Reads a model's directory. A model with an AbsTopK or mostly zero weights counts as sparse.
+    pub fn read(id: &str, directory: &Path) -> Result<Self, CatalogError> {
+        load(ModelFiles::read(directory)?, id, None, directory)
+    }
+
     /// A model from its tensors. `kind` is taken from the weights where it is not known.
     pub fn new(
         id: &str,

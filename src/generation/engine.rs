@@ -5,7 +5,6 @@
 //! command whose caller has gone is skipped, or given up at its next step; a panic fails its own command and
 //! nothing else.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -17,7 +16,8 @@ use super::catalog::Catalog;
 use super::request::{
     Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
 };
-use super::scheduler::{Capacity, Load, Observer, Scheduler, panicked};
+use super::scheduler::{Capacity, Load, Observer, Scheduler, generate};
+use super::soundness::{NoProbe, Probe, Soundness};
 
 /// Commands that may lie in the channel; callers beyond them wait to send theirs.
 const QUEUE: usize = 256;
@@ -44,14 +44,25 @@ struct Shared {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// As of the last step.
     load: Arc<Mutex<Load>>,
+    soundness: Arc<Soundness>,
 }
 
 impl Engine {
     /// Starts the thread that owns `catalog`.
     pub fn start(catalog: Catalog, capacity: Capacity) -> std::io::Result<EngineHandle> {
+        Self::start_probed(catalog, capacity, Box::new(NoProbe))
+    }
+
+    /// The same with a probe inside.
+    pub fn start_probed(
+        catalog: Catalog,
+        capacity: Capacity,
+        probe: Box<dyn Probe>,
+    ) -> std::io::Result<EngineHandle> {
+        let soundness = Arc::new(Soundness::new(probe));
         let (sender, receiver) = mpsc::channel::<Command>(QUEUE);
         let load = Arc::new(Mutex::new(Load::default()));
-        let told = load.clone();
+        let inside = (load.clone(), soundness.clone());
         // Work that is divided between threads is divided by one of them: from outside a pool, every operation of a
         // step would wait for another thread to begin it.
         let pool = rayon::ThreadPoolBuilder::new()
@@ -60,11 +71,12 @@ impl Engine {
             .map_err(std::io::Error::other)?;
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || pool.install(|| serve(catalog, capacity, receiver, &told)))?;
+            .spawn(move || pool.install(|| serve(catalog, capacity, receiver, inside)))?;
         let shared = Shared {
             commands: Mutex::new(Some(sender)),
             thread: Mutex::new(Some(thread)),
             load,
+            soundness,
         };
         Ok(EngineHandle {
             shared: Arc::new(shared),
@@ -78,9 +90,9 @@ fn serve(
     mut catalog: Catalog,
     capacity: Capacity,
     mut receiver: mpsc::Receiver<Command>,
-    load: &Mutex<Load>,
+    (load, soundness): (Arc<Mutex<Load>>, Arc<Soundness>),
 ) {
-    let mut scheduler = Scheduler::new(capacity);
+    let mut scheduler = Scheduler::watched(capacity, soundness.clone());
     let mut open = true;
     while open || !scheduler.is_idle() {
         // Sleeping only when idle: a command that comes during a step waits for its end.
@@ -107,7 +119,26 @@ fn serve(
         }
         scheduler.step();
         *load.lock().unwrap_or_else(PoisonError::into_inner) = scheduler.load();
+        if !soundness.is_sound() {
+            recover(&catalog, &mut scheduler, &soundness);
+        }
     }
+}
+
+/// After a panic: nothing it may have left half written is used again, and every model must answer. Where one does
+/// not, the engine stays unsound and looks again after the next command.
+fn recover(catalog: &Catalog, scheduler: &mut Scheduler, soundness: &Soundness) {
+    soundness.probe.recovering();
+    scheduler.renew_caches();
+    for model in catalog.models.keys() {
+        let question = GenerationRequest::of_one_token(model);
+        if let Err(error) = generate(catalog, &question, |_| true) {
+            tracing::error!(model, %error, "a model does not answer after a panic");
+            return;
+        }
+    }
+    tracing::warn!("the engine has recovered from a panic");
+    soundness.restore();
 }
 
 impl EngineHandle {
@@ -155,6 +186,11 @@ impl EngineHandle {
             .await
     }
 
+    /// Whether no panic has happened that the engine has not recovered from.
+    pub fn is_sound(&self) -> bool {
+        self.shared.soundness.is_sound()
+    }
+
     /// Returns once the engine has come to this command.
     pub async fn ping(&self) -> Result<(), EngineError> {
         self.work(|_| Ok(())).await
@@ -189,12 +225,12 @@ impl EngineHandle {
         work: impl FnOnce(&mut Catalog) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
         let (reply, answer) = oneshot::channel();
+        let soundness = self.shared.soundness.clone();
         let work = move |catalog: &mut Catalog| {
             if reply.is_closed() {
                 return;
             }
-            let answer = catch_unwind(AssertUnwindSafe(|| work(catalog)))
-                .unwrap_or_else(|panic| Err(panicked(&*panic)));
+            let answer = soundness.contain(|| work(catalog));
             // The caller may have gone meanwhile.
             let _ = reply.send(answer);
         };

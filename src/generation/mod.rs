@@ -10,11 +10,13 @@ pub mod arms;
 pub mod batch;
 pub mod catalog;
 pub mod engine;
+pub mod pass;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;
 pub mod session;
 pub mod slots;
+pub mod soundness;
 pub mod stop;
 
 #[cfg(test)]

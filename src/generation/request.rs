@@ -26,6 +26,24 @@ pub struct GenerationRequest {
     pub deadline: Option<Duration>,
 }
 
+impl GenerationRequest {
+    /// The most probable token after token 0: the least that makes a model work.
+    pub fn of_one_token(model: &str) -> Self {
+        GenerationRequest {
+            model: model.to_owned(),
+            prompts: vec![vec![0]],
+            max_tokens: 1,
+            n: 1,
+            sampling: Sampling::greedy(),
+            stop: Vec::new(),
+            logprobs: None,
+            echo: false,
+            steer: None,
+            deadline: None,
+        }
+    }
+}
+
 /// How a token is drawn from the logits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
@@ -41,6 +59,23 @@ pub struct Sampling {
     pub frequency_penalty: f64,
     /// One leaves the logits as they are.
     pub repetition_penalty: f64,
+}
+
+impl Sampling {
+    /// Always the most probable token.
+    pub fn greedy() -> Self {
+        Sampling {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: None,
+            logit_bias: BTreeMap::new(),
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+        }
+    }
 }
 
 /// The answer to a [`GenerationRequest`].

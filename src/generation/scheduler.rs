@@ -4,9 +4,8 @@
 //! does not keep the others waiting; in every step each arm that is past its prompt feeds one token, and what is
 //! left of a step's budget goes to prompts, a piece at a time, so that a long prompt does not hold up the rest.
 
-use std::any::Any;
-use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
@@ -17,6 +16,7 @@ use super::catalog::Catalog;
 use super::request::{Delta, EngineError, Generation, GenerationRequest};
 use super::session::Session;
 use super::slots::Caches;
+use super::soundness::{NoProbe, Soundness};
 
 /// How much the engine does at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +70,7 @@ pub struct Scheduler<'o> {
     capacity: Capacity,
     /// In the order of their arrival.
     tickets: VecDeque<Ticket<'o>>,
+    soundness: Arc<Soundness>,
 }
 
 struct Ticket<'o> {
@@ -83,10 +84,16 @@ struct Ticket<'o> {
 
 impl<'o> Scheduler<'o> {
     pub fn new(capacity: Capacity) -> Self {
+        Self::watched(capacity, Arc::new(Soundness::new(Box::new(NoProbe))))
+    }
+
+    /// One whose panics are noted.
+    pub fn watched(capacity: Capacity, soundness: Arc<Soundness>) -> Self {
         Scheduler {
             caches: Caches::new(capacity.sequences),
             capacity,
             tickets: VecDeque::new(),
+            soundness,
         }
     }
 
@@ -100,8 +107,7 @@ impl<'o> Scheduler<'o> {
         if self.load().waiting >= self.capacity.waiting {
             return observer.done(Err(EngineError::Busy));
         }
-        let admit = AssertUnwindSafe(|| Session::admit(catalog, request));
-        let admitted = catch_unwind(admit).unwrap_or_else(|panic| Err(panicked(&*panic)));
+        let admitted = self.soundness.contain(|| Session::admit(catalog, request));
         match admitted.and_then(|session| self.fits(session)) {
             Ok(session) => {
                 observer.admitted();
@@ -176,15 +182,16 @@ impl<'o> Scheduler<'o> {
                 ));
             }
         }
-        let computed = compute(&mut shares, &mut self.caches);
+        let soundness = &*self.soundness;
+        let computed = compute(&mut shares, &mut self.caches, soundness);
         // Drawing a token takes a pass over the vocabulary: each request's is its own.
         let advanced: Vec<Result<Advanced, EngineError>> = shares
             .into_par_iter()
             .zip(computed)
-            .map(|(share, computed)| advance(share.session, computed))
+            .map(|(share, computed)| soundness.contain(|| advance(share.session, computed?)))
             .collect();
         for (advanced, (failed, observer, first_token)) in advanced.into_iter().zip(members) {
-            let tell = AssertUnwindSafe(|| {
+            let told = soundness.contain(|| {
                 let Advanced { drew, news } = advanced?;
                 if drew {
                     first_token.get_or_insert_with(Instant::now);
@@ -194,9 +201,7 @@ impl<'o> Scheduler<'o> {
                     false => Err(EngineError::Failed("the request was given up".into())),
                 }
             });
-            *failed = catch_unwind(tell)
-                .unwrap_or_else(|panic| Err(panicked(&*panic)))
-                .err();
+            *failed = told.err();
         }
         self.settle();
     }
@@ -222,25 +227,33 @@ impl<'o> Scheduler<'o> {
         }
     }
 
-    /// For each request the arms that take part, with how many tokens at most.
+    /// For each request the arms that take part, with how many tokens at most. Arms that stand at the same token of
+    /// the same prompt go on together, since part of their way is computed once for all of them.
     fn chosen_arms(&self) -> Vec<Vec<(usize, usize)>> {
         let mut left = self.capacity.prefill_tokens;
         let mut chosen = Vec::with_capacity(self.tickets.len());
         for ticket in &self.tickets {
             let session = &ticket.session;
             let mut arms = Vec::new();
+            let mut abreast: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
             for (index, arm) in session.arms.iter().enumerate() {
                 if session.slots[index].is_none() || arm.finish.is_some() {
                     continue;
                 }
                 match arm.unfed() {
                     1 => arms.push((index, 1)),
-                    unfed if left > 0 => {
-                        let most = unfed.min(left);
-                        left -= most;
-                        arms.push((index, most));
+                    unfed => abreast.entry((arm.prompt, unfed)).or_default().push(index),
+                }
+            }
+            for ((_, unfed), abreast) in abreast {
+                // Unedited, they are one until their first own token.
+                let together = if session.edits() { abreast.len() } else { 1 };
+                let most = unfed.min((left / together).max(1));
+                for group in abreast.chunks(abreast.len() / together) {
+                    if left > 0 {
+                        left = left.saturating_sub(most);
+                        arms.extend(group.iter().map(|&arm| (arm, most)));
                     }
-                    _ => {}
                 }
             }
             chosen.push(arms);
@@ -263,7 +276,7 @@ impl<'o> Scheduler<'o> {
             }
             if failed || ticket.session.finished() {
                 if let Some(ticket) = self.tickets.remove(index) {
-                    ticket.end();
+                    ticket.end(&self.soundness);
                 }
             } else {
                 index += 1;
@@ -275,6 +288,13 @@ impl<'o> Scheduler<'o> {
     pub fn forget_unused(&mut self) {
         self.caches.forget_unused();
     }
+
+    /// Begins with new caches, unless someone still uses the old ones.
+    pub fn renew_caches(&mut self) {
+        if self.is_idle() {
+            self.caches = Caches::new(self.capacity.sequences);
+        }
+    }
 }
 
 impl Ticket<'_> {
@@ -282,7 +302,7 @@ impl Ticket<'_> {
         self.session.running_arms() > 0
     }
 
-    fn end(self) {
+    fn end(self, soundness: &Soundness) {
         let Ticket {
             session,
             observer,
@@ -295,16 +315,15 @@ impl Ticket<'_> {
         let longest = session.arms.iter().map(|arm| arm.generated.len()).max();
         let intervals = longest.unwrap_or(0).saturating_sub(1) as u32;
         let generating = first_token.map(|first| first.elapsed());
-        let answer = AssertUnwindSafe(|| Generation {
-            queued: since(started),
-            to_first_token: since(first_token),
-            between_tokens: generating.and_then(|time| time.checked_div(intervals)),
-            ..session.answer()
-        });
-        let answer = match failed {
+        let answer = soundness.contain(|| match failed {
             Some(error) => Err(error),
-            None => catch_unwind(answer).map_err(|panic| panicked(&*panic)),
-        };
+            None => Ok(Generation {
+                queued: since(started),
+                to_first_token: since(first_token),
+                between_tokens: generating.and_then(|time| time.checked_div(intervals)),
+                ..session.answer()
+            }),
+        });
         observer.done(answer);
     }
 }
@@ -316,31 +335,30 @@ struct Advanced {
     news: Vec<Delta>,
 }
 
-fn advance(
-    session: &mut Session,
-    computed: Result<Computed, EngineError>,
-) -> Result<Advanced, EngineError> {
-    let advance = AssertUnwindSafe(|| {
-        let Computed { rows, logits } = computed?;
-        let drew = !logits.is_empty();
-        session.advance(&rows, logits)?;
-        let news = session.news().collect();
-        Ok(Advanced { drew, news })
-    });
-    catch_unwind(advance).unwrap_or_else(|panic| Err(panicked(&*panic)))
+fn advance(session: &mut Session, computed: Computed) -> Result<Advanced, EngineError> {
+    let Computed { rows, logits } = computed;
+    let drew = !logits.is_empty();
+    session.advance(&rows, logits)?;
+    let news = session.news().collect();
+    Ok(Advanced { drew, news })
 }
 
 /// A step of all requests together; where that fails, each alone, so that one cannot fail the others.
-fn compute(shares: &mut [Share], caches: &mut Caches) -> Vec<Result<Computed, EngineError>> {
+fn compute(
+    shares: &mut [Share],
+    caches: &mut Caches,
+    soundness: &Soundness,
+) -> Vec<Result<Computed, EngineError>> {
     if shares.is_empty() {
         return Vec::new();
     }
     let mut together = |shares: &mut [Share]| {
-        let step = AssertUnwindSafe(|| batch::run(shares, caches));
-        match catch_unwind(step) {
-            Ok(computed) => computed.map_err(EngineError::from),
-            Err(panic) => Err(panicked(&*panic)),
-        }
+        soundness.contain(|| {
+            for share in shares.iter() {
+                soundness.probe.computing(&share.session.request);
+            }
+            Ok(batch::run(shares, caches)?)
+        })
     };
     match together(shares) {
         Ok(computed) => computed.into_iter().map(Ok).collect(),
@@ -355,16 +373,6 @@ fn compute(shares: &mut [Share], caches: &mut Caches) -> Vec<Result<Computed, En
             })
             .collect(),
     }
-}
-
-/// What a panic said.
-pub fn panicked(panic: &(dyn Any + Send)) -> EngineError {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    EngineError::Failed(format!(
-        "it panicked: {}",
-        text.unwrap_or("without a message")
-    ))
 }
 
 /// Answers one request without a thread of its own.

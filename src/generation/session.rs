@@ -142,6 +142,12 @@ impl Session {
         }
     }
 
+    /// Whether any value is changed in any arm.
+    pub fn edits(&self) -> bool {
+        let mut plans = self.steering.iter().map(|steering| &steering.plan);
+        plans.any(|plan| !plan.is_empty())
+    }
+
     /// The slots that an arm takes beside its own.
     pub fn needs(&self, arm: usize) -> SlotNeeds {
         self.steering

@@ -9,7 +9,7 @@ use candle_core::Result;
 
 use super::plan::Plan;
 use super::plan::counterfactual::StreamModel;
-use super::rows_of_arms::{Feed, PassRows, Row, RowValues, rows_of};
+use super::rows_of_arms::{Feed, PassRows, Row, RowValues, SamePrompts, rows_of};
 use crate::models::kv_cache::CacheRow;
 use crate::models::location::Place;
 use crate::models::tap::RowTap;
@@ -130,7 +130,9 @@ impl ReadingNeeds {
                 .collect(),
             ..Readings::default()
         };
-        let PassRows { mut ids, mut at } = PassRows::default();
+        let mut pass = PassRows::default();
+        // Unedited, a prompt is the same for all arms that have it.
+        let mut same = SamePrompts::default();
         let mut first_row = 0;
         for feed in feeds {
             let fed = feed.tokens.len() - feed.from;
@@ -141,9 +143,10 @@ impl ReadingNeeds {
                 && let Some(slot) = slots.next()
             {
                 for position in feed.from..feed.tokens.len() {
-                    readings.own[first + position - feed.from] = Some(ids.len());
-                    ids.push(feed.tokens[position]);
-                    at.push(CacheRow { slot, position });
+                    let in_prompt = position < feed.prompt_length;
+                    let text = in_prompt.then_some((&mut same, 0, feed.prompt));
+                    let row = pass.push(text, feed.tokens[position], CacheRow { slot, position });
+                    readings.own[first + position - feed.from] = Some(row);
                 }
             }
             for (&index, slot) in self.streams.iter().zip(slots) {
@@ -153,13 +156,13 @@ impl ReadingNeeds {
                 let up_to =
                     |position: usize| (position + prompt.len()).saturating_sub(feed.prompt_length);
                 let start = if feed.from == 0 { 0 } else { up_to(feed.from) };
-                let first_id = ids.len();
+                let mut streamed = Vec::new();
                 for position in start..up_to(feed.tokens.len()) {
-                    ids.push(match position.checked_sub(prompt.len()) {
-                        None => prompt[position],
-                        Some(generated) => feed.tokens[feed.prompt_length + generated],
-                    });
-                    at.push(CacheRow { slot, position });
+                    let (id, text) = match position.checked_sub(prompt.len()) {
+                        None => (prompt[position], Some((&mut same, 1 + index, feed.prompt))),
+                        Some(generated) => (feed.tokens[feed.prompt_length + generated], None),
+                    };
+                    streamed.push(pass.push(text, id, CacheRow { slot, position }));
                 }
                 let Some(partners) = readings.partners.get_mut(&index) else {
                     continue;
@@ -167,11 +170,11 @@ impl ReadingNeeds {
                 for position in feed.from..feed.tokens.len() {
                     let beside = stream.partner(feed.prompt, feed.prompt_length, position);
                     partners[first + position - feed.from] =
-                        beside.map(|beside| first_id + beside - start);
+                        beside.map(|beside| streamed[beside - start]);
                 }
             }
         }
-        readings.positions = at.iter().map(|row| row.position as u32).collect();
-        (PassRows { ids, at }, readings)
+        readings.positions = pass.at.iter().map(|row| row.position as u32).collect();
+        (pass, readings)
     }
 }

@@ -3,6 +3,7 @@
 //! An *arm* is one sequence that is generated: a prompt, a sample, a variant, a strength. All arms of a request
 //! step together; their tokens are the rows of one batch.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
@@ -95,6 +96,51 @@ pub fn cache_rows(rows: &[Row], slot: impl Fn(usize) -> usize) -> Vec<CacheRow> 
 pub struct PassRows {
     pub ids: Vec<u32>,
     pub at: Vec<CacheRow>,
+    /// Rows with a further place that takes their key and value: the same token of the same text for another arm.
+    pub copies: Vec<(usize, CacheRow)>,
+}
+
+impl PassRows {
+    /// Adds a token; `text` says where it stands in which text if other arms may have the same one, which is then
+    /// run once for all of them. Returns the row that runs it.
+    pub fn push(
+        &mut self,
+        text: Option<(&mut SamePrompts, usize, usize)>,
+        id: u32,
+        at: CacheRow,
+    ) -> usize {
+        let row = self.ids.len();
+        let first = text.map_or(row, |(same, text, prompt)| {
+            same.first(text, prompt, at.position, row)
+        });
+        if first < row {
+            self.copies.push((first, at));
+        } else {
+            self.ids.push(id);
+            self.at.push(at);
+        }
+        first
+    }
+
+    /// Every slot that is written.
+    pub fn slots(&self) -> impl Iterator<Item = usize> {
+        let copies = self.copies.iter().map(|(_, at)| at);
+        self.at.iter().chain(copies).map(|at| at.slot)
+    }
+}
+
+/// Which of these rows are the same token of the same prompt.
+#[derive(Debug, Default)]
+pub struct SamePrompts {
+    first: BTreeMap<(usize, usize, usize), usize>,
+}
+
+impl SamePrompts {
+    /// The row that was the first to stand for this position of this prompt of this text (the arms' own, or one of
+    /// several beside it); `row` itself if it is.
+    pub fn first(&mut self, text: usize, prompt: usize, position: usize, row: usize) -> usize {
+        *self.first.entry((text, prompt, position)).or_insert(row)
+    }
 }
 
 /// The values of one place, `[rows, width]`, out of their tensor.

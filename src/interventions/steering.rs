@@ -161,6 +161,7 @@ impl Steering {
         let rows = PassRows {
             ids: ids_of(&fed),
             at: cache_rows(&followed, |arm| slots(arm).replays[replay]),
+            copies: Vec::new(),
         };
         (followed, rows)
     }

@@ -103,8 +103,8 @@ impl Attention {
             Arrangement::Sequences { length } => {
                 causal_attention(&q, &k, &v, &self.sinks, self.heads, *length)?
             }
-            Arrangement::Cached { at, cache } => {
-                cache.attend(self.layer, at, &q, &k, &v, &self.sinks)?
+            Arrangement::Cached { at, copies, cache } => {
+                cache.attend(self.layer, (at, copies), (&q, &k, &v), &self.sinks)?
             }
         };
         let y = tap.visit(node(NodeKind::AttnY), y)?;

@@ -1,8 +1,9 @@
 //! The key-value cache of inference: a fixed number of slots, allocated once, written in place.
 //!
-//! A slot holds one sequence. Keys are kept by channel (`[slot, heads, d_head, capacity]`) so that scores run
-//! along the keys, values by position (`[slot, heads, capacity, d_head]`). Either way what one head reads lies
+//! A slot holds one sequence. Keys are kept by channel (`[layers, heads, d_head, capacity]`) so that scores run
+//! along the keys, values by position (`[layers, heads, capacity, d_head]`). Either way what one head reads lies
 //! together: in rows of all heads each position would be a cache line of its own, far from the next.
+//! Slots do not touch each other, so threads can work on different ones at once ([`KvCache::divide`]).
 
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -17,16 +18,17 @@ const WORTH_THREADS: usize = 1 << 18;
 /// Keys and values of every layer for a number of sequences.
 #[derive(Debug)]
 pub struct KvCache {
-    slots: usize,
-    capacity: usize,
-    heads: Heads,
-    layers: Vec<LayerCache>,
+    shape: SlotShape,
+    /// Each slot's keys and values, layer after layer.
+    slots: Vec<Vec<f32>>,
 }
 
+/// Some slots of a cache, known by their numbers in it.
 #[derive(Debug)]
-struct LayerCache {
-    keys: Vec<f32>,
-    values: Vec<f32>,
+pub struct CacheSlots<'c> {
+    shape: SlotShape,
+    /// By number; none where the slot is someone else's.
+    slots: Vec<Option<&'c mut [f32]>>,
 }
 
 /// One row's sequence and its place in it.
@@ -36,101 +38,168 @@ pub struct CacheRow {
     pub position: usize,
 }
 
+/// How a slot is laid out.
+#[derive(Debug, Clone, Copy)]
+struct SlotShape {
+    n_layers: usize,
+    heads: Heads,
+    capacity: usize,
+}
+
+impl SlotShape {
+    fn width(self) -> usize {
+        self.heads.count * self.heads.d_head
+    }
+
+    /// Values of one layer's keys, and as many of its values.
+    fn half(self) -> usize {
+        self.width() * self.capacity
+    }
+}
+
 impl KvCache {
     /// Room for `slots` sequences of at most `capacity` tokens.
     pub fn new(config: &TransformerConfig, slots: usize, capacity: usize) -> Self {
-        let heads = Heads {
-            count: config.n_heads,
-            d_head: config.d_head,
+        let shape = SlotShape {
+            n_layers: config.n_layers,
+            heads: Heads {
+                count: config.n_heads,
+                d_head: config.d_head,
+            },
+            capacity: padded(capacity),
         };
-        let capacity = padded(capacity);
-        let size = slots * capacity * config.d_attention();
-        let layer = || LayerCache {
-            keys: vec![0.0; size],
-            values: vec![0.0; size],
-        };
+        let size = shape.n_layers * 2 * shape.half();
         KvCache {
-            slots,
-            capacity,
-            heads,
-            layers: (0..config.n_layers).map(|_| layer()).collect(),
+            shape,
+            slots: (0..slots).map(|_| vec![0.0; size]).collect(),
         }
     }
 
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.shape.capacity
     }
 
+    /// All slots together.
+    pub fn all(&mut self) -> CacheSlots<'_> {
+        let slots = self.slots.iter_mut().map(|slot| Some(slot.as_mut_slice()));
+        CacheSlots {
+            shape: self.shape,
+            slots: slots.collect(),
+        }
+    }
+
+    /// The slots that each group names; one that several name goes to the first of them.
+    pub fn divide(&mut self, groups: &[Vec<usize>]) -> Vec<CacheSlots<'_>> {
+        let (count, shape) = (self.slots.len(), self.shape);
+        let mut all: Vec<Option<&mut [f32]>> = self.all().slots;
+        let take = |group: &Vec<usize>| -> Vec<Option<&mut [f32]>> {
+            let mut slots: Vec<Option<&mut [f32]>> = (0..count).map(|_| None).collect();
+            for &slot in group {
+                if let Some(own) = all.get_mut(slot).and_then(Option::take) {
+                    slots[slot] = Some(own);
+                }
+            }
+            slots
+        };
+        let divided = groups.iter().map(take);
+        divided.map(|slots| CacheSlots { shape, slots }).collect()
+    }
+}
+
+impl CacheSlots<'_> {
     /// Stores the rows' keys and values, then lets each row attend to its own slot up to itself. `q`, `k`, `v`
     /// and the result are `[rows, heads * d_head]`; positions below a row's own must have been stored before
-    /// or be among the rows.
+    /// or be among the rows. `copies` name further places for a row's key and value: the same token of the same
+    /// text in another slot.
     pub fn attend(
         &mut self,
         layer: usize,
-        at: &[CacheRow],
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        (at, copies): (&[CacheRow], &[(usize, CacheRow)]),
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
         sinks: &Tensor,
     ) -> Result<Tensor> {
-        let width = self.heads.count * self.heads.d_head;
-        if let Some(bad) = at
-            .iter()
-            .find(|row| row.slot >= self.slots || row.position >= self.capacity)
-        {
-            bail!(
-                "{bad:?} is outside a cache of {} slots of {}",
-                self.slots,
-                self.capacity
-            )
-        }
-        let LayerCache { keys, values } = &mut self.layers[layer];
-        let (slot_size, d_head) = (self.capacity * width, self.heads.d_head);
+        let width = self.shape.width();
         rows::with_two(k, v, |k, v| {
-            for (row, at) in at.iter().enumerate() {
-                let slot = at.slot * slot_size;
-                for (channel, &key) in k[row * width..][..width].iter().enumerate() {
-                    keys[slot + channel * self.capacity + at.position] = key;
-                }
-                for (head, v) in v[row * width..][..width].chunks_exact(d_head).enumerate() {
-                    values[slot + (head * self.capacity + at.position) * d_head..][..d_head]
-                        .copy_from_slice(v);
-                }
+            let own = at.iter().copied().enumerate();
+            for (row, place) in own.chain(copies.iter().copied()) {
+                let of_row = row * width..(row + 1) * width;
+                self.store(layer, place, &k[of_row.clone()], &v[of_row])?;
             }
-        })?;
-        let (keys, values) = (&keys[..], &values[..]);
+            Result::Ok(())
+        })??;
         let mut output = vec![0f32; at.len() * width];
-        let attend_all = |q: &[f32], sinks: &[f32]| {
+        rows::with_two(q, sinks, |q, sinks| {
             let one_row = |row: usize, weights: &mut Vec<f32>, out: &mut [f32]| {
-                let at = at[row];
-                let count = at.position + 1;
-                weights.resize(padded(count), 0.0);
-                for (head, out) in out.chunks_exact_mut(d_head).enumerate() {
-                    let first = at.slot * slot_size + head * d_head * self.capacity;
-                    let keys = Keys {
-                        by_channel: &keys[first..][..d_head * self.capacity],
-                        stride: self.capacity,
-                    };
-                    let values = Values {
-                        rows: &values[first..][..count * d_head],
-                        stride: d_head,
-                    };
-                    let q = &q[row * width + head * d_head..][..d_head];
-                    attend(q, keys, values, sinks[head], count, weights, out);
-                }
+                let q = &q[row * width..][..width];
+                self.attend_row(layer, at[row], q, sinks, weights, out)
             };
             let work: usize = at.iter().map(|row| (row.position + 1) * width).sum();
             if work < WORTH_THREADS {
                 let mut weights = Vec::new();
-                for (row, out) in output.chunks_exact_mut(width).enumerate() {
-                    one_row(row, &mut weights, out);
-                }
+                let mut rows = output.chunks_exact_mut(width).enumerate();
+                rows.try_for_each(|(row, out)| one_row(row, &mut weights, out))
             } else {
                 let rows = output.par_chunks_mut(width).enumerate();
-                rows.for_each_init(Vec::new, |weights, (row, out)| one_row(row, weights, out));
+                rows.map_init(Vec::new, |weights, (row, out)| one_row(row, weights, out))
+                    .collect()
             }
-        };
-        rows::with_two(q, sinks, attend_all)?;
+        })??;
         Tensor::from_vec(output, (at.len(), width), &Device::Cpu)
+    }
+
+    fn store(&mut self, layer: usize, at: CacheRow, k: &[f32], v: &[f32]) -> Result<()> {
+        let (capacity, d_head, half) = (
+            self.shape.capacity,
+            self.shape.heads.d_head,
+            self.shape.half(),
+        );
+        let slot = self.slots.get_mut(at.slot).and_then(Option::as_deref_mut);
+        let Some(slot) = slot.filter(|_| at.position < capacity) else {
+            bail!("{at:?} is outside these slots of {capacity} positions")
+        };
+        let (keys, values) = slot[2 * layer * half..][..2 * half].split_at_mut(half);
+        for (channel, &key) in k.iter().enumerate() {
+            keys[channel * capacity + at.position] = key;
+        }
+        for (head, v) in v.chunks_exact(d_head).enumerate() {
+            values[(head * capacity + at.position) * d_head..][..d_head].copy_from_slice(v);
+        }
+        Ok(())
+    }
+
+    fn attend_row(
+        &self,
+        layer: usize,
+        at: CacheRow,
+        q: &[f32],
+        sinks: &[f32],
+        weights: &mut Vec<f32>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (capacity, d_head, half) = (
+            self.shape.capacity,
+            self.shape.heads.d_head,
+            self.shape.half(),
+        );
+        let Some(Some(slot)) = self.slots.get(at.slot) else {
+            bail!("slot {} is not among these", at.slot)
+        };
+        let (keys, values) = slot[2 * layer * half..][..2 * half].split_at(half);
+        let count = at.position + 1;
+        weights.resize(padded(count), 0.0);
+        for (head, out) in out.chunks_exact_mut(d_head).enumerate() {
+            let first = head * d_head * capacity;
+            let keys = Keys {
+                by_channel: &keys[first..][..d_head * capacity],
+                stride: capacity,
+            };
+            let values = Values {
+                rows: &values[first..][..count * d_head],
+                stride: d_head,
+            };
+            let q = &q[head * d_head..][..d_head];
+            attend(q, keys, values, sinks[head], count, weights, out);
+        }
+        Ok(())
     }
 }

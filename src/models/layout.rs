@@ -118,6 +118,11 @@ impl ModelFiles {
         Ok(model)
     }
 
+    /// Whether a directory claims to hold a model in one of the forms that run no code and are quick to check.
+    pub fn has_safe_weights(directory: &Path) -> bool {
+        directory.join(CONFIG_FILE).is_file()
+    }
+
     /// Writes the model to `directory`, which is created if need be, in Causeway's own form. Each file is
     /// replaced in one step and `config.json` comes last, so a directory whose writing was cut short is no
     /// model rather than a mixture of two.

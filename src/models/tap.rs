@@ -24,7 +24,7 @@ impl ResidualTap for NoTap {
 }
 
 /// Sees the values of those rows of a pass that belong together, such as one request's.
-pub trait RowTap {
+pub trait RowTap: Send {
     /// Where it looks. It is shown nothing else, and a place that nobody looks at costs nothing.
     fn places(&self) -> &BTreeSet<Place>;
 

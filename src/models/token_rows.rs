@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::kv_cache::{CacheRow, KvCache};
+use super::kv_cache::{CacheRow, CacheSlots, KvCache};
 
 /// One row a token.
 pub struct TokenRows<'c> {
@@ -20,7 +20,9 @@ pub enum Arrangement<'c> {
     /// Each row continues the sequence in its slot of a cache: inference.
     Cached {
         at: Vec<CacheRow>,
-        cache: &'c mut KvCache,
+        /// Further places for the keys and values of some rows.
+        copies: Vec<(usize, CacheRow)>,
+        cache: CacheSlots<'c>,
     },
 }
 
@@ -42,6 +44,17 @@ impl TokenRows<'static> {
 impl<'c> TokenRows<'c> {
     /// Rows that continue sequences in a cache, in ascending position within each slot.
     pub fn cached(ids: &[u32], at: Vec<CacheRow>, cache: &'c mut KvCache) -> Result<Self> {
+        Self::in_slots(ids, at, Vec::new(), cache.all())
+    }
+
+    /// The same in some slots of a cache. `copies` are rows with a further place of the cache that takes the row's
+    /// key and value: the same token after the same tokens.
+    pub fn in_slots(
+        ids: &[u32],
+        at: Vec<CacheRow>,
+        copies: Vec<(usize, CacheRow)>,
+        cache: CacheSlots<'c>,
+    ) -> Result<Self> {
         if ids.is_empty() || ids.len() != at.len() {
             bail!("{} tokens for {} rows", ids.len(), at.len())
         }
@@ -49,7 +62,20 @@ impl<'c> TokenRows<'c> {
         Ok(TokenRows {
             ids: Tensor::new(ids, &Device::Cpu)?,
             positions: Tensor::new(positions, &Device::Cpu)?,
-            arrangement: Arrangement::Cached { at, cache },
+            arrangement: Arrangement::Cached { at, copies, cache },
         })
+    }
+
+    /// Other rows over the same slots.
+    pub fn instead(
+        self,
+        ids: &[u32],
+        at: Vec<CacheRow>,
+        copies: Vec<(usize, CacheRow)>,
+    ) -> Result<Self> {
+        match self.arrangement {
+            Arrangement::Cached { cache, .. } => Self::in_slots(ids, at, copies, cache),
+            Arrangement::Sequences { .. } => bail!("whole sequences have no slots"),
+        }
     }
 }

@@ -99,12 +99,8 @@ impl Transformer {
     pub fn forward(&self, rows: &mut TokenRows, tap: &mut dyn ResidualTap) -> Result<Tensor> {
         let stream = self.embed(rows)?;
         let ids = rows.ids.clone();
-        let last = self.run(
-            Site::before_attention(0, self.config.n_layers),
-            stream,
-            rows,
-            tap,
-        )?;
+        let first = Site::before_attention(0, self.config.n_layers);
+        let last = self.run(first, stream, rows, tap)?;
         self.unembed(&last, &ids)
     }
 
@@ -144,9 +140,22 @@ impl Transformer {
         rows: &mut TokenRows,
         tap: &mut dyn ResidualTap,
     ) -> Result<Tensor> {
+        self.run_until(None, from, stream, rows, tap)
+    }
+
+    /// The same up to the stream at `until`, before anyone has looked at it there.
+    pub fn run_until(
+        &self,
+        until: Option<Site>,
+        from: Site,
+        stream: Tensor,
+        rows: &mut TokenRows,
+        tap: &mut dyn ResidualTap,
+    ) -> Result<Tensor> {
         let positional = self.positional_channels(&rows.positions)?;
         let mut h = stream;
-        for site in Site::all(self.config.n_layers).skip(from.index()) {
+        let sites = Site::all(self.config.n_layers).skip(from.index());
+        for site in sites.take_while(|site| Some(*site) != until) {
             h = tap.visit(Place::Site(site), h)?;
             let Some(layer) = self.layers.get(site.index() / 2) else {
                 break;

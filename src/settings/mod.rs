@@ -45,6 +45,9 @@ pub struct Settings {
     pub pairs: Vec<PathBuf>,
     /// Directories of single models to serve, by id.
     pub models: BTreeMap<ArtifactId, PathBuf>,
+    /// A directory of further pairs and models, each in a folder named by its id: they can be taken into service
+    /// while serving. It need not exist.
+    pub library: PathBuf,
     /// Who may use the server; with none, everybody who reaches it.
     pub keys: Vec<KeySettings>,
     pub engine: Capacity,
@@ -82,6 +85,7 @@ impl Default for Settings {
             ready_seconds: 2.0,
             pairs: Vec::new(),
             models: BTreeMap::new(),
+            library: PathBuf::from("library"),
             keys: Vec::new(),
             engine: Capacity::default(),
             limits: Limits::default(),

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use actix_web::dev::ServerHandle;
 use actix_web::web;
 use causeway::api::{loading, server};
+use causeway::generation::soundness::{NoProbe, Probe};
 use causeway::settings::Settings;
 use serde_json::Value;
 
@@ -32,7 +33,14 @@ impl Server {
     pub fn with(change: impl FnOnce(&mut Settings)) -> Self {
         let directory = std::env::temp_dir().join(format!("causeway-api-{}", uuid::Uuid::new_v4()));
         tiny_pair::write(&directory.join("pair"));
-        Self::in_directory(directory, change)
+        Self::in_directory(directory, change, Box::new(NoProbe))
+    }
+
+    /// One whose engine fails where the probe makes it.
+    pub fn probed(probe: impl Probe + 'static) -> Self {
+        let directory = std::env::temp_dir().join(format!("causeway-api-{}", uuid::Uuid::new_v4()));
+        tiny_pair::write(&directory.join("pair"));
+        Self::in_directory(directory, |_| {}, Box::new(probe))
     }
 
     /// The same server again, over the same files.
@@ -40,10 +48,14 @@ impl Server {
         self.keep = true;
         let directory = self.directory.clone();
         drop(self);
-        Self::in_directory(directory, |_| {})
+        Self::in_directory(directory, |_| {}, Box::new(NoProbe))
     }
 
-    fn in_directory(directory: PathBuf, change: impl FnOnce(&mut Settings)) -> Self {
+    fn in_directory(
+        directory: PathBuf,
+        change: impl FnOnce(&mut Settings),
+        probe: Box<dyn Probe>,
+    ) -> Self {
         let mut settings = Settings {
             data_dir: directory.join("data"),
             pairs: vec![directory.join("pair")],
@@ -57,7 +69,8 @@ impl Server {
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async {
-                let state = web::Data::new(loading::load(&settings, address).unwrap());
+                let state =
+                    web::Data::new(loading::load_probed(&settings, address, probe).unwrap());
                 let running = server::run(listener, state, &settings).unwrap();
                 sender.send(running.handle()).unwrap();
                 running.await.unwrap();

@@ -1,9 +1,9 @@
 //! `causeway serve` as a process: it starts, answers, and ends when told to.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use crate::tiny_pair;
 
@@ -21,20 +21,55 @@ fn serve(directory: &Path, listen: &str) -> Child {
         .unwrap()
 }
 
+/// A server process with the tiny pair.
+struct Process {
+    child: Child,
+    log: Lines<BufReader<ChildStderr>>,
+    address: String,
+    directory: PathBuf,
+}
+
+impl Process {
+    fn start() -> Self {
+        let directory =
+            std::env::temp_dir().join(format!("causeway-serve-{}", uuid::Uuid::new_v4()));
+        tiny_pair::write(&directory.join("pair"));
+        let mut child = serve(&directory, "127.0.0.1:0");
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = log
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| Some(line.split_once("listening on http://")?.1.trim().to_owned()))
+            .expect("it says where it listens");
+        Process {
+            child,
+            log,
+            address,
+            directory,
+        }
+    }
+
+    fn terminate(&self) {
+        let process = self.child.id().to_string();
+        let kill = Command::new("kill").args(["-TERM", &process]).status();
+        assert!(kill.unwrap().success());
+    }
+
+    /// Waits for its end, which must be a good one, and returns what it has logged since its start.
+    fn end(mut self) -> Vec<String> {
+        let rest = self.log.map(Result::unwrap).collect();
+        assert!(self.child.wait().unwrap().success());
+        let _ = std::fs::remove_dir_all(&self.directory);
+        rest
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn it_answers_until_it_is_told_to_stop() {
-    let directory = std::env::temp_dir().join(format!("causeway-serve-{}", uuid::Uuid::new_v4()));
-    tiny_pair::write(&directory.join("pair"));
-    let mut child = serve(&directory, "127.0.0.1:0");
-    let mut log = BufReader::new(child.stderr.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
-    let line = log
-        .find(|line| line.contains("listening on http://"))
-        .expect("it says where it listens");
-    let address = line.split("http://").nth(1).unwrap().trim().to_owned();
-    let mut stream = TcpStream::connect(&address).unwrap();
+    let process = Process::start();
+    let address = &process.address;
+    let mut stream = TcpStream::connect(address).unwrap();
     write!(
         stream,
         "GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
@@ -48,20 +83,38 @@ fn it_answers_until_it_is_told_to_stop() {
         .output()
         .unwrap();
     assert!(ready.status.success(), "{ready:?}");
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &child.id().to_string()])
-            .status()
-            .unwrap()
-            .success()
-    );
-    let rest: Vec<String> = log.collect();
-    assert!(child.wait().unwrap().success());
+    process.terminate();
+    let rest = process.end();
     assert!(
         rest.iter().any(|line| line.ends_with("stopped")),
         "{rest:?}"
     );
-    let _ = std::fs::remove_dir_all(&directory);
+}
+
+#[cfg(unix)]
+#[test]
+fn streams_that_have_begun_are_ended_before_it_stops() {
+    let process = Process::start();
+    let body = r#"{"model": "tiny", "prompt": "x", "max_tokens": 40, "n": 64, "stream": true}"#;
+    let mut stream = TcpStream::connect(&process.address).unwrap();
+    write!(
+        stream,
+        "POST /v1/completions HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        process.address,
+        body.len()
+    )
+    .unwrap();
+    let mut answer = BufReader::new(stream).lines().map(Result::unwrap);
+    let first = answer.find(|line| line.starts_with("data: "));
+    assert!(first.is_some());
+    process.terminate();
+    let rest: Vec<String> = answer.collect();
+    let rest = rest.join("\n");
+    assert!(rest.contains("data: [DONE]"), "{rest}");
+    let finished = rest.matches("\"finish_reason\":\"").count();
+    assert!(finished >= 63, "{finished} of 64 choices came to their end");
+    process.end();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # To be sourced: a server of the shipped pair on a free port of this machine, stopped when the script ends.
 #
-# Reads $binary. Gives $address, the server's; $key, an API key that may change features; $work, a directory that is
+# Reads $binary. Gives $address, the server's; $key, an API key that may ask for anything; $work, a directory that is
 # removed with the server; $tools, where clients are installed beside the build, with Python's in $tools/venv.
 
 tools=target/clients
@@ -21,7 +21,7 @@ trap finish EXIT
 key=$(sed -n 's/^# \(ck-.*\)$/\1/p' "$work/key.toml")
 {
     echo "data_dir = \"$work/data\""
-    sed 's/^role = .*/role = "train"/' "$work/key.toml"
+    sed 's/^role = .*/role = "admin"/' "$work/key.toml"
 } >"$work/server.toml"
 "$binary" serve --config "$work/server.toml" --listen 127.0.0.1:0 2>"$work/log" &
 server=$!

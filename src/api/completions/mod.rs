@@ -71,7 +71,8 @@ pub async fn create(
     body: JsonBody<CreateCompletion>,
 ) -> Result<HttpResponse, ApiError> {
     let request = body.0;
-    let card = state.inventory.model(&request.model)?;
+    let inventory = state.inventory();
+    let card = &*inventory.model(&request.model)?;
     let checked = parameters::check(request, card, &state.limits)?;
     let texts = checked.prompts.clone();
     let prompts = prompt::encode(checked.prompts, card, &state.limits).await?;
@@ -80,15 +81,11 @@ pub async fn create(
         .steer
         .as_ref()
         .filter(|steer| !steer.edits.is_empty())
-        .and_then(|steer| {
-            state
-                .inventory
-                .bridge_for(&card.id, steer.bridge.as_deref())
-        });
+        .and_then(|steer| inventory.bridge_for(&card.id, steer.bridge.as_deref()));
     let frame = Frame {
         created: unix_seconds(),
         model: card.id.clone(),
-        system_fingerprint: system_fingerprint(card, bridge),
+        system_fingerprint: system_fingerprint(card, bridge.as_deref()),
         echo: checked.echo,
         logprobs: checked.logprobs,
     };

@@ -45,9 +45,10 @@ pub async fn create(
 ) -> Result<HttpResponse, ApiError> {
     let request = body.0;
     let bridge = state
-        .inventory
+        .inventory()
         .bridge_or_only(request.bridge.as_deref(), "bridge")?;
-    let config = lookup::sparse_config(&state, bridge)?;
+    let model = lookup::sparse_model(&state, &bridge)?;
+    let config = &model.config;
     let name: ArtifactId = request
         .name
         .parse()
@@ -68,7 +69,7 @@ pub async fn create(
             .write
             .unwrap_or_else(|| lookup::default_write(place)),
         tasks: request.tasks,
-        stats: lookup::group_statistics(&state, bridge, place, &channels).await?,
+        stats: lookup::group_statistics(&state, &bridge, place, &channels).await?,
         channels,
         tests: request.tests,
     };

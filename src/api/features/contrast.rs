@@ -143,9 +143,9 @@ pub async fn create(
 ) -> Result<HttpResponse, ApiError> {
     let request = body.0;
     let bridge = state
-        .inventory
+        .inventory()
         .bridge_or_only(request.bridge.as_deref(), "bridge")?;
-    let places = places(&state, bridge, &request)?;
+    let places = places(&state, &bridge, &request)?;
     let options = options(&request)?;
     let limit = request.limit.unwrap_or(DEFAULT_LIMIT);
     if limit == 0 {
@@ -196,7 +196,8 @@ fn places(
             format!("nodes names between 1 and {MOST_NODES} places"),
         ));
     }
-    let config = lookup::sparse_config(state, bridge)?;
+    let model = lookup::sparse_model(state, bridge)?;
+    let config = &model.config;
     let parse = |(index, name): (usize, &String)| {
         Place::parse(name, config.n_layers)
             .map_err(|error| ApiError::invalid(format!("nodes[{index}]"), error.to_string()))

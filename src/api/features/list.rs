@@ -60,7 +60,7 @@ pub async fn list(
 fn model_of(state: &State, query: &ListQuery) -> Result<Option<String>, ApiError> {
     if let Some(model) = &query.model {
         state
-            .inventory
+            .inventory()
             .model(model)
             .map_err(|error| ApiError::invalid("model", error.to_string()))?;
         return Ok(Some(model.clone()));
@@ -68,14 +68,15 @@ fn model_of(state: &State, query: &ListQuery) -> Result<Option<String>, ApiError
     if let Some(bridge) = &query.bridge {
         return Ok(Some(
             state
-                .inventory
+                .inventory()
                 .bridge(bridge, Some("bridge"))?
                 .record
                 .dense
                 .to_string(),
         ));
     }
-    let mut bridges = state.inventory.bridges.values();
+    let inventory = state.inventory();
+    let mut bridges = inventory.bridges.values();
     let only = bridges.next().filter(|_| bridges.next().is_none());
     Ok(only.map(|bridge| bridge.record.dense.to_string()))
 }
@@ -86,12 +87,12 @@ fn keep_asked_for(
     features: &mut Vec<StoredFeature>,
 ) -> Result<(), ApiError> {
     if let Some(bridge) = &query.bridge {
-        let id = &state.inventory.bridge(bridge, Some("bridge"))?.record.id;
+        let id = &state.inventory().bridge(bridge, Some("bridge"))?.record.id;
         features.retain(|stored| stored.bridge == id.as_str());
     }
     if let Some(model) = &query.model {
-        let bridges: Vec<&str> = state
-            .inventory
+        let inventory = state.inventory();
+        let bridges: Vec<&str> = inventory
             .bridges_of(model)
             .map(|bridge| bridge.record.id.as_str())
             .collect();

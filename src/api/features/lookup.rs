@@ -1,15 +1,16 @@
 //! From the id in an address to a feature: a name, or `NODE:CHANNEL`.
 
+use std::sync::Arc;
+
 use crate::api::ApiError;
 use crate::api::feature_store::StoredFeature;
-use crate::api::inventory::{BridgeCard, shortened};
+use crate::api::inventory::{BridgeCard, ModelCard, shortened};
 use crate::api::state::State;
 use crate::features::paired_models::PairedModels;
 use crate::features::registry::{Feature, FeatureStatistics};
 use crate::features::statistics::{group_activations, of_channel, statistics_of};
 use crate::interventions::nearest::suggestion;
 use crate::interventions::request::{WeightedChannel, Write};
-use crate::models::config::TransformerConfig;
 use crate::models::location::{NodeKind, Place};
 
 /// What an id stands for.
@@ -39,7 +40,7 @@ pub fn find_named(
 ) -> Result<StoredFeature, ApiError> {
     let known = match bridge {
         Some(bridge) => state.features.of(state
-            .inventory
+            .inventory()
             .bridge(bridge, Some("bridge"))?
             .record
             .id
@@ -73,13 +74,14 @@ fn find_unnamed(
     channel: &str,
     bridge: Option<&str>,
 ) -> Result<Found, ApiError> {
-    let bridge = state.inventory.bridge_or_only(bridge, "bridge")?;
+    let bridge = state.inventory().bridge_or_only(bridge, "bridge")?;
     let not_found = |message: String| ApiError::NotFound {
         message,
         param: None,
         code: Some("feature_not_found"),
     };
-    let config = sparse_config(state, bridge)?;
+    let model = sparse_model(state, &bridge)?;
+    let config = &model.config;
     let place =
         Place::parse(node, config.n_layers).map_err(|error| not_found(error.to_string()))?;
     let width = place.width(config);
@@ -104,7 +106,7 @@ fn find_unnamed(
         node: place.to_string(),
         write: default_write(place),
         tasks: Vec::new(),
-        stats: statistics(bridge, place, &channels),
+        stats: statistics(&bridge, place, &channels),
         channels,
         tests: Vec::new(),
     };
@@ -163,21 +165,17 @@ pub async fn group_statistics(
         .await
 }
 
-/// The configuration of the model whose features a bridge has.
-pub fn sparse_config<'a>(
-    state: &'a State,
-    bridge: &BridgeCard,
-) -> Result<&'a TransformerConfig, ApiError> {
+/// The model whose features a bridge has.
+pub fn sparse_model(state: &State, bridge: &BridgeCard) -> Result<Arc<ModelCard>, ApiError> {
     let id = bridge.record.sparse.as_str();
-    let card = state.inventory.models.get(id);
-    card.map(|card| &card.config)
-        .ok_or_else(|| ApiError::Internal(format!("model {id} of a bridge is not served")))
+    let card = state.inventory().models.get(id).cloned();
+    card.ok_or_else(|| ApiError::Internal(format!("model {id} of a bridge is not served")))
 }
 
 /// The place of a feature of a bridge.
 pub fn place_of(state: &State, bridge: &str, feature: &Feature) -> Result<Place, ApiError> {
-    let config = sparse_config(state, state.inventory.bridge(bridge, None)?)?;
-    Place::parse(&feature.node, config.n_layers).map_err(ApiError::internal)
+    let model = sparse_model(state, &*state.inventory().bridge(bridge, None)?)?;
+    Place::parse(&feature.node, model.config.n_layers).map_err(ApiError::internal)
 }
 
 /// How an edit enters the dense model where nobody has said: what a sublayer reads is changed for that

@@ -12,7 +12,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::completions::stream::CompletionChunk;
-use super::{activations, bridges, completions, features, health, models};
+use super::{activations, bridges, completions, features, health, library, models};
 
 /// The whole API.
 #[derive(Debug, OpenApi)]
@@ -43,6 +43,9 @@ use super::{activations, bridges, completions, features, health, models};
         features::contrast::create,
         features::verify::create,
         activations::create,
+        library::list,
+        library::load,
+        library::unload,
         health::live,
         health::ready,
         health::metrics,
@@ -53,6 +56,7 @@ use super::{activations, bridges, completions, features, health, models};
         (name = "models", description = "Dense and sparse models"),
         (name = "bridges", description = "Pairs of models that edits are carried across"),
         (name = "features", description = "Named features of sparse models"),
+        (name = "library", description = "What can be served, for those who run the server"),
         (name = "activations", description = "What the models compute"),
         (name = "health", description = "For those who run the server")
     )

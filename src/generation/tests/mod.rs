@@ -3,9 +3,9 @@
 mod admission;
 mod answers;
 mod carrying;
-mod forward;
+pub mod forward;
 mod loading;
-mod pair;
+pub mod pair;
 mod scheduling;
 mod steering;
 mod thread;

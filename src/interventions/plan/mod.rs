@@ -336,6 +336,12 @@ impl Plan {
         }
     }
 
+    /// The first site of the answering model at or behind which anything is looked at.
+    pub fn first_site(&self) -> Option<Site> {
+        let sites = self.places.iter().map(|place| place.site(self.n_layers));
+        sites.min()
+    }
+
     fn answering_places(&self) -> BTreeSet<Place> {
         if self.native {
             return self.edits.iter().map(|edit| edit.subject.place()).collect();

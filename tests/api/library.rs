@@ -1,0 +1,133 @@
+//! Pairs and models come into service and go out of it while the server answers.
+
+use causeway::settings::keys::Role;
+use serde_json::{Value, json};
+
+use crate::client::Server;
+use crate::keys::key;
+use crate::tiny_pair;
+
+/// A server with nothing but the tiny pair, and in its library a copy of the dense model and a damaged one.
+fn server() -> Server {
+    let library = std::env::temp_dir().join(format!("causeway-library-{}", uuid::Uuid::new_v4()));
+    tiny_pair::write(&library.join("pair"));
+    let dense = library.join("pair/dense");
+    std::fs::rename(dense, library.join("again")).unwrap();
+    std::fs::remove_dir_all(library.join("pair")).unwrap();
+    std::fs::create_dir(library.join("damaged")).unwrap();
+    std::fs::copy(
+        library.join("again/config.json"),
+        library.join("damaged/config.json"),
+    )
+    .unwrap();
+    std::fs::write(library.join("damaged/model.safetensors"), b"nothing").unwrap();
+    std::fs::create_dir(library.join("Not an id")).unwrap();
+    Server::with(move |settings| settings.library = library)
+}
+
+fn ids(list: &Value) -> Vec<(&str, bool)> {
+    let entries = list["data"].as_array().unwrap().iter();
+    entries
+        .map(|entry| (entry["id"].as_str().unwrap(), entry["loaded"] == true))
+        .collect()
+}
+
+fn ask(server: &Server, model: &str) -> u16 {
+    let request = json!({"model": model, "prompt": "x = 1", "max_tokens": 2});
+    server.post("/v1/completions", &request).status
+}
+
+#[test]
+fn a_model_comes_and_goes() {
+    let server = server();
+    let list = server.get("/v1/library").ok();
+    assert_eq!(
+        ids(&list),
+        [("again", false), ("damaged", false), ("tiny", true)]
+    );
+    assert_eq!(ask(&server, "again"), 404);
+    for _ in 0..2 {
+        let loaded = server.post("/v1/library/again/load", &json!({})).ok();
+        assert_eq!(
+            loaded,
+            json!({"id": "again", "object": "library.entry", "kind": "model", "loaded": true})
+        );
+    }
+    assert_eq!(ask(&server, "again"), 200);
+    let described = server.get("/v1/models/again").ok();
+    let original = server.get("/v1/models/tiny").ok();
+    assert_eq!(described["fingerprint"], original["fingerprint"]);
+    let unloaded = server.post("/v1/library/again/unload", &json!({})).ok();
+    assert_eq!(unloaded["loaded"], false);
+    assert_eq!(ask(&server, "again"), 404);
+    assert_eq!(ask(&server, "tiny"), 200);
+}
+
+#[test]
+fn a_pair_goes_with_its_models_and_comes_back_with_the_features_made_for_it() {
+    let server = server();
+    let feature = json!({"name": "mine", "bridge": "tiny", "node": "0.resid_mid", "channels": [{"channel": 3, "weight": 1}],
+        "description": "made here"});
+    assert_eq!(server.post("/v1/features", &feature).status, 201);
+    let before = server.get("/v1/features?bridge=tiny").ok();
+    let nmse = |server: &Server| {
+        server
+            .get("/metrics")
+            .body
+            .matches("causeway_bridge_nmse{")
+            .count()
+    };
+    let gauges = nmse(&server);
+    assert!(gauges > 0);
+
+    server.post("/v1/library/tiny/unload", &json!({})).ok();
+    assert_eq!(
+        (ask(&server, "tiny"), ask(&server, "tiny-sparse")),
+        (404, 404)
+    );
+    assert_eq!(server.get("/v1/models").ok()["data"], json!([]));
+    assert_eq!(server.get("/v1/bridges/tiny").status, 404);
+    assert_eq!(server.get("/v1/features").ok()["data"], json!([]));
+    assert_eq!(nmse(&server), 0);
+    assert_eq!(server.get("/readyz").status, 200);
+
+    server.post("/v1/library/tiny/load", &json!({})).ok();
+    assert_eq!(server.get("/v1/features?bridge=tiny").ok(), before);
+    assert_eq!(nmse(&server), gauges);
+    let steered = json!({"model": "tiny", "prompt": "x = 1", "max_tokens": 2,
+        "steer": {"edits": [{"feature": "mine", "op": "set", "value": 1}]}});
+    server.post("/v1/completions", &steered).ok();
+}
+
+#[test]
+fn what_cannot_be_loaded_changes_nothing() {
+    let server = server();
+    server
+        .post("/v1/library/damaged/load", &json!({}))
+        .is_error(400, None, Some("cannot_load"));
+    for unknown in ["agian", "..", "%2e%2e%2fpair", "Not%20an%20id"] {
+        let answer = server.post(&format!("/v1/library/{unknown}/load"), &json!({}));
+        assert_eq!(answer.status, 404, "{unknown}: {}", answer.body);
+    }
+    let near = server.post("/v1/library/agian/load", &json!({})).json();
+    assert!(near["error"]["message"].as_str().unwrap().contains("again"));
+    assert_eq!(ids(&server.get("/v1/library").ok()).len(), 3);
+    assert_eq!(ask(&server, "tiny"), 200);
+}
+
+#[test]
+fn only_an_administrator_may() {
+    let server = Server::with(|settings| {
+        settings.keys = vec![
+            key("trainer", Role::Train, None),
+            key("keeper", Role::Admin, None),
+        ];
+    });
+    let unload = |key: &str| {
+        let bearer = format!("Bearer ck-{key}");
+        let headers = [("authorization", bearer.as_str())];
+        server.send("POST", "/v1/library/tiny/unload", &headers, b"")
+    };
+    unload("trainer").is_error(403, None, Some("insufficient_role"));
+    assert_eq!(unload("keeper").status, 200);
+}
