@@ -293,9 +293,9 @@ pub enum PositionOrRange {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum When {
-    /// 1 to 16 conditions that must all hold.
+    /// Conditions that must all hold.
     All(Vec<Threshold>),
-    /// 1 to 16 conditions of which one must hold.
+    /// Conditions of which one must hold.
     Any(Vec<Threshold>),
 }
 

@@ -35,9 +35,11 @@ fn unpack() -> Result<Assets, String> {
     for name in RELEASED {
         // The archive has one directory, named after the release.
         let ending = format!("/dist/{name}");
-        let path = archive.file_names().find(|path| path.ends_with(&ending));
-        let path = path
-            .map(ToOwned::to_owned)
+        let path = archive
+            .file_names()
+            .flatten()
+            .find(|path| path.ends_with(&ending))
+            .map(|path| path.into_owned())
             .ok_or_else(|| format!("Swagger UI's archive has no {name}"))?;
         let mut content = Vec::new();
         archive

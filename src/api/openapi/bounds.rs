@@ -7,6 +7,7 @@ use utoipa::openapi::schema::{AdditionalProperties, Array, ArrayItems, Object};
 use utoipa::openapi::{OpenApi, RefOr, Schema};
 
 use crate::api::completions::parameters::{LONGEST_STOP, MOST_STOPS};
+use crate::interventions::plan::condition::MOST_THRESHOLDS;
 use crate::interventions::plan::{LARGEST_STRENGTH, LONGEST_SWEEP};
 
 type Schemas = BTreeMap<String, RefOr<Schema>>;
@@ -57,7 +58,7 @@ pub fn add(document: &mut OpenApi) {
             condition.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
             for thresholds in condition.properties.values_mut() {
                 if let RefOr::T(Schema::Array(thresholds)) = thresholds {
-                    thresholds.min_items = Some(1);
+                    (thresholds.min_items, thresholds.max_items) = (Some(1), Some(MOST_THRESHOLDS));
                 }
             }
         }
@@ -130,6 +131,7 @@ mod tests {
             ("PositionOrRange/oneOf/1/maxItems", json!(2)),
             ("When/oneOf/0/additionalProperties", json!(false)),
             ("When/oneOf/1/properties/any/minItems", json!(1)),
+            ("When/oneOf/1/properties/any/maxItems", json!(16)),
         ] {
             let pointer = format!("/components/schemas/{place}");
             assert_eq!(document.pointer(&pointer), Some(&bound), "{place}");
