@@ -25,8 +25,10 @@ pub struct CreateActivations {
     /// Residual sites (`2.resid_mid`, `final_resid`) and node locations (`0.attn.act_in`), each once. May only be
     /// left out with `logits`.
     #[serde(default)]
+    #[schema(value_type = BTreeSet<String>)]
     pub nodes: Vec<String>,
     /// Only these channels of each node, in this order, each once; not with `top_k`.
+    #[schema(value_type = Option<BTreeSet<usize>>)]
     pub channels: Option<Vec<usize>>,
     /// Only so many channels of each node and token, the largest in magnitude first.
     #[schema(minimum = 1)]
@@ -38,7 +40,7 @@ pub struct CreateActivations {
 
 /// Text or token ids.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected text or a list of token ids")]
 pub enum ActivationsPrompt {
     Text(String),
     Tokens(Vec<u32>),

@@ -10,8 +10,8 @@ use actix_web::{App, HttpResponse, HttpServer, Resource, web};
 use super::body::query_config;
 use super::state::State;
 use super::{
-    ApiError, activations, bridges, completions, disconnect, docs, features, health, library, models,
-    observe, openapi,
+    ApiError, activations, bridges, completions, disconnect, docs, features, health, library,
+    models, observe, openapi,
 };
 use crate::settings::Settings;
 

@@ -16,7 +16,7 @@ pub struct SteerRequest {
     pub edits: Vec<EditRequest>,
     /// The arms to run, each once; each comes back as a choice of its own. Default: the steered one only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_items = 1, max_items = 4)]
+    #[schema(min_items = 1, max_items = 4, value_type = Option<BTreeSet<Variant>>)]
     pub variants: Option<Vec<Variant>>,
     /// What to tell beside the text.
     #[serde(default, rename = "return", skip_serializing_if = "Vec::is_empty")]
@@ -93,7 +93,10 @@ pub struct EditRequest {
 
 /// What is edited.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a name, or an object with `node` and `channel` or `channels`, or `site` and `vector`"
+)]
 pub enum FeatureAddress {
     /// A registered feature's name or id.
     Named(String),
@@ -168,7 +171,10 @@ pub enum Operation {
 
 /// Where `patch` and `ablate` move the value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected \"zero\", \"mean\", or an object with `prompt` or `value`"
+)]
 pub enum Destination {
     Ablation(AblateTo),
     Counterfactual(Counterfactual),
@@ -200,7 +206,10 @@ pub struct Counterfactual {
 
 /// Text or token ids, one for all prompts or one each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected text, a list of texts, a list of token ids or a list of such lists"
+)]
 pub enum CounterfactualPrompt {
     /// One text for all prompts.
     Text(String),
@@ -224,7 +233,7 @@ pub enum Align {
 
 /// One strength or a sweep of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number or a list of numbers")]
 pub enum Strength {
     One(f64),
     /// An arm for each, from -10 to 10.
@@ -259,7 +268,10 @@ pub struct At {
 /// `"all"`, `"none"`, or a list of positions (negative: from the prompt's end) and half-open ranges
 /// `[from, to]`, either end `null` for open.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected \"all\", \"none\", or a list of positions and ranges"
+)]
 pub enum Positions {
     Word(AllOrNone),
     List(Vec<PositionOrRange>),
@@ -281,7 +293,10 @@ pub enum AllOrNone {
 
 /// A token or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a whole number, or two of them or nulls"
+)]
 pub enum PositionOrRange {
     /// One token.
     Position(i64),

@@ -64,8 +64,10 @@ pub struct ContrastPair {
     /// The prompt whose values are patched in.
     pub counterfactual: String,
     /// What follows the counterfactual; its first token counts.
+    #[schema(min_length = 1)]
     pub expected: String,
     /// What follows the prompt; its first token counts.
+    #[schema(min_length = 1)]
     pub instead: String,
 }
 

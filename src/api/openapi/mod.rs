@@ -24,8 +24,9 @@ use super::{activations, bridges, completions, features, health, library, models
             `x-request-id`, which a request may set to 1 to 128 of letters, digits, `.`, `_`, `:` and `-`. An \
             unknown address is answered with 404 and the code `no_such_address`; a method that an address does not \
             have with 405, the code `method_not_allowed` and the header `allow`, which lists those it has. Bodies \
-            and queries may hold the documented fields only. Log-probabilities and divergences are in nats, times \
-            in seconds, token positions and channels count from 0."
+            and queries may hold the documented fields only, and whole numbers no fraction: 1, not 1.0. \
+            Log-probabilities and divergences are in nats, times in seconds, token positions and channels count from \
+            0."
     ),
     modifiers(&Completion),
     components(schemas(CompletionChunk)),
