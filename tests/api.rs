@@ -15,6 +15,8 @@ mod damage;
 mod dashboards;
 #[path = "api/departures.rs"]
 mod departures;
+#[path = "api/docs.rs"]
+mod docs;
 #[path = "api/faults.rs"]
 mod faults;
 #[path = "api/features.rs"]

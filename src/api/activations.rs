@@ -20,24 +20,27 @@ use crate::models::location::Place;
 #[serde(deny_unknown_fields)]
 pub struct CreateActivations {
     /// The id of a dense or sparse model.
-    #[schema(example = "tinypython-sparse")]
     pub model: String,
     pub prompt: ActivationsPrompt,
-    /// Residual sites (`2.resid_mid`, `final_resid`) and node locations (`0.attn.act_in`).
+    /// Residual sites (`2.resid_mid`, `final_resid`) and node locations (`0.attn.act_in`), each once. May only be
+    /// left out with `logits`.
     #[serde(default)]
+    #[schema(value_type = BTreeSet<String>)]
     pub nodes: Vec<String>,
-    /// Only these channels of each node, in this order.
+    /// Only these channels of each node, in this order, each once; not with `top_k`.
+    #[schema(value_type = Option<BTreeSet<usize>>)]
     pub channels: Option<Vec<usize>>,
     /// Only so many channels of each node and token, the largest in magnitude first.
     #[schema(minimum = 1)]
     pub top_k: Option<usize>,
     /// The logits of the token after each.
+    #[schema(default = false)]
     pub logits: Option<bool>,
 }
 
 /// Text or token ids.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected text or a list of token ids")]
 pub enum ActivationsPrompt {
     Text(String),
     Tokens(Vec<u32>),
@@ -51,9 +54,11 @@ pub struct ActivationsObject {
     pub model: String,
     /// The prompt's tokens, `T` of them.
     pub tokens: Vec<PromptToken>,
+    /// By the names that were asked for.
     pub nodes: BTreeMap<String, NodeActivations>,
     /// `[T][vocabulary]`, where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub logits: Option<Vec<Vec<f32>>>,
 }
 
@@ -68,24 +73,33 @@ pub struct PromptToken {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct NodeActivations {
     /// Tokens, then values a token.
+    #[schema(min_items = 2, max_items = 2)]
     pub shape: [usize; 2],
     /// One list a token.
     pub values: Vec<Vec<f32>>,
     /// The channels of `values`, where `channels` or `top_k` chose among them: one list a token.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub channels: Option<Vec<Vec<usize>>>,
 }
 
 /// Activations of chosen places of one model at every token of a prompt.
 #[utoipa::path(post, path = "/v1/activations", tag = "activations", operation_id = "createActivations",
-    request_body = CreateActivations,
+    request_body(content = CreateActivations, examples(
+        ("channels" = (summary = "The strongest channels that a sublayer reads", value = json!({
+            "model": "tinypython-sparse", "prompt": "print(\"hello world", "nodes": ["0.mlp.act_in"], "top_k": 4
+        }))),
+        ("stream" = (summary = "Chosen channels of the dense residual stream", value = json!({
+            "model": "tinypython", "prompt": [1, 2, 3], "nodes": ["2.resid_mid", "final_resid"], "channels": [0, 95]
+        }))),
+        ("logits" = (summary = "What is predicted after each token", value = json!({
+            "model": "tinypython", "prompt": "for i in", "logits": true
+        })))
+    )),
     responses(
         (status = 200, description = "The activations", body = ActivationsObject),
         (status = 400, description = "A field is wrong, or too many numbers were asked for", body = ErrorBody),
         (status = 404, description = "No model has this id: code `model_not_found`", body = ErrorBody),
-        (status = 413, description = "The body is too long", body = ErrorBody),
-        (status = 415, description = "The body is not sent as JSON", body = ErrorBody),
-        (status = 500, description = "The engine failed", body = ErrorBody),
         (status = 503, description = "The engine is not running", body = ErrorBody)
     ))]
 pub async fn create(

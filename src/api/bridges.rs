@@ -23,6 +23,7 @@ pub struct Bridge {
     /// The model whose features are edited.
     pub sparse: String,
     /// The share of the sparse channels that an encoder leaves active.
+    #[schema(minimum = 0, maximum = 1)]
     pub encoder_fraction: f64,
     /// Fidelity at each residual site, measured on held-out text.
     pub sites: Vec<BridgeSite>,
@@ -33,6 +34,7 @@ pub struct Bridge {
     pub training: serde_json::Map<String, serde_json::Value>,
     /// Changes with the pair's files.
     pub fingerprint: String,
+    /// What its maker recorded: recipe, data, time.
     #[schema(value_type = Object)]
     pub provenance: BTreeMap<String, serde_json::Value>,
 }
@@ -57,6 +59,7 @@ pub struct BridgeSite {
     pub sparse_to_dense_kl: f64,
 }
 
+/// All bridges, by their ids.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct BridgeList {
     #[schema(example = "list")]
@@ -106,7 +109,7 @@ pub async fn list(state: web::Data<State>) -> HttpResponse {
 
 /// One bridge.
 #[utoipa::path(get, path = "/v1/bridges/{id}", tag = "bridges", operation_id = "retrieveBridge",
-    params(("id" = String, Path, description = "The bridge's id")),
+    params(("id" = String, Path, description = "The bridge's id", example = "tinypython")),
     responses(
         (status = 200, description = "The bridge", body = Bridge),
         (status = 404, description = "No bridge has this id: code `bridge_not_found`", body = ErrorBody)

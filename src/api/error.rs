@@ -76,16 +76,23 @@ pub struct ErrorBody {
 pub struct ErrorObject {
     /// For people: what is wrong and what would be right.
     pub message: String,
-    /// `invalid_request_error` or `server_error`.
     #[serde(rename = "type")]
-    #[schema(example = "invalid_request_error")]
-    pub kind: &'static str,
+    pub kind: ErrorKind,
     /// The field at fault, as a path such as `steer.edits[0].feature`; null where no field is.
     #[schema(required = true, example = "temperature")]
     pub param: Option<String>,
     /// For programs: `model_not_found`, `already_exists` and the like; null where the type says it all.
     #[schema(required = true)]
     pub code: Option<&'static str>,
+}
+
+/// Whose fault an error is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// What was sent, or who sent it, is at fault.
+    InvalidRequestError,
+    ServerError,
 }
 
 impl ApiError {
@@ -107,6 +114,16 @@ impl ApiError {
         }
     }
 
+    /// An address that nothing answers.
+    pub fn no_such_address() -> Self {
+        ApiError::NotFound {
+            message: "there is nothing at this address; /openapi.json lists what there is"
+                .to_owned(),
+            param: None,
+            code: Some("no_such_address"),
+        }
+    }
+
     /// For `map_err`: something that should not have failed.
     pub fn internal(error: impl std::fmt::Display) -> Self {
         ApiError::Internal(error.to_string())
@@ -120,9 +137,9 @@ impl ApiError {
     }
 
     /// The table: status, type, code.
-    fn row(&self) -> (StatusCode, &'static str, Option<&'static str>) {
-        const INVALID: &str = "invalid_request_error";
-        const SERVER: &str = "server_error";
+    fn row(&self) -> (StatusCode, ErrorKind, Option<&'static str>) {
+        const INVALID: ErrorKind = ErrorKind::InvalidRequestError;
+        const SERVER: ErrorKind = ErrorKind::ServerError;
         match self {
             ApiError::Invalid { code, .. } => (StatusCode::BAD_REQUEST, INVALID, *code),
             ApiError::NotFound { code, .. } => {

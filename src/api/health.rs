@@ -15,7 +15,7 @@ pub struct Health {
     pub status: &'static str,
 }
 
-/// The process answers HTTP. This says nothing about the engine; `/readyz` does.
+/// The process answers HTTP. This says nothing about the engine; `/readyz` does. `/healthz` is another name.
 #[utoipa::path(get, path = "/livez", tag = "health", operation_id = "live",
     responses((status = 200, description = "The process is alive", body = Health)))]
 pub async fn live() -> HttpResponse {
@@ -26,8 +26,8 @@ pub async fn live() -> HttpResponse {
 #[utoipa::path(get, path = "/readyz", tag = "health", operation_id = "ready",
     responses(
         (status = 200, description = "The engine answers", body = Health),
-        (status = 503, description = "The engine does not answer in time", body = super::error::ErrorBody,
-            headers(("retry-after" = u64, description = "Seconds")))
+        (status = 503, description = "The engine does not answer in time: code `not_ready`",
+            body = super::error::ErrorBody)
     ))]
 pub async fn ready(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
     if !state.engine.is_sound() {

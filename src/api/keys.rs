@@ -1,5 +1,6 @@
-//! Who asks: API keys, their roles and their rates. Only health is open to everybody; a server without keys, which
-//! listens to its own machine unless told otherwise, is open altogether.
+//! Who asks: API keys, their roles and their rates. Health and what describes the API are open to everybody: a browser
+//! sends no key with a page, and these are the same for every server. A server without keys, which listens to its own
+//! machine unless told otherwise, is open altogether.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -83,7 +84,9 @@ impl Keys {
 
 /// Whether everybody may ask there, with a key or without.
 pub fn is_open(path: &str) -> bool {
-    matches!(path, "/healthz" | "/livez" | "/readyz")
+    let health = matches!(path, "/healthz" | "/livez" | "/readyz");
+    let description = matches!(path, "/" | "/openapi.json" | "/docs");
+    health || description || path.starts_with("/docs/")
 }
 
 /// What a request needs; none where it is open to everybody.
@@ -127,6 +130,8 @@ mod tests {
     fn changing_needs_more_than_asking() {
         for (method, path, role) in [
             (Method::GET, "/healthz", None),
+            (Method::GET, "/docs/start.js", None),
+            (Method::GET, "/docsearch", Some(Role::Infer)),
             (Method::GET, "/metrics", Some(Role::Infer)),
             (Method::GET, "/v1/features/a", Some(Role::Infer)),
             (Method::POST, "/v1/completions", Some(Role::Infer)),

@@ -41,6 +41,7 @@ pub struct Entry {
     pub directory: PathBuf,
 }
 
+/// What an entry brings into service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EntryKind {
@@ -61,6 +62,7 @@ pub struct LibraryEntry {
     pub loaded: bool,
 }
 
+/// All entries, by their ids.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct LibraryList {
     #[schema(example = "list")]
@@ -156,13 +158,12 @@ pub async fn list(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
 
 /// Takes an entry into service. One that is served already stays as it is.
 #[utoipa::path(post, path = "/v1/library/{id}/load", tag = "library", operation_id = "loadEntry",
-    params(("id" = String, Path, description = "The entry's id")),
+    params(("id" = String, Path, description = "The entry's id", example = "tinypython")),
     responses(
         (status = 200, description = "It is served", body = LibraryEntry),
         (status = 400, description = "Its files are damaged or do not fit what is served: code `cannot_load`",
             body = ErrorBody),
         (status = 404, description = "The library has no such entry: code `entry_not_found`", body = ErrorBody),
-        (status = 500, description = "The engine failed", body = ErrorBody),
         (status = 503, description = "The engine is not running", body = ErrorBody)
     ))]
 pub async fn load(
@@ -191,12 +192,11 @@ pub async fn load(
 /// Takes an entry out of service. A pair takes those of its models along that no other pair joins. Requests in
 /// progress are finished.
 #[utoipa::path(post, path = "/v1/library/{id}/unload", tag = "library", operation_id = "unloadEntry",
-    params(("id" = String, Path, description = "The entry's id")),
+    params(("id" = String, Path, description = "The entry's id", example = "tinypython")),
     responses(
         (status = 200, description = "It is not served any more", body = LibraryEntry),
         (status = 400, description = "A pair that is served needs the model: code `in_use`", body = ErrorBody),
         (status = 404, description = "The library has no such entry: code `entry_not_found`", body = ErrorBody),
-        (status = 500, description = "The engine failed", body = ErrorBody),
         (status = 503, description = "The engine is not running", body = ErrorBody)
     ))]
 pub async fn unload(

@@ -9,6 +9,7 @@ pub mod body;
 pub mod bridges;
 pub mod completions;
 pub mod disconnect;
+pub mod docs;
 pub mod error;
 pub mod examiner;
 pub mod feature_store;

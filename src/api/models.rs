@@ -28,7 +28,9 @@ pub struct Model {
     /// Channels of the residual stream.
     pub d_model: usize,
     pub n_heads: usize,
+    /// Neurons of an MLP.
     pub d_mlp: usize,
+    /// Token ids run from 0 to one less.
     pub vocab_size: usize,
     /// The longest sequence, prompt and completion, in tokens.
     pub context_length: usize,
@@ -37,7 +39,7 @@ pub struct Model {
     pub nonzeros: usize,
     /// The residual sites, in the order of the forward pass.
     pub sites: Vec<String>,
-    /// The id of the token that separates documents and ends completions.
+    /// The id of the token that separates documents and ends completions; null where the tokenizer has none.
     #[schema(required = true)]
     pub end_of_text: Option<u32>,
     /// The bridges that join it to another model.
@@ -49,6 +51,7 @@ pub struct Model {
     pub provenance: BTreeMap<String, serde_json::Value>,
 }
 
+/// Whether a model's weights are dense or sparse.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelKind {
@@ -57,6 +60,7 @@ pub enum ModelKind {
     Sparse,
 }
 
+/// All models, by their ids.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ModelList {
     #[schema(example = "list")]
@@ -115,7 +119,7 @@ pub async fn list(state: web::Data<State>) -> HttpResponse {
 
 /// One model.
 #[utoipa::path(get, path = "/v1/models/{id}", tag = "models", operation_id = "retrieveModel",
-    params(("id" = String, Path, description = "The model's id")),
+    params(("id" = String, Path, description = "The model's id", example = "tinypython")),
     responses(
         (status = 200, description = "The model", body = Model),
         (status = 404, description = "No model has this id: code `model_not_found`", body = ErrorBody)

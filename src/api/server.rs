@@ -10,8 +10,8 @@ use actix_web::{App, HttpResponse, HttpServer, Resource, web};
 use super::body::query_config;
 use super::state::State;
 use super::{
-    ApiError, activations, bridges, completions, disconnect, features, health, library, models,
-    observe, openapi,
+    ApiError, activations, bridges, completions, disconnect, docs, features, health, library,
+    models, observe, openapi,
 };
 use crate::settings::Settings;
 
@@ -86,6 +86,9 @@ fn routes(config: &mut web::ServiceConfig) {
         )
         .service(at("/metrics", "GET").route(web::get().to(health::metrics)))
         .service(at("/openapi.json", "GET").route(web::get().to(openapi::document)))
+        .service(at("/docs", "GET").route(web::get().to(docs::page)))
+        .service(at("/docs/", "GET").route(web::get().to(docs::page)))
+        .service(at("/docs/{asset}", "GET").route(web::get().to(docs::asset)))
         .service(at("/", "GET").route(web::get().to(front_page)));
 }
 
@@ -97,11 +100,7 @@ fn at(path: &str, allowed: &'static str) -> Resource {
 }
 
 async fn no_such_address() -> Result<HttpResponse, ApiError> {
-    Err(ApiError::NotFound {
-        message: "there is nothing at this address; /openapi.json lists what there is".to_owned(),
-        param: None,
-        code: Some("no_such_address"),
-    })
+    Err(ApiError::no_such_address())
 }
 
 async fn front_page() -> HttpResponse {

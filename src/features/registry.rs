@@ -23,7 +23,6 @@ pub struct Feature {
     pub write: Write,
     /// The tasks it implements, best first.
     #[serde(default)]
-    #[schema(value_type = Vec<String>)]
     pub tasks: Vec<Task>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats: Option<FeatureStatistics>,

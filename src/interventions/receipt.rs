@@ -14,9 +14,13 @@ use crate::bridge::record::BridgeRecord;
 /// What was done in one arm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Receipt {
+    /// The bridge that edits were carried over; null for a sparse model's own.
+    #[schema(required = true)]
     pub bridge: Option<String>,
+    /// Empty for the baseline.
     pub edits: Vec<EditReceipt>,
-    /// KL(baseline || this arm) in nats at the first generated token.
+    /// KL(baseline || this arm) in nats at the first generated token; null where nothing was generated.
+    #[schema(required = true)]
     pub kl_to_baseline: Option<f32>,
 }
 
@@ -25,6 +29,7 @@ pub struct Receipt {
 pub struct EditReceipt {
     /// The registered feature's name.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub feature: Option<String>,
     /// The place that was read.
     pub node: String,
@@ -33,14 +38,18 @@ pub struct EditReceipt {
     pub op: Operation,
     pub strength: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub read: Option<Read>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub write: Option<Write>,
     /// NMSE of the bridge's decoder at the site, over held-out text.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub decoder_nmse: Option<f64>,
     /// NMSE of the encoder, where the feature was read through it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub encoder_nmse: Option<f64>,
     /// How many tokens it touched.
     pub tokens_touched: usize,
@@ -67,6 +76,7 @@ pub struct TouchedToken {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EditActivations {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub feature: Option<String>,
     pub node: String,
     pub channels: Vec<WeightedChannel>,

@@ -10,10 +10,13 @@ pub struct SteerRequest {
     /// The bridge to carry edits over; may be left out when the model has exactly one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
+    /// Made together, in the order of the forward pass.
     #[serde(default)]
+    #[schema(max_items = 64)]
     pub edits: Vec<EditRequest>,
-    /// The arms to run; each comes back as a choice of its own. Default: the steered one only.
+    /// The arms to run, each once; each comes back as a choice of its own. Default: the steered one only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_items = 1, max_items = 4, value_type = Option<BTreeSet<Variant>>)]
     pub variants: Option<Vec<Variant>>,
     /// What to tell beside the text.
     #[serde(default, rename = "return", skip_serializing_if = "Vec::is_empty")]
@@ -36,6 +39,7 @@ pub enum Variant {
     RandomFeature,
 }
 
+/// What can be told beside the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Return {
@@ -63,7 +67,7 @@ pub struct EditRequest {
     /// `patch`: the counterfactual. `ablate`: `"zero"` (default) or `"mean"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<Destination>,
-    /// `swap`: another channel of the same node.
+    /// `swap`: another channel of the same node, counted from 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub with: Option<usize>,
     /// The change is this times (target - value): a number in [-10, 10], default 1, or a list of them (a sweep;
@@ -89,76 +93,103 @@ pub struct EditRequest {
 
 /// What is edited.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a name, or an object with `node` and `channel` or `channels`, or `site` and `vector`"
+)]
 pub enum FeatureAddress {
     /// A registered feature's name or id.
     Named(String),
     /// One channel of a node or residual site.
     Channel(ChannelAddress),
-    /// Several channels of one node or site acting as one.
+    /// Several channels of one node or site acting as one: the projection on their weights.
     Group(GroupAddress),
     /// A raw direction of the dense residual stream.
     Vector(VectorAddress),
 }
 
+/// One channel.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelAddress {
     /// The node's or site's name, such as `3.attn.act_in` or `2.resid_mid`.
     pub node: String,
+    /// Counted from 0.
     pub channel: usize,
 }
 
+/// A weighted group of channels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GroupAddress {
+    /// The node's or site's name.
     pub node: String,
+    #[schema(min_items = 1)]
     pub channels: Vec<WeightedChannel>,
 }
 
+/// One channel of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WeightedChannel {
+    /// Counted from 0.
     pub channel: usize,
+    /// Its part in the group, positive or negative; never 0.
     pub weight: f64,
 }
 
+/// A direction of the dense model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VectorAddress {
     /// A residual site's name.
     pub site: String,
     /// One number a dense channel.
+    #[schema(min_items = 1)]
     pub vector: Vec<f32>,
 }
 
+/// What is done to the feature's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
+    /// Adds `value`.
     Add,
+    /// Makes it `value`.
     Set,
+    /// Keeps it between `min` and `max`.
     Clamp,
+    /// Multiplies it by `value`.
     Scale,
+    /// Takes each channel to zero, or to its mean over reference text.
     Ablate,
+    /// Takes it from another prompt, or from a number.
     Patch,
+    /// Exchanges it with the channel `with`.
     Swap,
 }
 
 /// Where `patch` and `ablate` move the value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected \"zero\", \"mean\", or an object with `prompt` or `value`"
+)]
 pub enum Destination {
     Ablation(AblateTo),
     Counterfactual(Counterfactual),
 }
 
+/// Where `ablate` moves each channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AblateTo {
     Zero,
+    /// Its mean over reference text.
     Mean,
 }
 
+/// Where `patch` takes its values from: `prompt` or `value`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Counterfactual {
@@ -173,33 +204,47 @@ pub struct Counterfactual {
     pub align: Option<Align>,
 }
 
+/// Text or token ids, one for all prompts or one each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected text, a list of texts, a list of token ids or a list of such lists"
+)]
 pub enum CounterfactualPrompt {
+    /// One text for all prompts.
     Text(String),
+    /// The token ids of one for all prompts.
     Tokens(Vec<u32>),
+    /// A text for each prompt.
     Texts(Vec<String>),
+    /// Token ids for each prompt.
     TokenLists(Vec<Vec<u32>>),
 }
 
+/// Which tokens of two prompts belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Align {
     /// Token by token; the counts must agree.
     Start,
+    /// From their ends.
     End,
 }
 
+/// One strength or a sweep of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number or a list of numbers")]
 pub enum Strength {
     One(f64),
+    /// An arm for each, from -10 to 10.
     Sweep(Vec<f64>),
 }
 
+/// What the numbers of an edit are multiples of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
+    /// The activations themselves.
     Raw,
     /// The feature's standard deviation over reference text.
     Std,
@@ -223,7 +268,10 @@ pub struct At {
 /// `"all"`, `"none"`, or a list of positions (negative: from the prompt's end) and half-open ranges
 /// `[from, to]`, either end `null` for open.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected \"all\", \"none\", or a list of positions and ranges"
+)]
 pub enum Positions {
     Word(AllOrNone),
     List(Vec<PositionOrRange>),
@@ -235,6 +283,7 @@ impl Default for Positions {
     }
 }
 
+/// Every token, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AllOrNone {
@@ -242,10 +291,16 @@ pub enum AllOrNone {
     None,
 }
 
+/// A token or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a whole number, or two of them or nulls"
+)]
 pub enum PositionOrRange {
+    /// One token.
     Position(i64),
+    /// From the first up to, and without, the second.
     Range([Option<i64>; 2]),
 }
 
@@ -253,10 +308,13 @@ pub enum PositionOrRange {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum When {
+    /// Conditions that must all hold.
     All(Vec<Threshold>),
+    /// Conditions of which one must hold.
     Any(Vec<Threshold>),
 }
 
+/// One condition: `gt`, `lt` or both.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Threshold {
@@ -269,6 +327,7 @@ pub struct Threshold {
     pub lt: Option<f64>,
 }
 
+/// Which sparse values an edit starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Read {
@@ -278,6 +337,7 @@ pub enum Read {
     Encoder,
 }
 
+/// How a change enters the dense model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Write {

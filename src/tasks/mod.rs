@@ -15,6 +15,7 @@ use std::str::FromStr;
 
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::corpus::idioms::{self, Idiom};
 use crate::corpus::{Passage, Split};
@@ -23,7 +24,9 @@ pub use pairs::{Side, TextPair, pair_documents};
 pub use tokens::{PairsError, TokenPair, TokenSide, Unusable, token_pair, token_pairs};
 
 /// One of the twenty things a model is asked to predict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
     /// `")` or `')`.

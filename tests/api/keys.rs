@@ -44,12 +44,20 @@ fn send(server: &Server, key: Option<&str>, method: &str, path: &str) -> Respons
 }
 
 #[test]
-fn only_health_is_open_to_everybody() {
+fn health_and_what_describes_the_api_are_open_to_everybody() {
     let server = server();
-    for path in ["/healthz", "/livez", "/readyz"] {
+    for path in [
+        "/healthz",
+        "/livez",
+        "/readyz",
+        "/",
+        "/docs",
+        "/docs/start.js",
+        "/openapi.json",
+    ] {
         assert_eq!(send(&server, None, "GET", path).status, 200, "{path}");
     }
-    for path in ["/v1/models", "/metrics", "/openapi.json", "/", "/nothing"] {
+    for path in ["/v1/models", "/metrics", "/nothing"] {
         for key in [None, Some("ck-other"), Some("")] {
             let refused = send(&server, key, "GET", path);
             refused.is_error(401, None, Some("invalid_api_key"));

@@ -18,9 +18,9 @@ use crate::settings::Limits;
 const DEFAULT_MAX_TOKENS: usize = 16;
 const MOST_SAMPLES: usize = 128;
 const MOST_LOGPROBS: usize = 5;
-const MOST_STOPS: usize = 4;
+pub const MOST_STOPS: usize = 4;
 /// Text is held back for as long as it could be the beginning of a stop.
-const LONGEST_STOP: usize = 1000;
+pub const LONGEST_STOP: usize = 1000;
 
 /// A request that is within its ranges and budgets.
 #[derive(Debug)]

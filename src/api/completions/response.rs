@@ -42,17 +42,19 @@ pub struct Choice {
     pub finish_reason: FinishReason,
     /// The arm that this is, where the request named `variants`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub variant: Option<Variant>,
     /// The strength of this arm, in a sweep.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub strength: Option<f64>,
     /// What the edits did, where `steer.return` asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Receipt>)]
+    #[schema(value_type = Receipt, required = false)]
     pub receipt: Option<serde_json::Value>,
     /// The edited features' activations, where `steer.return` asked for them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Vec<EditActivations>>)]
+    #[schema(value_type = Vec<EditActivations>, required = false)]
     pub activations: Option<serde_json::Value>,
 }
 

@@ -12,8 +12,12 @@ use std::time::Duration;
 use actix_web::web::Bytes;
 use actix_web::{HttpResponse, rt};
 use serde::Serialize;
+use serde_json::json;
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
+use utoipa::openapi::extensions::Extensions;
+use utoipa::openapi::schema::{AnyOfBuilder, ObjectBuilder};
+use utoipa::openapi::{Ref, RefOr, Schema, Type};
 
 use super::response::{self, FinishReason, Frame, Logprobs, Usage};
 use crate::api::ApiError;
@@ -29,7 +33,31 @@ const HEARTBEAT: Duration = Duration::from_millis(200);
 /// Events made but not yet sent; the producer waits for a client that reads slowly.
 const EVENTS: usize = 16;
 
-/// One event of a stream.
+/// One event of a stream, as it is told to those who read the API's description.
+#[derive(Debug, ToSchema)]
+pub struct CompletionEvent {
+    #[schema(schema_with = event_data)]
+    pub data: String,
+}
+
+/// The end of the stream, or the JSON of a chunk or an error. The library has no word for what the JSON inside a text
+/// must be.
+fn event_data() -> RefOr<Schema> {
+    let end = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("The end of the stream"))
+        .enum_values(Some(["[DONE]"]));
+    let of = |name: &str| json!({"$ref": Ref::from_schema_name(name).ref_location});
+    let content = json!({"anyOf": [of("CompletionChunk"), of("ErrorBody")]});
+    let chunk = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("A chunk, or the error that the stream ends with"))
+        .content_media_type("application/json")
+        .extensions(Some(Extensions::from_iter([("contentSchema", content)])));
+    AnyOfBuilder::new().item(end).item(chunk).into()
+}
+
+/// What one event of a stream says.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CompletionChunk {
     /// The same in all chunks of a stream.
@@ -60,16 +88,18 @@ pub struct ChunkChoice {
     #[schema(required = true)]
     pub finish_reason: Option<FinishReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub variant: Option<Variant>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub strength: Option<f64>,
     /// After all choices have ended.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Receipt>)]
+    #[schema(value_type = Receipt, required = false)]
     pub receipt: Option<serde_json::Value>,
     /// After all choices have ended.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Vec<EditActivations>>)]
+    #[schema(value_type = Vec<EditActivations>, required = false)]
     pub activations: Option<serde_json::Value>,
 }
 

@@ -26,15 +26,18 @@ const CONTRAST: &str = "contrast";
 /// Names a channel, or a group of channels, of a bridge's sparse model. It can be edited by its name at once,
 /// and is kept in the server's data directory.
 #[utoipa::path(post, path = "/v1/features", tag = "features", operation_id = "createFeature",
-    request_body = CreateFeature,
+    request_body(content = CreateFeature, example = json!({
+        "name": "opening_quote", "description": "Two of the channels that tell which quote opened a string.",
+        "node": "0.mlp.act_in", "channels": [{"channel": 20, "weight": 1}, {"channel": 254, "weight": -0.5}],
+        "write": "sublayer", "tasks": ["single_double_quote"],
+        "tests": [{"prompt": "print(\"hello world", "counterfactual": "print('hello world", "expected": "')",
+            "instead": "\")", "at_least": 0.0, "at_most_before": 0.5}]
+    })),
     responses(
         (status = 201, description = "The feature", body = Feature),
         (status = 400, description = "A field is wrong; a name already used has the code `already_exists`",
             body = ErrorBody),
-        (status = 413, description = "The body is too long", body = ErrorBody),
-        (status = 415, description = "The body is not sent as JSON", body = ErrorBody),
-        (status = 500, description = "The feature could not be kept", body = ErrorBody),
-        (status = 503, description = "The engine is not running", body = ErrorBody)
+        (status = 503, description = "The engine is not running: code `not_ready`", body = ErrorBody)
     ))]
 pub async fn create(
     state: web::Data<State>,
@@ -103,15 +106,13 @@ pub async fn create(
 /// Changes what is said of a named feature. The change of a feature that came with the bridge is kept beside
 /// it; deleting it brings the original back.
 #[utoipa::path(patch, path = "/v1/features/{id}", tag = "features", operation_id = "updateFeature",
-    params(("id" = String, Path, description = "The feature's name"), BridgeQuery), request_body = UpdateFeature,
+    params(("id" = String, Path, description = "The feature's name", example = "quote_type"), BridgeQuery),
+    request_body(content = UpdateFeature, example = json!({"description": "Which quote opened the string."})),
     responses(
         (status = 200, description = "The feature as it is now", body = Feature),
         (status = 400, description = "A field is wrong", body = ErrorBody),
         (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
-        (status = 413, description = "The body is too long", body = ErrorBody),
-        (status = 415, description = "The body is not sent as JSON", body = ErrorBody),
-        (status = 500, description = "The change could not be kept", body = ErrorBody),
-        (status = 503, description = "The engine is not running", body = ErrorBody)
+        (status = 503, description = "The engine is not running: code `not_ready`", body = ErrorBody)
     ))]
 pub async fn update(
     state: web::Data<State>,
@@ -146,13 +147,12 @@ pub async fn update(
 
 /// Removes a feature that was made on this server, or the changes made to one that came with the bridge.
 #[utoipa::path(delete, path = "/v1/features/{id}", tag = "features", operation_id = "deleteFeature",
-    params(("id" = String, Path, description = "The feature's name"), BridgeQuery),
+    params(("id" = String, Path, description = "The feature's name", example = "opening_quote"), BridgeQuery),
     responses(
         (status = 200, description = "It, or what was changed of it, is gone", body = DeletedFeature),
         (status = 400, description = "It came with the bridge: code `shipped`", body = ErrorBody),
         (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
-        (status = 500, description = "The change could not be kept", body = ErrorBody),
-        (status = 503, description = "The engine is not running", body = ErrorBody)
+        (status = 503, description = "The engine is not running: code `not_ready`", body = ErrorBody)
     ))]
 pub async fn delete(
     state: web::Data<State>,

@@ -37,20 +37,22 @@ const DEFAULT_LIMIT: usize = 3;
 pub struct CreateContrast {
     /// The bridge to carry patches over; may be left out where only one is served.
     pub bridge: Option<String>,
-    /// 1 to 64 pairs of prompts, each pair of equal length in tokens.
+    /// Pairs of prompts, each pair of equal length in tokens.
+    #[schema(min_items = 1, max_items = 64)]
     pub pairs: Vec<ContrastPair>,
     /// The nodes and sites to search; unless said, what the sublayers read after the first one.
+    #[schema(min_items = 1, max_items = 64)]
     pub nodes: Option<Vec<String>>,
     /// How patches enter the dense model; unless said, `sublayer` for `act_in` nodes and `residual` elsewhere.
     pub write: Option<Write>,
     /// The most channels of a group; 16 unless said.
-    #[schema(minimum = 1, maximum = 32)]
+    #[schema(minimum = 1, maximum = 32, default = 16)]
     pub max_channels: Option<usize>,
     /// The share of pairs that a group must flip; 0.5 unless said.
-    #[schema(exclusive_minimum = 0, maximum = 1)]
+    #[schema(exclusive_minimum = 0, maximum = 1, default = 0.5)]
     pub target: Option<f64>,
     /// How many nodes, the most promising first, are searched in earnest; 3 unless said.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, default = 3)]
     pub limit: Option<usize>,
 }
 
@@ -62,8 +64,10 @@ pub struct ContrastPair {
     /// The prompt whose values are patched in.
     pub counterfactual: String,
     /// What follows the counterfactual; its first token counts.
+    #[schema(min_length = 1)]
     pub expected: String,
     /// What follows the prompt; its first token counts.
+    #[schema(min_length = 1)]
     pub instead: String,
 }
 
@@ -75,8 +79,10 @@ pub struct Contrast {
     pub bridge: String,
     /// The share of all prompts, of both sets, that the dense model answers rightly. Flips are counted among the
     /// pairs whose `prompt` it does.
+    #[schema(minimum = 0, maximum = 1)]
     pub dense_accuracy: f64,
     /// The same of the sparse model.
+    #[schema(minimum = 0, maximum = 1)]
     pub sparse_accuracy: f64,
     /// Node by node, the one that needs the fewest channels first.
     pub data: Vec<NodeContrast>,
@@ -114,21 +120,24 @@ pub struct ChannelEffect {
 pub struct GroupStep {
     pub channel: usize,
     /// The share of pairs that the group so far flips.
+    #[schema(minimum = 0, maximum = 1)]
     pub flips: f64,
     /// The mean share of `expected` in the two tokens' probability.
+    #[schema(minimum = 0, maximum = 1)]
     pub probability: f64,
 }
 
 /// Finds the channels that make the difference between two sets of prompts. This takes seconds to minutes;
 /// name `nodes` to search fewer.
 #[utoipa::path(post, path = "/v1/features/contrast", tag = "features", operation_id = "contrastFeatures",
-    request_body = CreateContrast,
+    request_body(content = CreateContrast, example = json!({
+        "pairs": [{"prompt": "print(\"hello world", "counterfactual": "print('hello world", "expected": "')",
+            "instead": "\")"}],
+        "nodes": ["0.mlp.act_in"], "max_channels": 4
+    })),
     responses(
         (status = 200, description = "The channels, ranked", body = Contrast),
-        (status = 400, description = "A field is wrong, or a pair's prompts differ in length", body = ErrorBody),
-        (status = 413, description = "The body is too long", body = ErrorBody),
-        (status = 415, description = "The body is not sent as JSON", body = ErrorBody),
-        (status = 500, description = "The search failed", body = ErrorBody)
+        (status = 400, description = "A field is wrong, or a pair's prompts differ in length", body = ErrorBody)
     ))]
 pub async fn create(
     state: web::Data<State>,

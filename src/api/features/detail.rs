@@ -32,9 +32,10 @@ const WEIGHTS: usize = 20;
 #[into_params(parameter_in = Query)]
 pub struct DetailQuery {
     /// The bridge; needed where more than one has a feature of this id.
+    #[param(example = "tinypython")]
     pub bridge: Option<String>,
-    /// Examples of each kind; 0 to 20, default 3. They take a pass over the reference text.
-    #[param(minimum = 0, maximum = 20)]
+    /// Examples of each kind. They take a pass over the reference text.
+    #[param(minimum = 0, maximum = 20, default = 3, example = 1)]
     pub examples: Option<usize>,
 }
 
@@ -112,13 +113,12 @@ pub struct ExampleWindow {
 
 /// One feature: by its name, or any channel of the sparse model by its address, such as `3.attn.act_in:460`.
 #[utoipa::path(get, path = "/v1/features/{id}", tag = "features", operation_id = "retrieveFeature",
-    params(("id" = String, Path, description = "A name, or `NODE:CHANNEL`"), DetailQuery),
+    params(("id" = String, Path, description = "A name, or `NODE:CHANNEL`", example = "quote_type"), DetailQuery),
     responses(
         (status = 200, description = "The feature", body = FeatureDetail),
         (status = 400, description = "Which bridge is meant is not clear, or it does not exist; or too many examples \
             are asked for", body = ErrorBody),
-        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
-        (status = 500, description = "The feature could not be examined", body = ErrorBody)
+        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody)
     ))]
 pub async fn retrieve(
     state: web::Data<State>,

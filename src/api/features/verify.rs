@@ -33,25 +33,28 @@ pub struct TestOutcome {
     pub prompt: String,
     pub counterfactual: String,
     /// The share of `expected` in the two tokens' probability without the edit.
+    #[schema(minimum = 0, maximum = 1)]
     pub before: f64,
     /// The same with it.
+    #[schema(minimum = 0, maximum = 1)]
     pub after: f64,
     /// What `before` must not exceed.
+    #[schema(minimum = 0, maximum = 1)]
     pub at_most_before: f64,
     /// What `after` must reach.
+    #[schema(minimum = 0, maximum = 1)]
     pub at_least: f64,
     pub passed: bool,
 }
 
 /// Runs a named feature's tests on its bridge.
 #[utoipa::path(post, path = "/v1/features/{id}/verify", tag = "features", operation_id = "verifyFeature",
-    params(("id" = String, Path, description = "The feature's name"), BridgeQuery),
+    params(("id" = String, Path, description = "The feature's name", example = "quote_type"), BridgeQuery),
     responses(
         (status = 200, description = "What the tests found; `passed` says whether all held", body = Verification),
         (status = 400, description = "A test cannot be run: its prompts differ in length, or the feature cannot be \
             carried over", body = ErrorBody),
-        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
-        (status = 500, description = "The tests could not be run", body = ErrorBody)
+        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody)
     ))]
 pub async fn create(
     state: web::Data<State>,

@@ -29,7 +29,6 @@ pub struct Feature {
     /// How its changes enter the dense model unless a request says otherwise.
     pub write: Write,
     /// The tasks it implements, best first.
-    #[schema(value_type = Vec<String>)]
     pub tasks: Vec<Task>,
     /// Over reference text; null where it was not measured.
     #[schema(required = true)]
@@ -63,6 +62,7 @@ pub struct Statistics {
     pub max: f64,
     pub min: f64,
     /// The share of tokens at which it is not zero.
+    #[schema(minimum = 0, maximum = 1)]
     pub density: f64,
     /// The tokens these were taken over.
     pub tokens: usize,
@@ -93,17 +93,22 @@ pub struct FeatureList {
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
     /// Features of bridges that join this model to another.
+    #[param(example = "tinypython")]
     pub model: Option<String>,
     /// Features of this bridge.
+    #[param(example = "tinypython")]
     pub bridge: Option<String>,
     /// Features that implement this task, the ones for which it comes first leading.
+    #[param(value_type = Option<Task>, example = "single_double_quote")]
     pub task: Option<String>,
     /// Features whose name, description, node or tasks hold this text, in any case.
+    #[param(example = "quote")]
     pub query: Option<String>,
-    /// At most so many; 1 to 1000, default 100.
-    #[param(minimum = 1, maximum = 1000)]
+    /// At most so many.
+    #[param(minimum = 1, maximum = 1000, default = 100, example = 10)]
     pub limit: Option<usize>,
-    /// Only what comes after the feature of this id.
+    /// Only what comes after the feature of this id, the `last_id` of the page before.
+    #[param(example = "quote_type")]
     pub after: Option<String>,
 }
 
@@ -113,6 +118,7 @@ pub struct ListQuery {
 #[into_params(parameter_in = Query)]
 pub struct BridgeQuery {
     /// The bridge; needed where more than one has a feature of this id.
+    #[param(example = "tinypython")]
     pub bridge: Option<String>,
 }
 
@@ -122,23 +128,27 @@ pub struct BridgeQuery {
 pub struct CreateFeature {
     /// The bridge whose sparse model has it; may be left out where only one is served.
     pub bridge: Option<String>,
-    /// 1 to 64 of a-z, 0-9, `.`, `_` and `-`, not yet used in this bridge.
-    #[schema(example = "quote_type", pattern = "^[a-z0-9_-][a-z0-9._-]{0,63}$")]
+    /// 1 to 64 of a-z, 0-9, `.`, `_` and `-`, no dot first or beside another, not yet used in this bridge, and not
+    /// `contrast`.
+    #[schema(pattern = r"^[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?$", max_length = 64)]
     pub name: String,
+    /// For people.
     #[serde(default)]
+    #[schema(max_length = 10_000)]
     pub description: String,
-    /// A node location or residual site of the sparse model.
-    #[schema(example = "3.attn.act_in")]
+    /// A node location or residual site of the sparse model, such as `3.attn.act_in`.
     pub node: String,
-    /// Its channels. Weights are scaled so that, as a vector, they have length one.
+    /// Its channels, each once. Weights are scaled so that, as a vector, they have length one.
+    #[schema(min_items = 1)]
     pub channels: Vec<WeightedChannel>,
     /// `sublayer` for `act_in` nodes and `residual` elsewhere, unless said.
     pub write: Option<Write>,
     /// The tasks it implements, best first.
     #[serde(default)]
-    #[schema(value_type = Vec<String>)]
     pub tasks: Vec<Task>,
+    /// Claims about it that `verify` runs again.
     #[serde(default)]
+    #[schema(max_items = 100)]
     pub tests: Vec<FeatureTest>,
 }
 
@@ -147,10 +157,14 @@ pub struct CreateFeature {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateFeature {
+    #[schema(max_length = 10_000)]
     pub description: Option<String>,
+    /// How its changes enter the dense model unless a request says otherwise.
     pub write: Option<Write>,
-    #[schema(value_type = Option<Vec<String>>)]
+    /// The tasks it implements, best first.
     pub tasks: Option<Vec<Task>>,
+    /// Claims about it that `verify` runs again.
+    #[schema(max_items = 100)]
     pub tests: Option<Vec<FeatureTest>>,
 }
 
@@ -160,6 +174,7 @@ pub struct DeletedFeature {
     pub id: String,
     #[schema(example = "feature")]
     pub object: &'static str,
+    /// Always true.
     pub deleted: bool,
 }
 

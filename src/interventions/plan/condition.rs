@@ -7,7 +7,7 @@ use crate::interventions::request::{Read, Threshold, When};
 use crate::models::location::{Place, Site};
 
 /// No condition has more thresholds.
-const MOST_THRESHOLDS: usize = 16;
+pub const MOST_THRESHOLDS: usize = 16;
 
 /// A validated `when`.
 #[derive(Debug, Clone)]

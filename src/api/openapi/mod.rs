@@ -1,12 +1,17 @@
 //! The OpenAPI document, made from the handlers and wire types themselves. `openapi/openapi.json` is its
 //! committed copy; a test compares the two, and `causeway openapi` prints it.
+//!
+//! - [`answers`]: what every operation may answer. - [`bounds`]: of variants. Both complete what the handlers' and
+//!   types' own annotations say.
+
+pub mod answers;
+pub mod bounds;
 
 use actix_web::HttpResponse;
-use utoipa::openapi::path::Operation;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, Ref, Response, ResponseBuilder};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
+use super::completions::stream::CompletionChunk;
 use super::{activations, bridges, completions, features, health, library, models};
 
 /// The whole API.
@@ -15,11 +20,16 @@ use super::{activations, bridges, completions, features, health, library, models
     info(
         title = "Causeway",
         description = "Completions of a dense language model, steered by editing named features of a \
-            weight-sparse one. Every error has the same body, and every answer the header `x-request-id`, which a \
-            request may set to 1 to 128 of letters, digits, `.`, `_`, `:` and `-`. An unknown address is answered \
-            with 404, a wrong method with 405, a body over the limit with 413."
+            weight-sparse one.\n\nEvery error has the same body, an `ErrorBody`, and every answer the header \
+            `x-request-id`, which a request may set to 1 to 128 of letters, digits, `.`, `_`, `:` and `-`. An \
+            unknown address is answered with 404 and the code `no_such_address`; a method that an address does not \
+            have with 405, the code `method_not_allowed` and the header `allow`, which lists those it has. Bodies \
+            and queries may hold the documented fields only, and whole numbers no fraction: 1, not 1.0. \
+            Log-probabilities and divergences are in nats, times in seconds, token positions and channels count from \
+            0."
     ),
-    modifiers(&Keys),
+    modifiers(&Completion),
+    components(schemas(CompletionChunk)),
     paths(
         completions::create,
         models::list,
@@ -40,6 +50,7 @@ use super::{activations, bridges, completions, features, health, library, models
         health::live,
         health::ready,
         health::metrics,
+        document,
     ),
     tags(
         (name = "completions", description = "Text, steered or not"),
@@ -53,66 +64,25 @@ use super::{activations, bridges, completions, features, health, library, models
 )]
 pub struct ApiDocument;
 
-/// What API keys add to every operation but health.
-struct Keys;
+/// What the annotations cannot say, or would say once for each operation.
+struct Completion;
 
 const SCHEME: &str = "api_key";
 
-impl Modify for Keys {
+impl Modify for Completion {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("Needed where the server has keys"))
+            .description(Some(
+                "One of the server's API keys; needed where the server has any",
+            ))
             .build();
         if let Some(components) = &mut document.components {
             components.add_security_scheme(SCHEME, SecurityScheme::Http(scheme));
         }
-        for (path, item) in &mut document.paths.paths {
-            if super::keys::is_open(path) {
-                continue;
-            }
-            let operations = [
-                &mut item.get,
-                &mut item.post,
-                &mut item.patch,
-                &mut item.delete,
-            ];
-            for operation in operations.into_iter().flatten() {
-                guard(operation);
-            }
-        }
+        answers::complete(document);
+        bounds::add(document);
     }
-}
-
-fn guard(operation: &mut Operation) {
-    operation.security = Some(vec![
-        SecurityRequirement::default(),
-        SecurityRequirement::new::<_, _, String>(SCHEME, []),
-    ]);
-    for (status, description) in [
-        ("401", "The server has API keys, and this is none of them"),
-        (
-            "403",
-            "The API key's role does not allow this, or the host is not this server's",
-        ),
-        (
-            "429",
-            "The API key's rate is used up; `retry-after` says for how long",
-        ),
-    ] {
-        let responses = &mut operation.responses.responses;
-        responses
-            .entry(status.to_owned())
-            .or_insert_with(|| refusal(description).into());
-    }
-}
-
-fn refusal(description: &str) -> Response {
-    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody")));
-    ResponseBuilder::new()
-        .description(description)
-        .content("application/json", body.build())
-        .build()
 }
 
 /// The document as it is committed: indented, with a newline at its end.
@@ -121,6 +91,8 @@ pub fn text() -> Result<String, serde_json::Error> {
 }
 
 /// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "health", operation_id = "openapi",
+    responses((status = 200, description = "The OpenAPI document", body = Object)))]
 pub async fn document() -> Result<HttpResponse, super::ApiError> {
     let text = text().map_err(super::ApiError::internal)?;
     Ok(HttpResponse::Ok()

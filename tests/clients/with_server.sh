@@ -1,0 +1,33 @@
+# shellcheck shell=bash
+# To be sourced: a server of the shipped pair on a free port of this machine, stopped when the script ends.
+#
+# Reads $binary. Gives $address, the server's; $key, an API key that may ask for anything; $work, a directory that is
+# removed with the server; $tools, where clients are installed beside the build, with Python's in $tools/venv.
+
+tools=target/clients
+mkdir -p "$tools"
+[ -x "$tools/venv/bin/python" ] || python3 -m venv "$tools/venv"
+"$tools/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+
+work=$(mktemp -d)
+server=
+finish() {
+    [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap finish EXIT
+
+"$binary" key tester >"$work/key.toml"
+key=$(sed -n 's/^# \(ck-.*\)$/\1/p' "$work/key.toml")
+{
+    echo "data_dir = \"$work/data\""
+    sed 's/^role = .*/role = "admin"/' "$work/key.toml"
+} >"$work/server.toml"
+"$binary" serve --config "$work/server.toml" --listen 127.0.0.1:0 2>"$work/log" &
+server=$!
+for _ in $(seq 300); do
+    address=$(sed -n 's/.*listening on \(http:[^ ]*\).*/\1/p' "$work/log")
+    [ -n "$address" ] && break
+    kill -0 "$server" || { cat "$work/log"; exit 1; }
+    sleep 0.1
+done
