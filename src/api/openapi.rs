@@ -21,7 +21,8 @@ use super::{activations, bridges, completions, features, health, models};
     ),
     modifiers(&Keys),
     paths(
-        completions::create,
+        completions::text::create,
+        completions::chat::create,
         models::list,
         models::retrieve,
         bridges::list,
@@ -39,7 +40,7 @@ use super::{activations, bridges, completions, features, health, models};
         health::metrics,
     ),
     tags(
-        (name = "completions", description = "Text, steered or not"),
+        (name = "completions", description = "Text and conversations, steered or not"),
         (name = "models", description = "Dense and sparse models"),
         (name = "bridges", description = "Pairs of models that edits are carried across"),
         (name = "features", description = "Named features of sparse models"),
