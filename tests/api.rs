@@ -3,6 +3,8 @@
 
 #[path = "api/activations.rs"]
 mod activations;
+#[path = "api/chat.rs"]
+mod chat;
 #[path = "api/client.rs"]
 mod client;
 #[path = "api/command.rs"]

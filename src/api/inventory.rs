@@ -12,6 +12,7 @@ use crate::bridge::record::BridgeRecord;
 use crate::generation::catalog::{Catalog, LoadedBridge, LoadedModel, ModelKind};
 use crate::interventions::nearest::suggestion;
 use crate::interventions::reference::ReferenceStatistics;
+use crate::models::chat_template::ChatTemplate;
 use crate::models::config::TransformerConfig;
 use crate::models::tokenizer::Tokenizer;
 
@@ -29,6 +30,7 @@ pub struct ModelCard {
     pub sparse: bool,
     pub config: TransformerConfig,
     pub tokenizer: Arc<Tokenizer>,
+    pub chat_template: Option<Arc<ChatTemplate>>,
     pub parameters: usize,
     pub nonzeros: usize,
     /// Seconds since 1970.
@@ -65,6 +67,7 @@ impl Inventory {
             sparse: model.kind == ModelKind::Sparse,
             config: model.transformer.config.clone(),
             tokenizer: model.tokenizer.clone(),
+            chat_template: model.chat_template.clone(),
             parameters: model.parameters,
             nonzeros: model.nonzeros,
             loaded,
@@ -178,12 +181,14 @@ impl BridgeCard {
     }
 }
 
-/// What changes an answer that the request does not: the build, the model and the bridge.
+/// What changes an answer that the request does not: the build, the model with its chat template, and the bridge.
 pub fn system_fingerprint(model: &ModelCard, bridge: Option<&BridgeCard>) -> String {
     let mut hasher = Sha256::new();
     hasher.update(env!("CARGO_PKG_VERSION"));
     hasher.update(&model.fingerprint);
     hasher.update(bridge.map_or("", |bridge| &bridge.fingerprint));
+    let template = model.chat_template.as_ref();
+    hasher.update(template.map_or("", |template| template.source()));
     format!("fp_{}", hexadecimal(&hasher.finalize()[..8]))
 }
 

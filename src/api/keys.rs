@@ -135,6 +135,7 @@ mod tests {
             (Method::GET, "/metrics", Some(Role::Infer)),
             (Method::GET, "/v1/features/a", Some(Role::Infer)),
             (Method::POST, "/v1/completions", Some(Role::Infer)),
+            (Method::POST, "/v1/chat/completions", Some(Role::Infer)),
             (Method::POST, "/v1/features/contrast", Some(Role::Infer)),
             (Method::POST, "/v1/features/a/verify", Some(Role::Infer)),
             (Method::POST, "/v1/features", Some(Role::Train)),

@@ -42,6 +42,8 @@ pub struct Model {
     /// The id of the token that separates documents and ends completions; null where the tokenizer has none.
     #[schema(required = true)]
     pub end_of_text: Option<u32>,
+    /// Whether it has a chat template, and so answers at `/v1/chat/completions`.
+    pub chat: bool,
     /// The bridges that join it to another model.
     pub bridges: Vec<String>,
     /// Changes with the model's files.
@@ -92,6 +94,7 @@ fn model(card: &ModelCard, inventory: &Inventory) -> Model {
             .map(|site| site.to_string())
             .collect(),
         end_of_text: card.tokenizer.end_of_text(),
+        chat: card.chat_template.is_some(),
         bridges: inventory
             .bridges_of(&card.id)
             .map(|bridge| bridge.record.id.to_string())

@@ -43,7 +43,10 @@ pub fn run(
 
 fn routes(config: &mut web::ServiceConfig) {
     config
-        .service(at("/v1/completions", "POST").route(web::post().to(completions::create)))
+        .service(at("/v1/completions", "POST").route(web::post().to(completions::text::create)))
+        .service(
+            at("/v1/chat/completions", "POST").route(web::post().to(completions::chat::create)),
+        )
         .service(at("/v1/models", "GET").route(web::get().to(models::list)))
         .service(at("/v1/models/{id}", "GET").route(web::get().to(models::retrieve)))
         .service(at("/v1/bridges", "GET").route(web::get().to(bridges::list)))

@@ -17,6 +17,7 @@ use crate::bridge::record::BridgeRecord;
 use crate::features::registry::Feature;
 use crate::interventions::nearest::suggestion;
 use crate::interventions::reference::{ReferenceError, ReferenceStatistics};
+use crate::models::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::models::layers::Purpose;
 use crate::models::layout::{LayoutError, ModelFiles};
 use crate::models::location::Place;
@@ -41,6 +42,8 @@ pub enum CatalogError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
+    ChatTemplate(#[from] ChatTemplateError),
+    #[error(transparent)]
     Tensor(#[from] candle_core::Error),
     #[error("{}: {problem}", path.display())]
     Invalid { path: PathBuf, problem: String },
@@ -60,6 +63,8 @@ pub struct LoadedModel {
     pub kind: ModelKind,
     pub transformer: Transformer,
     pub tokenizer: Arc<Tokenizer>,
+    /// How conversations are written out for it, where its maker says so.
+    pub chat_template: Option<Arc<ChatTemplate>>,
     pub parameters: usize,
     pub nonzeros: usize,
     /// Sha256 of its configuration and weights, in hexadecimal.
@@ -320,6 +325,7 @@ impl LoadedModel {
                 Purpose::Inference,
             )?,
             tokenizer,
+            chat_template: None,
             parameters,
             nonzeros,
             fingerprint: fingerprint(&config, &files.tensors)?,
@@ -341,7 +347,10 @@ fn load(
         });
     };
     let tokenizer = Arc::new(Tokenizer::from_bytes(json)?);
-    Ok(LoadedModel::new(id, &files, kind, tokenizer)?)
+    Ok(LoadedModel {
+        chat_template: ChatTemplate::read(directory)?.map(Arc::new),
+        ..LoadedModel::new(id, &files, kind, tokenizer)?
+    })
 }
 
 fn load_bridge(files: &PairFiles, directory: &Path) -> Result<LoadedBridge, CatalogError> {

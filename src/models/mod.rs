@@ -2,6 +2,7 @@
 //! read and changed, and their tokenizer.
 
 pub mod attention;
+pub mod chat_template;
 pub mod config;
 pub mod gpt2;
 pub mod kv_cache;

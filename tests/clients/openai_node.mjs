@@ -31,6 +31,20 @@ const steered = await complete({ temperature: 0, steer });
 assert.deepEqual(steered.choices.map((choice) => choice.variant), ["steered", "baseline"]);
 assert.equal(steered.choices[1].text, greedy.choices[0].text);
 
+const conversation = {
+  model: "my-chat-model",
+  messages: [{ role: "user", content: "def area(width, height):" }],
+  max_completion_tokens: 12,
+  temperature: 0,
+};
+const said = await client.chat.completions.create(conversation);
+assert.equal(said.choices[0].message.role, "assistant");
+let content = "";
+for await (const chunk of await client.chat.completions.create({ ...conversation, stream: true })) {
+  content += chunk.choices[0].delta.content ?? "";
+}
+assert.equal(content, said.choices[0].message.content);
+
 await assert.rejects(complete({ temperature: 9 }), (error) => {
   assert.ok(error instanceof OpenAI.BadRequestError);
   assert.equal(error.param, "temperature");

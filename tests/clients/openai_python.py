@@ -98,6 +98,44 @@ def steering():
     assert [streamed[choice.index] for choice in answer.choices] == [choice.text for choice in answer.choices]
 
 
+def chat():
+    def say(messages, **fields):
+        fields = {"max_completion_tokens": 12, "seed": 3, "temperature": 0.8, **fields}
+        return client.chat.completions.create(model=f"{MODEL}-chat", messages=messages, **fields)
+
+    messages = [
+        {"role": "developer", "content": "Answer in Python."},
+        {"role": "user", "content": [{"type": "text", "text": "def area(width, height):"}]},
+    ]
+    answer = say(messages, n=2, logprobs=True, top_logprobs=2)
+    assert answer.object == "chat.completion" and len(answer.choices) == 2
+    for choice in answer.choices:
+        assert choice.message.role == "assistant" and choice.finish_reason in ("stop", "length")
+        tokens = choice.logprobs.content
+        assert all(len(token.top_logprobs) == 2 for token in tokens)
+        assert b"".join(bytes(token.bytes) for token in tokens).decode(errors="replace") == choice.message.content
+    contents, ends = {}, {}
+    for chunk in say(messages, n=2, stream=True, stream_options={"include_usage": True}):
+        assert chunk.object == "chat.completion.chunk"
+        for choice in chunk.choices:
+            assert (choice.index not in contents) == (choice.delta.role == "assistant")
+            contents[choice.index] = contents.get(choice.index, "") + (choice.delta.content or "")
+            ends[choice.index] = choice.finish_reason or ends.get(choice.index)
+    assert contents == {choice.index: choice.message.content for choice in answer.choices}
+    assert ends == {choice.index: choice.finish_reason for choice in answer.choices}
+    assert chunk.usage.completion_tokens == answer.usage.completion_tokens
+    # What was answered can be sent back as it came.
+    longer = say([*messages, answer.choices[0].message, {"role": "user", "content": "go on"}])
+    assert longer.usage.prompt_tokens > answer.usage.prompt_tokens
+    for fields, param in (({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"), ({"n": 0}, "n")):
+        try:
+            say(messages, **fields)
+        except openai.BadRequestError as raised:
+            assert raised.param == param, raised
+        else:
+            raise AssertionError(f"{fields} was taken")
+
+
 def errors():
     raised = expect(openai.BadRequestError, temperature=9)
     assert raised.param == "temperature" and raised.type == "invalid_request_error"
@@ -115,6 +153,6 @@ def errors():
         raise AssertionError("a wrong key was let in")
 
 
-for check in (models, completions, logprobs_and_stops, streams, steering, errors):
+for check in (models, completions, logprobs_and_stops, streams, steering, chat, errors):
     check()
     print(f"{check.__name__}: ok")

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# To be sourced: a server of the shipped pair on a free port of this machine, stopped when the script ends.
+# To be sourced: a server of the shipped pair, and of its dense model with a chat template, on a free port of this
+# machine, stopped when the script ends.
 #
 # Reads $binary. Gives $address, the server's; $key, an API key that may ask for anything; $work, a directory that is
 # removed with the server; $tools, where clients are installed beside the build, with Python's in $tools/venv.
@@ -17,10 +18,20 @@ finish() {
 }
 trap finish EXIT
 
+cp -r bridges/tinypython/dense "$work/chat"
+cat >"$work/chat/chat_template.jinja" <<'TEMPLATE'
+{% for message in messages %}
+# {{ message.role }}: {{ message.content.strip() }}
+{% endfor %}
+{% if add_generation_prompt %}# assistant:{% endif %}
+TEMPLATE
+
 "$binary" key tester >"$work/key.toml"
 key=$(sed -n 's/^# \(ck-.*\)$/\1/p' "$work/key.toml")
 {
     echo "data_dir = \"$work/data\""
+    echo "pairs = [\"bridges/tinypython\"]"
+    echo "models.my-chat-model = \"$work/chat\""
     sed 's/^role = .*/role = "admin"/' "$work/key.toml"
 } >"$work/server.toml"
 "$binary" serve --config "$work/server.toml" --listen 127.0.0.1:0 2>"$work/log" &

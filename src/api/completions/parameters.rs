@@ -1,12 +1,11 @@
-//! A completion's request, field by field against its range, and as a whole against the budgets: prompts x
-//! samples x arms x tokens, before anything of that size exists.
+//! What both kinds of completion are checked for: each common field against its range, and the request as a
+//! whole against the budgets: prompts x samples x arms x tokens, before anything of that size exists.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::prompt::Prompt;
-use super::request::{CreateCompletion, PromptField, StopField};
+use super::request::{Common, StopField};
 use crate::api::ApiError;
 use crate::api::inventory::ModelCard;
 use crate::generation::request::{GenerationRequest, Sampling};
@@ -15,26 +14,35 @@ use crate::interventions::request::{
 };
 use crate::settings::Limits;
 
-const DEFAULT_MAX_TOKENS: usize = 16;
 const MOST_SAMPLES: usize = 128;
-const MOST_LOGPROBS: usize = 5;
 pub const MOST_STOPS: usize = 4;
 /// Text is held back for as long as it could be the beginning of a stop.
 pub const LONGEST_STOP: usize = 1000;
 
+/// What a request asks for in fields of its own.
+#[derive(Debug)]
+pub struct Asked {
+    pub prompts: usize,
+    /// Samples for each prompt.
+    pub samples: usize,
+    /// None for as many as the context and the budget leave room for.
+    pub max_tokens: Option<usize>,
+    /// The field that says so.
+    pub max_tokens_field: &'static str,
+    /// So many alternatives are reported beside each token's own log-probability; none reports nothing.
+    pub logprobs: Option<usize>,
+    pub echo: bool,
+}
+
 /// A request that is within its ranges and budgets.
 #[derive(Debug)]
 pub struct Checked {
-    pub prompts: Vec<Prompt>,
     /// What the engine is asked, still without its prompts.
     pub engine: GenerationRequest,
-    pub best_of: Option<BestOf>,
     /// None for an answer in one piece.
     pub streaming: Option<Streaming>,
-    /// Completions of all prompts together.
-    pub choices: usize,
-    pub echo: bool,
-    pub logprobs: Option<usize>,
+    /// The choices that one sample becomes.
+    pub arms: usize,
 }
 
 /// How a stream is answered.
@@ -43,21 +51,16 @@ pub struct Streaming {
     pub include_usage: bool,
 }
 
-/// Of so many samples a prompt so many are kept.
-#[derive(Debug, Clone, Copy)]
-pub struct BestOf {
-    pub samples: usize,
-    pub kept: usize,
-}
-
 /// Checks all that can be said without tokenising.
 pub fn check(
-    request: CreateCompletion,
+    common: Common,
+    asked: Asked,
     card: &ModelCard,
     limits: &Limits,
 ) -> Result<Checked, ApiError> {
-    refuse_unsupported(&request)?;
-    let steer = match (request.steer, request.steering) {
+    let streaming = streaming(&common)?;
+    let sampling = sampling(&common, card.config.vocab_size)?;
+    let steer = match (common.steer, common.steering) {
         (Some(_), Some(_)) => {
             return Err(ApiError::invalid(
                 "steering",
@@ -66,121 +69,84 @@ pub fn check(
         }
         (steer, None) | (None, steer) => steer,
     };
-    let max_tokens = request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
-    let echo = request.echo.unwrap_or(false);
-    if max_tokens == 0 && !echo {
-        return Err(ApiError::invalid(
-            "max_tokens",
-            "max_tokens is 0, which only makes sense with echo",
-        ));
-    }
-    let kept = count("n", request.n.unwrap_or(1))?;
-    let samples = count("best_of", request.best_of.unwrap_or(kept))?;
-    if samples < kept {
-        let message =
-            format!("best_of is {samples} and n is {kept}; the best n of fewer cannot be kept");
-        return Err(ApiError::invalid("best_of", message));
-    }
     let arms = steer.as_ref().map_or(1, arms);
-    let several_arms = arms > 1 || steer.as_ref().is_some_and(|steer| steer.variants.is_some());
-    if several_arms && request.best_of.is_some_and(|best_of| best_of > 1) {
-        let message =
-            "best_of cannot choose between arms: leave it out with variants or a list of strengths";
-        return Err(ApiError::invalid("best_of", message));
-    }
-    let prompts = prompts(request.prompt, limits)?;
-    let choices = prompts.len().saturating_mul(samples).saturating_mul(arms);
-    check_budgets(choices, max_tokens, limits)?;
-    check_counterfactuals(steer.as_ref(), limits)?;
-    let logprobs = match request.logprobs {
-        Some(count) if count > MOST_LOGPROBS => {
-            let message = format!("logprobs is {count}; it must be between 0 and {MOST_LOGPROBS}");
-            return Err(ApiError::invalid("logprobs", message));
-        }
-        logprobs => logprobs,
-    };
-    let best_of = (samples > kept).then_some(BestOf { samples, kept });
-    let streaming = request.stream.unwrap_or(false).then(|| Streaming {
-        include_usage: request
-            .stream_options
-            .and_then(|options| options.include_usage)
-            .unwrap_or(false),
+    let samples = asked.prompts.saturating_mul(asked.samples);
+    let choices = samples.saturating_mul(arms);
+    let max_tokens = asked.max_tokens.unwrap_or_else(|| {
+        let share = limits.max_generated_tokens / choices.max(1);
+        share.clamp(1, card.config.context_length)
     });
-    if streaming.is_some() && best_of.is_some() {
-        let message = "the best of several cannot be known before all have ended: leave out best_of or stream";
-        return Err(ApiError::invalid("best_of", message));
-    }
-    let sampling = Sampling {
-        temperature: number("temperature", request.temperature, 1.0, 0.0..=2.0)?,
-        top_p: number("top_p", request.top_p, 1.0, 0.0..=1.0)?,
-        top_k: top_k(request.top_k)?,
-        min_p: number("min_p", request.min_p, 0.0, 0.0..=1.0)?,
-        // Any integer is a seed; which of the 2^64 it is does not matter.
-        seed: request.seed.map(i64::cast_unsigned),
-        logit_bias: logit_bias(
-            request.logit_bias.unwrap_or_default(),
-            card.config.vocab_size,
-        )?,
-        presence_penalty: number(
-            "presence_penalty",
-            request.presence_penalty,
-            0.0,
-            -2.0..=2.0,
-        )?,
-        frequency_penalty: number(
-            "frequency_penalty",
-            request.frequency_penalty,
-            0.0,
-            -2.0..=2.0,
-        )?,
-        repetition_penalty: number(
-            "repetition_penalty",
-            request.repetition_penalty,
-            1.0,
-            f64::MIN_POSITIVE..=10.0,
-        )?,
-    };
+    check_budgets(choices, max_tokens, asked.max_tokens_field, limits)?;
+    check_counterfactuals(steer.as_ref(), limits)?;
     let engine = GenerationRequest {
         model: card.id.clone(),
         prompts: Vec::new(),
         max_tokens,
-        n: samples,
+        n: asked.samples,
         sampling,
-        stop: stop(request.stop)?,
-        // Ranking needs each token's own log-probability.
-        logprobs: logprobs.or(best_of.map(|_| 0)),
-        echo,
+        stop: stop(common.stop)?,
+        logprobs: asked.logprobs,
+        echo: asked.echo,
         steer,
         deadline: Some(Duration::from_secs(limits.deadline_seconds)),
         first_token_within: Some(Duration::from_secs(limits.first_token_seconds)),
     };
     Ok(Checked {
-        prompts,
         engine,
-        best_of,
         streaming,
-        choices,
-        echo,
-        logprobs,
+        arms,
     })
 }
 
-fn refuse_unsupported(request: &CreateCompletion) -> Result<(), ApiError> {
-    if request.stream_options.is_some() && request.stream != Some(true) {
+/// How many samples a field asks for.
+pub fn samples(param: &str, value: usize) -> Result<usize, ApiError> {
+    match (1..=MOST_SAMPLES).contains(&value) {
+        true => Ok(value),
+        false => Err(ApiError::invalid(
+            param,
+            format!("{param} is {value}; it must be between 1 and {MOST_SAMPLES}"),
+        )),
+    }
+}
+
+/// A field that this server does not have.
+pub fn unsupported(param: &str, message: impl Into<String>) -> ApiError {
+    ApiError::invalid_with_code(param, "unsupported", message)
+}
+
+fn streaming(common: &Common) -> Result<Option<Streaming>, ApiError> {
+    let wanted = common.stream.unwrap_or(false);
+    if common.stream_options.is_some() && !wanted {
         return Err(ApiError::invalid(
             "stream_options",
             "stream_options is for streams; leave it out, or set stream to true",
         ));
     }
-    if request.suffix.is_some() {
-        let message = "suffix is not supported: these models continue text, they do not fill gaps";
-        return Err(ApiError::invalid_with_code(
-            "suffix",
-            "unsupported",
-            message,
-        ));
-    }
-    Ok(())
+    let options = common.stream_options.unwrap_or_default();
+    Ok(wanted.then(|| Streaming {
+        include_usage: options.include_usage.unwrap_or(false),
+    }))
+}
+
+fn sampling(common: &Common, vocabulary: usize) -> Result<Sampling, ApiError> {
+    let penalty = |param, value| number(param, value, 0.0, -2.0..=2.0);
+    Ok(Sampling {
+        temperature: number("temperature", common.temperature, 1.0, 0.0..=2.0)?,
+        top_p: number("top_p", common.top_p, 1.0, 0.0..=1.0)?,
+        top_k: top_k(common.top_k)?,
+        min_p: number("min_p", common.min_p, 0.0, 0.0..=1.0)?,
+        // Any integer is a seed; which of the 2^64 it is does not matter.
+        seed: common.seed.map(i64::cast_unsigned),
+        logit_bias: logit_bias(common.logit_bias.as_ref(), vocabulary)?,
+        presence_penalty: penalty("presence_penalty", common.presence_penalty)?,
+        frequency_penalty: penalty("frequency_penalty", common.frequency_penalty)?,
+        repetition_penalty: number(
+            "repetition_penalty",
+            common.repetition_penalty,
+            1.0,
+            f64::MIN_POSITIVE..=10.0,
+        )?,
+    })
 }
 
 /// The choices that one sample becomes: the baseline once, every other arm once for each strength.
@@ -207,28 +173,12 @@ fn arms(steer: &SteerRequest) -> usize {
     }
 }
 
-fn prompts(field: Option<PromptField>, limits: &Limits) -> Result<Vec<Prompt>, ApiError> {
-    let prompts: Vec<Prompt> = match field {
-        None => vec![Prompt::Text(String::new())],
-        Some(PromptField::Text(text)) => vec![Prompt::Text(text)],
-        Some(PromptField::Tokens(tokens)) => vec![Prompt::Tokens(tokens)],
-        Some(PromptField::Texts(texts)) => texts.into_iter().map(Prompt::Text).collect(),
-        Some(PromptField::TokenLists(lists)) => lists.into_iter().map(Prompt::Tokens).collect(),
-    };
-    let limit = limits.max_prompts;
-    match prompts.len() <= limit {
-        true => Ok(prompts),
-        false => {
-            let message = format!(
-                "the request has {} prompts; at most {limit} are taken",
-                prompts.len()
-            );
-            Err(ApiError::invalid("prompt", message))
-        }
-    }
-}
-
-fn check_budgets(choices: usize, max_tokens: usize, limits: &Limits) -> Result<(), ApiError> {
+fn check_budgets(
+    choices: usize,
+    max_tokens: usize,
+    max_tokens_field: &str,
+    limits: &Limits,
+) -> Result<(), ApiError> {
     if choices > limits.max_choices {
         let message = format!(
             "the request asks for {choices} completions (prompts x samples x arms); at most {} are made",
@@ -239,12 +189,12 @@ fn check_budgets(choices: usize, max_tokens: usize, limits: &Limits) -> Result<(
     let tokens = choices.saturating_mul(max_tokens);
     if tokens > limits.max_generated_tokens {
         let message = format!(
-            "the request asks for up to {tokens} tokens (prompts x samples x arms x max_tokens); at most {} are \
-             generated",
+            "the request asks for up to {tokens} tokens (prompts x samples x arms x {max_tokens_field}); at \
+             most {} are generated",
             limits.max_generated_tokens
         );
         return Err(ApiError::invalid_with_code(
-            "max_tokens",
+            max_tokens_field,
             "over_budget",
             message,
         ));
@@ -289,16 +239,6 @@ fn check_counterfactuals(steer: Option<&SteerRequest>, limits: &Limits) -> Resul
     Ok(())
 }
 
-fn count(param: &str, value: usize) -> Result<usize, ApiError> {
-    match (1..=MOST_SAMPLES).contains(&value) {
-        true => Ok(value),
-        false => Err(ApiError::invalid(
-            param,
-            format!("{param} is {value}; it must be between 1 and {MOST_SAMPLES}"),
-        )),
-    }
-}
-
 fn number(
     param: &str,
     value: Option<f64>,
@@ -340,10 +280,10 @@ fn top_k(value: Option<i64>) -> Result<usize, ApiError> {
 }
 
 fn logit_bias(
-    biases: BTreeMap<String, f64>,
+    biases: Option<&BTreeMap<String, f64>>,
     vocabulary: usize,
 ) -> Result<BTreeMap<u32, f32>, ApiError> {
-    let check = |(key, bias): (String, f64)| {
+    let check = |(key, &bias): (&String, &f64)| {
         let id = key
             .parse::<u32>()
             .ok()
@@ -363,7 +303,7 @@ fn logit_bias(
         }
         Ok((id, bias as f32))
     };
-    biases.into_iter().map(check).collect()
+    biases.into_iter().flatten().map(check).collect()
 }
 
 fn stop(field: Option<StopField>) -> Result<Vec<String>, ApiError> {

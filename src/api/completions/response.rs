@@ -1,46 +1,76 @@
-//! A completion as OpenAI's `text_completion` object.
-
-use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
+//! The form of an answer: what frames the choices of both kinds of completion, whole or piece by piece.
 
 use serde::Serialize;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
-use super::prompt::Prompt;
-use crate::generation::request::{self, Finish, Generation, Token};
+use crate::generation::request::{self, Delta, Finish, Generation};
 use crate::interventions::receipt::{EditActivations, Receipt};
 use crate::interventions::request::Variant;
 use crate::models::tokenizer::Tokenizer;
 
+/// One kind of completion: how its choices look. It keeps what a stream has told of them so far.
+pub trait Style: 'static {
+    /// The field that prompts are made of.
+    const PROMPT_FIELD: &'static str;
+    /// What an answer's id begins with.
+    const ID_PREFIX: &'static str;
+    const OBJECT: &'static str;
+    const CHUNK_OBJECT: &'static str;
+    /// A choice of a whole answer.
+    type Choice: Serialize;
+    /// More of a choice, in a stream.
+    type Piece: Serialize;
+
+    /// All choices of a whole answer.
+    fn choices(&self, choices: Vec<request::Choice>, tokenizer: &Tokenizer) -> Vec<Self::Choice>;
+
+    /// What has become certain of one choice, in one chunk or more.
+    fn pieces(&mut self, delta: Delta, tokenizer: &Tokenizer) -> Vec<Self::Piece>;
+
+    /// What is known of a choice only after all have ended.
+    fn report(&self, index: usize, arm: Arm) -> Self::Piece;
+}
+
 /// The completions of one request.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Completion {
-    #[schema(example = "cmpl-0a1b2c3d4e5f60718293a4b5c6d7e8f9")]
+pub struct Completion<C> {
+    /// Begins with `cmpl-`, or with `chatcmpl-` in a chat.
     pub id: String,
-    #[schema(example = "text_completion")]
+    /// `text_completion` or `chat.completion`.
     pub object: &'static str,
     /// Seconds since 1970.
     pub created: u64,
     pub model: String,
     /// By prompt, then sample, then variant as requested, then strength.
-    pub choices: Vec<Choice>,
+    pub choices: Vec<C>,
     pub usage: Usage,
     /// A hash of the build, the model and the bridge: what changes an answer and is not in the request.
     pub system_fingerprint: String,
 }
 
-/// One completion of one prompt.
+/// One event of a stream.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Choice {
-    /// With `echo`, the prompt is its beginning.
-    pub text: String,
-    pub index: usize,
-    /// Null unless they were asked for.
-    #[schema(required = true)]
-    pub logprobs: Option<Logprobs>,
-    pub finish_reason: FinishReason,
-    /// The arm that this is, where the request named `variants`.
+pub struct Chunk<P> {
+    /// The same in all chunks of a stream.
+    pub id: String,
+    /// `text_completion` or `chat.completion.chunk`.
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: u64,
+    pub model: String,
+    /// One choice; none in the chunk with the usage.
+    pub choices: Vec<P>,
+    /// With `stream_options.include_usage`, null in every chunk but the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+    pub system_fingerprint: String,
+}
+
+/// Which arm of a steered request a choice is, and what was done to it. In a stream the receipt and the
+/// activations come after all choices have ended.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+pub struct Arm {
+    /// Where the request named `variants`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub variant: Option<Variant>,
@@ -58,27 +88,35 @@ pub struct Choice {
     pub activations: Option<serde_json::Value>,
 }
 
+impl Arm {
+    /// All that is known once the choice has ended.
+    pub fn of(choice: request::Choice) -> Self {
+        Arm {
+            variant: choice.variant,
+            strength: choice.strength,
+            receipt: choice.receipt,
+            activations: choice.activations,
+        }
+    }
+
+    /// What is known while it is made.
+    pub fn begun(delta: &Delta) -> Self {
+        Arm {
+            variant: delta.variant,
+            strength: delta.strength,
+            ..Arm::default()
+        }
+    }
+}
+
 /// Why a completion ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// At one of the texts of `stop`, or at the end of a document.
+    /// At one of the texts of `stop`, or at the end of a document or of a turn.
     Stop,
-    /// `max_tokens` or the model's context was reached.
+    /// The most tokens asked for or the model's context was reached.
     Length,
-}
-
-/// Four lists of equal length, an entry a token.
-#[derive(Debug, Default, Serialize, ToSchema)]
-pub struct Logprobs {
-    /// Each token's text; `bytes:\xe2\x82` where it is only a part of a character.
-    pub tokens: Vec<String>,
-    /// In nats; null for a prompt's first token, which nothing predicted.
-    pub token_logprobs: Vec<Option<f32>>,
-    /// The most probable tokens and the one that was taken, with their log-probabilities.
-    pub top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
-    /// Where in this choice's `text` each token begins, in characters.
-    pub text_offset: Vec<usize>,
 }
 
 /// Tokens of the whole request. The samples that `best_of` dropped count too.
@@ -113,162 +151,34 @@ impl From<Finish> for FinishReason {
 /// What an answer says besides what was generated.
 #[derive(Debug)]
 pub struct Frame {
+    pub id: String,
     pub created: u64,
     pub model: String,
     pub system_fingerprint: String,
-    pub echo: bool,
-    pub logprobs: Option<usize>,
 }
 
-/// Keeps the `kept` choices of each prompt's `samples` with the highest mean log-probability a token; of equals
-/// the earlier one.
-pub fn keep_best(choices: &mut Vec<request::Choice>, samples: usize, kept: usize) {
-    let mut best = Vec::new();
-    let mut rest = std::mem::take(choices).into_iter().peekable();
-    while rest.peek().is_some() {
-        let mut of_prompt: Vec<request::Choice> = rest.by_ref().take(samples).collect();
-        of_prompt.sort_by(|left, right| mean_logprob(right).total_cmp(&mean_logprob(left)));
-        of_prompt.truncate(kept);
-        best.append(&mut of_prompt);
-    }
-    *choices = best;
-}
-
-/// A completion without tokens is as good as certain.
-fn mean_logprob(choice: &request::Choice) -> f64 {
-    let logprobs: Vec<f64> = choice
-        .tokens
-        .iter()
-        .filter_map(|token| token.logprob)
-        .map(f64::from)
-        .collect();
-    logprobs.iter().sum::<f64>() / logprobs.len().max(1) as f64
-}
-
-/// What `echo` begins a completion of each prompt with: the text as sent, or what the token ids say.
-pub fn echoed(texts: &[Prompt], prompts: &[Vec<u32>], tokenizer: &Tokenizer) -> Vec<String> {
-    let both = texts.iter().zip(prompts);
-    both.map(|(text, tokens)| match text {
-        Prompt::Text(text) if !text.is_empty() => text.clone(),
-        _ => tokenizer.decode(tokens),
-    })
-    .collect()
-}
-
-/// A new id for a completion.
-pub fn new_id() -> String {
-    format!("cmpl-{}", Uuid::new_v4().simple())
-}
-
-/// The answer. `echoed` is what [`echoed`] says.
-pub fn completion(
-    frame: Frame,
-    generation: Generation,
-    echoed: &[String],
-    tokenizer: &Tokenizer,
-) -> Completion {
-    let usage = Usage::of(&generation);
-    let per_prompt = (generation.choices.len() / echoed.len().max(1)).max(1);
-    let choices = generation
-        .choices
-        .into_iter()
-        .enumerate()
-        .map(|(index, choice)| {
-            let prompt = index / per_prompt;
-            let echoed = match frame.echo {
-                true => echoed.get(prompt).cloned().unwrap_or_default(),
-                false => String::new(),
-            };
-            let begins = echoed.chars().count();
-            let text = echoed + &choice.text;
-            let logprobs = frame.logprobs.map(|_| {
-                let mut logprobs = Logprobs::default();
-                if frame.echo {
-                    logprobs.extend(&choice.prompt, &mut Vec::new(), 0..=begins, tokenizer);
-                }
-                let place = begins..=text.chars().count();
-                logprobs.extend(&choice.tokens, &mut Vec::new(), place, tokenizer);
-                logprobs
-            });
-            Choice {
-                text,
-                index,
-                logprobs,
-                finish_reason: choice.finish.into(),
-                variant: choice.variant,
-                strength: choice.strength,
-                receipt: choice.receipt,
-                activations: choice.activations,
-            }
-        });
-    Completion {
-        id: new_id(),
-        object: "text_completion",
-        created: frame.created,
-        model: frame.model,
-        choices: choices.collect(),
-        usage,
-        system_fingerprint: frame.system_fingerprint,
-    }
-}
-
-impl Logprobs {
-    /// Adds tokens that go on after the bytes `before`, which they are added to; together they are the characters
-    /// `place` of the choice's text. A token that begins inside a character has that character's offset; one
-    /// that a stop cut off has the text's end.
-    pub fn extend(
-        &mut self,
-        tokens: &[Token],
-        before: &mut Vec<u8>,
-        place: RangeInclusive<usize>,
+impl Frame {
+    /// The answer in one piece.
+    pub fn completion<S: Style>(
+        self,
+        style: &S,
+        generation: Generation,
         tokenizer: &Tokenizer,
-    ) {
-        let bytes_of = |id: u32| tokenizer.token_bytes(id);
-        let mut start = before.len();
-        before.extend(tokens.iter().flat_map(|token| bytes_of(token.id)));
-        let characters = character_of_byte(before);
-        for token in tokens {
-            let own = bytes_of(token.id);
-            let character = characters.get(start).copied().unwrap_or(usize::MAX);
-            start += own.len();
-            self.text_offset
-                .push(place.start().saturating_add(character).min(*place.end()));
-            self.tokens.push(token_name(own, token.id));
-            self.token_logprobs.push(token.logprob);
-            self.top_logprobs.push(token.logprob.map(|logprob| {
-                let name = |id: u32| token_name(bytes_of(id), id);
-                let mut top: BTreeMap<String, f32> = token
-                    .top
-                    .iter()
-                    .map(|&(id, logprob)| (name(id), logprob))
-                    .collect();
-                top.insert(name(token.id), logprob);
-                top
-            }));
+    ) -> Completion<S::Choice> {
+        Completion {
+            id: self.id,
+            object: S::OBJECT,
+            created: self.created,
+            model: self.model,
+            usage: Usage::of(&generation),
+            choices: style.choices(generation.choices, tokenizer),
+            system_fingerprint: self.system_fingerprint,
         }
     }
-}
-
-/// For each byte the index of the character it is part of, once every run of bytes that is no UTF-8 has become
-/// one replacement character.
-fn character_of_byte(bytes: &[u8]) -> Vec<usize> {
-    let mut indices = Vec::with_capacity(bytes.len());
-    let mut index = 0;
-    for chunk in bytes.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            indices.extend(std::iter::repeat_n(index, character.len_utf8()));
-            index += 1;
-        }
-        if !chunk.invalid().is_empty() {
-            indices.extend(std::iter::repeat_n(index, chunk.invalid().len()));
-            index += 1;
-        }
-    }
-    indices
 }
 
 /// A token's text, or its bytes where they are no text; its id where the tokenizer does not know it.
-fn token_name(bytes: &[u8], id: u32) -> String {
+pub fn token_name(bytes: &[u8], id: u32) -> String {
     match std::str::from_utf8(bytes) {
         Ok("") => format!("token:{id}"),
         Ok(text) => text.to_owned(),
@@ -276,31 +186,5 @@ fn token_name(bytes: &[u8], id: u32) -> String {
             let escaped: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
             format!("bytes:{escaped}")
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_belong_to_the_characters_that_decoding_makes_of_them() {
-        for bytes in [
-            &b"a\xc3\xa9b"[..],
-            b"\xa9\xa9x",
-            b"\xe2\x82x",
-            b"\xf0\x9f\x98\x80",
-            b"",
-        ] {
-            let text = String::from_utf8_lossy(bytes);
-            let indices = character_of_byte(bytes);
-            assert_eq!(indices.len(), bytes.len());
-            assert_eq!(
-                indices.last().map_or(0, |last| last + 1),
-                text.chars().count(),
-                "{text}"
-            );
-        }
-        assert_eq!(character_of_byte(b"a\xc3\xa9b"), [0, 1, 1, 2]);
     }
 }

@@ -122,7 +122,7 @@ mod tests {
             ("PromptField/oneOf/3/items/minItems", json!(1)),
             ("CounterfactualPrompt/oneOf/3/items/minItems", json!(1)),
             ("ActivationsPrompt/oneOf/1/minItems", json!(1)),
-            ("StopField/oneOf/0/maxLength", json!(10)),
+            ("StopField/oneOf/0/maxLength", json!(1000)),
             ("StopField/oneOf/1/maxItems", json!(4)),
             ("StopField/oneOf/1/items/minLength", json!(1)),
             ("Strength/oneOf/0/minimum", json!(-10)),

@@ -11,7 +11,9 @@ use actix_web::HttpResponse;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::completions::stream::CompletionChunk;
+use super::completions::chat::response::ChatPiece;
+use super::completions::response::Chunk;
+use super::completions::text::response::TextPiece;
 use super::{activations, bridges, completions, features, health, library, models};
 
 /// The whole API.
@@ -29,9 +31,10 @@ use super::{activations, bridges, completions, features, health, library, models
             0."
     ),
     modifiers(&Completion),
-    components(schemas(CompletionChunk)),
+    components(schemas(Chunk<TextPiece>, Chunk<ChatPiece>)),
     paths(
-        completions::create,
+        completions::text::create,
+        completions::chat::create,
         models::list,
         models::retrieve,
         bridges::list,
@@ -53,7 +56,7 @@ use super::{activations, bridges, completions, features, health, library, models
         document,
     ),
     tags(
-        (name = "completions", description = "Text, steered or not"),
+        (name = "completions", description = "Text and conversations, steered or not"),
         (name = "models", description = "Dense and sparse models"),
         (name = "bridges", description = "Pairs of models that edits are carried across"),
         (name = "features", description = "Named features of sparse models"),

@@ -1,0 +1,86 @@
+//! From a checked request to its answer: the engine is asked once for both kinds of completion, and answers whole
+//! or piece by piece.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use uuid::Uuid;
+
+use super::parameters::Checked;
+use super::prompt::{self, Prompt};
+use super::response::{Frame, Style};
+use super::stream::{self, Chunks};
+use crate::api::ApiError;
+use crate::api::disconnect;
+use crate::api::inventory::{ModelCard, system_fingerprint, unix_seconds};
+use crate::api::state::State;
+use crate::generation::request::{EngineError, GenerationRequest};
+
+/// Answers `prompts`; `style` makes what its answers look like of the prompts' tokens.
+pub async fn answer<S: Style>(
+    http: &HttpRequest,
+    state: web::Data<State>,
+    card: &ModelCard,
+    prompts: Vec<Prompt>,
+    checked: Checked,
+    style: impl FnOnce(&[Vec<u32>]) -> S,
+) -> Result<HttpResponse, ApiError> {
+    let prompts = prompt::encode(prompts, card, &state.limits).await?;
+    let style = style(&prompts);
+    let inventory = state.inventory();
+    let steer = checked.engine.steer.as_ref();
+    let bridge = steer
+        .filter(|steer| !steer.edits.is_empty())
+        .and_then(|steer| inventory.bridge_for(&card.id, steer.bridge.as_deref()));
+    let frame = Frame {
+        id: format!("{}-{}", S::ID_PREFIX, Uuid::new_v4().simple()),
+        created: unix_seconds(),
+        model: card.id.clone(),
+        system_fingerprint: system_fingerprint(card, bridge.as_deref()),
+    };
+    let bridge = bridge.map(|bridge| bridge.record.id.to_string());
+    let asked = GenerationRequest {
+        prompts,
+        ..checked.engine
+    };
+    if let Some(streaming) = checked.streaming {
+        let stream = unless_gone::<S, _>(http, state.engine.stream(asked)).await?;
+        let chunks = Chunks::new(frame, streaming.include_usage, style);
+        let tokenizer = card.tokenizer.clone();
+        return Ok(stream::respond(
+            stream,
+            chunks,
+            tokenizer,
+            state.clone(),
+            bridge,
+        ));
+    }
+    let generation = unless_gone::<S, _>(http, state.engine.generate(asked)).await?;
+    state.metrics.generated(&generation, bridge.as_deref());
+    let completion = frame.completion(&style, generation, &card.tokenizer);
+    Ok(HttpResponse::Ok().json(completion))
+}
+
+/// What the engine answers, unless the client goes before: dropping the engine's future gives the request up.
+async fn unless_gone<S: Style, T>(
+    http: &HttpRequest,
+    answer: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, ApiError> {
+    tokio::select! {
+        answer = answer => answer.map_err(refusal::<S>),
+        () = disconnect::gone(http) => Err(ApiError::ClientGone),
+    }
+}
+
+/// The engine knows prompts; the caller knows the field they were made of.
+fn refusal<S: Style>(error: EngineError) -> ApiError {
+    let named = |param: Option<String>| match param.as_deref() {
+        Some("prompt") => Some(S::PROMPT_FIELD.to_owned()),
+        _ => param,
+    };
+    match error {
+        EngineError::Invalid { message, param } => ApiError::from(EngineError::Invalid {
+            message,
+            param: named(param),
+        }),
+        other => ApiError::from(other),
+    }
+}
