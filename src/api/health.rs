@@ -52,7 +52,7 @@ pub async fn ready(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
 pub async fn metrics(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
     let text = state
         .metrics
-        .text(state.engine.load())
+        .text(state.engine.load(), &state.inventory())
         .map_err(ApiError::internal)?;
     Ok(HttpResponse::Ok()
         .content_type(prometheus::TEXT_FORMAT)

@@ -274,7 +274,6 @@ async fn take_in(state: &State, id: &str, entry: &Entry, read: Read) -> Result<(
             checked.map_err(cannot_load)?;
             pair.bridge.features = state.features.by_name(id);
             state.examiner.open(id, &entry.directory);
-            state.metrics.bridge(&pair.bridge.record);
             Read::Pair(pair)
         }
         model => model,
@@ -324,7 +323,6 @@ fn forget(state: &State, id: &str, kind: EntryKind) {
     if kind == EntryKind::Pair {
         state.features.close_bridge(id);
         state.examiner.close(id);
-        state.metrics.forget_bridge(id);
     }
 }
 

@@ -100,10 +100,6 @@ pub fn load_probed(
     for (id, bridge) in &mut catalog.bridges {
         Arc::make_mut(bridge).features = features.by_name(id);
     }
-    let metrics = Metrics::new()?;
-    for bridge in inventory.bridges.values() {
-        metrics.bridge(&bridge.record);
-    }
     Ok(State {
         engine: Engine::start_probed(catalog, settings.engine, probe)?,
         served: RwLock::new(Arc::new(inventory)),
@@ -114,7 +110,7 @@ pub fn load_probed(
         limits: settings.limits,
         ready_timeout: Duration::from_secs_f64(settings.ready_seconds),
         loopback_only: address.ip().is_loopback(),
-        metrics,
+        metrics: Metrics::new()?,
     })
 }
 

@@ -1,12 +1,14 @@
 //! What the server counts, in Prometheus' form. Labels are bounded: routes, not paths; ids of bridges that are
 //! loaded, not names that callers made up.
 
+use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::bridge::record::BridgeRecord;
+use super::inventory::Inventory;
 use crate::generation::request::Generation;
 use crate::generation::scheduler::Load;
 
@@ -19,6 +21,9 @@ const DURATION_BUCKETS: [f64; 12] = [
 const TOKEN_BUCKETS: [f64; 11] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
 ];
+
+/// For a change beside what it changed.
+const RATIO_BUCKETS: [f64; 11] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 
 /// The counters of one server.
 #[derive(Debug)]
@@ -33,7 +38,7 @@ pub struct Metrics {
     time_to_first_token: Histogram,
     inter_token_latency: Histogram,
     rejected: IntCounterVec,
-    bridge_nmse: GaugeVec,
+    delta_norm: Histogram,
     running: IntGauge,
     waiting: IntGauge,
     cache_usage: Gauge,
@@ -96,12 +101,12 @@ impl Metrics {
             ),
             &["reason"],
         )?;
-        let bridge_nmse = GaugeVec::new(
-            Opts::new(
-                "causeway_bridge_nmse",
-                "Normalised mean squared error of a bridge's map at a site, as its record says.",
-            ),
-            &["bridge", "site", "map"],
+        let delta_norm = Histogram::with_opts(
+            HistogramOpts::new(
+                "causeway_steer_delta_norm_ratio",
+                "Norm of what an edit added over the norm of what it was added to, of each token a receipt tells.",
+            )
+            .buckets(RATIO_BUCKETS.to_vec()),
         )?;
         let running = IntGauge::new(
             "causeway_requests_running",
@@ -126,7 +131,7 @@ impl Metrics {
         registry.register(Box::new(time_to_first_token.clone()))?;
         registry.register(Box::new(inter_token_latency.clone()))?;
         registry.register(Box::new(rejected.clone()))?;
-        registry.register(Box::new(bridge_nmse.clone()))?;
+        registry.register(Box::new(delta_norm.clone()))?;
         registry.register(Box::new(running.clone()))?;
         registry.register(Box::new(waiting.clone()))?;
         registry.register(Box::new(cache_usage.clone()))?;
@@ -142,7 +147,7 @@ impl Metrics {
             time_to_first_token,
             inter_token_latency,
             rejected,
-            bridge_nmse,
+            delta_norm,
             running,
             waiting,
             cache_usage,
@@ -163,47 +168,18 @@ impl Metrics {
         if let Some(bridge) = bridge {
             self.steered_requests.with_label_values(&[bridge]).inc();
         }
+        let receipts = generation
+            .choices
+            .iter()
+            .filter_map(|choice| choice.receipt.as_ref());
+        for token in receipts.flat_map(|receipt| receipt.touched()) {
+            self.delta_norm.observe(f64::from(token.relative_change));
+        }
     }
 
     /// Counts a request that was turned away.
     pub fn turned_away(&self, reason: &str) {
         self.rejected.with_label_values(&[reason]).inc();
-    }
-
-    /// Tells how well a bridge that is served reconstructs.
-    pub fn bridge(&self, record: &BridgeRecord) {
-        let bridge = record.id.as_str();
-        for site in &record.sites {
-            for (map, error) in [
-                ("encoder", site.encoder_nmse),
-                ("decoder", site.decoder_nmse),
-            ] {
-                self.bridge_nmse
-                    .with_label_values(&[bridge, site.site.as_str(), map])
-                    .set(error);
-            }
-        }
-    }
-
-    /// A bridge that is served no more reconstructs nothing.
-    pub fn forget_bridge(&self, bridge: &str) {
-        // Whatever sites it had: they are told by the metric itself.
-        for family in prometheus::core::Collector::collect(&self.bridge_nmse) {
-            for metric in family.get_metric() {
-                let label = |name: &str| {
-                    let mut labels = metric.get_label().iter();
-                    let found = labels.find(|label| label.name() == name);
-                    found.map_or("", |label| label.value()).to_owned()
-                };
-                if label("bridge") == bridge {
-                    // It was there a moment ago; if not, it is gone all the same.
-                    let values = [bridge.to_owned(), label("site"), label("map")];
-                    let _ = self
-                        .bridge_nmse
-                        .remove_label_values(&values.each_ref().map(String::as_str));
-                }
-            }
-        }
     }
 
     /// Counts one request that was answered with `status` after `seconds`.
@@ -220,13 +196,63 @@ impl Metrics {
             .observe(seconds);
     }
 
-    /// The text that Prometheus reads; `load` is what the engine is doing now.
-    pub fn text(&self, load: Load) -> Result<Vec<u8>, prometheus::Error> {
+    /// The text that Prometheus reads; `load` is what the engine is doing now, `served` what it can be asked.
+    pub fn text(&self, load: Load, served: &Inventory) -> Result<Vec<u8>, prometheus::Error> {
         self.running.set(load.running as i64);
         self.waiting.set(load.waiting as i64);
         self.cache_usage.set(load.cache_usage);
+        let mut families = self.registry.gather();
+        families.extend(bridges(served)?);
+        families.extend(sparse_models(served)?);
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        TextEncoder::new().encode(&families, &mut text)?;
         Ok(text)
     }
+}
+
+/// How well the bridges that are served reconstruct.
+fn bridges(served: &Inventory) -> Result<Vec<MetricFamily>, prometheus::Error> {
+    let nmse = GaugeVec::new(
+        Opts::new(
+            "causeway_bridge_nmse",
+            "Normalised mean squared error of a bridge's map at a site, as its record says.",
+        ),
+        &["bridge", "site", "map"],
+    )?;
+    for bridge in served.bridges.values() {
+        for site in &bridge.record.sites {
+            for (map, error) in [
+                ("encoder", site.encoder_nmse),
+                ("decoder", site.decoder_nmse),
+            ] {
+                nmse.with_label_values(&[bridge.record.id.as_str(), site.site.as_str(), map])
+                    .set(error);
+            }
+        }
+    }
+    Ok(told(&nmse))
+}
+
+/// How sparse the sparse models that are served are.
+fn sparse_models(served: &Inventory) -> Result<Vec<MetricFamily>, prometheus::Error> {
+    let active = GaugeVec::new(
+        Opts::new(
+            "causeway_sparse_active_ratio",
+            "Share of a sparse model's parameters that are not zero.",
+        ),
+        &["model"],
+    )?;
+    for card in served.models.values().filter(|card| card.sparse) {
+        active
+            .with_label_values(&[&card.id])
+            .set(card.nonzeros as f64 / card.parameters.max(1) as f64);
+    }
+    Ok(told(&active))
+}
+
+/// What a collector has to tell; the encoder takes no family without metrics.
+fn told(collector: &impl Collector) -> Vec<MetricFamily> {
+    let mut families = collector.collect();
+    families.retain(|family| !family.get_metric().is_empty());
+    families
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::interventions::receipt::{EditActivations, Receipt};
 use crate::interventions::request::{SteerRequest, Variant};
 
 /// A completion of one or more prompts.
@@ -120,9 +121,9 @@ pub struct Choice {
     pub variant: Option<Variant>,
     /// The strength of this arm, in a sweep.
     pub strength: Option<f64>,
-    /// What was done, where it was asked for, as JSON objects of `interventions::receipt`.
-    pub receipt: Option<serde_json::Value>,
-    pub activations: Option<serde_json::Value>,
+    /// What was done, where it was asked for.
+    pub receipt: Option<Receipt>,
+    pub activations: Option<Vec<EditActivations>>,
 }
 
 /// What has become certain of one choice since the last piece.

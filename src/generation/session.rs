@@ -238,23 +238,20 @@ impl Session {
             let steering = self.steering.as_ref();
             let receipt = steering
                 .filter(|steering| steering.plan.receipt)
-                .and_then(|steering| {
+                .map(|steering| {
                     let steered = (index, &steering.arms[index]);
                     let kl = self.divergence_from_baseline(arm);
-                    serde_json::to_value(steering.records.receipt(
-                        &steering.plan,
-                        record,
-                        steered,
-                        kl,
-                    ))
-                    .ok()
+                    steering
+                        .records
+                        .receipt(&steering.plan, record, steered, kl)
                 });
-            let activations = steering
-                .filter(|steering| steering.plan.activations)
-                .and_then(|steering| {
-                    let steered = (index, &steering.arms[index]);
-                    serde_json::to_value(steering.records.activations(&steering.plan, steered)).ok()
-                });
+            let activations =
+                steering
+                    .filter(|steering| steering.plan.activations)
+                    .map(|steering| {
+                        let steered = (index, &steering.arms[index]);
+                        steering.records.activations(&steering.plan, steered)
+                    });
             choices.push(Choice {
                 text: arm.text.text(),
                 tokens: arm.generated.clone(),

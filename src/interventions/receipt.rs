@@ -24,6 +24,13 @@ pub struct Receipt {
     pub kl_to_baseline: Option<f32>,
 }
 
+impl Receipt {
+    /// All edits' touched tokens.
+    pub fn touched(&self) -> impl Iterator<Item = &TouchedToken> {
+        self.edits.iter().flat_map(|edit| &edit.tokens)
+    }
+}
+
 /// One edit as it was resolved, and what it did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EditReceipt {

@@ -49,7 +49,9 @@ fn what_the_dashboard_and_the_rules_show_exists() {
     let mut body =
         json!({"model": "tiny", "prompt": "x = 1", "max_tokens": 6, "logit_bias": {"319": -100}});
     let plain = send("reader", "POST", "/v1/completions", &body.to_string()).ok();
-    body["steer"] = json!({"edits": [{"feature": "shipped_feature", "op": "add", "value": 1.0}]});
+    body["steer"] = json!({
+        "edits": [{"feature": "shipped_feature", "op": "add", "value": 1.0}], "return": ["receipt"]
+    });
     let steered = send("reader", "POST", "/v1/completions", &body.to_string()).ok();
     body["temperature"] = json!(9);
     assert_eq!(
@@ -88,6 +90,16 @@ fn what_the_dashboard_and_the_rules_show_exists() {
     ] {
         assert_eq!(value(&metrics, &series), expected, "{series}");
     }
+    let touched = &steered["choices"][0]["receipt"]["edits"][0]["tokens_touched"];
+    assert_eq!(
+        value(&metrics, "causeway_steer_delta_norm_ratio_count"),
+        touched.as_f64().unwrap()
+    );
+    let active = value(
+        &metrics,
+        "causeway_sparse_active_ratio{model=\"tiny-sparse\"}",
+    );
+    assert!(active > 0.0 && active <= 1.0, "{active}");
     let tokens = |answer: &serde_json::Value, field: &str| answer["usage"][field].as_f64().unwrap();
     for (series, field) in [
         ("causeway_prompt_tokens_total", "prompt_tokens"),

@@ -101,7 +101,7 @@ def steering():
 def chat():
     def say(messages, **fields):
         fields = {"max_completion_tokens": 12, "seed": 3, "temperature": 0.8, **fields}
-        return client.chat.completions.create(model=f"{MODEL}-chat", messages=messages, **fields)
+        return client.chat.completions.create(model="my-chat-model", messages=messages, **fields)
 
     messages = [
         {"role": "developer", "content": "Answer in Python."},

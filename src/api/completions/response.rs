@@ -80,12 +80,12 @@ pub struct Arm {
     pub strength: Option<f64>,
     /// What the edits did, where `steer.return` asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Receipt, required = false)]
-    pub receipt: Option<serde_json::Value>,
+    #[schema(nullable = false)]
+    pub receipt: Option<Receipt>,
     /// The edited features' activations, where `steer.return` asked for them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Vec<EditActivations>, required = false)]
-    pub activations: Option<serde_json::Value>,
+    #[schema(nullable = false)]
+    pub activations: Option<Vec<EditActivations>>,
 }
 
 impl Arm {

@@ -6,7 +6,7 @@ use super::forward::{OTHER, PROMPT, SetChannel, one, place, read, run};
 use super::pair::{
     D_DENSE, D_SPARSE, answer, assert_near, bits, catalog, first_distribution, request, steered,
 };
-use crate::generation::request::GenerationRequest;
+use crate::generation::request::{Choice, GenerationRequest};
 use crate::generation::session::Session;
 
 /// A value for every kind of place, with every way of carrying it.
@@ -23,6 +23,11 @@ fn assorted() -> Value {
         {"feature": {"site": "final_resid", "vector": vec![0.25f32; D_DENSE]}, "op": "add", "value": 0.5,
          "unit": "residual"},
     ]})
+}
+
+/// As callers see it.
+fn receipt_of(choice: &Choice) -> Value {
+    serde_json::to_value(choice.receipt.as_ref().expect("a receipt")).expect("JSON")
 }
 
 #[test]
@@ -312,14 +317,8 @@ fn a_sparse_model_is_edited_in_place() {
             .remove(0)
             .activations
             .expect("activations");
-        let after = activations[0]["after"].as_array().expect("values").clone();
-        assert_eq!(after.len(), PROMPT.len() + 7);
-        assert!(
-            after
-                .iter()
-                .all(|value| value.as_f64() == Some(f64::from(0.7f32))),
-            "{after:?}"
-        );
+        let after = &activations[0].after;
+        assert_eq!(after, &vec![0.7; PROMPT.len() + 7]);
     }
 }
 
@@ -362,7 +361,7 @@ fn control_arms_have_the_norm_of_the_steered_change() {
             };
             let answer = answer(&catalog, &request);
             let norms = |choice: usize| -> Vec<f64> {
-                let receipt = answer.choices[choice].receipt.clone().expect("a receipt");
+                let receipt = receipt_of(&answer.choices[choice]);
                 let tokens = receipt["edits"][0]["tokens"]
                     .as_array()
                     .expect("tokens")
@@ -426,11 +425,7 @@ fn spans_and_conditions_choose_the_tokens() {
     let median = f64::from(sorted[2] + sorted[3]) / 2.0;
     let touched = |edit: Value| -> Vec<u64> {
         let steer = json!({"edits": [edit], "return": ["receipt"]});
-        let receipt = answer(&catalog, &steered(&[PROMPT], steer))
-            .choices
-            .remove(0)
-            .receipt
-            .expect("a receipt");
+        let receipt = receipt_of(&answer(&catalog, &steered(&[PROMPT], steer)).choices[0]);
         let tokens = receipt["edits"][0]["tokens"]
             .as_array()
             .expect("tokens")
@@ -469,7 +464,7 @@ fn a_receipt_tells_what_was_done() {
     let steer = json!({"edits": [{"feature": "quote_type", "op": "add", "value": 2, "unit": "std"}],
         "variants": ["steered", "baseline"], "return": ["receipt", "activations"]});
     let answer = answer(&catalog, &steered(&[PROMPT], steer.clone()));
-    let receipt = answer.choices[0].receipt.clone().expect("a receipt");
+    let receipt = receipt_of(&answer.choices[0]);
     assert_eq!(receipt["bridge"], "pair");
     let edit = &receipt["edits"][0];
     assert_eq!(edit["feature"], "quote_type");
@@ -507,17 +502,14 @@ fn a_receipt_tells_what_was_done() {
     let told = receipt["kl_to_baseline"].as_f64().expect("a divergence") as f32;
     assert!(divergence > 1e-4);
     assert_near(&[told], &[divergence], 1e-5);
-    let baseline = answer.choices[1].receipt.clone().expect("a receipt");
+    let baseline = receipt_of(&answer.choices[1]);
     assert_eq!(
         (&baseline["kl_to_baseline"], &baseline["edits"]),
         (&json!(0.0), &json!([]))
     );
     let unedited = answer.choices[1].activations.clone().expect("activations");
-    assert_eq!(unedited[0]["before"], unedited[0]["after"]);
-    assert_eq!(
-        unedited[0]["before"].as_array().map(Vec::len),
-        Some(PROMPT.len() + 7)
-    );
+    assert_eq!(unedited[0].before, unedited[0].after);
+    assert_eq!(unedited[0].before.len(), PROMPT.len() + 7);
 }
 
 #[test]
