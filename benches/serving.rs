@@ -1,4 +1,5 @@
-//! What serving many clients costs, over HTTP on the shipped pair: `cargo bench --bench serving [-- PAIRS]`.
+//! What serving many clients costs, over HTTP on the shipped pair: `cargo bench --bench serving [-- PAIRS] [WORD]`;
+//! with a word, only the lines that have it.
 //!
 //! Each line compares two ways of doing the same amount of work, run in turns (which goes first changes every time):
 //! the median of the ratios of their tokens a second, with a 95% interval from the order statistics. The clients
@@ -77,6 +78,7 @@ fn tokens_per_second(server: &Server, bodies: &[String], clients: usize) -> f64 
     std::thread::scope(|scope| {
         for _ in 0..clients {
             scope.spawn(|| {
+                pin_to_last_core();
                 let mut client = Client::connect(&server.address);
                 if barrier.wait().is_leader() {
                     *started.lock().expect("a lock") = Some(Instant::now());
@@ -154,9 +156,14 @@ fn main() {
         .skip(1)
         .find_map(|argument| argument.parse().ok());
     let pairs: usize = given.unwrap_or(PAIRS);
+    let word = std::env::args()
+        .skip(1)
+        .find(|argument| argument.parse::<usize>().is_err() && !argument.starts_with("--"));
+    let wanted = |name: &str| {
+        word.as_ref()
+            .is_none_or(|word| name.contains(word.as_str()))
+    };
     let server = Server::start(&["--pair", PAIR]);
-    let dense_only = Server::start(&["--model", &format!("tinypython={PAIR}/dense")]);
-    pin_to_last_core();
 
     let plain = |count: usize| {
         (0..count)
@@ -180,28 +187,46 @@ fn main() {
         edited(&|_| json!({"feature": feature(0), "op": "set", "value": 0.1, "read": "sparse"}));
     let (few, many) = (plain(32), plain(64));
 
-    compare(
-        "32 clients at once against one after another",
-        pairs,
-        || tokens_per_second(&server, &few, 32),
-        || tokens_per_second(&server, &few, 1),
-    );
-    compare(
-        "64 rows with 64 different adds against 64 unsteered",
-        pairs,
-        || tokens_per_second(&server, &adds, 64),
-        || tokens_per_second(&server, &many, 64),
-    );
-    compare(
-        "64 rows with 64 different sets, read from the sparse model, against one shared edit",
-        pairs,
-        || tokens_per_second(&server, &sets, 64),
-        || tokens_per_second(&server, &shared, 64),
-    );
-    compare(
-        "nobody steers: with the sparse model loaded against without",
-        pairs,
-        || tokens_per_second(&server, &many, 64),
-        || tokens_per_second(&dense_only, &many, 64),
-    );
+    let lines: [(&str, &[String], &[String], usize); 3] = [
+        (
+            "32 clients at once against one after another",
+            &few,
+            &few,
+            1,
+        ),
+        (
+            "64 rows with 64 different adds against 64 unsteered",
+            &adds,
+            &many,
+            64,
+        ),
+        (
+            "64 rows with 64 different sets, read from the sparse model, against one shared edit",
+            &sets,
+            &shared,
+            64,
+        ),
+    ];
+    for (name, one, other, clients) in lines {
+        if wanted(name) {
+            compare(
+                name,
+                pairs,
+                || tokens_per_second(&server, one, one.len()),
+                || tokens_per_second(&server, other, clients),
+            );
+        }
+    }
+    let name = "nobody steers: with the sparse model loaded against without";
+    if wanted(name) {
+        // Both as new as each other: the first server has seen every kind of request by now.
+        let pair = Server::start(&["--pair", PAIR]);
+        let dense_only = Server::start(&["--model", &format!("tinypython={PAIR}/dense")]);
+        compare(
+            name,
+            pairs,
+            || tokens_per_second(&pair, &many, 64),
+            || tokens_per_second(&dense_only, &many, 64),
+        );
+    }
 }

@@ -49,7 +49,7 @@ impl Drop for Server {
     }
 }
 
-/// Keeps this process, and the clients it starts, on the last core.
+/// Keeps this thread, and those it starts, on the last core.
 pub fn pin_to_last_core() {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // SAFETY: the set is plain data, zeroed and then passed with its own size.
