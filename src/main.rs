@@ -5,10 +5,6 @@ use std::process::ExitCode;
 use causeway::cli::Arguments;
 use clap::Parser;
 
-/// A step of a small model makes thousands of small tensors, on several threads.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     match Arguments::parse().run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Every module at the top of `src` with its layer. A module uses those of lower layers and of its own.
-const LAYERS: [(&str, u32); 15] = [
+const LAYERS: [(&str, u32); 16] = [
     ("numerics", 0),
     ("artifacts", 0),
+    ("memory", 0),
     ("corpus", 0),
     ("models", 1),
     ("tasks", 1),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 
+use crate::memory;
 use crate::training::run::Mode;
 use crate::training::{bridge, model, recipe, tokenizer};
 
@@ -44,7 +45,7 @@ impl TrainArguments {
     }
 
     pub fn run(self) -> anyhow::Result<()> {
-        keep_memory();
+        memory::keep_freed();
         let device = device(&self.device)?;
         match self.kind {
             Kind::Tokenizer => {
@@ -82,16 +83,5 @@ fn device(name: &str) -> anyhow::Result<Device> {
         _ => anyhow::bail!(
             "{name:?} is no device; use cpu, or cuda:0 in a build with --features cuda"
         ),
-    }
-}
-
-/// Tells the C library to keep freed memory. A training step frees and takes the same large buffers again; given
-/// back to the system each time, their pages would be cleared anew, which takes longer than the arithmetic.
-fn keep_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: `mallopt` sets two numbers inside the allocator and may be called at any time.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
 }
