@@ -13,6 +13,7 @@ pub mod evaluation;
 pub mod features;
 pub mod generation;
 pub mod interventions;
+pub mod jobs;
 pub mod memory;
 pub mod models;
 pub mod numerics;

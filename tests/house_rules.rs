@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Every module at the top of `src` with its layer. A module uses those of lower layers and of its own.
-const LAYERS: [(&str, u32); 16] = [
+const LAYERS: [(&str, u32); 17] = [
     ("numerics", 0),
     ("artifacts", 0),
     ("memory", 0),
@@ -21,6 +21,7 @@ const LAYERS: [(&str, u32); 16] = [
     ("training", 4),
     ("evaluation", 5),
     ("settings", 5),
+    ("jobs", 5),
     ("telemetry", 5),
     ("api", 6),
     ("cli", 7),

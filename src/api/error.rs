@@ -41,6 +41,8 @@ pub enum ApiError {
     TooLarge { limit: usize },
     #[error("the body must be JSON, sent with `content-type: application/json`")]
     NotJson,
+    #[error("the body must be a form, sent with `content-type: multipart/form-data`")]
+    NotForm,
     #[error("the server does not answer for the host {host:?}: it listens on this machine only")]
     ForeignHost { host: String },
     #[error("the server is not ready: {0}")]
@@ -155,7 +157,7 @@ impl ApiError {
                 INVALID,
                 Some("body_too_large"),
             ),
-            ApiError::NotJson => (
+            ApiError::NotJson | ApiError::NotForm => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 INVALID,
                 Some("unsupported_media_type"),

@@ -104,6 +104,30 @@ impl Library {
         entries
     }
 
+    /// The directory of a model: its own, or its half of a pair's.
+    pub fn model_directory(&self, inventory: &Inventory, id: &str) -> Option<PathBuf> {
+        let entries = self.entries();
+        if let Some(entry) = entries
+            .get(id)
+            .filter(|entry| entry.kind == EntryKind::Model)
+        {
+            return Some(entry.directory.clone());
+        }
+        let bridge = inventory.bridges_of(id).next()?;
+        let pair = entries.get(bridge.record.id.as_str())?;
+        let half = match bridge.record.dense.as_str() == id {
+            true => "dense",
+            false => "sparse",
+        };
+        Some(pair.directory.join(half))
+    }
+
+    /// The directory of a pair.
+    pub fn pair_directory(&self, id: &str) -> Option<PathBuf> {
+        let entry = self.entries().remove(id)?;
+        (entry.kind == EntryKind::Pair).then_some(entry.directory)
+    }
+
     fn find(&self, id: &str) -> Result<Entry, ApiError> {
         let mut entries = self.entries();
         entries.remove(id).ok_or_else(|| {
@@ -171,9 +195,15 @@ pub async fn load(
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let id = id.into_inner();
+    let kind = take_into_service(&state, &id).await?;
+    Ok(HttpResponse::Ok().json(described(&state.inventory(), id, kind)))
+}
+
+/// Serves an entry from now on, if it is not served already.
+pub async fn take_into_service(state: &web::Data<State>, id: &str) -> Result<EntryKind, ApiError> {
     let _turn = state.library.turn.lock().await;
     let (entry, read) = {
-        let (state, id) = (state.clone(), id.clone());
+        let (state, id) = (state.clone(), id.to_owned());
         let reading = web::block(move || {
             let entry = state.library.find(&id)?;
             let loaded = is_loaded(&state.inventory(), &id, entry.kind);
@@ -183,10 +213,10 @@ pub async fn load(
         reading.await.map_err(ApiError::internal)??
     };
     if let Some(read) = read {
-        take_in(&state, &id, &entry, read).await?;
+        take_in(state, id, &entry, read).await?;
         tracing::info!(id, "taken into service");
     }
-    Ok(HttpResponse::Ok().json(described(&state.inventory(), id, entry.kind)))
+    Ok(entry.kind)
 }
 
 /// Takes an entry out of service. A pair takes those of its models along that no other pair joins. Requests in

@@ -10,6 +10,7 @@ use super::examiner::Examiner;
 use super::feature_store::{FeatureStore, StoreError};
 use super::features::change::unit_length;
 use super::inventory::Inventory;
+use super::jobs::background::Jobs;
 use super::keys::Keys;
 use super::library::{Entry, EntryKind, Library, provenance};
 use super::metrics::Metrics;
@@ -35,6 +36,8 @@ pub enum LoadError {
         name: String,
         problem: String,
     },
+    #[error(transparent)]
+    Jobs(#[from] crate::jobs::store::StoreError),
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
     #[error("the engine's thread could not be started: {0}")]
@@ -111,6 +114,7 @@ pub fn load_probed(
         ready_timeout: Duration::from_secs_f64(settings.ready_seconds),
         loopback_only: address.ip().is_loopback(),
         metrics: Metrics::new()?,
+        jobs: Jobs::open(settings)?,
     })
 }
 

@@ -16,6 +16,7 @@ pub mod feature_store;
 pub mod features;
 pub mod health;
 pub mod inventory;
+pub mod jobs;
 pub mod keys;
 pub mod library;
 pub mod loading;

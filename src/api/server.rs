@@ -8,6 +8,7 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpResponse, HttpServer, Resource, web};
 
 use super::body::query_config;
+use super::jobs::{events, files, handlers};
 use super::state::State;
 use super::{
     ApiError, activations, bridges, completions, disconnect, docs, features, health, library,
@@ -23,6 +24,7 @@ pub fn run(
     settings: &Settings,
 ) -> std::io::Result<Server> {
     let limit = state.limits.max_body_bytes;
+    state.jobs.start(&state)?;
     let server = HttpServer::new(move || {
         App::new()
             .app_data(state.clone())
@@ -71,6 +73,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/library", "GET").route(web::get().to(library::list)))
         .service(at("/v1/library/{id}/load", "POST").route(web::post().to(library::load)))
         .service(at("/v1/library/{id}/unload", "POST").route(web::post().to(library::unload)))
+        .configure(job_routes)
         .service(at("/v1/activations", "POST").route(web::post().to(activations::create)))
         .service(
             at("/healthz", "GET, HEAD")
@@ -93,6 +96,41 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/docs/", "GET").route(web::get().to(docs::page)))
         .service(at("/docs/{asset}", "GET").route(web::get().to(docs::asset)))
         .service(at("/", "GET").route(web::get().to(front_page)));
+}
+
+fn job_routes(config: &mut web::ServiceConfig) {
+    config
+        .service(
+            at("/v1/files", "GET, POST")
+                .route(web::get().to(files::list))
+                .route(web::post().to(files::create)),
+        )
+        .service(
+            at("/v1/files/{id}", "GET, DELETE")
+                .route(web::get().to(files::retrieve))
+                .route(web::delete().to(files::delete)),
+        )
+        .service(at("/v1/files/{id}/content", "GET").route(web::get().to(files::content)))
+        .service(
+            at("/v1/fine_tuning/jobs", "GET, POST")
+                .route(web::get().to(handlers::list))
+                .route(web::post().to(handlers::create)),
+        )
+        .service(at("/v1/fine_tuning/jobs/{id}", "GET").route(web::get().to(handlers::retrieve)))
+        .service(
+            at("/v1/fine_tuning/jobs/{id}/cancel", "POST").route(web::post().to(handlers::cancel)),
+        )
+        .service(
+            at("/v1/fine_tuning/jobs/{id}/pause", "POST").route(web::post().to(handlers::pause)),
+        )
+        .service(
+            at("/v1/fine_tuning/jobs/{id}/resume", "POST").route(web::post().to(handlers::resume)),
+        )
+        .service(at("/v1/fine_tuning/jobs/{id}/events", "GET").route(web::get().to(events::list)))
+        .service(
+            at("/v1/fine_tuning/jobs/{id}/checkpoints", "GET")
+                .route(web::get().to(handlers::checkpoints)),
+        );
 }
 
 /// A resource that answers other methods than `allowed` with 405.

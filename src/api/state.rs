@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::examiner::Examiner;
 use super::feature_store::FeatureStore;
 use super::inventory::Inventory;
+use super::jobs::background::Jobs;
 use super::keys::Keys;
 use super::library::Library;
 use super::metrics::Metrics;
@@ -27,6 +28,7 @@ pub struct State {
     /// Only this machine can reach the server.
     pub loopback_only: bool,
     pub metrics: Metrics,
+    pub jobs: Jobs,
 }
 
 impl State {

@@ -224,8 +224,11 @@ pub struct NameError {
 
 /// The id of a bridge, a model or another artifact. It is safe to use as a directory's name: 1 to 64 of
 /// `a-z 0-9 . _ -`, no `..`, no dot at the start.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(try_from = "String", into = "String")]
+#[schema(pattern = "^[a-z0-9_-][a-z0-9._-]{0,63}$")]
 pub struct ArtifactId(String);
 
 impl ArtifactId {

@@ -31,21 +31,68 @@ pub fn read_documents(directory: &Path) -> Result<Vec<TextDocument>, ArtifactErr
             documents.push(TextDocument { path, text });
             continue;
         }
-        for (number, line) in text
-            .lines()
-            .enumerate()
-            .filter(|(_, line)| !line.trim().is_empty())
-        {
-            let place = format!("{path}:{}", number + 1);
-            documents.push(TextDocument {
-                text: text_of_line(line).map_err(|problem| {
-                    ArtifactError::damaged(&file, format!("line {}", number + 1), problem)
-                })?,
-                path: place,
-            });
-        }
+        let lines = lines_of_jsonl(&text).map_err(|(line, problem)| {
+            ArtifactError::damaged(&file, format!("line {line}"), problem)
+        })?;
+        documents.extend(lines.into_iter().map(|line| TextDocument {
+            path: format!("{path}:{}", line.path),
+            text: line.text,
+        }));
     }
     Ok(documents)
+}
+
+/// Plain text is cut into documents of about this many characters, at the ends of lines.
+const PIECE: usize = 4096;
+
+/// The documents of one file of UTF-8: a `.jsonl` file's lines, or pieces of plain text.
+pub fn read_file(path: &Path) -> Result<Vec<TextDocument>, ArtifactError> {
+    let bytes = atomic::read_small(path, LARGEST_FILE)?;
+    let text = String::from_utf8(bytes)
+        .map_err(|error| ArtifactError::damaged(path, "its text", error.to_string()))?;
+    let named = path
+        .extension()
+        .is_some_and(|extension| extension == "jsonl");
+    let parsed = match named {
+        true => lines_of_jsonl(&text),
+        false => Ok(pieces(&text)),
+    };
+    parsed.map_err(|(line, problem)| ArtifactError::damaged(path, format!("line {line}"), problem))
+}
+
+/// The `text` of each line, or the first line that has none, counted from 1.
+pub fn lines_of_jsonl(text: &str) -> Result<Vec<TextDocument>, (usize, String)> {
+    let lines = text.lines().enumerate();
+    let lines = lines.filter(|(_, line)| !line.trim().is_empty());
+    let document = |(index, line): (usize, &str)| match text_of_line(line) {
+        Ok(text) => Ok(TextDocument {
+            path: (index + 1).to_string(),
+            text,
+        }),
+        Err(problem) => Err((index + 1, problem)),
+    };
+    lines.map(document).collect()
+}
+
+/// Pieces of whole lines.
+pub fn pieces(text: &str) -> Vec<TextDocument> {
+    let mut pieces = Vec::new();
+    let mut piece = String::new();
+    for line in text.split_inclusive('\n') {
+        piece.push_str(line);
+        if piece.len() >= PIECE {
+            pieces.push(std::mem::take(&mut piece));
+        }
+    }
+    if !piece.is_empty() {
+        pieces.push(piece);
+    }
+    let numbered = pieces.into_iter().enumerate();
+    let document = |(index, text): (usize, String)| TextDocument {
+        path: (index + 1).to_string(),
+        text,
+    };
+    numbered.map(document).collect()
 }
 
 fn text_of_line(line: &str) -> Result<String, String> {

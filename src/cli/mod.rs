@@ -8,6 +8,7 @@ pub mod openapi;
 pub mod ready;
 pub mod serve;
 pub mod train;
+pub mod worker;
 
 use clap::{Parser, Subcommand};
 
@@ -40,6 +41,8 @@ pub enum Command {
     Serve(serve::ServeArguments),
     /// Train a tokenizer, a dense or sparse model, or a sparse model with its bridge to a dense one.
     Train(train::TrainArguments),
+    /// Carry out the trainings that a server was asked for.
+    Worker(worker::WorkerArguments),
 }
 
 impl Arguments {
@@ -47,7 +50,7 @@ impl Arguments {
     pub fn run(self) -> anyhow::Result<()> {
         // What a server logs, and where it sends traces, is in its settings.
         let _telemetry = match &self.command {
-            Command::Serve(_) => None,
+            Command::Serve(_) | Command::Worker(_) => None,
             _ => Some(Telemetry::start(&TelemetrySettings::default())?),
         };
         match self.command {
@@ -59,6 +62,7 @@ impl Arguments {
             Command::Ready(arguments) => arguments.run(),
             Command::Serve(arguments) => arguments.run(),
             Command::Train(arguments) => arguments.run(),
+            Command::Worker(arguments) => arguments.run(),
         }
     }
 }

@@ -65,6 +65,7 @@ impl ServeArguments {
             );
         }
         let engine = state.engine.clone();
+        let jobs = state.clone();
         actix_web::rt::System::new().block_on(async move {
             let server = server::run(listener, state, &settings)?;
             let handle = server.handle();
@@ -79,7 +80,9 @@ impl ServeArguments {
                 handle.stop(true).await;
             });
             tracing::info!("listening on http://{address}");
-            server.await
+            server.await?;
+            jobs.jobs.stop().await;
+            Ok::<_, std::io::Error>(())
         })?;
         engine.shutdown();
         tracing::info!("stopped");
@@ -137,7 +140,7 @@ fn shipped_pair() -> anyhow::Result<PathBuf> {
 }
 
 /// Waits for Ctrl-C or, on Unix, SIGTERM, and tells which it was.
-async fn told_to_stop() -> std::io::Result<&'static str> {
+pub(super) async fn told_to_stop() -> std::io::Result<&'static str> {
     #[cfg(unix)]
     {
         let mut terminate =

@@ -22,6 +22,12 @@ pub struct TrainArguments {
     /// Do not train: write the result of the newest checkpoint.
     #[arg(long, conflicts_with = "resume")]
     export: bool,
+    /// End when standard input does: with the process that started this one.
+    #[arg(long, hide = true)]
+    attended: bool,
+    /// Stand back behind other processes, 0 to 19.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=19))]
+    nice: i32,
     /// `cpu`, or `cuda:N` in a build with CUDA.
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -46,6 +52,12 @@ impl TrainArguments {
 
     pub fn run(self) -> anyhow::Result<()> {
         memory::keep_freed();
+        if self.attended {
+            std::thread::spawn(end_with_input);
+        }
+        if self.nice > 0 {
+            rustix::process::setpriority_process(None, self.nice)?;
+        }
         let device = device(&self.device)?;
         match self.kind {
             Kind::Tokenizer => {
@@ -73,6 +85,13 @@ impl TrainArguments {
         }
         Ok(())
     }
+}
+
+/// Whoever started this process holds the other end and says nothing; when that is gone, so is the use of going on.
+fn end_with_input() {
+    // An error is an end as well.
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    std::process::exit(1);
 }
 
 /// The device called `name`.

@@ -7,9 +7,10 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The shape and the switches of one transformer. Widths are in channels, the context in tokens.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TransformerConfig {
     pub n_layers: usize,
@@ -45,7 +46,7 @@ pub struct TransformerConfig {
 }
 
 /// How the residual stream is normalised before each sublayer reads it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Norm {
     /// `x / rms(x) * gain`: a zero stays a zero.
@@ -67,7 +68,7 @@ impl Norm {
 }
 
 /// The MLP's nonlinearity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// `x * Phi(x)` with the exact error function.
@@ -78,7 +79,7 @@ pub enum Activation {
 }
 
 /// What happens to the residual stream after a sublayer's output has been added to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ResidualActivation {
     #[default]
@@ -87,7 +88,7 @@ pub enum ResidualActivation {
 }
 
 /// Where positions enter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
     /// The model sees order only through the causal mask.
@@ -99,7 +100,9 @@ pub enum Positions {
 }
 
 /// The places where the released checkpoints may apply an AbsTopK, by the names they use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum ActiveLocation {
     AttnIn,

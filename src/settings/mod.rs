@@ -53,6 +53,41 @@ pub struct Settings {
     pub engine: Capacity,
     pub limits: Limits,
     pub telemetry: TelemetrySettings,
+    pub jobs: JobSettings,
+}
+
+/// How trainings asked for over the API are kept and carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JobSettings {
+    /// Where jobs are kept, as `postgres://...`; empty for SQLite in `data_dir`, which is for one machine.
+    pub database: String,
+    /// Jobs that this server carries out at once; with 0 it only serves, and `causeway worker` carries them out.
+    pub workers: usize,
+    /// Threads of a training's process.
+    pub threads: usize,
+    /// How far a training stands back behind everything else on the machine: 0 not at all, 19 most.
+    pub nice: i32,
+    /// A training that takes more memory is ended, in MiB; 0 for no such limit.
+    pub memory_mib: u64,
+    /// Seconds after which a job whose worker is not heard of is taken over.
+    pub lease_seconds: u64,
+    /// The longest file that may be uploaded, in bytes.
+    pub max_file_bytes: u64,
+}
+
+impl Default for JobSettings {
+    fn default() -> Self {
+        JobSettings {
+            database: String::new(),
+            workers: 1,
+            threads: 1,
+            nice: 10,
+            memory_mib: 0,
+            lease_seconds: 30,
+            max_file_bytes: 1 << 30,
+        }
+    }
 }
 
 /// What the server tells of its work.
@@ -113,6 +148,7 @@ impl Default for Settings {
             engine: Capacity::default(),
             limits: Limits::default(),
             telemetry: TelemetrySettings::default(),
+            jobs: JobSettings::default(),
         }
     }
 }
@@ -196,10 +232,15 @@ impl Settings {
                 "limits.first_token_seconds",
                 self.limits.first_token_seconds as usize,
             ),
+            ("jobs.threads", self.jobs.threads),
+            ("jobs.lease_seconds", self.jobs.lease_seconds as usize),
         ] {
             if value == 0 {
                 return Err(invalid(&format!("{name} is 0; at least 1 is needed")));
             }
+        }
+        if !(0..=19).contains(&self.jobs.nice) {
+            return Err(invalid("jobs.nice must be between 0 and 19"));
         }
         match self.listen.ip().is_loopback() || self.allow_remote || !self.keys.is_empty() {
             true => Ok(()),
@@ -373,7 +414,7 @@ mod tests {
         let table = read_table(&example).expect("a table");
         let known = known_keys().expect("the defaults");
         assert_eq!(table.keys().collect::<Vec<_>>().len(), known.keys().len());
-        for nested in ["limits", "engine", "telemetry"] {
+        for nested in ["limits", "engine", "telemetry", "jobs"] {
             let keys = |table: &Table| table[nested].as_table().map(Table::len);
             assert_eq!(keys(&table), keys(&known), "{nested}");
         }

@@ -419,7 +419,7 @@ impl<'a> BridgeObjective<'a> {
         let mut rng = step_rng(self.recipe.batches.seed, step, DRAW_CHANNELS);
         let sites = twin
             .sites(self.sparse.config.n_layers)
-            .map_err(candle_core::Error::Msg)?;
+            .map_err(|fault| candle_core::Error::Msg(fault.to_string()))?;
         let mut parts = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..twin.sites {
             let site = sites[rng.random_range(0..sites.len())];

@@ -39,10 +39,15 @@ struct State {
     moments_sha256: String,
 }
 
-/// The hash a checkpoint carries to be continued by its own recipe only.
+/// The hash a checkpoint carries to be continued by its own recipe only. Where the output goes and how often it is
+/// written decides nothing, so a training may be taken up elsewhere.
 pub fn recipe_hash(recipe: &impl Serialize) -> Result<String, TrainingError> {
-    let json =
-        serde_json::to_vec(recipe).map_err(|error| TrainingError::Recipe(error.to_string()))?;
+    let unwritable = |error: serde_json::Error| TrainingError::Recipe(error.to_string());
+    let mut recipe = serde_json::to_value(recipe).map_err(unwritable)?;
+    if let Some(fields) = recipe.as_object_mut() {
+        fields.remove("output");
+    }
+    let json = serde_json::to_vec(&recipe).map_err(unwritable)?;
     Ok(hex(&Sha256::digest(&json)))
 }
 

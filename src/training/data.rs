@@ -4,6 +4,8 @@
 //! stream of held-out documents. What a batch holds depends on the seed and the step alone, so a resumed
 //! training sees what an uninterrupted one would have seen.
 
+use std::path::Path;
+
 use candle_core::{Device, Result as CandleResult, Tensor};
 use rand::distr::{Distribution, weighted::WeightedIndex};
 use rand::{Rng, SeedableRng};
@@ -44,23 +46,42 @@ pub fn documents(source: &Source) -> Result<Documents, TrainingError> {
             let (held_out, train): (Vec<_>, Vec<_>) = all
                 .into_iter()
                 .partition(|document| is_held_out(document, *held_out_every));
-            if train.is_empty() || held_out.is_empty() {
-                let problem = format!(
-                    "{} has {} documents to train on and {} held out; it needs some of each",
-                    path.display(),
-                    train.len(),
-                    held_out.len()
-                );
-                return Err(TrainingError::Data(problem));
-            }
-            let texts =
-                |documents: Vec<TextDocument>| documents.into_iter().map(|d| d.text).collect();
-            Ok(Documents {
-                train: texts(train),
-                held_out: texts(held_out),
-            })
+            split(path, train, held_out)
+        }
+        Source::File {
+            path,
+            held_out_every,
+            ..
+        } => {
+            let mut all = text_files::read_file(path)?;
+            // As many as a fixed share, since a file may be small; which, its lines' numbers decide.
+            all.sort_by_cached_key(place_in_line);
+            let count = (all.len() / *held_out_every as usize).max(1);
+            let train = all.split_off(count.min(all.len()));
+            split(path, train, all)
         }
     }
+}
+
+fn split(
+    path: &Path,
+    train: Vec<TextDocument>,
+    held_out: Vec<TextDocument>,
+) -> Result<Documents, TrainingError> {
+    if train.is_empty() || held_out.is_empty() {
+        let problem = format!(
+            "{} has {} documents to train on and {} held out; it needs some of each",
+            path.display(),
+            train.len(),
+            held_out.len()
+        );
+        return Err(TrainingError::Data(problem));
+    }
+    let texts = |documents: Vec<TextDocument>| documents.into_iter().map(|d| d.text).collect();
+    Ok(Documents {
+        train: texts(train),
+        held_out: texts(held_out),
+    })
 }
 
 fn generate(seed: u64, split: Split, count: usize) -> Vec<String> {
@@ -70,12 +91,17 @@ fn generate(seed: u64, split: Split, count: usize) -> Vec<String> {
         .collect()
 }
 
-/// Whether a document is kept for evaluation: decided by its path, so that adding files moves no other.
-pub fn is_held_out(document: &TextDocument, every: u64) -> bool {
+/// An order of documents that their names decide.
+fn place_in_line(document: &TextDocument) -> u64 {
     let digest = Sha256::digest(document.path.as_bytes());
     let mut first = [0u8; 8];
     first.copy_from_slice(&digest[..8]);
-    u64::from_le_bytes(first) % every == 0
+    u64::from_le_bytes(first)
+}
+
+/// Whether a document is kept for evaluation: decided by its path, so that adding files moves no other.
+pub fn is_held_out(document: &TextDocument, every: u64) -> bool {
+    place_in_line(document) % every == 0
 }
 
 /// One source's tokens.

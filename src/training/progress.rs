@@ -17,6 +17,8 @@ pub struct Progress {
     metrics: File,
     started: Instant,
     tokens: usize,
+    /// The step of the last checkpoint that a run before this one told of.
+    told_checkpoint: Option<usize>,
 }
 
 impl Progress {
@@ -35,6 +37,7 @@ impl Progress {
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.reset_eta();
         Ok(Progress {
+            told_checkpoint: last_checkpoint(&kept),
             bar,
             path,
             metrics,
@@ -89,6 +92,20 @@ impl Progress {
         self.line(&line)
     }
 
+    /// Tells that the checkpoint after a step is safe, unless a run before this one told it.
+    pub fn checkpoint(&mut self, step: usize) -> Result<(), TrainingError> {
+        let line = json!({"step": step, "checkpoint": true}).to_string();
+        match self.told_checkpoint == Some(step) {
+            true => Ok(()),
+            false => writeln!(self.metrics, "{line}").map_err(failed(&self.path)),
+        }
+    }
+
+    /// Makes what was told outlast the machine: a checkpoint must not know more than the metrics.
+    pub fn sync(&self) -> Result<(), TrainingError> {
+        self.metrics.sync_data().map_err(failed(&self.path))
+    }
+
     pub fn finish(&self) {
         self.bar.finish();
     }
@@ -96,6 +113,13 @@ impl Progress {
     fn line(&mut self, line: &Value) -> Result<(), TrainingError> {
         writeln!(self.metrics, "{line}").map_err(failed(&self.path))
     }
+}
+
+fn last_checkpoint(lines: &str) -> Option<usize> {
+    let lines = lines.lines().rev();
+    let mut told = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let checkpoint = told.find(|line| line["checkpoint"] == true)?;
+    checkpoint["step"].as_u64().map(|step| step as usize)
 }
 
 fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> TrainingError + '_ {

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::TrainingError;
 use crate::artifacts::ArtifactId;
@@ -13,7 +14,7 @@ use crate::models::config::TransformerConfig;
 use crate::models::location::Site;
 
 /// Where training text comes from. A batch draws its sequences from the sources in proportion to `weight`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, tag = "kind", rename_all = "snake_case")]
 pub enum Source {
     /// Programs of [`crate::corpus`].
@@ -31,6 +32,14 @@ pub enum Source {
         #[serde(default = "default_held_out")]
         held_out_every: u64,
     },
+    /// One file: `.jsonl` with a `text` in each line, or plain text, which is cut into pieces of whole lines.
+    File {
+        path: PathBuf,
+        weight: f64,
+        /// One document of so many, and at least one, is kept for evaluation.
+        #[serde(default = "default_held_out")]
+        held_out_every: u64,
+    },
 }
 
 fn default_held_out() -> u64 {
@@ -40,7 +49,9 @@ fn default_held_out() -> u64 {
 impl Source {
     pub fn weight(&self) -> f64 {
         match self {
-            Source::Generated { weight, .. } | Source::Directory { weight, .. } => *weight,
+            Source::Generated { weight, .. }
+            | Source::Directory { weight, .. }
+            | Source::File { weight, .. } => *weight,
         }
     }
 
@@ -51,13 +62,13 @@ impl Source {
     pub fn name(&self) -> &'static str {
         match self {
             Source::Generated { .. } => Self::GENERATED,
-            Source::Directory { .. } => "real",
+            Source::Directory { .. } | Source::File { .. } => "real",
         }
     }
 }
 
 /// How batches are cut and how long training goes on.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Batches {
     pub steps: usize,
@@ -69,7 +80,7 @@ pub struct Batches {
 }
 
 /// AdamW and its schedule.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Optimizer {
     /// The peak learning rate.
@@ -104,7 +115,7 @@ fn default_weight_decay() -> f64 {
 }
 
 /// What is done to a gradient that is too large, over all parameters together.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, tag = "kind", rename_all = "snake_case")]
 pub enum Clip {
     /// Scale the gradient so that its Euclidean norm is at most this.
@@ -122,7 +133,7 @@ impl Default for Clip {
 }
 
 /// How weights are made sparse while they are trained.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Sparsity {
     /// The fraction of each matrix's weights that is nonzero in the end.
@@ -153,7 +164,7 @@ fn default_rate_growth() -> f64 {
 }
 
 /// The shape of the kept fraction's way from 1 to its target.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Anneal {
     #[default]
@@ -162,7 +173,7 @@ pub enum Anneal {
 }
 
 /// What a run writes and when.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Output {
     /// Metrics, checkpoints and the result; made where it does not exist.
@@ -199,7 +210,7 @@ pub struct TokenizerRecipe {
 }
 
 /// A model trained alone: dense, or sparse where `sparsity` is given.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelRecipe {
     pub tokenizer: PathBuf,
@@ -216,7 +227,7 @@ pub struct ModelRecipe {
 }
 
 /// A sparse model and the bridge to a given dense one, trained together.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BridgeRecipe {
     /// The bridge's id; the dense model is served under it, the sparse one under `ID-sparse`.
@@ -246,7 +257,7 @@ fn default_encoder_fraction() -> f64 {
 }
 
 /// The terms of the bridge loss and their weights; a weight of zero leaves the term out.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Terms {
     pub cross_entropy: f32,
@@ -275,7 +286,7 @@ pub struct Terms {
 }
 
 /// All sites in every step, or one of each kind drawn: the same in the mean, far cheaper.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SiteChoice {
     #[default]
@@ -285,7 +296,7 @@ pub enum SiteChoice {
 
 /// The twin term: a few channels of a site change places between two sequences, once inside the sparse model
 /// and once, decoded, inside the dense one; the outcomes must agree.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Twin {
     /// Of the bridged part: the dense model follows what the exchange did in the sparse one. The gradient reaches
@@ -322,7 +333,7 @@ pub struct Twin {
 
 impl Twin {
     /// The sites to draw from, or what is wrong with `at`.
-    pub fn sites(&self, n_layers: usize) -> Result<Vec<Site>, String> {
+    pub fn sites(&self, n_layers: usize) -> Result<Vec<Site>, Fault> {
         if self.at.is_empty() {
             return Ok(Site::all(n_layers).skip(1).take(2 * n_layers - 1).collect());
         }
@@ -331,10 +342,8 @@ impl Twin {
                 .find(|site| site.to_string() == *name)
                 .ok_or_else(|| {
                     let known: Vec<String> = Site::all(n_layers).map(|s| s.to_string()).collect();
-                    format!(
-                        "terms.twin.at: no site \"{name}\"; the sites are {}",
-                        known.join(", ")
-                    )
+                    let problem = format!("has \"{name}\"; the sites are {}", known.join(", "));
+                    Fault::new("terms.twin.at", problem)
                 })
         };
         self.at.iter().map(named).collect()
@@ -367,30 +376,49 @@ pub fn read<R: for<'de> Deserialize<'de> + Check>(path: &Path) -> Result<R, Trai
 /// What a recipe's types cannot say.
 pub trait Check {
     /// The first thing wrong, said so that it can be put right.
-    fn check(&self) -> Result<(), String>;
+    fn check(&self) -> Result<(), Fault>;
 }
 
-fn in_range(name: &str, value: f64, low: f64, high: f64) -> Result<(), String> {
+/// A field that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} {problem}")]
+pub struct Fault {
+    /// Its path in the recipe, such as `batches.length`.
+    pub field: String,
+    pub problem: String,
+}
+
+impl Fault {
+    pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Fault {
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+fn in_range(field: &str, value: f64, low: f64, high: f64) -> Result<(), Fault> {
     match value >= low && value <= high {
         true => Ok(()),
-        false => Err(format!(
-            "{name} is {value}; it must be between {low} and {high}"
+        false => Err(Fault::new(
+            field,
+            format!("is {value}; it must be between {low} and {high}"),
         )),
     }
 }
 
-fn check_sources(sources: &[Source]) -> Result<(), String> {
+fn check_sources(sources: &[Source]) -> Result<(), Fault> {
     if sources.is_empty() {
-        return Err("sources is empty; name at least one".into());
+        return Err(Fault::new("sources", "is empty; name at least one"));
     }
     for source in sources {
-        in_range("a source's weight", source.weight(), 1e-6, 1e6)?;
+        in_range("sources.weight", source.weight(), 1e-6, 1e6)?;
         match source {
             Source::Generated { documents, .. } => {
-                in_range("documents", *documents as f64, 1.0, 1e7)?;
+                in_range("sources.documents", *documents as f64, 1.0, 1e7)?;
             }
-            Source::Directory { held_out_every, .. } => {
-                in_range("held_out_every", *held_out_every as f64, 2.0, 1e6)?;
+            Source::Directory { held_out_every, .. } | Source::File { held_out_every, .. } => {
+                in_range("sources.held_out_every", *held_out_every as f64, 2.0, 1e6)?;
             }
         }
     }
@@ -398,7 +426,7 @@ fn check_sources(sources: &[Source]) -> Result<(), String> {
 }
 
 impl Check for TokenizerRecipe {
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), Fault> {
         in_range("vocab_size", self.vocab_size as f64, 257.0, 1e6)?;
         in_range("documents", self.documents as f64, 1.0, 1e7)?;
         check_sources(&self.sources)
@@ -406,7 +434,7 @@ impl Check for TokenizerRecipe {
 }
 
 impl Batches {
-    fn check(&self, model: &TransformerConfig) -> Result<(), String> {
+    fn check(&self, model: &TransformerConfig) -> Result<(), Fault> {
         in_range("batches.steps", self.steps as f64, 1.0, 1e9)?;
         in_range("batches.sequences", self.sequences as f64, 1.0, 1e5)?;
         in_range(
@@ -419,7 +447,7 @@ impl Batches {
 }
 
 impl Optimizer {
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), Fault> {
         in_range("optimizer.rate", self.rate, 1e-9, 1.0)?;
         in_range("optimizer.final_fraction", self.final_fraction, 0.0, 1.0)?;
         in_range("optimizer.beta1", self.beta1, 0.0, 0.9999)?;
@@ -432,7 +460,7 @@ impl Optimizer {
 }
 
 impl Output {
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), Fault> {
         in_range(
             "output.checkpoint_every",
             self.checkpoint_every as f64,
@@ -455,7 +483,7 @@ impl Output {
 }
 
 impl Sparsity {
-    fn check(&self, model: &TransformerConfig) -> Result<(), String> {
+    fn check(&self, model: &TransformerConfig) -> Result<(), Fault> {
         in_range("sparsity.kept_fraction", self.kept_fraction, 1e-6, 1.0)?;
         in_range("sparsity.anneal_from", self.anneal_from, 0.0, 1.0)?;
         in_range("sparsity.anneal_to", self.anneal_to, self.anneal_from, 1.0)?;
@@ -473,11 +501,11 @@ impl Sparsity {
 }
 
 impl Check for ModelRecipe {
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), Fault> {
         check_sources(&self.sources)?;
         self.model
             .validate()
-            .map_err(|error| format!("model.{error}"))?;
+            .map_err(|error| Fault::new(format!("model.{}", error.field), error.problem))?;
         self.batches.check(&self.model)?;
         self.optimizer.check()?;
         self.output.check()?;
@@ -488,11 +516,11 @@ impl Check for ModelRecipe {
 }
 
 impl Check for BridgeRecipe {
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), Fault> {
         check_sources(&self.sources)?;
         self.sparse
             .validate()
-            .map_err(|error| format!("sparse.{error}"))?;
+            .map_err(|error| Fault::new(format!("sparse.{}", error.field), error.problem))?;
         self.batches.check(&self.sparse)?;
         self.optimizer.check()?;
         in_range("bridge_rate", self.bridge_rate, 1e-9, 1.0)?;
@@ -521,12 +549,12 @@ impl Check for BridgeRecipe {
             ] {
                 in_range(&format!("terms.twin.{name}"), f64::from(weight), 0.0, 1e6)?;
             }
-            let directories = |source: &Source| matches!(source, Source::Directory { .. });
-            if twin.quote_share > 0.0 && !self.sources.iter().any(directories) {
-                return Err(
-                    "terms.twin.quote_share needs a source of kind \"directory\" to cut code from"
-                        .into(),
-                );
+            let real = |source: &Source| source.name() != Source::GENERATED;
+            if twin.quote_share > 0.0 && !self.sources.iter().any(real) {
+                return Err(Fault::new(
+                    "terms.twin.quote_share",
+                    "needs text that is not generated to cut code from",
+                ));
             }
             twin.sites(self.sparse.n_layers)?;
             in_range(
@@ -593,7 +621,7 @@ mod tests {
         assert_eq!(twin(&[]).sites(2).expect("sites").len(), 3);
         let problem = twin(&["2.resid_mid"]).sites(2).expect_err("a refusal");
         assert!(
-            problem.contains("2.resid_mid") && problem.contains("1.resid_mid"),
+            problem.to_string().contains("2.resid_mid") && problem.problem.contains("1.resid_mid"),
             "{problem}"
         );
     }

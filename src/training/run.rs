@@ -96,6 +96,9 @@ pub fn train(
     }
     let steps = plan.batches.steps;
     let mut progress = Progress::new(directory, first, steps)?;
+    if first > 0 {
+        progress.checkpoint(first - 1)?;
+    }
     for step in first..steps {
         let terms = one_step(
             plan,
@@ -117,6 +120,7 @@ pub fn train(
             progress.evaluation(step, &objective.evaluate()?)?;
         }
         if done % plan.output.checkpoint_every == 0 || done == steps {
+            progress.sync()?;
             save(
                 &checkpoints,
                 parameters,
@@ -124,6 +128,7 @@ pub fn train(
                 done,
                 &plan.recipe_sha256,
             )?;
+            progress.checkpoint(step)?;
         }
     }
     progress.finish();

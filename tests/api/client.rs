@@ -12,7 +12,7 @@ use actix_web::dev::ServerHandle;
 use actix_web::web;
 use causeway::api::{loading, server};
 use causeway::generation::vitals::{NoProbe, Probe};
-use causeway::settings::Settings;
+use causeway::settings::{JobSettings, Settings};
 use serde_json::Value;
 
 use crate::tiny_pair;
@@ -62,6 +62,12 @@ impl Server {
             pairs: vec![directory.join("pair")],
             threads: 1,
             shutdown_seconds: 5,
+            library: directory.join("library"),
+            jobs: JobSettings {
+                // A worker runs the program, which a test is not.
+                workers: 0,
+                ..JobSettings::default()
+            },
             ..Settings::default()
         };
         change(&mut settings);

@@ -14,7 +14,7 @@ use utoipa::{Modify, OpenApi};
 use super::completions::chat::response::ChatPiece;
 use super::completions::response::Chunk;
 use super::completions::text::response::TextPiece;
-use super::{activations, bridges, completions, features, health, library, models};
+use super::{activations, bridges, completions, features, health, jobs, library, models};
 
 /// The whole API.
 #[derive(Debug, OpenApi)]
@@ -50,6 +50,19 @@ use super::{activations, bridges, completions, features, health, library, models
         library::list,
         library::load,
         library::unload,
+        jobs::files::create,
+        jobs::files::list,
+        jobs::files::retrieve,
+        jobs::files::content,
+        jobs::files::delete,
+        jobs::handlers::create,
+        jobs::handlers::list,
+        jobs::handlers::retrieve,
+        jobs::handlers::cancel,
+        jobs::handlers::pause,
+        jobs::handlers::resume,
+        jobs::handlers::checkpoints,
+        jobs::events::list,
         health::live,
         health::ready,
         health::metrics,
@@ -61,6 +74,8 @@ use super::{activations, bridges, completions, features, health, library, models
         (name = "bridges", description = "Pairs of models that edits are carried across"),
         (name = "features", description = "Named features of sparse models"),
         (name = "library", description = "What can be served, for those who run the server"),
+        (name = "files", description = "Training text"),
+        (name = "fine_tuning", description = "Trainings"),
         (name = "activations", description = "What the models compute"),
         (name = "health", description = "For those who run the server")
     )

@@ -85,7 +85,7 @@ impl QuoteArguments {
                     effect,
                 });
             }
-            if matches!(source, Source::Directory { .. }) && strings.len() < self.count {
+            if source.name() != Source::GENERATED && strings.len() < self.count {
                 let missing = self.count - strings.len();
                 strings.extend(real_strings::pairs(&models, &held_out, missing)?);
             }

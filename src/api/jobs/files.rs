@@ -1,0 +1,347 @@
+//! `/v1/files`: training text, streamed to disk, checked line by line, and kept with its hash.
+
+use std::path::{Path, PathBuf};
+
+use actix_multipart::{Field, Multipart, MultipartError};
+use actix_web::{HttpResponse, web};
+use futures_util::TryStreamExt;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::api::ApiError;
+use crate::api::error::ErrorBody;
+use crate::api::inventory::shortened;
+use crate::api::state::State;
+use crate::artifacts::text_files;
+use crate::jobs::job::StoredFile;
+
+/// A longer field than the file itself.
+const LONGEST_FIELD: usize = 1000;
+const PURPOSE: &str = "fine-tune";
+
+/// What is sent.
+#[derive(Debug, ToSchema)]
+pub struct UploadFile {
+    /// Only `fine-tune`.
+    #[schema(example = "fine-tune")]
+    pub purpose: String,
+    /// UTF-8: `.jsonl` with an object that has a string `text` in each line, each a document; or plain text, which is
+    /// cut into documents of about 4,096 characters at the ends of lines.
+    #[schema(value_type = String, format = Binary)]
+    pub file: Vec<u8>,
+}
+
+/// An uploaded file.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FileObject {
+    #[schema(example = "file-0a1b2c3d")]
+    pub id: String,
+    #[schema(example = "file")]
+    pub object: &'static str,
+    pub bytes: i64,
+    /// Seconds since 1970.
+    pub created_at: i64,
+    pub filename: String,
+    #[schema(example = "fine-tune")]
+    pub purpose: &'static str,
+    #[schema(example = "processed")]
+    pub status: &'static str,
+    /// How many documents it has.
+    pub documents: i64,
+    /// Of its content, in hexadecimal.
+    pub sha256: String,
+}
+
+/// All files, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FileList {
+    #[schema(example = "list")]
+    pub object: &'static str,
+    pub data: Vec<FileObject>,
+    pub has_more: bool,
+}
+
+/// A file that is no more.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FileDeleted {
+    pub id: String,
+    #[schema(example = "file")]
+    pub object: &'static str,
+    pub deleted: bool,
+}
+
+impl From<StoredFile> for FileObject {
+    fn from(file: StoredFile) -> Self {
+        FileObject {
+            id: file.id,
+            object: "file",
+            bytes: file.bytes,
+            created_at: file.created_at / 1000,
+            filename: file.name,
+            purpose: PURPOSE,
+            status: "processed",
+            documents: file.documents,
+            sha256: file.sha256,
+        }
+    }
+}
+
+/// Where a file's content is.
+pub fn path_of(files: &Path, file: &StoredFile) -> PathBuf {
+    let extension = match is_jsonl(&file.name) {
+        true => "jsonl",
+        false => "txt",
+    };
+    files.join(format!("{}.{extension}", file.id))
+}
+
+fn is_jsonl(name: &str) -> bool {
+    name.to_ascii_lowercase().ends_with(".jsonl")
+}
+
+/// Keeps training text.
+#[utoipa::path(post, path = "/v1/files", tag = "files", operation_id = "createFile",
+    request_body(content = UploadFile, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "The file", body = FileObject),
+        (status = 400, description = "The form is not as it should be, or the text is not: `message` names the first \
+            line at fault", body = ErrorBody),
+        (status = 413, description = "The file is longer than the server keeps: code `body_too_large`",
+            body = ErrorBody),
+        (status = 415, description = "The body is no `multipart/form-data`: code `unsupported_media_type`",
+            body = ErrorBody)
+    ))]
+pub async fn create(
+    state: web::Data<State>,
+    mut form: Multipart,
+) -> Result<HttpResponse, ApiError> {
+    let files = &state.jobs.files;
+    tokio::fs::create_dir_all(files)
+        .await
+        .map_err(ApiError::internal)?;
+    let id = format!("file-{}", Uuid::new_v4().simple());
+    let partial = Partial(files.join(format!(".{id}")));
+    let (mut purpose, mut received) = (None, None);
+    while let Some(field) = form.try_next().await.map_err(broken)? {
+        let name = field.name().unwrap_or_default().to_owned();
+        match name.as_str() {
+            "file" if received.is_none() => {
+                let limit = state.jobs.max_file_bytes;
+                received = Some(receive(field, &partial.0, limit).await?);
+            }
+            "purpose" => purpose = Some(short_field(field).await?),
+            _ => {
+                let name = shortened(&name);
+                let message =
+                    format!("there is no field {name:?}; a form has purpose and one file");
+                return Err(ApiError::invalid_with_code(&name, "unknown_field", message));
+            }
+        }
+    }
+    if purpose.as_deref() != Some(PURPOSE) {
+        return Err(ApiError::invalid(
+            "purpose",
+            format!("purpose must be {PURPOSE}"),
+        ));
+    }
+    let received = received
+        .ok_or_else(|| ApiError::invalid_with_code("file", "missing_field", "file is missing"))?;
+    let jsonl = is_jsonl(&received.name);
+    let (checked, path) = (partial, state.jobs.files.clone());
+    let documents = web::block(move || documents(&checked.0, jsonl).map(|count| (count, checked)));
+    let (documents, partial) = documents.await.map_err(ApiError::internal)??;
+    let file = StoredFile {
+        id,
+        name: received.name,
+        bytes: received.bytes,
+        documents,
+        sha256: received.sha256,
+        created_at: 0,
+    };
+    let to = path_of(&path, &file);
+    tokio::fs::rename(&partial.0, to)
+        .await
+        .map_err(ApiError::internal)?;
+    let file = state.jobs.store.add_file(&file).await?;
+    Ok(HttpResponse::Ok().json(FileObject::from(file)))
+}
+
+/// All files.
+#[utoipa::path(get, path = "/v1/files", tag = "files", operation_id = "listFiles",
+    responses((status = 200, description = "The files, newest first", body = FileList)))]
+pub async fn list(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
+    let files = state.jobs.store.files().await?;
+    Ok(HttpResponse::Ok().json(FileList {
+        object: "list",
+        data: files.into_iter().map(FileObject::from).collect(),
+        has_more: false,
+    }))
+}
+
+/// One file.
+#[utoipa::path(get, path = "/v1/files/{id}", tag = "files", operation_id = "retrieveFile",
+    params(("id" = String, Path, description = "The file's id")),
+    responses(
+        (status = 200, description = "The file", body = FileObject),
+        (status = 404, description = "There is no such file: code `file_not_found`", body = ErrorBody)
+    ))]
+pub async fn retrieve(
+    state: web::Data<State>,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    Ok(HttpResponse::Ok().json(FileObject::from(find(&state, &id).await?)))
+}
+
+/// What a file holds, as it was sent.
+#[utoipa::path(get, path = "/v1/files/{id}/content", tag = "files", operation_id = "downloadFile",
+    params(("id" = String, Path, description = "The file's id")),
+    responses(
+        (status = 200, description = "Its content", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 404, description = "There is no such file: code `file_not_found`", body = ErrorBody)
+    ))]
+pub async fn content(
+    state: web::Data<State>,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let file = find(&state, &id).await?;
+    let path = path_of(&state.jobs.files, &file);
+    let opened = tokio::fs::File::open(path)
+        .await
+        .map_err(ApiError::internal)?;
+    let pieces = futures_util::stream::try_unfold(opened, |mut file| async {
+        let mut piece = web::BytesMut::with_capacity(1 << 16);
+        let read = tokio::io::AsyncReadExt::read_buf(&mut file, &mut piece).await?;
+        Ok::<_, std::io::Error>((read > 0).then(|| (piece.freeze(), file)))
+    });
+    Ok(HttpResponse::Ok()
+        .content_type("application/octet-stream")
+        .streaming(pieces))
+}
+
+/// Deletes a file. Jobs that begin later cannot read it any more.
+#[utoipa::path(delete, path = "/v1/files/{id}", tag = "files", operation_id = "deleteFile",
+    params(("id" = String, Path, description = "The file's id")),
+    responses(
+        (status = 200, description = "It is deleted", body = FileDeleted),
+        (status = 404, description = "There is no such file: code `file_not_found`", body = ErrorBody)
+    ))]
+pub async fn delete(
+    state: web::Data<State>,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let file = find(&state, &id).await?;
+    state.jobs.store.remove_file(&file.id).await?;
+    let path = path_of(&state.jobs.files, &file);
+    if let Err(error) = tokio::fs::remove_file(&path).await {
+        tracing::warn!(path = %path.display(), %error, "a deleted file's content is still there");
+    }
+    Ok(HttpResponse::Ok().json(FileDeleted {
+        id: file.id,
+        object: "file",
+        deleted: true,
+    }))
+}
+
+async fn find(state: &State, id: &str) -> Result<StoredFile, ApiError> {
+    let file = state.jobs.store.file(id).await?;
+    file.ok_or_else(|| ApiError::NotFound {
+        message: format!("there is no file {:?}", shortened(id)),
+        param: None,
+        code: Some("file_not_found"),
+    })
+}
+
+/// A file that is removed again unless it gets another name.
+struct Partial(PathBuf);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // There is none once it has been renamed.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// What has come in.
+struct Received {
+    name: String,
+    bytes: i64,
+    sha256: String,
+}
+
+async fn receive(mut field: Field, path: &Path, limit: u64) -> Result<Received, ApiError> {
+    let disposition = field.content_disposition();
+    let name = disposition.and_then(|disposition| disposition.get_filename());
+    let name = name.unwrap_or("file.txt").chars().take(255).collect();
+    let mut file = tokio::fs::File::create(path)
+        .await
+        .map_err(ApiError::internal)?;
+    let (mut hasher, mut bytes) = (Sha256::new(), 0u64);
+    while let Some(piece) = field.try_next().await.map_err(broken)? {
+        bytes += piece.len() as u64;
+        if bytes > limit {
+            return Err(ApiError::TooLarge {
+                limit: usize::try_from(limit).unwrap_or(usize::MAX),
+            });
+        }
+        hasher.update(&piece);
+        file.write_all(&piece).await.map_err(ApiError::internal)?;
+    }
+    file.sync_all().await.map_err(ApiError::internal)?;
+    let digest = hasher.finalize();
+    Ok(Received {
+        name,
+        bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+        sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+    })
+}
+
+async fn short_field(mut field: Field) -> Result<String, ApiError> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = field.try_next().await.map_err(broken)? {
+        bytes.extend_from_slice(&piece);
+        if bytes.len() > LONGEST_FIELD {
+            let message = format!("the field is longer than {LONGEST_FIELD} bytes");
+            return Err(ApiError::invalid("purpose", message));
+        }
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn broken(error: MultipartError) -> ApiError {
+    match error {
+        MultipartError::ContentTypeMissing | MultipartError::ContentTypeIncompatible => {
+            ApiError::NotForm
+        }
+        error => ApiError::Invalid {
+            message: format!("the form could not be read: {error}"),
+            param: None,
+            code: Some("unreadable_body"),
+        },
+    }
+}
+
+/// How many documents a file has; the first thing wrong with it otherwise.
+fn documents(path: &Path, jsonl: bool) -> Result<i64, ApiError> {
+    let wrong = |message: String| ApiError::invalid_with_code("file", "invalid_file", message);
+    let bytes = std::fs::read(path).map_err(ApiError::internal)?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|&&byte| byte == b'\n').count() + 1;
+        wrong(format!("line {line} is not UTF-8"))
+    })?;
+    let documents = match jsonl {
+        true => text_files::lines_of_jsonl(&text)
+            .map_err(|(line, problem)| wrong(format!("line {line}: {problem}")))?,
+        false => text_files::pieces(&text),
+    };
+    match documents.len() {
+        0 | 1 => Err(wrong(format!(
+            "the file has {} documents; at least two are needed, one to train on and one held out",
+            documents.len()
+        ))),
+        count => Ok(count as i64),
+    }
+}

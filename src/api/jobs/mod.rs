@@ -1,0 +1,45 @@
+//! Training through the API: `/v1/files` and `/v1/fine_tuning/jobs`, in OpenAI's shapes.
+//!
+//! [`files`] takes training text, [`handlers`] are the routes of jobs, with their bodies in [`request`] and
+//! [`response`]; [`events`] follows a job. Beside the requests, [`background`] carries jobs out, where the settings say
+//! so, and takes their results into service: those of other machines' workers too.
+
+pub mod background;
+pub mod events;
+pub mod files;
+pub mod handlers;
+pub mod request;
+pub mod response;
+
+use super::ApiError;
+use crate::jobs::store::StoreError;
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NoSuchJob => ApiError::NotFound {
+                message: error.to_string(),
+                param: None,
+                code: Some("job_not_found"),
+            },
+            StoreError::Refused { .. } => ApiError::Invalid {
+                message: error.to_string(),
+                param: None,
+                code: Some("wrong_status"),
+            },
+            StoreError::OtherRequest => ApiError::invalid_with_code(
+                "idempotency-key",
+                "idempotency_key_reused",
+                error.to_string(),
+            ),
+            StoreError::NameTaken(_) => {
+                ApiError::invalid_with_code("suffix", "already_exists", error.to_string())
+            }
+            StoreError::Database(_)
+            | StoreError::System(_)
+            | StoreError::Migration(_)
+            | StoreError::Unreadable(_)
+            | StoreError::Lost => ApiError::internal(error),
+        }
+    }
+}

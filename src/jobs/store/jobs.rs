@@ -1,0 +1,225 @@
+//! What callers do with jobs.
+
+use std::collections::BTreeMap;
+
+use sqlx::any::AnyRow;
+use sqlx::{AssertSqlSafe, Row};
+
+use super::{Store, StoreError, json, text};
+use crate::jobs::job::{Job, Milliseconds, Status, Step, Wish};
+use crate::jobs::spec::JobSpec;
+
+/// A job that is yet to be kept.
+#[derive(Debug, Clone)]
+pub struct NewJob {
+    pub id: String,
+    pub spec: JobSpec,
+    pub metadata: BTreeMap<String, String>,
+    /// Empty for none.
+    pub idempotency_key: String,
+    /// Of the request's body: one key is for one request.
+    pub request_sha256: String,
+}
+
+/// Which jobs a list has, newest first.
+#[derive(Debug, Clone, Default)]
+pub struct Query {
+    /// The id of the job before the first.
+    pub after: Option<String>,
+    pub limit: usize,
+    /// All of these must be so.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A job's result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The id it is served under.
+    pub output: String,
+    pub finished_at: Milliseconds,
+}
+
+const COLUMNS: &str = "id, spec, metadata, status, wish, attempt, created_at, started_at, finished_at, step, \
+    trained_tokens, step_milliseconds, failure, results";
+
+impl Store {
+    /// Keeps a job. The same idempotency key and request give the job they gave before.
+    pub async fn create(&self, new: &NewJob) -> Result<Job, StoreError> {
+        let inserted = sqlx::query(self.statement(
+            "INSERT INTO jobs (id, spec, output, metadata, idempotency_key, request_sha256, status, wish, attempt, \
+             worker, lease_until, created_at, started_at, finished_at, step, trained_tokens, step_milliseconds, \
+             failure, results) VALUES ($1, $2, $3, $4, $5, $6, 'queued', '', 0, '', 0, {now}, 0, 0, 0, 0, 0, '', '{}') \
+             ON CONFLICT DO NOTHING",
+        ))
+        .bind(&new.id)
+        .bind(text(&new.spec)?)
+        .bind(new.spec.output.as_str())
+        .bind(text(&new.metadata)?)
+        .bind(&new.idempotency_key)
+        .bind(&new.request_sha256)
+        .execute(&self.pool)
+        .await?;
+        if inserted.rows_affected() == 1 {
+            return self.job(&new.id).await?.ok_or(StoreError::NoSuchJob);
+        }
+        let before = sqlx::query(
+            "SELECT id, request_sha256 FROM jobs WHERE idempotency_key = $1 AND $1 <> ''",
+        )
+        .bind(&new.idempotency_key)
+        .fetch_optional(&self.pool)
+        .await?;
+        match before {
+            None => Err(StoreError::NameTaken(new.spec.output.to_string())),
+            Some(row) if row.try_get::<String, _>(1)? != new.request_sha256 => {
+                Err(StoreError::OtherRequest)
+            }
+            Some(row) => {
+                let id: String = row.try_get(0)?;
+                self.job(&id).await?.ok_or(StoreError::NoSuchJob)
+            }
+        }
+    }
+
+    /// A job by its id.
+    pub async fn job(&self, id: &str) -> Result<Option<Job>, StoreError> {
+        let query = format!("SELECT {COLUMNS} FROM jobs WHERE id = $1");
+        let row = sqlx::query(AssertSqlSafe(query))
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await?;
+        row.as_ref().map(job_of).transpose()
+    }
+
+    /// A page of jobs, and whether there are more.
+    pub async fn jobs(&self, query: &Query) -> Result<(Vec<Job>, bool), StoreError> {
+        let after = match &query.after {
+            Some(id) => {
+                let row = sqlx::query("SELECT created_at FROM jobs WHERE id = $1")
+                    .bind(id)
+                    .fetch_optional(&self.pool)
+                    .await?;
+                let row = row.ok_or(StoreError::NoSuchJob)?;
+                (row.try_get::<i64, _>(0)?, id.clone())
+            }
+            None => (i64::MAX, String::new()),
+        };
+        let sql = format!(
+            "SELECT {COLUMNS} FROM jobs WHERE created_at < $1 OR (created_at = $1 AND id < $2) \
+             ORDER BY created_at DESC, id DESC"
+        );
+        let mut rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(after.0)
+            .bind(after.1)
+            .fetch(&self.pool);
+        let mut found = Vec::new();
+        while let Some(row) = futures_util::TryStreamExt::try_next(&mut rows).await? {
+            let job = job_of(&row)?;
+            let wanted = |(key, value): (&String, &String)| job.metadata.get(key) == Some(value);
+            if query.metadata.iter().all(wanted) {
+                if found.len() == query.limit {
+                    return Ok((found, true));
+                }
+                found.push(job);
+            }
+        }
+        Ok((found, false))
+    }
+
+    /// Results that were published at `since` or later, oldest first.
+    pub async fn succeeded(&self, since: Milliseconds) -> Result<Vec<Published>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT output, finished_at FROM jobs WHERE status = 'succeeded' AND finished_at >= $1 \
+             ORDER BY finished_at, id",
+        )
+        .bind(since)
+        .fetch_all(&self.pool)
+        .await?;
+        let published = |row: &AnyRow| {
+            Ok(Published {
+                output: row.try_get(0)?,
+                finished_at: row.try_get(1)?,
+            })
+        };
+        rows.iter().map(published).collect()
+    }
+
+    /// Asks something of a job: done at once where no worker has it, else by its worker.
+    pub async fn wish(&self, id: &str, wish: Wish) -> Result<Job, StoreError> {
+        loop {
+            let job = self.job(id).await?.ok_or(StoreError::NoSuchJob)?;
+            let statement = match wish.step(job.status) {
+                Step::Nothing => return Ok(job),
+                Step::Refused => {
+                    return Err(StoreError::Refused {
+                        wish,
+                        from: job.status,
+                    });
+                }
+                Step::Becomes(status) => self.become_status(id, job.status, status).await?,
+                Step::Asks => self.ask(id, wish).await?,
+            };
+            // Else it has changed since; look again.
+            if statement == 1 {
+                return self.job(id).await?.ok_or(StoreError::NoSuchJob);
+            }
+        }
+    }
+
+    async fn become_status(&self, id: &str, from: Status, to: Status) -> Result<u64, StoreError> {
+        let done = sqlx::query(self.statement(
+            "UPDATE jobs SET status = $3, wish = '', finished_at = CASE WHEN $4 = 1 THEN {now} ELSE finished_at END \
+             WHERE id = $1 AND status = $2",
+        ))
+        .bind(id)
+        .bind(from.as_str())
+        .bind(to.as_str())
+        .bind(i64::from(to.is_final()))
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    async fn ask(&self, id: &str, wish: Wish) -> Result<u64, StoreError> {
+        let wish = if wish == Wish::Resume {
+            ""
+        } else {
+            wish.as_str()
+        };
+        let done = sqlx::query("UPDATE jobs SET wish = $2 WHERE id = $1 AND status = 'running'")
+            .bind(id)
+            .bind(wish)
+            .execute(&self.pool)
+            .await?;
+        Ok(done.rows_affected())
+    }
+}
+
+/// A job of a row with [`COLUMNS`].
+fn job_of(row: &AnyRow) -> Result<Job, StoreError> {
+    let column = |name: &str| row.try_get::<String, _>(name);
+    let number = |name: &str| row.try_get::<i64, _>(name);
+    let time = |name: &str| number(name).map(|time| (time > 0).then_some(time));
+    let status: String = column("status")?;
+    let failure = column("failure")?;
+    let step_milliseconds: f64 = row.try_get("step_milliseconds")?;
+    Ok(Job {
+        id: column("id")?,
+        spec: json(&column("spec")?)?,
+        metadata: json(&column("metadata")?)?,
+        status: status.parse().map_err(StoreError::Unreadable)?,
+        wish: match column("wish")?.as_str() {
+            "cancel" => Some(Wish::Cancel),
+            "pause" => Some(Wish::Pause),
+            _ => None,
+        },
+        attempt: number("attempt")?,
+        created_at: number("created_at")?,
+        started_at: time("started_at")?,
+        finished_at: time("finished_at")?,
+        step: number("step")?,
+        trained_tokens: number("trained_tokens")?,
+        step_milliseconds: (step_milliseconds > 0.0).then_some(step_milliseconds),
+        failure: (!failure.is_empty()).then(|| json(&failure)).transpose()?,
+        results: json(&column("results")?)?,
+    })
+}

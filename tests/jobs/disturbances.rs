@@ -1,0 +1,194 @@
+//! Workers that are killed, frozen and starved: every job runs to one result, the one an undisturbed worker makes.
+
+use std::process::Command;
+use std::time::Duration;
+
+use causeway::jobs::job::{Job, Status, Wish};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::installation::{Database, Installation, databases};
+
+const STEPS: usize = 200;
+
+/// How often a worker is killed: `CAUSEWAY_KILLS=50` for the long form.
+fn kills() -> usize {
+    let asked = std::env::var("CAUSEWAY_KILLS").ok();
+    asked.map_or(5, |kills| kills.parse().expect("a number of kills"))
+}
+
+async fn undisturbed(installation: &Installation, output: &str, steps: usize) -> Job {
+    let job = installation.create(output, steps).await;
+    let _worker = installation.worker();
+    let job = installation.ended(&job.id).await;
+    installation.is_complete(&job).await;
+    job
+}
+
+#[tokio::test]
+async fn a_killed_worker_s_job_goes_on_as_if_nothing_had_been() {
+    for database in databases() {
+        let installation = Installation::new(database).await;
+        // Long enough that every kill finds it at work.
+        let steps = STEPS.max(kills() * 40);
+        undisturbed(&installation, "calm", steps).await;
+        let job = installation.create("killed", steps).await;
+        let mut random = StdRng::seed_from_u64(7);
+        let mut met_at_work = 0;
+        for _ in 0..kills() {
+            let mut worker = installation.worker();
+            let taken = installation
+                .store
+                .job(&job.id)
+                .await
+                .unwrap()
+                .unwrap()
+                .attempt;
+            // A lease has to lapse first.
+            while installation
+                .store
+                .job(&job.id)
+                .await
+                .unwrap()
+                .unwrap()
+                .attempt
+                == taken
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..1200))).await;
+            let before = installation.store.job(&job.id).await.unwrap().unwrap();
+            met_at_work += usize::from(before.status == Status::Running);
+            worker.0.kill().unwrap();
+            worker.0.wait().unwrap();
+        }
+        assert!(met_at_work > 0, "the job was done before the first kill");
+        let _worker = installation.worker();
+        let job = installation.ended(&job.id).await;
+        installation.is_complete(&job).await;
+        assert!(
+            installation.weights("killed") == installation.weights("calm"),
+            "{database:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_worker_changes_nothing_when_it_wakes() {
+    for database in databases() {
+        let installation = Installation::new(database).await;
+        let jobs = if database == Database::Postgres {
+            40
+        } else {
+            6
+        };
+        let mut ids = Vec::new();
+        for number in 0..jobs {
+            ids.push(installation.create(&format!("job{number}"), 8).await.id);
+        }
+        let sleeper = installation.worker();
+        let other = installation.worker();
+        let running = |job: &Job| job.status == Status::Running;
+        while !running(&installation.store.job(&ids[0]).await.unwrap().unwrap()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        sleeper.signal("-STOP");
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        sleeper.signal("-CONT");
+        for id in &ids {
+            let job = installation.ended(id).await;
+            installation.is_complete(&job).await;
+        }
+        drop(other);
+        let weights = installation.weights("job0");
+        assert!(
+            ids.iter()
+                .all(|id| installation.weights(&id["ftjob-".len()..]) == weights)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_paused_job_goes_on_where_it_was() {
+    let installation = Installation::new(Database::Sqlite).await;
+    undisturbed(&installation, "calm", STEPS).await;
+    let job = installation.create("paused", STEPS).await;
+    let _worker = installation.worker();
+    while installation.store.job(&job.id).await.unwrap().unwrap().step < 8 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    installation.store.wish(&job.id, Wish::Pause).await.unwrap();
+    let paused = loop {
+        let now = installation.store.job(&job.id).await.unwrap().unwrap();
+        if now.status != Status::Running {
+            break now;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(paused.status, Status::Paused);
+    assert!(paused.step < STEPS as i64 && paused.finished_at.is_none());
+    installation
+        .store
+        .wish(&job.id, Wish::Resume)
+        .await
+        .unwrap();
+    let job = installation.ended(&job.id).await;
+    installation.is_complete(&job).await;
+    assert!(installation.weights("paused") == installation.weights("calm"));
+}
+
+#[tokio::test]
+async fn a_cancelled_job_leaves_nothing() {
+    let installation = Installation::new(Database::Sqlite).await;
+    let job = installation.create("cancelled", 100_000).await;
+    let _worker = installation.worker();
+    while installation.store.job(&job.id).await.unwrap().unwrap().step < 8 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    installation
+        .store
+        .wish(&job.id, Wish::Cancel)
+        .await
+        .unwrap();
+    let job = installation.ended(&job.id).await;
+    assert_eq!(job.status, Status::Cancelled);
+    assert!(!installation.library().join("cancelled").exists());
+    // The worker tidies up after it has let go.
+    crate::installation::wait_until("its attempts are removed", || {
+        !installation.path().join("jobs").join(&job.id).exists()
+    });
+}
+
+#[tokio::test]
+async fn a_worker_that_is_told_to_stop_gives_its_job_back() {
+    let installation = Installation::new(Database::Sqlite).await;
+    let job = installation.create("given", 100_000).await;
+    let mut worker = installation.worker();
+    while installation.store.job(&job.id).await.unwrap().unwrap().step < 8 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    worker.signal("-TERM");
+    assert!(worker.0.wait().unwrap().success());
+    let job = installation.store.job(&job.id).await.unwrap().unwrap();
+    assert_eq!(job.status, Status::Queued);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_checkpoint_that_does_not_fit_fails_the_job_with_the_reason() {
+    let installation = Installation::new(Database::Sqlite).await;
+    let job = installation.create("full", STEPS).await;
+    // No file may be longer than a few blocks, as on a full disk; the signal that says so is ignored, as there.
+    let program = env!("CARGO_BIN_EXE_causeway");
+    let mut command = Command::new("bash");
+    command.args([
+        "-c",
+        "trap '' XFSZ; ulimit -f 900; exec \"$0\" \"$@\"",
+        program,
+    ]);
+    let _worker = installation.command(&mut command);
+    let job = installation.ended(&job.id).await;
+    assert_eq!(job.status, Status::Failed);
+    let failure = job.failure.unwrap();
+    assert_eq!(failure.code, "disk_full", "{failure:?}");
+}

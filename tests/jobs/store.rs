@@ -1,0 +1,257 @@
+//! What the store promises, on every database.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use causeway::jobs::job::{Failure, Level, NewEvent, Status, Wish};
+use causeway::jobs::store::StoreError;
+use causeway::jobs::store::claims::{Outcome, Position};
+use causeway::jobs::store::events::Order;
+use causeway::jobs::store::jobs::{NewJob, Query};
+
+use crate::installation::{Installation, databases, job};
+
+const LONG: Duration = Duration::from_secs(600);
+
+fn event(key: &str) -> NewEvent {
+    NewEvent {
+        key: key.to_owned(),
+        level: Level::Info,
+        message: key.to_owned(),
+        metrics: None,
+    }
+}
+
+#[tokio::test]
+async fn a_job_goes_from_hand_to_hand() {
+    for database in databases() {
+        let installation = Installation::new(database).await;
+        let store = &installation.store;
+        let created = installation.create("a", 4).await;
+        assert_eq!((created.status, created.attempt), (Status::Queued, 0));
+        let (first, job) = store.claim("one", Duration::ZERO).await.unwrap().unwrap();
+        assert_eq!((job.status, job.attempt), (Status::Running, 1));
+        assert!(job.started_at.is_some());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+
+        // The lease has lapsed; the next worker has it, and the first one nothing more to say.
+        let (second, job) = store.claim("two", LONG).await.unwrap().unwrap();
+        assert_eq!((job.id.as_str(), job.attempt), ("ftjob-a", 2));
+        assert!(store.claim("three", LONG).await.unwrap().is_none());
+        let lost = |result: Result<(), StoreError>| {
+            assert!(matches!(result, Err(StoreError::Lost)), "{result:?}")
+        };
+        lost(store.renew(&first, LONG).await.map(drop));
+        lost(
+            store
+                .tell(&first, LONG, &[event("x")], None)
+                .await
+                .map(drop),
+        );
+        lost(
+            store
+                .checkpoint(&first, LONG, 2, &serde_json::json!({}))
+                .await,
+        );
+        lost(store.finish(&first, &Outcome::Cancelled, &event("y")).await);
+
+        // What is told twice is kept once.
+        let position = Position {
+            step: 2,
+            trained_tokens: 64,
+            step_milliseconds: 1.5,
+        };
+        for _ in 0..2 {
+            let told = [event("step:1"), event("step:2")];
+            store
+                .tell(&second, LONG, &told, Some(position))
+                .await
+                .unwrap();
+            store
+                .checkpoint(&second, LONG, 2, &serde_json::json!({"loss": 1}))
+                .await
+                .unwrap();
+        }
+        let results = BTreeMap::from([("loss".to_owned(), 0.5)]);
+        let outcome = Outcome::Succeeded {
+            results: results.clone(),
+        };
+        store
+            .finish(&second, &outcome, &event("end"))
+            .await
+            .unwrap();
+        lost(store.renew(&second, LONG).await.map(drop));
+        let job = store.job("ftjob-a").await.unwrap().unwrap();
+        assert_eq!(
+            (job.status, job.step, job.results),
+            (Status::Succeeded, 2, results)
+        );
+        assert!(job.finished_at >= job.started_at && job.wish.is_none());
+        let keys = |events: Vec<causeway::jobs::job::Event>| -> Vec<String> {
+            events.into_iter().map(|event| event.message).collect()
+        };
+        let oldest = store
+            .events("ftjob-a", Order::OldestFirst, None, 10)
+            .await
+            .unwrap();
+        assert_eq!(keys(oldest), ["step:1", "step:2", "end"]);
+        let newest = store
+            .events("ftjob-a", Order::NewestFirst, Some(3), 1)
+            .await
+            .unwrap();
+        assert_eq!(keys(newest), ["step:2"]);
+        assert_eq!(store.checkpoints("ftjob-a").await.unwrap().len(), 1);
+        assert_eq!(store.succeeded(0).await.unwrap().len(), 1);
+        assert!(
+            store
+                .succeeded(job.finished_at.unwrap() + 1)
+                .await
+                .unwrap()
+                .is_empty()
+        );
+    }
+}
+
+#[tokio::test]
+async fn wishes_are_granted_at_once_or_by_the_worker() {
+    for database in databases() {
+        let installation = Installation::new(database).await;
+        let store = &installation.store;
+        installation.create("a", 4).await;
+        let id = "ftjob-a";
+        assert_eq!(
+            store.wish(id, Wish::Pause).await.unwrap().status,
+            Status::Paused
+        );
+        assert!(store.claim("one", LONG).await.unwrap().is_none());
+        assert_eq!(
+            store.wish(id, Wish::Resume).await.unwrap().status,
+            Status::Queued
+        );
+        let (claim, _) = store.claim("one", LONG).await.unwrap().unwrap();
+        let asked = store.wish(id, Wish::Pause).await.unwrap();
+        assert_eq!(
+            (asked.status, asked.wish),
+            (Status::Running, Some(Wish::Pause))
+        );
+        assert_eq!(store.renew(&claim, LONG).await.unwrap(), Some(Wish::Pause));
+        store.wish(id, Wish::Resume).await.unwrap();
+        assert_eq!(store.renew(&claim, LONG).await.unwrap(), None);
+        store
+            .finish(&claim, &Outcome::Paused, &event("paused"))
+            .await
+            .unwrap();
+        let cancelled = store.wish(id, Wish::Cancel).await.unwrap();
+        assert_eq!(cancelled.status, Status::Cancelled);
+        assert!(cancelled.finished_at.is_some());
+        let again = store.wish(id, Wish::Cancel).await.unwrap();
+        assert_eq!(again.finished_at, cancelled.finished_at);
+        let refused = store.wish(id, Wish::Resume).await;
+        assert!(
+            matches!(refused, Err(StoreError::Refused { .. })),
+            "{refused:?}"
+        );
+        let missing = store.wish("ftjob-b", Wish::Cancel).await;
+        assert!(matches!(missing, Err(StoreError::NoSuchJob)), "{missing:?}");
+    }
+}
+
+#[tokio::test]
+async fn names_and_keys_are_taken_once() {
+    for database in databases() {
+        let installation = Installation::new(database).await;
+        let store = &installation.store;
+        let keyed = |output: &str, id: &str, request: &str| NewJob {
+            id: id.to_owned(),
+            idempotency_key: "key".into(),
+            request_sha256: request.to_owned(),
+            ..job(output, 4)
+        };
+        let first = store.create(&keyed("a", "one", "x")).await.unwrap();
+        assert_eq!(store.create(&keyed("a", "two", "x")).await.unwrap(), first);
+        let other = store.create(&keyed("b", "three", "y")).await;
+        assert!(matches!(other, Err(StoreError::OtherRequest)), "{other:?}");
+        let taken = store.create(&job("a", 4)).await;
+        assert!(matches!(taken, Err(StoreError::NameTaken(_))), "{taken:?}");
+
+        // A job that failed leaves its name to the next.
+        let (claim, _) = store.claim("one", LONG).await.unwrap().unwrap();
+        let failure = Failure {
+            code: "crashed".into(),
+            message: "x".into(),
+            param: None,
+        };
+        store
+            .finish(&claim, &Outcome::Failed(failure.clone()), &event("end"))
+            .await
+            .unwrap();
+        let failed = store.job("one").await.unwrap().unwrap();
+        assert_eq!(
+            (failed.status, failed.failure),
+            (Status::Failed, Some(failure))
+        );
+        store.create(&job("a", 4)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn lists_are_paged_newest_first() {
+    for database in databases() {
+        let installation = Installation::new(database).await;
+        let store = &installation.store;
+        for output in ["a", "b", "c"] {
+            installation.create(output, 4).await;
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        let ids = |jobs: &[causeway::jobs::job::Job]| -> Vec<String> {
+            jobs.iter().map(|job| job.spec.output.to_string()).collect()
+        };
+        let query = Query {
+            limit: 2,
+            ..Query::default()
+        };
+        let (page, more) = store.jobs(&query).await.unwrap();
+        assert_eq!((ids(&page), more), (vec!["c".into(), "b".into()], true));
+        let after = Some(page[1].id.clone());
+        let (page, more) = store
+            .jobs(&Query {
+                after,
+                ..query.clone()
+            })
+            .await
+            .unwrap();
+        assert_eq!((ids(&page), more), (vec!["a".into()], false));
+        let metadata = BTreeMap::from([("name".to_owned(), "b".to_owned())]);
+        let (page, _) = store.jobs(&Query { metadata, ..query }).await.unwrap();
+        assert_eq!(ids(&page), ["b"]);
+    }
+}
+
+#[tokio::test]
+async fn many_workers_take_each_job_once() {
+    for database in databases() {
+        let installation = Installation::new(database).await;
+        for number in 0..20 {
+            installation.create(&format!("job{number}"), 4).await;
+        }
+        let mut workers = Vec::new();
+        for worker in 0..4 {
+            let store = installation.store.clone();
+            workers.push(tokio::spawn(async move {
+                let mut taken = Vec::new();
+                while let Some((_, job)) = store.claim(&format!("w{worker}"), LONG).await.unwrap() {
+                    taken.push(job.id);
+                }
+                taken
+            }));
+        }
+        let mut taken = Vec::new();
+        for worker in workers {
+            taken.extend(worker.await.unwrap());
+        }
+        taken.sort();
+        assert_eq!(taken.len(), 20);
+        taken.dedup();
+        assert_eq!(taken.len(), 20, "{database:?}");
+    }
+}
