@@ -1,4 +1,4 @@
-//! Trainings as jobs: the store, on SQLite and, where `CAUSEWAY_TEST_POSTGRES` names a server, on PostgreSQL too; and
+//! Trainings as jobs: the store, on SQLite and, where `TEST_POSTGRES` names a server, on PostgreSQL too; and
 //! workers as processes of their own, which are killed and frozen.
 
 #[path = "jobs/disturbances.rs"]

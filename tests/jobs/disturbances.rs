@@ -11,9 +11,9 @@ use crate::installation::{Database, Installation, databases};
 
 const STEPS: usize = 200;
 
-/// How often a worker is killed: `CAUSEWAY_KILLS=50` for the long form.
+/// How often a worker is killed: `TEST_KILLS=50` for the long form.
 fn kills() -> usize {
-    let asked = std::env::var("CAUSEWAY_KILLS").ok();
+    let asked = std::env::var("TEST_KILLS").ok();
     asked.map_or(5, |kills| kills.parse().expect("a number of kills"))
 }
 

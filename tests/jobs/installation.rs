@@ -29,7 +29,7 @@ pub fn databases() -> Vec<Database> {
 }
 
 fn postgres() -> Option<String> {
-    std::env::var("CAUSEWAY_TEST_POSTGRES").ok()
+    std::env::var("TEST_POSTGRES").ok()
 }
 
 /// An installation; its folder goes with it.
