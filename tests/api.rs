@@ -23,6 +23,8 @@ mod docs;
 mod faults;
 #[path = "api/features.rs"]
 mod features;
+#[path = "api/jobs.rs"]
+mod jobs;
 #[path = "api/keys.rs"]
 mod keys;
 #[path = "api/library.rs"]

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::ApiError;
 use super::state::State;
+use crate::jobs::store::jobs::Tally;
 
 /// A good answer.
 #[derive(Debug, Serialize, ToSchema)]
@@ -50,9 +51,14 @@ pub async fn ready(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
 #[utoipa::path(get, path = "/metrics", tag = "health", operation_id = "metrics",
     responses((status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain")))]
 pub async fn metrics(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
+    // Everything else is told even while the jobs' database is away.
+    let jobs = state.jobs.store.tally().await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "how the trainings stand is not known");
+        Tally::default()
+    });
     let text = state
         .metrics
-        .text(state.engine.load(), &state.inventory())
+        .text(state.engine.load(), &state.inventory(), &jobs)
         .map_err(ApiError::internal)?;
     Ok(HttpResponse::Ok()
         .content_type(prometheus::TEXT_FORMAT)

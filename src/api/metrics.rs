@@ -11,6 +11,8 @@ use prometheus::{
 use super::inventory::Inventory;
 use crate::generation::request::Generation;
 use crate::generation::scheduler::Load;
+use crate::jobs::job::Status;
+use crate::jobs::store::jobs::Tally;
 
 /// Upper bounds in seconds: from an answer out of memory to a long completion.
 const DURATION_BUCKETS: [f64; 12] = [
@@ -196,14 +198,21 @@ impl Metrics {
             .observe(seconds);
     }
 
-    /// The text that Prometheus reads; `load` is what the engine is doing now, `served` what it can be asked.
-    pub fn text(&self, load: Load, served: &Inventory) -> Result<Vec<u8>, prometheus::Error> {
+    /// The text that Prometheus reads; `load` is what the engine is doing now, `served` what it can be asked, `jobs`
+    /// how the trainings stand.
+    pub fn text(
+        &self,
+        load: Load,
+        served: &Inventory,
+        jobs: &Tally,
+    ) -> Result<Vec<u8>, prometheus::Error> {
         self.running.set(load.running as i64);
         self.waiting.set(load.waiting as i64);
         self.cache_usage.set(load.cache_usage);
         let mut families = self.registry.gather();
         families.extend(bridges(served)?);
         families.extend(sparse_models(served)?);
+        families.extend(trainings(jobs)?);
         let mut text = Vec::new();
         TextEncoder::new().encode(&families, &mut text)?;
         Ok(text)
@@ -250,8 +259,52 @@ fn sparse_models(served: &Inventory) -> Result<Vec<MetricFamily>, prometheus::Er
     Ok(told(&active))
 }
 
+/// How the trainings stand, and those that run.
+fn trainings(jobs: &Tally) -> Result<Vec<MetricFamily>, prometheus::Error> {
+    let gauge =
+        |name: &str, help: &str, labels: &[&str]| GaugeVec::new(Opts::new(name, help), labels);
+    let states = gauge(
+        "causeway_job_state",
+        "Trainings, by where they stand.",
+        &["state"],
+    )?;
+    let steps = gauge(
+        "causeway_train_step",
+        "Steps done of a training that runs.",
+        &["job"],
+    )?;
+    let tokens = gauge(
+        "causeway_train_tokens_total",
+        "Tokens that a training that runs has seen.",
+        &["job"],
+    )?;
+    let losses = gauge(
+        "causeway_train_loss",
+        "Terms of the loss of a training that runs, at its last step.",
+        &["job", "term"],
+    )?;
+    for status in Status::ALL {
+        let count = jobs.states.get(&status).copied().unwrap_or(0);
+        states
+            .with_label_values(&[status.as_str()])
+            .set(count as f64);
+    }
+    for training in &jobs.running {
+        let id = training.job.as_str();
+        steps.with_label_values(&[id]).set(training.step as f64);
+        tokens
+            .with_label_values(&[id])
+            .set(training.trained_tokens as f64);
+        for (term, value) in &training.terms {
+            losses.with_label_values(&[id, term]).set(*value);
+        }
+    }
+    let told = [&states, &steps, &tokens, &losses].map(told);
+    Ok(told.into_iter().flatten().collect())
+}
+
 /// What a collector has to tell; the encoder takes no family without metrics.
-fn told(collector: &impl Collector) -> Vec<MetricFamily> {
+fn told(collector: &GaugeVec) -> Vec<MetricFamily> {
     let mut families = collector.collect();
     families.retain(|family| !family.get_metric().is_empty());
     families

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::job::{Level, NewEvent};
 use super::store::claims::Position;
+use crate::training::progress::METRICS;
 
 /// At most this much of the file is read at once.
 const MOST_BYTES: u64 = 1 << 20;
@@ -41,7 +42,7 @@ impl Metrics {
     /// Of a training in `directory` that takes so many tokens a step.
     pub fn of(directory: &Path, tokens_a_step: i64) -> Self {
         Metrics {
-            path: directory.join("metrics.jsonl"),
+            path: directory.join(METRICS),
             read: 0,
             trained_tokens: 0,
             tokens_a_step,

@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use super::job::Failure;
 use super::spec::JobSpec;
 use crate::settings::JobSettings;
+use crate::training::progress::{METRICS, keep_before};
 
 /// The end of what a process said is told when it fails.
 const TOLD_BYTES: usize = 2000;
@@ -37,6 +38,9 @@ impl Process {
         let text = recipe.to_toml().map_err(io::Error::other)?;
         let path = directory.join("recipe.toml");
         fs::write(&path, text)?;
+        // The training forgets what it told after its checkpoint; whoever reads along must not have read it before.
+        let first_step = steps(&directory.join("checkpoints")).first().copied();
+        keep_before(directory, first_step.unwrap_or(0)).map_err(io::Error::other)?;
         let child = Command::new(program)
             .args(["train", recipe.command(), "--resume", "--attended"])
             .args(["--nice", &settings.nice.to_string(), "--recipe"])
@@ -126,10 +130,7 @@ pub fn prepare(work: &Path, job: &str, attempt: i64) -> io::Result<PathBuf> {
             let name = format!("step-{step}");
             let to = directory.join("checkpoints").join(&name);
             if link_all(&before.join("checkpoints").join(&name), &to).is_ok() {
-                fs::copy(
-                    before.join("metrics.jsonl"),
-                    directory.join("metrics.jsonl"),
-                )?;
+                fs::copy(before.join(METRICS), directory.join(METRICS))?;
                 return Ok(directory);
             }
             if to.exists() {

@@ -285,7 +285,8 @@ impl Recipe {
 fn in_method(kind: &str, fault: Fault) -> Fault {
     let field = match fault.field.as_str() {
         // The caller does not list sources.
-        field if field.starts_with("sources") => "generated".to_owned(),
+        "sources" => "generated".to_owned(),
+        field if field.starts_with("sources.") => field.replace("sources.", "generated."),
         field if field.starts_with("output.") => field.replace("output.", "watch."),
         field => field.to_owned(),
     };

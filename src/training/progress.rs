@@ -10,6 +10,9 @@ use serde_json::{Map, Value, json};
 
 use super::TrainingError;
 
+/// The name of the file that programs follow a training by.
+pub const METRICS: &str = "metrics.jsonl";
+
 /// One training's bar and its `metrics.jsonl`.
 pub struct Progress {
     bar: ProgressBar,
@@ -25,9 +28,8 @@ impl Progress {
     /// Follows a training from `first_step` on. Lines of later steps, left by a run that ended after its last
     /// checkpoint, are dropped, so that no step is told twice.
     pub fn new(directory: &Path, first_step: usize, steps: usize) -> Result<Self, TrainingError> {
-        let path = directory.join("metrics.jsonl");
-        let kept = lines_before(&path, first_step);
-        crate::artifacts::atomic::write(&path, kept.as_bytes())?;
+        let kept = keep_before(directory, first_step)?;
+        let path = directory.join(METRICS);
         let metrics = OpenOptions::new()
             .append(true)
             .open(&path)
@@ -113,6 +115,14 @@ impl Progress {
     fn line(&mut self, line: &Value) -> Result<(), TrainingError> {
         writeln!(self.metrics, "{line}").map_err(failed(&self.path))
     }
+}
+
+/// Leaves only the lines of the steps before `first_step`, and returns them.
+pub fn keep_before(directory: &Path, first_step: usize) -> Result<String, TrainingError> {
+    let path = directory.join(METRICS);
+    let kept = lines_before(&path, first_step);
+    crate::artifacts::atomic::write(&path, kept.as_bytes())?;
+    Ok(kept)
 }
 
 fn last_checkpoint(lines: &str) -> Option<usize> {

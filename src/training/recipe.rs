@@ -407,6 +407,17 @@ fn in_range(field: &str, value: f64, low: f64, high: f64) -> Result<(), Fault> {
     }
 }
 
+/// TOML, in which recipes are kept, has no larger ones.
+fn check_seed(field: &str, seed: u64) -> Result<(), Fault> {
+    match i64::try_from(seed) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Fault::new(
+            field,
+            format!("is {seed}; it must be between 0 and {}", i64::MAX),
+        )),
+    }
+}
+
 fn check_sources(sources: &[Source]) -> Result<(), Fault> {
     if sources.is_empty() {
         return Err(Fault::new("sources", "is empty; name at least one"));
@@ -414,7 +425,10 @@ fn check_sources(sources: &[Source]) -> Result<(), Fault> {
     for source in sources {
         in_range("sources.weight", source.weight(), 1e-6, 1e6)?;
         match source {
-            Source::Generated { documents, .. } => {
+            Source::Generated {
+                documents, seed, ..
+            } => {
+                check_seed("sources.seed", *seed)?;
                 in_range("sources.documents", *documents as f64, 1.0, 1e7)?;
             }
             Source::Directory { held_out_every, .. } | Source::File { held_out_every, .. } => {
@@ -436,6 +450,7 @@ impl Check for TokenizerRecipe {
 impl Batches {
     fn check(&self, model: &TransformerConfig) -> Result<(), Fault> {
         in_range("batches.steps", self.steps as f64, 1.0, 1e9)?;
+        check_seed("batches.seed", self.seed)?;
         in_range("batches.sequences", self.sequences as f64, 1.0, 1e5)?;
         in_range(
             "batches.length",

@@ -281,6 +281,14 @@ impl Response {
         assert_eq!(error["code"], Value::from(code), "{error}");
     }
 
+    /// Holds an error of a field of the request against it.
+    #[track_caller]
+    pub fn blames(&self, param: &str) {
+        assert!(matches!(self.status, 400 | 404), "{}", self.body);
+        assert_eq!(self.error_problem(), None, "{}", self.body);
+        assert_eq!(self.json()["error"]["param"], param, "{}", self.body);
+    }
+
     /// What an error's answer lacks of the shape that all errors have.
     pub fn error_problem(&self) -> Option<String> {
         let Ok(body) = serde_json::from_str::<Value>(&self.body) else {

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
+use causeway::jobs::job::{Level, NewEvent};
+use causeway::jobs::store::Store;
+use causeway::jobs::store::claims::Position;
 use causeway::settings::keys::Role;
 use serde_json::json;
 
@@ -30,12 +34,36 @@ fn value(metrics: &str, series: &str) -> f64 {
     value.unwrap_or_else(|| panic!("no {series} in {metrics}"))
 }
 
+/// Does what a worker does when the only job has taken its first step.
+fn take_a_step(server: &Server) {
+    let lease = Duration::from_secs(600);
+    let told = async {
+        let store = Store::open(None, &server.directory.join("data/jobs.sqlite")).await?;
+        let (claim, _) = store.claim("test", lease).await?.expect("a job");
+        let step = NewEvent {
+            key: "step:1".into(),
+            level: Level::Info,
+            message: "step 1".into(),
+            metrics: Some(json!({"step": 1, "loss": 2.5})),
+        };
+        let position = Position {
+            step: 1,
+            trained_tokens: 32,
+            step_milliseconds: 1.0,
+        };
+        store.tell(&claim, lease, &[step], Some(position)).await
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(told).unwrap();
+}
+
 #[test]
 fn what_the_dashboard_and_the_rules_show_exists() {
     let server = Server::with(|settings| {
         settings.keys = vec![
             key("reader", Role::Infer, None),
             key("slow", Role::Infer, Some(1)),
+            key("trainer", Role::Train, None),
         ];
     });
     let send = |name: &str, method: &str, path: &str, body: &str| -> Response {
@@ -60,6 +88,10 @@ fn what_the_dashboard_and_the_rules_show_exists() {
     );
     let limited = [(); 2].map(|()| send("slow", "GET", "/v1/models", "").status);
     assert_eq!(limited, [200, 429]);
+
+    let job = crate::jobs::bridge("trained").to_string();
+    send("trainer", "POST", "/v1/fine_tuning/jobs", &job).ok();
+    take_a_step(&server);
 
     let metrics = send("reader", "GET", "/metrics", "").body;
     let told = named(&metrics);
@@ -87,6 +119,8 @@ fn what_the_dashboard_and_the_rules_show_exists() {
         ("causeway_time_to_first_token_seconds_count".to_owned(), 2.0),
         ("causeway_inter_token_latency_seconds_count".to_owned(), 2.0),
         ("causeway_requests_running".to_owned(), 0.0),
+        ("causeway_job_state{state=\"running\"}".to_owned(), 1.0),
+        ("causeway_job_state{state=\"failed\"}".to_owned(), 0.0),
     ] {
         assert_eq!(value(&metrics, &series), expected, "{series}");
     }

@@ -2,8 +2,9 @@
 # To be sourced: a server of the shipped pair, and of its dense model with a chat template, on a free port of this
 # machine, stopped when the script ends.
 #
-# Reads $binary. Gives $address, the server's; $key, an API key that may ask for anything; $work, a directory that is
-# removed with the server; $tools, where clients are installed beside the build, with Python's in $tools/venv.
+# Reads $binary and, if set, $job_workers, how many trainings are carried out at once. Gives $address, the server's;
+# $key, an API key that may ask for anything; $work, a directory that is removed with the server; $tools, where clients
+# are installed beside the build, with Python's in $tools/venv.
 
 tools=target/clients
 mkdir -p "$tools"
@@ -30,9 +31,12 @@ TEMPLATE
 key=$(sed -n 's/^# \(ck-.*\)$/\1/p' "$work/key.toml")
 {
     echo "data_dir = \"$work/data\""
+    echo "library = \"$work/library\""
     echo "pairs = [\"bridges/tinypython\"]"
     echo "models.my-chat-model = \"$work/chat\""
     sed 's/^role = .*/role = "admin"/' "$work/key.toml"
+    echo "[jobs]"
+    echo "workers = ${job_workers:-1}"
 } >"$work/server.toml"
 "$binary" serve --config "$work/server.toml" --listen 127.0.0.1:0 2>"$work/log" &
 server=$!

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use actix_multipart::{Field, Multipart, MultipartError};
+use actix_web::body::SizedStream;
 use actix_web::{HttpResponse, web};
 use futures_util::TryStreamExt;
 use serde::Serialize;
@@ -199,7 +200,7 @@ pub async fn retrieve(
 #[utoipa::path(get, path = "/v1/files/{id}/content", tag = "files", operation_id = "downloadFile",
     params(("id" = String, Path, description = "The file's id")),
     responses(
-        (status = 200, description = "Its content", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 200, description = "Its content", body = String, content_type = "text/plain"),
         (status = 404, description = "There is no such file: code `file_not_found`", body = ErrorBody)
     ))]
 pub async fn content(
@@ -217,8 +218,9 @@ pub async fn content(
         Ok::<_, std::io::Error>((read > 0).then(|| (piece.freeze(), file)))
     });
     Ok(HttpResponse::Ok()
-        .content_type("application/octet-stream")
-        .streaming(pieces))
+        .content_type("text/plain; charset=utf-8")
+        .insert_header(("x-content-type-options", "nosniff"))
+        .body(SizedStream::new(file.bytes.unsigned_abs(), pieces)))
 }
 
 /// Deletes a file. Jobs that begin later cannot read it any more.

@@ -40,7 +40,25 @@ impl From<Fault> for ApiError {
 #[utoipa::path(post, path = "/v1/fine_tuning/jobs", tag = "fine_tuning", operation_id = "createJob",
     params(("idempotency-key" = Option<String>, Header, description = "The same key and body give the same job, \
         however often they are sent")),
-    request_body = CreateJob,
+    request_body(content = CreateJob, example = json!({
+        "model": "tinypython",
+        "method": {"type": "bridge", "bridge": {"hyperparameters": {
+            "sparse": {
+                "n_layers": 4, "d_model": 128, "n_heads": 8, "d_head": 16, "d_mlp": 512, "vocab_size": 2048,
+                "context_length": 256, "norm": "rms", "bias": true, "activation": "gelu", "positions": "added",
+                "attention_sinks": true, "active_fraction": 0.25, "active_locations": ["mlp_neuron"]
+            },
+            "generated": {"documents": 2000, "seed": 1},
+            "batches": {"steps": 400, "sequences": 4, "length": 128, "seed": 1},
+            "optimizer": {"rate": 2e-3, "warmup_steps": 20},
+            "bridge_rate": 2e-3,
+            "sparsity": {"kept_fraction": 0.1},
+            "terms": {
+                "cross_entropy": 1, "distillation": 2, "encoder": 2, "decoder": 4, "dense_to_sparse": 1,
+                "sparse_to_dense": 1
+            }
+        }}}
+    })),
     responses(
         (status = 200, description = "The job", body = FineTuningJob),
         (status = 400, description = "A field is unknown, wrong or out of range, does not fit the model or its text, \

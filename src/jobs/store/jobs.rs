@@ -39,6 +39,23 @@ pub struct Published {
     pub finished_at: Milliseconds,
 }
 
+/// How all jobs stand.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tally {
+    pub states: BTreeMap<Status, u64>,
+    pub running: Vec<Training>,
+}
+
+/// A training that runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Training {
+    pub job: String,
+    pub step: i64,
+    pub trained_tokens: i64,
+    /// What its last step told, by name.
+    pub terms: BTreeMap<String, f64>,
+}
+
 const COLUMNS: &str = "id, spec, metadata, status, wish, attempt, created_at, started_at, finished_at, step, \
     trained_tokens, step_milliseconds, failure, results";
 
@@ -141,6 +158,36 @@ impl Store {
             })
         };
         rows.iter().map(published).collect()
+    }
+
+    /// How all jobs stand.
+    pub async fn tally(&self) -> Result<Tally, StoreError> {
+        let mut tally = Tally::default();
+        let states = sqlx::query("SELECT status, COUNT(*) FROM jobs GROUP BY status");
+        for row in states.fetch_all(&self.pool).await? {
+            let status: String = row.try_get(0)?;
+            let count: i64 = row.try_get(1)?;
+            let status = status.parse().map_err(StoreError::Unreadable)?;
+            tally.states.insert(status, count.unsigned_abs());
+        }
+        let running = sqlx::query(
+            "SELECT id, step, trained_tokens, COALESCE((SELECT metrics FROM events \
+                WHERE job = jobs.id AND key LIKE 'step:%' ORDER BY number DESC LIMIT 1), '{}') \
+             FROM jobs WHERE status = 'running' ORDER BY created_at",
+        );
+        for row in running.fetch_all(&self.pool).await? {
+            let terms: BTreeMap<String, serde_json::Value> = json(&row.try_get::<String, _>(3)?)?;
+            let numbers = terms.into_iter().filter(|(name, _)| name != "step");
+            tally.running.push(Training {
+                job: row.try_get(0)?,
+                step: row.try_get(1)?,
+                trained_tokens: row.try_get(2)?,
+                terms: numbers
+                    .filter_map(|(name, value)| Some((name, value.as_f64()?)))
+                    .collect(),
+            });
+        }
+        Ok(tally)
     }
 
     /// Asks something of a job: done at once where no worker has it, else by its worker.

@@ -1,0 +1,347 @@
+//! Files and trainings as a client sees them; that trainings are carried out is tested with workers of their own.
+
+use causeway::settings::keys::Role;
+use serde_json::{Value, json};
+
+use crate::client::{Response, Server};
+use crate::keys::key;
+use crate::tiny_pair;
+
+const JOBS: &str = "/v1/fine_tuning/jobs";
+
+/// Sends a form with these fields; a name with a `/` is a file's field and its name.
+fn upload(server: &Server, fields: &[(&str, &[u8])]) -> Response {
+    let mut body = Vec::new();
+    for (name, value) in fields {
+        let disposition = match name.split_once('/') {
+            Some((field, file)) => format!("name=\"{field}\"; filename=\"{file}\""),
+            None => format!("name=\"{name}\""),
+        };
+        body.extend(
+            format!("--limit\r\ncontent-disposition: form-data; {disposition}\r\n\r\n").as_bytes(),
+        );
+        body.extend(*value);
+        body.extend(b"\r\n");
+    }
+    body.extend(b"--limit--\r\n");
+    let headers = [("content-type", "multipart/form-data; boundary=limit")];
+    server.send("POST", "/v1/files", &headers, &body)
+}
+
+/// A request for a tiny bridge to the tiny dense model.
+pub fn bridge(suffix: &str) -> Value {
+    let sparse = json!({
+        "n_layers": tiny_pair::LAYERS, "d_model": 16, "n_heads": 2, "d_head": 8, "d_mlp": 32,
+        "vocab_size": tiny_pair::VOCABULARY, "context_length": 32, "norm": "rms", "bias": true, "activation": "gelu",
+        "positions": "added"
+    });
+    json!({"model": "tiny", "suffix": suffix, "metadata": {"course": "one"}, "method": {"type": "bridge", "bridge":
+    {"hyperparameters": {
+        "sparse": sparse, "generated": {"documents": 20, "seed": 1},
+        "batches": {"steps": 4, "sequences": 2, "length": 16, "seed": 3},
+        "optimizer": {"rate": 1e-3, "warmup_steps": 1}, "bridge_rate": 1e-3,
+        "sparsity": {"kept_fraction": 0.2},
+        "terms": {"cross_entropy": 1, "distillation": 1, "encoder": 1, "decoder": 1, "dense_to_sparse": 1,
+            "sparse_to_dense": 1}
+    }}}})
+}
+
+#[test]
+fn files_are_kept_as_they_were_sent() {
+    let server = Server::new();
+    let text = b"{\"text\": \"x = 1\\n\"}\n{\"text\": \"y = 2\\n\"}\n";
+    let file = upload(
+        &server,
+        &[("purpose", b"fine-tune"), ("file/code.jsonl", text)],
+    )
+    .ok();
+    assert_eq!(
+        (
+            &file["object"],
+            &file["bytes"],
+            &file["filename"],
+            &file["documents"],
+            &file["status"]
+        ),
+        (
+            &json!("file"),
+            &json!(text.len()),
+            &json!("code.jsonl"),
+            &json!(2),
+            &json!("processed")
+        )
+    );
+    assert_eq!(file["sha256"].as_str().map(str::len), Some(64));
+    let address = format!("/v1/files/{}", file["id"].as_str().unwrap());
+    assert_eq!(server.get(&address).ok(), file);
+    assert_eq!(server.get("/v1/files").ok()["data"], json!([file]));
+    let content = server.get(&format!("{address}/content"));
+    assert_eq!(content.body.as_bytes(), text);
+    assert_eq!(server.delete(&address).ok()["deleted"], true);
+    server
+        .get(&address)
+        .is_error(404, None, Some("file_not_found"));
+    server
+        .delete(&address)
+        .is_error(404, None, Some("file_not_found"));
+    assert_eq!(server.get("/v1/files").ok()["data"], json!([]));
+}
+
+#[test]
+fn files_that_cannot_be_used_are_refused_with_the_line() {
+    let server = Server::with(|settings| settings.jobs.max_file_bytes = 10_000);
+    let purpose: (&str, &[u8]) = ("purpose", b"fine-tune");
+    let long = vec![b'x'; 20_000];
+    for (fields, status, param, code, told) in [
+        (
+            vec![
+                purpose,
+                ("file/a.jsonl", b"{\"text\": \"a\"}\n\n{\"txt\": 1}\n"),
+            ],
+            400,
+            Some("file"),
+            Some("invalid_file"),
+            "line 3",
+        ),
+        (
+            vec![purpose, ("file/a.txt", b"good\nbad \xff\n")],
+            400,
+            Some("file"),
+            Some("invalid_file"),
+            "line 2",
+        ),
+        (
+            vec![purpose, ("file/a.txt", b"one line\n")],
+            400,
+            Some("file"),
+            Some("invalid_file"),
+            "two",
+        ),
+        (
+            vec![("file/a.txt", b"x")],
+            400,
+            Some("purpose"),
+            None,
+            "fine-tune",
+        ),
+        (
+            vec![purpose],
+            400,
+            Some("file"),
+            Some("missing_field"),
+            "missing",
+        ),
+        (
+            vec![purpose, ("files/a.txt", b"x")],
+            400,
+            Some("files"),
+            Some("unknown_field"),
+            "purpose",
+        ),
+        (
+            vec![purpose, ("file/a.txt", &long)],
+            413,
+            None,
+            Some("body_too_large"),
+            "10000",
+        ),
+    ] {
+        let refused = upload(&server, &fields);
+        refused.is_error(status, param, code);
+        let message = refused.json()["error"]["message"].to_string();
+        assert!(message.contains(told), "{message}");
+    }
+    server
+        .post("/v1/files", &json!({}))
+        .is_error(415, None, Some("unsupported_media_type"));
+    let kept = std::fs::read_dir(server.directory.join("data/files")).unwrap();
+    assert_eq!(kept.count(), 0, "nothing of what was refused stays");
+}
+
+#[test]
+fn jobs_are_created_found_and_steered() {
+    let server = Server::new();
+    let body = bridge("one");
+    let headers = [
+        ("content-type", "application/json"),
+        ("idempotency-key", "k1"),
+    ];
+    let send = |body: &Value| server.send("POST", JOBS, &headers, body.to_string().as_bytes());
+    let job = send(&body).ok();
+    assert_eq!(
+        (&job["object"], &job["status"]),
+        (&json!("fine_tuning.job"), &json!("queued"))
+    );
+    assert_eq!(
+        (&job["model"], &job["fine_tuned_model"]),
+        (&json!("tiny"), &Value::Null)
+    );
+    assert_eq!((&job["seed"], &job["steps"]), (&json!(3), &json!(4)));
+    let defaults = &job["method"]["bridge"]["hyperparameters"]["watch"];
+    assert_eq!(defaults["checkpoint_every"], 200);
+    assert_eq!(send(&body).ok()["id"], job["id"]);
+    send(&bridge("other")).is_error(400, Some("idempotency-key"), Some("idempotency_key_reused"));
+    server
+        .post(JOBS, &body)
+        .is_error(400, Some("suffix"), Some("already_exists"));
+    let mut unnamed = bridge("two");
+    unnamed["suffix"].take();
+    unnamed["seed"] = json!(9);
+    let second = server.post(JOBS, &unnamed).ok();
+    assert_eq!(second["seed"], 9);
+
+    let address = format!("{JOBS}/{}", job["id"].as_str().unwrap());
+    assert_eq!(server.get(&address).ok()["id"], job["id"]);
+    let page = server.get(&format!("{JOBS}?limit=1")).ok();
+    assert_eq!(
+        (page["data"].as_array().unwrap().len(), &page["has_more"]),
+        (1, &json!(true))
+    );
+    let found = server.get(&format!("{JOBS}?metadata%5Bcourse%5D=one")).ok();
+    assert_eq!(found["data"].as_array().unwrap().len(), 2);
+    let found = server.get(&format!("{JOBS}?metadata%5Bcourse%5D=two")).ok();
+    assert_eq!(found["data"], json!([]));
+    for (query, param) in [
+        ("limit=0", "limit"),
+        ("limit=x", "limit"),
+        ("order=asc", "order"),
+    ] {
+        server.get(&format!("{JOBS}?{query}")).blames(param);
+    }
+    server
+        .get(&format!("{JOBS}?after=ftjob-x"))
+        .is_error(404, None, Some("job_not_found"));
+
+    let ask = |what: &str| server.post(&format!("{address}/{what}"), &json!({}));
+    assert_eq!(ask("pause").ok()["status"], "paused");
+    assert_eq!(ask("resume").ok()["status"], "queued");
+    assert_eq!(ask("cancel").ok()["status"], "cancelled");
+    assert_eq!(ask("cancel").ok()["status"], "cancelled");
+    ask("resume").is_error(400, None, Some("wrong_status"));
+    assert_eq!(
+        server.get(&format!("{address}/events")).ok()["data"],
+        json!([])
+    );
+    assert_eq!(
+        server.get(&format!("{address}/checkpoints")).ok()["data"],
+        json!([])
+    );
+    let followed = server.get(&format!("{address}/events?stream=true"));
+    assert_eq!(followed.body.trim(), "data: [DONE]");
+    server
+        .get(&format!("{address}/events?after=x"))
+        .blames("after");
+    for address in ["ftjob-x", "ftjob-x/events", "ftjob-x/checkpoints"] {
+        server
+            .get(&format!("{JOBS}/{address}"))
+            .is_error(404, None, Some("job_not_found"));
+    }
+}
+
+#[test]
+fn recipes_that_cannot_work_are_refused_with_their_field() {
+    let server = Server::new();
+    let good = bridge("bad");
+    let vocabulary = good["method"]["bridge"]["hyperparameters"]["sparse"]["vocab_size"]
+        .as_u64()
+        .unwrap();
+    const H: &str = "/method/bridge/hyperparameters";
+    for (pointer, value, param) in [
+        ("/model", json!("nobody"), "model"),
+        ("/model", json!("tiny-sparse"), "model"),
+        ("/training_file", json!("file-x"), "training_file"),
+        ("/suffix", json!("Not An Id"), "suffix"),
+        ("/suffix", json!("tiny"), "suffix"),
+        ("/validation_file", json!("file-x"), "validation_file"),
+        ("/metadata", json!({"k": "v".repeat(600)}), "metadata"),
+        ("/method/type", json!("prune"), "method.type"),
+        ("/method/type", json!("dense"), "method.bridge"),
+        ("/method/sparse", json!({}), "method.sparse.hyperparameters"),
+        (
+            "H/batches/lenght",
+            json!(3),
+            "method.bridge.hyperparameters.batches.lenght",
+        ),
+        (
+            "H/batches/length",
+            json!(33),
+            "method.bridge.hyperparameters.batches.length",
+        ),
+        (
+            "H/batches/steps",
+            json!(0),
+            "method.bridge.hyperparameters.batches.steps",
+        ),
+        (
+            "H/optimizer/rate",
+            json!(-1),
+            "method.bridge.hyperparameters.optimizer.rate",
+        ),
+        (
+            "H/sparsity/kept_fraction",
+            json!(2),
+            "method.bridge.hyperparameters.sparsity.kept_fraction",
+        ),
+        (
+            "H/sparse/vocab_size",
+            json!(vocabulary + 1),
+            "method.bridge.hyperparameters.sparse.vocab_size",
+        ),
+        (
+            "H/sparse/n_layers",
+            json!(9),
+            "method.bridge.hyperparameters.sparse.n_layers",
+        ),
+        (
+            "H/sparse/d_model",
+            json!(0),
+            "method.bridge.hyperparameters.sparse.d_model",
+        ),
+        (
+            "H/batches/seed",
+            json!(1u64 << 63),
+            "method.bridge.hyperparameters.batches.seed",
+        ),
+        (
+            "H/start_from",
+            json!("nothing"),
+            "method.bridge.hyperparameters.start_from",
+        ),
+        ("H/generated", Value::Null, "training_file"),
+        (
+            "H/generated/documents",
+            json!(0),
+            "method.bridge.hyperparameters.generated.documents",
+        ),
+        (
+            "H/watch/checkpoint_every",
+            json!(0),
+            "method.bridge.hyperparameters.watch.checkpoint_every",
+        ),
+    ] {
+        let mut body = good.clone();
+        let pointer = pointer.replacen('H', H, usize::from(pointer.starts_with('H')));
+        let (parent, field) = pointer.rsplit_once('/').unwrap();
+        body.pointer_mut(parent).unwrap()[field] = value;
+        server.post(JOBS, &body).blames(param);
+    }
+    assert_eq!(server.get(JOBS).ok()["data"], json!([]));
+    server.post(JOBS, &good).ok();
+}
+
+#[test]
+fn trainings_are_for_those_who_may_train() {
+    let server = Server::with(|settings| {
+        settings.keys = vec![
+            key("reader", Role::Infer, None),
+            key("trainer", Role::Train, None),
+        ];
+    });
+    for path in [JOBS, "/v1/files"] {
+        for (name, status) in [("reader", 403), ("trainer", 200)] {
+            let bearer = format!("Bearer ck-{name}");
+            let answer = server.send("GET", path, &[("authorization", &bearer)], b"");
+            assert_eq!(answer.status, status, "{name} {path}");
+        }
+    }
+}
