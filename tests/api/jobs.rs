@@ -314,8 +314,8 @@ fn recipes_that_cannot_work_are_refused_with_their_field() {
             "method.bridge.hyperparameters.generated.documents",
         ),
         (
-            "H/watch/checkpoint_every",
-            json!(0),
+            "H/watch",
+            json!({"checkpoint_every": 0}),
             "method.bridge.hyperparameters.watch.checkpoint_every",
         ),
     ] {
