@@ -9,6 +9,9 @@ use crate::memory;
 use crate::training::run::Mode;
 use crate::training::{bridge, model, recipe, tokenizer};
 
+/// The lowest priority.
+const MOST_NICE: i32 = 19;
+
 /// Training by a recipe; everything that decides the result is in the recipe's file.
 #[derive(Debug, Args)]
 pub struct TrainArguments {
@@ -25,7 +28,7 @@ pub struct TrainArguments {
     /// End when standard input does: with the process that started this one.
     #[arg(long, hide = true)]
     attended: bool,
-    /// Stand back behind other processes, 0 to 19.
+    /// Stand back behind other processes, 0 to 19; with 19 only idle cores are used.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=19))]
     nice: i32,
     /// `cpu`, or `cuda:N` in a build with CUDA.
@@ -58,6 +61,9 @@ impl TrainArguments {
         if self.nice > 0 {
             rustix::process::setpriority_process(None, self.nice)?;
         }
+        if self.nice == MOST_NICE {
+            wait_for_idle_cores();
+        }
         let device = device(&self.device)?;
         match self.kind {
             Kind::Tokenizer => {
@@ -84,6 +90,17 @@ impl TrainArguments {
             }
         }
         Ok(())
+    }
+}
+
+/// Where the priority cannot be lower, the system is told that this is for cores that have nothing else to do: whoever
+/// wakes up gets its core at once, not at the end of this process's turn.
+fn wait_for_idle_cores() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the structure is plain data and outlives the call. A refusal leaves everything as it was.
+    unsafe {
+        let parameters = libc::sched_param { sched_priority: 0 };
+        libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters);
     }
 }
 

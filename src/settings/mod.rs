@@ -66,7 +66,8 @@ pub struct JobSettings {
     pub workers: usize,
     /// Threads of a training's process.
     pub threads: usize,
-    /// How far a training stands back behind everything else on the machine: 0 not at all, 19 most.
+    /// How far a training stands back behind everything else on the machine: 0 not at all, 19 up to using idle cores
+    /// only.
     pub nice: i32,
     /// A training that takes more memory is ended, in MiB; 0 for no such limit.
     pub memory_mib: u64,
@@ -82,7 +83,7 @@ impl Default for JobSettings {
             database: String::new(),
             workers: 1,
             threads: 1,
-            nice: 10,
+            nice: 19,
             memory_mib: 0,
             lease_seconds: 30,
             max_file_bytes: 1 << 30,

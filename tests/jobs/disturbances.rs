@@ -7,7 +7,7 @@ use causeway::jobs::job::{Job, Status, Wish};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::installation::{Database, Installation, databases};
+use crate::installation::{Database, Installation, Worker, databases};
 
 const STEPS: usize = 200;
 
@@ -29,48 +29,54 @@ async fn undisturbed(installation: &Installation, output: &str, steps: usize) ->
 async fn a_killed_worker_s_job_goes_on_as_if_nothing_had_been() {
     for database in databases() {
         let installation = Installation::new(database).await;
-        // Long enough that every kill finds it at work.
-        let steps = STEPS.max(kills() * 40);
+        // Long enough that kills find it at work.
+        let steps = STEPS.max(kills() * 80);
         undisturbed(&installation, "calm", steps).await;
-        let job = installation.create("killed", steps).await;
-        let mut random = StdRng::seed_from_u64(7);
-        let mut met_at_work = 0;
-        for _ in 0..kills() {
-            let mut worker = installation.worker();
-            let taken = installation
-                .store
-                .job(&job.id)
-                .await
-                .unwrap()
-                .unwrap()
-                .attempt;
-            // A lease has to lapse first.
-            while installation
-                .store
-                .job(&job.id)
-                .await
-                .unwrap()
-                .unwrap()
-                .attempt
-                == taken
-            {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            tokio::time::sleep(Duration::from_millis(random.random_range(0..1200))).await;
-            let before = installation.store.job(&job.id).await.unwrap().unwrap();
-            met_at_work += usize::from(before.status == Status::Running);
-            worker.0.kill().unwrap();
-            worker.0.wait().unwrap();
+        let starts: [(_, fn(&Installation) -> Worker); 2] = [
+            ("worker", Installation::worker),
+            ("server", Installation::server),
+        ];
+        for (output, start) in starts {
+            let id = installation.create(output, steps).await.id;
+            let met_at_work = kill_again_and_again(&installation, &id, start).await;
+            assert!(met_at_work > 0, "the job was done before the first kill");
+            let _worker = start(&installation);
+            let job = installation.ended(&id).await;
+            installation.is_complete(&job).await;
+            let same = installation.weights(output) == installation.weights("calm");
+            assert!(same, "{database:?} {output}");
         }
-        assert!(met_at_work > 0, "the job was done before the first kill");
-        let _worker = installation.worker();
-        let job = installation.ended(&job.id).await;
-        installation.is_complete(&job).await;
-        assert!(
-            installation.weights("killed") == installation.weights("calm"),
-            "{database:?}"
-        );
     }
+}
+
+/// Kills whoever has the job at random moments; how often the job was at work then.
+async fn kill_again_and_again(
+    installation: &Installation,
+    id: &str,
+    start: fn(&Installation) -> Worker,
+) -> usize {
+    let mut random = StdRng::seed_from_u64(7);
+    let mut met_at_work = 0;
+    for _ in 0..kills() {
+        let before = installation.job(id).await;
+        let mut worker = start(installation);
+        // A lease has to lapse first.
+        loop {
+            let now = installation.job(id).await;
+            if now.status.is_final() {
+                return met_at_work;
+            }
+            if now.attempt > before.attempt {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..1200))).await;
+        met_at_work += usize::from(installation.job(id).await.status == Status::Running);
+        worker.0.kill().unwrap();
+        worker.0.wait().unwrap();
+    }
+    met_at_work
 }
 
 #[tokio::test]
@@ -89,7 +95,7 @@ async fn a_frozen_worker_changes_nothing_when_it_wakes() {
         let sleeper = installation.worker();
         let other = installation.worker();
         let running = |job: &Job| job.status == Status::Running;
-        while !running(&installation.store.job(&ids[0]).await.unwrap().unwrap()) {
+        while !running(&installation.job(&ids[0]).await) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         sleeper.signal("-STOP");
@@ -114,12 +120,12 @@ async fn a_paused_job_goes_on_where_it_was() {
     undisturbed(&installation, "calm", STEPS).await;
     let job = installation.create("paused", STEPS).await;
     let _worker = installation.worker();
-    while installation.store.job(&job.id).await.unwrap().unwrap().step < 8 {
+    while installation.job(&job.id).await.step < 8 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     installation.store.wish(&job.id, Wish::Pause).await.unwrap();
     let paused = loop {
-        let now = installation.store.job(&job.id).await.unwrap().unwrap();
+        let now = installation.job(&job.id).await;
         if now.status != Status::Running {
             break now;
         }
@@ -142,7 +148,7 @@ async fn a_cancelled_job_leaves_nothing() {
     let installation = Installation::new(Database::Sqlite).await;
     let job = installation.create("cancelled", 100_000).await;
     let _worker = installation.worker();
-    while installation.store.job(&job.id).await.unwrap().unwrap().step < 8 {
+    while installation.job(&job.id).await.step < 8 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     installation
@@ -164,12 +170,12 @@ async fn a_worker_that_is_told_to_stop_gives_its_job_back() {
     let installation = Installation::new(Database::Sqlite).await;
     let job = installation.create("given", 100_000).await;
     let mut worker = installation.worker();
-    while installation.store.job(&job.id).await.unwrap().unwrap().step < 8 {
+    while installation.job(&job.id).await.step < 8 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     worker.signal("-TERM");
     assert!(worker.0.wait().unwrap().success());
-    let job = installation.store.job(&job.id).await.unwrap().unwrap();
+    let job = installation.job(&job.id).await;
     assert_eq!(job.status, Status::Queued);
 }
 
@@ -186,7 +192,7 @@ async fn a_checkpoint_that_does_not_fit_fails_the_job_with_the_reason() {
         "trap '' XFSZ; ulimit -f 900; exec \"$0\" \"$@\"",
         program,
     ]);
-    let _worker = installation.command(&mut command);
+    let _worker = installation.command("worker", &mut command);
     let job = installation.ended(&job.id).await;
     assert_eq!(job.status, Status::Failed);
     let failure = job.failure.unwrap();

@@ -65,21 +65,27 @@ impl Installation {
 
     /// A worker whose leases are a second long.
     pub fn worker(&self) -> Worker {
-        self.command(&mut Command::new(env!("CARGO_BIN_EXE_causeway")))
+        self.command("worker", &mut Command::new(env!("CARGO_BIN_EXE_causeway")))
     }
 
-    /// The same, by a command that goes before `worker`.
-    pub fn command(&self, command: &mut Command) -> Worker {
+    /// A server with a worker in it.
+    pub fn server(&self) -> Worker {
+        self.command("serve", &mut Command::new(env!("CARGO_BIN_EXE_causeway")))
+    }
+
+    /// One of the two, by a command that goes before it.
+    pub fn command(&self, what: &str, command: &mut Command) -> Worker {
         let settings = self.path().join("settings.toml");
         let text = format!(
-            "data_dir = {:?}\nlibrary = {:?}\n[jobs]\ndatabase = {:?}\nlease_seconds = 1\n",
+            "listen = \"127.0.0.1:0\"\npairs = [{:?}]\ndata_dir = {:?}\nlibrary = {:?}\n[jobs]\ndatabase = {:?}\nlease_seconds = 1\n",
+            pair(),
             self.path(),
             self.library(),
             self.url.as_deref().unwrap_or_default()
         );
         std::fs::write(&settings, text).unwrap();
         let child = command
-            .args(["worker", "--config"])
+            .args([what, "--config"])
             .arg(settings)
             .env("RUST_LOG", "warn")
             .stdin(Stdio::null())
@@ -92,11 +98,16 @@ impl Installation {
         self.store.create(&job(output, steps)).await.unwrap()
     }
 
+    /// The job as it stands.
+    pub async fn job(&self, id: &str) -> Job {
+        self.store.job(id).await.unwrap().unwrap()
+    }
+
     /// The job once it has ended.
     pub async fn ended(&self, id: &str) -> Job {
         let begun = Instant::now();
         loop {
-            let job = self.store.job(id).await.unwrap().unwrap();
+            let job = self.job(id).await;
             if job.status.is_final() {
                 return job;
             }
@@ -184,7 +195,7 @@ pub fn job(output: &str, steps: usize) -> NewJob {
 pub fn spec(output: &str, steps: usize) -> JobSpec {
     let method: Method = serde_json::from_value(method(steps)).unwrap();
     let places = Places {
-        model: Path::new(env!("CARGO_MANIFEST_DIR")).join("bridges/tinypython/dense"),
+        model: pair().join("dense"),
         start_from: None,
         training_file: None,
     };
@@ -214,6 +225,10 @@ pub fn method(steps: usize) -> Value {
             "sparse_to_dense": 1},
         "watch": {"checkpoint_every": CHECKPOINT_EVERY, "evaluate_every": 10, "evaluation_sequences": 1},
     }}})
+}
+
+fn pair() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("bridges/tinypython")
 }
 
 async fn new_database(server: &str) -> String {
