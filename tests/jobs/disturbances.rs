@@ -32,7 +32,7 @@ async fn a_killed_worker_s_job_goes_on_as_if_nothing_had_been() {
         // Long enough that kills find it at work.
         let steps = STEPS.max(kills() * 80);
         undisturbed(&installation, "calm", steps).await;
-        let starts: [(_, fn(&Installation) -> Worker); 2] = [
+        let starts: [(_, Start); 2] = [
             ("worker", Installation::worker),
             ("server", Installation::server),
         ];
@@ -49,12 +49,11 @@ async fn a_killed_worker_s_job_goes_on_as_if_nothing_had_been() {
     }
 }
 
+/// How a process that carries out jobs begins.
+type Start = fn(&Installation) -> Worker;
+
 /// Kills whoever has the job at random moments; how often the job was at work then.
-async fn kill_again_and_again(
-    installation: &Installation,
-    id: &str,
-    start: fn(&Installation) -> Worker,
-) -> usize {
+async fn kill_again_and_again(installation: &Installation, id: &str, start: Start) -> usize {
     let mut random = StdRng::seed_from_u64(7);
     let mut met_at_work = 0;
     for _ in 0..kills() {
