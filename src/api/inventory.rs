@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 
 use super::ApiError;
+use crate::artifacts::hexadecimal;
 use crate::bridge::record::BridgeRecord;
 use crate::generation::catalog::{Catalog, LoadedBridge, LoadedModel, ModelKind};
 use crate::interventions::nearest::suggestion;
@@ -197,10 +198,6 @@ pub fn unix_seconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A name from a request, short enough to be said back.

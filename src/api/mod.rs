@@ -11,6 +11,7 @@ pub mod completions;
 pub mod disconnect;
 pub mod docs;
 pub mod error;
+pub mod event_stream;
 pub mod examiner;
 pub mod feature_store;
 pub mod features;

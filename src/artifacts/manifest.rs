@@ -152,7 +152,8 @@ pub fn hash_file(path: &Path) -> Result<(u64, String), ArtifactError> {
     Ok((size, hexadecimal(&hasher.finalize())))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// How hashes are written: two digits of `0-9 a-f` a byte.
+pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

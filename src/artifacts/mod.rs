@@ -19,4 +19,4 @@ pub mod text_files;
 pub mod torch_pickle;
 
 pub use error::ArtifactError;
-pub use manifest::{ArtifactId, Manifest};
+pub use manifest::{ArtifactId, Manifest, hexadecimal};

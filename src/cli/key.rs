@@ -5,7 +5,7 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 use sha2::{Digest, Sha256};
 
-use crate::artifacts::ArtifactId;
+use crate::artifacts::{ArtifactId, hexadecimal};
 
 /// Make an API key. It is shown once: the settings keep only its hash.
 #[derive(Debug, Args)]
@@ -27,8 +27,4 @@ impl KeyArguments {
         println!("role = \"infer\"");
         Ok(())
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::request::EngineError;
 use super::session::JoinedModels;
-use crate::artifacts::{ArtifactError, atomic};
+use crate::artifacts::{ArtifactError, atomic, hexadecimal};
 use crate::bridge::Bridge;
 use crate::bridge::pair::{PairError, PairFiles};
 use crate::bridge::record::BridgeRecord;
@@ -422,9 +422,5 @@ fn fingerprint(text: &[u8], tensors: &BTreeMap<String, Tensor>) -> candle_core::
             }
         })?;
     }
-    Ok(hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hexadecimal(&hash.finalize()))
 }

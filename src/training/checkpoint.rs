@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::TrainingError;
 use crate::artifacts::tensors::FloatPrecision;
-use crate::artifacts::{atomic, tensors};
+use crate::artifacts::{atomic, hexadecimal, tensors};
 
 const WEIGHTS: &str = "weights.safetensors";
 const MOMENTS: &str = "moments.safetensors";
@@ -48,16 +48,12 @@ pub fn recipe_hash(recipe: &impl Serialize) -> Result<String, TrainingError> {
         fields.remove("output");
     }
     let json = serde_json::to_vec(&recipe).map_err(unwritable)?;
-    Ok(hex(&Sha256::digest(&json)))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(hexadecimal(&Sha256::digest(&json)))
 }
 
 fn file_hash(path: &Path) -> Result<String, TrainingError> {
     let bytes = atomic::read_small(path, u64::MAX)?;
-    Ok(hex(&Sha256::digest(&bytes)))
+    Ok(hexadecimal(&Sha256::digest(&bytes)))
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> TrainingError + '_ {

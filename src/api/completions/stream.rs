@@ -19,6 +19,7 @@ use utoipa::openapi::{Ref, RefOr, Schema, Type};
 
 use super::response::{Arm, Chunk, Frame, Style, Usage};
 use crate::api::ApiError;
+use crate::api::event_stream;
 use crate::api::state::State;
 use crate::generation::engine::Stream;
 use crate::generation::request::{Delta, Generation};
@@ -111,16 +112,7 @@ pub fn respond<S: Style>(
     rt::spawn(async move {
         let _ = produce(stream, chunks, &tokenizer, &state, bridge, &sender).await;
     });
-    let body = futures_util::stream::unfold(receiver, |mut receiver| async {
-        let event = receiver.recv().await?;
-        Some((Ok::<Bytes, actix_web::Error>(event), receiver))
-    });
-    HttpResponse::Ok()
-        .content_type("text/event-stream")
-        .insert_header(("cache-control", "no-cache"))
-        // Asks proxies not to collect events.
-        .insert_header(("x-accel-buffering", "no"))
-        .streaming(body)
+    event_stream::respond(receiver)
 }
 
 type Sent = Result<(), mpsc::error::SendError<Bytes>>;

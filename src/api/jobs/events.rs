@@ -11,6 +11,7 @@ use utoipa::IntoParams;
 use super::response::{EVENT, JobEvent, JobEventList};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
+use crate::api::event_stream;
 use crate::api::state::State;
 use crate::jobs::store::events::Order;
 use crate::jobs::store::{Store, StoreError};
@@ -104,15 +105,7 @@ fn follow(store: Store, job: String, after: Option<i64>) -> HttpResponse {
             tracing::error!(job, %error, "a job cannot be followed");
         }
     });
-    let body = futures_util::stream::unfold(receiver, |mut receiver| async {
-        let event = receiver.recv().await?;
-        Some((Ok::<Bytes, actix_web::Error>(event), receiver))
-    });
-    HttpResponse::Ok()
-        .content_type("text/event-stream")
-        .insert_header(("cache-control", "no-cache"))
-        .insert_header(("x-accel-buffering", "no"))
-        .streaming(body)
+    event_stream::respond(receiver)
 }
 
 async fn tell(

@@ -16,7 +16,7 @@ use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::inventory::shortened;
 use crate::api::state::State;
-use crate::artifacts::text_files;
+use crate::artifacts::{hexadecimal, text_files};
 use crate::jobs::job::StoredFile;
 
 /// A longer field than the file itself.
@@ -296,7 +296,7 @@ async fn receive(mut field: Field, path: &Path, limit: u64) -> Result<Received, 
     Ok(Received {
         name,
         bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
-        sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        sha256: hexadecimal(&digest),
     })
 }
 

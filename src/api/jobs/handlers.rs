@@ -15,7 +15,7 @@ use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
 use crate::api::inventory::{Inventory, shortened, unix_seconds};
 use crate::api::state::State;
-use crate::artifacts::ArtifactId;
+use crate::artifacts::{ArtifactId, hexadecimal};
 use crate::jobs::job::{Job, Wish};
 use crate::jobs::spec::{JobSpec, Method, Places, Recipe};
 use crate::jobs::store::StoreError;
@@ -308,8 +308,7 @@ fn fingerprint(request: &CreateJob) -> Result<String, ApiError> {
         &request.metadata,
     );
     let json = serde_json::to_vec(&said).map_err(ApiError::internal)?;
-    let digest = Sha256::digest(&json);
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(&Sha256::digest(&json)))
 }
 
 fn idempotency_key(http: &HttpRequest) -> Result<String, ApiError> {
