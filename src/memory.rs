@@ -1,4 +1,4 @@
-//! The allocator of every program here, and how long it keeps what is freed.
+//! The allocator of every program here, how long it keeps what is freed, and how much a process takes.
 //!
 //! A step of a small model makes thousands of small tensors on several threads; mimalloc's heaps a thread make that
 //! cheap.
@@ -17,4 +17,21 @@ const NEVER: c_long = -1;
 pub fn keep_freed() {
     // SAFETY: sets one number inside the allocator, which may be done at any time.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, NEVER) }
+}
+
+/// The resident memory of a process in MiB, now, where the system tells; `process` is its number, or `self`.
+pub fn resident_mib(process: &str) -> Option<u64> {
+    status_line(process, "VmRSS:")
+}
+
+/// The most that this process has taken so far.
+pub fn peak_mib() -> Option<u64> {
+    status_line("self", "VmHWM:")
+}
+
+fn status_line(process: &str, name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024)
 }

@@ -61,6 +61,7 @@ impl Drop for Telemetry {
 }
 
 fn provider(endpoint: &str) -> Result<SdkTracerProvider, ExporterBuildError> {
+    crate::tls::choose();
     let exporter = SpanExporter::builder()
         .with_http()
         .with_protocol(Protocol::HttpBinary)

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Every module at the top of `src` with its layer. A module uses those of lower layers and of its own.
-const LAYERS: [(&str, u32); 17] = [
+const LAYERS: [(&str, u32); 19] = [
     ("numerics", 0),
     ("artifacts", 0),
     ("memory", 0),
+    ("plot", 0),
+    ("tls", 0),
     ("corpus", 0),
     ("models", 1),
     ("tasks", 1),
@@ -27,10 +29,14 @@ const LAYERS: [(&str, u32); 17] = [
     ("cli", 7),
 ];
 /// Modules of a lower or the same layer that a module must all the same do without.
-const APART: [(&str, &[&str]); 6] = [
+const APART: [(&str, &[&str]); 7] = [
     ("numerics", &["artifacts", "corpus"]),
     ("artifacts", &["numerics", "corpus"]),
     ("corpus", &["numerics", "artifacts"]),
+    (
+        "plot",
+        &["numerics", "artifacts", "memory", "tls", "corpus"],
+    ),
     ("tasks", &["numerics", "artifacts", "models"]),
     ("training", &["interventions", "features", "generation"]),
     ("generation", &["training"]),

@@ -1,9 +1,12 @@
 //! Trainings as jobs: the store, on SQLite and, where `TEST_POSTGRES` names a server, on PostgreSQL too; and
-//! workers as processes of their own, which are killed and frozen.
+//! workers and servers as processes of their own, which are killed and frozen. Where `TEST_S3` names a service, the
+//! artifacts of the PostgreSQL installations are in a bucket of it.
 
 #[path = "jobs/disturbances.rs"]
 mod disturbances;
 #[path = "jobs/installation.rs"]
 mod installation;
+#[path = "jobs/served.rs"]
+mod served;
 #[path = "jobs/store.rs"]
 mod store;

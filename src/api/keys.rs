@@ -100,6 +100,9 @@ fn needed(method: &Method, path: &str) -> Option<Role> {
     if path.starts_with("/v1/files") || path.starts_with("/v1/fine_tuning/") {
         return Some(Role::Train);
     }
+    if path.starts_with("/v1/models/") && *method == Method::DELETE {
+        return Some(Role::Train);
+    }
     let changes = path.starts_with("/v1/features")
         && !matches!(*method, Method::GET | Method::HEAD)
         && path != "/v1/features/contrast"

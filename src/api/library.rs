@@ -1,12 +1,14 @@
 //! `/v1/library`: the pairs and models that can be served, and taking them into service and out of it while
 //! everything else goes on. For keys of the role `admin`.
 //!
-//! An entry is a pair (both models and their bridge) or a single model, in a directory that the settings name or
-//! in a folder of the settings' `library`; requests name it by id. It is read off the threads that serve and
+//! An entry is a pair (both models and their bridge) or a single model, in a directory that the settings name, in a
+//! folder of the settings' `library`, or brought from the artifact store after a job has trained it; requests name it by
+//! id. It is read off the threads that serve and
 //! comes into service in one step; requests in progress keep what they began with.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
@@ -30,8 +32,18 @@ pub struct Library {
     named: BTreeMap<String, Entry>,
     /// Whose folders are entries too.
     directory: PathBuf,
+    /// By id: what jobs have trained.
+    trained: RwLock<BTreeMap<String, Trained>>,
     /// One thing comes or goes at a time.
     turn: tokio::sync::Mutex<()>,
+}
+
+/// A job's result that this server has brought.
+#[derive(Debug, Clone)]
+pub struct Trained {
+    /// The sha256 of its artifact.
+    pub artifact: String,
+    pub entry: Entry,
 }
 
 /// What a directory holds.
@@ -81,6 +93,7 @@ impl Library {
         Library {
             named,
             directory,
+            trained: RwLock::default(),
             turn: tokio::sync::Mutex::new(()),
         }
     }
@@ -91,17 +104,31 @@ impl Library {
         let found = folders.flatten().filter_map(|folder| {
             // A folder whose name is no id cannot be asked for.
             let id: ArtifactId = folder.file_name().to_str()?.parse().ok()?;
-            let directory = folder.path();
-            let kind = match (PairFiles::is_pair(&directory), is_model(&directory)) {
-                (true, _) => EntryKind::Pair,
-                (false, true) => EntryKind::Model,
-                (false, false) => return None,
-            };
-            Some((id.to_string(), Entry { kind, directory }))
+            Some((id.to_string(), Entry::of(folder.path())?))
         });
         let mut entries: BTreeMap<String, Entry> = found.collect();
+        let trained = self.trained().into_iter();
+        entries.extend(trained.map(|(id, trained)| (id, trained.entry)));
         entries.extend(self.named.clone());
         entries
+    }
+
+    /// What jobs have trained, by id.
+    pub fn trained(&self) -> BTreeMap<String, Trained> {
+        let trained = self.trained.read().unwrap_or_else(PoisonError::into_inner);
+        trained.clone()
+    }
+
+    /// Makes a job's result an entry.
+    pub fn add_trained(&self, id: &str, trained: Trained) {
+        let mut all = self.trained.write().unwrap_or_else(PoisonError::into_inner);
+        all.insert(id.to_owned(), trained);
+    }
+
+    /// Leaves a job's result out from now on.
+    pub fn remove_trained(&self, id: &str) {
+        let mut all = self.trained.write().unwrap_or_else(PoisonError::into_inner);
+        all.remove(id);
     }
 
     /// The directory of a model: its own, or its half of a pair's.
@@ -138,6 +165,18 @@ impl Library {
                 code: Some("entry_not_found"),
             }
         })
+    }
+}
+
+impl Entry {
+    /// What `directory` holds, if it is something to serve.
+    pub fn of(directory: PathBuf) -> Option<Self> {
+        let kind = match (PairFiles::is_pair(&directory), is_model(&directory)) {
+            (true, _) => EntryKind::Pair,
+            (false, true) => EntryKind::Model,
+            (false, false) => return None,
+        };
+        Some(Entry { kind, directory })
     }
 }
 
@@ -217,6 +256,19 @@ pub async fn take_into_service(state: &web::Data<State>, id: &str) -> Result<Ent
         tracing::info!(id, "taken into service");
     }
     Ok(entry.kind)
+}
+
+/// Serves what a job has trained no more. Requests in progress keep what they began with, which goes with the last.
+pub async fn give_up(state: &State, id: &str) -> Result<(), ApiError> {
+    let _turn = state.library.turn.lock().await;
+    if let Some(trained) = state.library.trained().remove(id) {
+        if is_loaded(&state.inventory(), id, trained.entry.kind) {
+            take_out(state, id, trained.entry.kind).await?;
+            tracing::info!(id, "taken out of service");
+        }
+        state.library.remove_trained(id);
+    }
+    Ok(())
 }
 
 /// Takes an entry out of service. A pair takes those of its models along that no other pair joins. Requests in

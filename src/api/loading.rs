@@ -37,7 +37,7 @@ pub enum LoadError {
         problem: String,
     },
     #[error(transparent)]
-    Jobs(#[from] crate::jobs::store::StoreError),
+    Jobs(#[from] crate::jobs::artifact_store::ArtifactStoreError),
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
     #[error("the engine's thread could not be started: {0}")]

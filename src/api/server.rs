@@ -8,7 +8,7 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpResponse, HttpServer, Resource, web};
 
 use super::body::query_config;
-use super::jobs::{events, files, handlers};
+use super::jobs::{creation, events, files, handlers, plot, trained};
 use super::state::State;
 use super::{
     ApiError, activations, bridges, completions, disconnect, docs, features, health, library,
@@ -50,7 +50,11 @@ fn routes(config: &mut web::ServiceConfig) {
             at("/v1/chat/completions", "POST").route(web::post().to(completions::chat::create)),
         )
         .service(at("/v1/models", "GET").route(web::get().to(models::list)))
-        .service(at("/v1/models/{id}", "GET").route(web::get().to(models::retrieve)))
+        .service(
+            at("/v1/models/{id}", "GET, DELETE")
+                .route(web::get().to(models::retrieve))
+                .route(web::delete().to(trained::delete)),
+        )
         .service(at("/v1/bridges", "GET").route(web::get().to(bridges::list)))
         .service(at("/v1/bridges/{id}", "GET").route(web::get().to(bridges::retrieve)))
         .service(
@@ -114,7 +118,10 @@ fn job_routes(config: &mut web::ServiceConfig) {
         .service(
             at("/v1/fine_tuning/jobs", "GET, POST")
                 .route(web::get().to(handlers::list))
-                .route(web::post().to(handlers::create)),
+                .route(web::post().to(creation::create)),
+        )
+        .service(
+            at("/v1/fine_tuning/jobs/estimate", "POST").route(web::post().to(creation::estimate)),
         )
         .service(at("/v1/fine_tuning/jobs/{id}", "GET").route(web::get().to(handlers::retrieve)))
         .service(
@@ -125,6 +132,10 @@ fn job_routes(config: &mut web::ServiceConfig) {
         )
         .service(
             at("/v1/fine_tuning/jobs/{id}/resume", "POST").route(web::post().to(handlers::resume)),
+        )
+        .service(at("/v1/fine_tuning/jobs/{id}/plot", "GET").route(web::get().to(plot::numbers)))
+        .service(
+            at("/v1/fine_tuning/jobs/{id}/plot.svg", "GET").route(web::get().to(plot::picture)),
         )
         .service(at("/v1/fine_tuning/jobs/{id}/events", "GET").route(web::get().to(events::list)))
         .service(

@@ -58,14 +58,8 @@ impl Manifest {
         description: String,
         provenance: BTreeMap<String, serde_json::Value>,
     ) -> Result<Self, ArtifactError> {
-        let mut names = Vec::new();
-        collect_names(directory, "", 0, &mut names)?;
-        names.sort();
-        let mut files = Vec::with_capacity(names.len());
-        for name in names {
-            let (size, sha256) = hash_file(&name.under(directory))?;
-            files.push(FileRecord { name, size, sha256 });
-        }
+        let mut files = records(directory)?;
+        files.retain(|file| file.name.0 != MANIFEST_FILE);
         Ok(Manifest {
             format_version: FORMAT_VERSION,
             id,
@@ -133,6 +127,18 @@ impl Manifest {
     }
 }
 
+/// Every file under `directory` by name, a manifest among them. Hidden files are left out; symbolic links are refused.
+pub fn records(directory: &Path) -> Result<Vec<FileRecord>, ArtifactError> {
+    let mut names = Vec::new();
+    collect_names(directory, "", 0, &mut names)?;
+    names.sort();
+    let record = |name: FileName| {
+        let (size, sha256) = hash_file(&name.under(directory))?;
+        Ok(FileRecord { name, size, sha256 })
+    };
+    names.into_iter().map(record).collect()
+}
+
 /// The size and the sha256, in lower-case hexadecimal, of a file.
 pub fn hash_file(path: &Path) -> Result<(u64, String), ArtifactError> {
     let mut file = File::open(path).map_err(ArtifactError::io("open", path))?;
@@ -173,7 +179,7 @@ fn collect_names(
         let entry = entry.map_err(ArtifactError::io("list", &folder))?;
         let path = entry.path();
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with('.') || (depth == 0 && name == MANIFEST_FILE) {
+        if name.starts_with('.') {
             continue;
         }
         let name = if prefix.is_empty() {

@@ -2,6 +2,7 @@
 
 pub mod corpus;
 pub mod eval;
+pub mod jobs;
 pub mod key;
 pub mod manifest;
 pub mod openapi;
@@ -29,6 +30,8 @@ pub enum Command {
     Corpus(corpus::CorpusArguments),
     /// Measure a pair: steering curves, tasks, losses, features.
     Eval(eval::EvalArguments),
+    /// Look at, follow and steer the trainings of a running server.
+    Jobs(jobs::JobsArguments),
     /// Make an API key.
     Key(key::KeyArguments),
     /// Write or check the hashes of a directory's files.
@@ -56,6 +59,7 @@ impl Arguments {
         match self.command {
             Command::Corpus(arguments) => arguments.run(),
             Command::Eval(arguments) => arguments.run(),
+            Command::Jobs(arguments) => arguments.run(),
             Command::Key(arguments) => arguments.run(),
             Command::Manifest(arguments) => arguments.run(),
             Command::Openapi => openapi::run(),

@@ -1,13 +1,16 @@
 //! `causeway train`: recipes in, models out.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 
+use crate::evaluation::closing;
 use crate::memory;
-use crate::training::run::Mode;
-use crate::training::{bridge, model, recipe, tokenizer};
+use crate::training::recipe::{self, BridgeRecipe, ModelRecipe};
+use crate::training::run::{ASKED_TO_END, ENDED_EARLY, End, Mode, STOP};
+use crate::training::{bridge, model, tokenizer};
 
 /// The lowest priority.
 const MOST_NICE: i32 = 19;
@@ -25,10 +28,14 @@ pub struct TrainArguments {
     /// Do not train: write the result of the newest checkpoint.
     #[arg(long, conflicts_with = "resume")]
     export: bool,
-    /// End when standard input does: with the process that started this one.
+    /// Do not train: measure a few steps, and print what all of them would cost as JSON.
+    #[arg(long, conflicts_with_all = ["resume", "export"])]
+    dry_run: bool,
+    /// End when standard input does, with the process that started this one; at once or, told `stop`, after a checkpoint.
     #[arg(long, hide = true)]
     attended: bool,
-    /// Stand back behind other processes, 0 to 19; with 19 only idle cores are used.
+    /// Stand back behind other processes, 0 to 19; with 19 only idle cores are used. Above 0 it is also the first to go
+    /// where the machine has no memory left.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=19))]
     nice: i32,
     /// `cpu`, or `cuda:N` in a build with CUDA.
@@ -46,9 +53,10 @@ enum Kind {
 
 impl TrainArguments {
     fn mode(&self) -> Mode {
-        match (self.export, self.resume) {
-            (true, _) => Mode::Export,
-            (_, true) => Mode::Resume,
+        match (self.dry_run, self.export, self.resume) {
+            (true, _, _) => Mode::Measure,
+            (_, true, _) => Mode::Export,
+            (_, _, true) => Mode::Resume,
             _ => Mode::Start,
         }
     }
@@ -59,38 +67,58 @@ impl TrainArguments {
             std::thread::spawn(end_with_input);
         }
         if self.nice > 0 {
+            go_first_without_memory();
             rustix::process::setpriority_process(None, self.nice)?;
         }
         if self.nice == MOST_NICE {
             wait_for_idle_cores();
         }
         let device = device(&self.device)?;
-        match self.kind {
+        let mode = self.mode();
+        let end = match self.kind {
             Kind::Tokenizer => {
+                anyhow::ensure!(!self.dry_run, "a tokenizer's training is not measured");
                 tokenizer::train_tokenizer(&recipe::read(&self.recipe)?)?;
+                return Ok(());
             }
-            Kind::Dense => {
-                let recipe: recipe::ModelRecipe = recipe::read(&self.recipe)?;
-                anyhow::ensure!(
-                    recipe.sparsity.is_none(),
-                    "a dense model's recipe has no [sparsity]"
-                );
-                model::train_model(&recipe, &device, self.mode())?;
-            }
-            Kind::Sparse => {
-                let recipe: recipe::ModelRecipe = recipe::read(&self.recipe)?;
-                anyhow::ensure!(
-                    recipe.sparsity.is_some(),
-                    "a sparse model's recipe needs [sparsity]"
-                );
-                model::train_model(&recipe, &device, self.mode())?;
+            Kind::Dense | Kind::Sparse => {
+                let recipe: ModelRecipe = recipe::read(&self.recipe)?;
+                match (matches!(self.kind, Kind::Sparse), &recipe.sparsity) {
+                    (false, Some(_)) => anyhow::bail!("a dense model's recipe has no [sparsity]"),
+                    (true, None) => anyhow::bail!("a sparse model's recipe needs [sparsity]"),
+                    _ => {}
+                }
+                let ended = model::train_model(&recipe, &device, mode)?;
+                if ended.end == End::Trained {
+                    let folder = recipe.output.directory.join("model");
+                    let sparse = recipe.sparsity.is_some();
+                    let (batches, output) = (&recipe.batches, &recipe.output);
+                    closing::of_model(&folder, &ended.data, batches, output, sparse)?;
+                }
+                ended.end
             }
             Kind::Bridge => {
-                bridge::train_bridge(&recipe::read(&self.recipe)?, &device, self.mode())?
+                let recipe: BridgeRecipe = recipe::read(&self.recipe)?;
+                let ended = bridge::train_bridge(&recipe, &device, mode)?;
+                if ended.end == End::Trained {
+                    let folder = recipe.output.directory.join("pair");
+                    closing::of_pair(&folder, &ended.data, &recipe.batches, &recipe.output)?;
+                }
+                ended.end
             }
+        };
+        match end {
+            End::Trained => {}
+            End::Early => std::process::exit(ENDED_EARLY),
+            End::Measured(cost) => println!("{}", serde_json::to_string_pretty(&cost)?),
         }
         Ok(())
     }
+}
+
+/// A training can be taken up again; what it runs beside cannot. Where the system does not know of this, nothing is lost.
+fn go_first_without_memory() {
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
 }
 
 /// Where the priority cannot be lower, the system is told that this is for cores that have nothing else to do: whoever
@@ -104,10 +132,14 @@ fn wait_for_idle_cores() {
     }
 }
 
-/// Whoever started this process holds the other end and says nothing; when that is gone, so is the use of going on.
+/// Whoever started this process holds the other end; when that is gone, so is the use of going on.
 fn end_with_input() {
     // An error is an end as well.
-    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        if line == STOP.trim_end() {
+            ASKED_TO_END.store(true, Ordering::Relaxed);
+        }
+    }
     std::process::exit(1);
 }
 

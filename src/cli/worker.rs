@@ -6,6 +6,7 @@ use clap::Args;
 use tokio::sync::watch;
 
 use super::serve::told_to_stop;
+use crate::jobs::artifact_store::ArtifactStore;
 use crate::jobs::store::Store;
 use crate::jobs::worker::Worker;
 use crate::settings::Settings;
@@ -38,19 +39,13 @@ impl WorkerArguments {
             .build()?;
         runtime.block_on(async {
             let store = Store::of(&settings).await?;
+            let artifacts = ArtifactStore::of(&settings, &store)?;
             let stop = watch::Sender::new(false);
             let mut workers = Vec::new();
             for number in 0..self.jobs {
-                let worker = Worker::of(&store, &settings, number.into())?;
-                let mut stop = stop.subscribe();
-                workers.push(tokio::spawn(async move {
-                    worker
-                        .run(async {
-                            // An error says that nobody is left to tell.
-                            let _ = stop.wait_for(|stop| *stop).await;
-                        })
-                        .await;
-                }));
+                let worker = Worker::of(&store, &artifacts, &settings, number.into())?;
+                let stop = stop.subscribe();
+                workers.push(tokio::spawn(async move { worker.run(stop).await }));
             }
             tracing::info!(jobs = self.jobs, "waiting for jobs");
             let signal = told_to_stop().await?;

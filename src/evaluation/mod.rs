@@ -1,18 +1,19 @@
 //! Evaluation: what a pair can do, in figures that can be checked.
 //!
-//! - [`steering`]: the dose-response curve of one feature, drawn by [`plot`].
+//! - [`steering`]: the dose-response curve of one feature, drawn by [`crate::plot`].
 //! - [`task_table`]: every task natively and through the bridge; [`report`] writes it as a table.
 //! - [`losses`]: held-out losses beside those of [`ngram`] models, and the bridge's fidelity.
+//! - [`closing`]: all that a training's end is worth writing down, for its card and its job.
 //! - [`unrelated`], [`real_strings`]: what a feature does where it should do nothing, and on real code.
 //! - [`catalogue`]: a pair's features with their statistics and tests.
 //! - [`controls`], [`interval`]: the arms a steered one is compared with, and the error bars.
 
 pub mod catalogue;
+pub mod closing;
 pub mod controls;
 pub mod interval;
 pub mod losses;
 pub mod ngram;
-pub mod plot;
 pub mod real_strings;
 pub mod report;
 pub mod steering;

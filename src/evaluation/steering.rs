@@ -13,12 +13,12 @@ use serde::Serialize;
 use super::EvaluationError;
 use super::controls;
 use super::interval::Interval;
-use super::plot::{Curve, Plot, PlotPoint};
 use crate::features::patching::{Part, Patching};
 use crate::features::question::Answers;
 use crate::features::route::Route;
 use crate::interventions::request::Write;
 use crate::models::location::{Place, Site};
+use crate::plot::{Axis, Curve, Plot, PlotPoint};
 
 /// What the curves are drawn for.
 #[derive(Debug, Clone)]
@@ -188,8 +188,8 @@ impl DoseResponse {
         };
         Plot {
             title: title.to_owned(),
-            x_label: "strength".to_owned(),
-            y_label: "two-way probability of the counterfactual's token".to_owned(),
+            x: Axis::unit("strength"),
+            y: Axis::unit("two-way probability of the counterfactual's token"),
             curves: self.curves.iter().map(curve).collect(),
         }
     }

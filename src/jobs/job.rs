@@ -24,6 +24,7 @@ pub enum Status {
     /// Keeps its checkpoints and waits to be resumed.
     Paused,
     Succeeded,
+    /// Keeps its checkpoints for a while, and can be resumed that long.
     Failed,
     Cancelled,
 }
@@ -49,7 +50,7 @@ impl Status {
         }
     }
 
-    /// Nothing follows.
+    /// Nothing follows, unless a job that failed is resumed.
     pub fn is_final(self) -> bool {
         matches!(self, Status::Succeeded | Status::Failed | Status::Cancelled)
     }
@@ -106,16 +107,16 @@ impl Wish {
     pub fn step(self, from: Status) -> Step {
         use Status::{Cancelled, Failed, Paused, Queued, Running, Succeeded};
         match (self, from) {
-            (Wish::Cancel, Queued | Paused) => Step::Becomes(Cancelled),
+            (Wish::Cancel, Queued | Paused | Failed) => Step::Becomes(Cancelled),
             (Wish::Pause, Queued) => Step::Becomes(Paused),
-            (Wish::Resume, Paused) => Step::Becomes(Queued),
+            (Wish::Resume, Paused | Failed) => Step::Becomes(Queued),
             (Wish::Cancel | Wish::Pause, Running) => Step::Asks,
             // Taken back before the worker has seen it.
             (Wish::Resume, Running) => Step::Asks,
             (Wish::Cancel, Cancelled) | (Wish::Pause, Paused) | (Wish::Resume, Queued) => {
                 Step::Nothing
             }
-            (_, Succeeded | Failed | Cancelled) => Step::Refused,
+            (_, Succeeded | Cancelled) | (Wish::Pause, Failed) => Step::Refused,
         }
     }
 }
@@ -143,12 +144,14 @@ pub struct Job {
     pub failure: Option<Failure>,
     /// Held-out figures by name, of the last evaluation.
     pub results: BTreeMap<String, f64>,
+    /// What the result was found to be worth at the end; none before.
+    pub evaluation: Option<Value>,
 }
 
 /// Why a job failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Failure {
-    /// For programs: `diverged`, `out_of_memory`, `disk_full`, `crashed`, `training_failed`.
+    /// For programs: `diverged`, `out_of_memory`, `disk_full`, `crashed`, `inputs_gone`, `training_failed`.
     pub code: String,
     pub message: String,
     /// The field of the request at fault, if one is.
@@ -229,16 +232,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_ended_stays_as_it_is() {
+    fn what_has_ended_stays_as_it_is_unless_it_failed() {
         for status in Status::ALL {
             for wish in [Wish::Cancel, Wish::Pause, Wish::Resume] {
                 let step = wish.step(status);
-                match status.is_final() {
-                    true => assert!(
+                match status {
+                    Status::Succeeded | Status::Cancelled => assert!(
                         matches!(step, Step::Refused | Step::Nothing),
                         "{wish:?} {status}"
                     ),
-                    false => assert_ne!(step, Step::Refused, "{wish:?} {status}"),
+                    Status::Failed => assert_eq!(step == Step::Refused, wish == Wish::Pause),
+                    _ => assert_ne!(step, Step::Refused, "{wish:?} {status}"),
                 }
             }
             assert_eq!(status.as_str().parse(), Ok(status));

@@ -1,21 +1,29 @@
 //! The process that a job's training runs in: this program's own `train`, apart from everything that serves.
 //!
-//! It ends with the worker that started it, however that ends, because it watches its standard input. Its priority and
-//! threads are set here; its memory is watched by the worker. What it writes lies in a directory of its attempt: a
-//! process that a frozen worker left behind writes where nobody looks.
+//! It ends with the worker that started it, however that ends, because it watches its standard input; a word there asks
+//! it to write a checkpoint and end. Its priority and threads are set here; its memory is watched by the worker.
+//!
+//! It runs in its job's directory: `inputs/PART` is what the job begins with, and what it writes lies in a directory of
+//! its attempt, so that a process that a frozen worker left behind writes where nobody looks.
 
 use std::fs;
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::time::Instant;
 
+use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 
 use super::job::Failure;
 use super::spec::JobSpec;
+use crate::memory;
 use crate::settings::JobSettings;
 use crate::training::progress::{METRICS, keep_before};
+use crate::training::run::{ENDED_EARLY, STOP};
 
+const CHECKPOINTS: &str = "checkpoints";
 /// The end of what a process said is told when it fails.
 const TOLD_BYTES: usize = 2000;
 
@@ -24,6 +32,18 @@ const TOLD_BYTES: usize = 2000;
 pub struct Process {
     child: Child,
     pub directory: PathBuf,
+    /// Since when it has been asked to end.
+    asked: Option<Instant>,
+}
+
+/// How a training's process ended.
+#[derive(Debug)]
+pub enum End {
+    /// With its result in place.
+    Done,
+    /// As it was asked to, after a checkpoint.
+    Early,
+    Failed(Failure),
 }
 
 impl Process {
@@ -34,32 +54,39 @@ impl Process {
         directory: &Path,
         settings: &JobSettings,
     ) -> io::Result<Self> {
-        let recipe = spec.recipe.clone().into_directory(directory);
-        let text = recipe.to_toml().map_err(io::Error::other)?;
-        let path = directory.join("recipe.toml");
-        fs::write(&path, text)?;
         // The training forgets what it told after its checkpoint; whoever reads along must not have read it before.
-        let first_step = steps(&directory.join("checkpoints")).first().copied();
+        let first_step = steps(&directory.join(CHECKPOINTS)).first().copied();
         keep_before(directory, first_step.unwrap_or(0)).map_err(io::Error::other)?;
-        let child = Command::new(program)
-            .args(["train", recipe.command(), "--resume", "--attended"])
-            .args(["--nice", &settings.nice.to_string(), "--recipe"])
-            .arg(&path)
-            .env("RAYON_NUM_THREADS", settings.threads.to_string())
+        let child = training(program, spec, directory, settings)?
+            .current_dir(directory.parent().unwrap_or(directory))
+            .args(["--resume", "--attended"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(fs::File::create(log(directory))?)
-            .kill_on_drop(true)
             .spawn()?;
         Ok(Process {
             child,
             directory: directory.to_owned(),
+            asked: None,
         })
     }
 
     /// How it ended, if it has.
-    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.try_wait()
+    pub fn ended(&mut self) -> io::Result<Option<End>> {
+        Ok(self.child.try_wait()?.map(|status| match status.code() {
+            Some(0) => End::Done,
+            Some(ENDED_EARLY) => End::Early,
+            _ => End::Failed(self.failure(status)),
+        }))
+    }
+
+    /// Asks it to write a checkpoint and end, if it has not been asked; since when it has.
+    pub async fn ask_to_end(&mut self) -> Instant {
+        if let (None, Some(input)) = (self.asked, self.child.stdin.as_mut()) {
+            // It may be about to end by itself.
+            let _ = input.write_all(STOP.as_bytes()).await;
+        }
+        *self.asked.get_or_insert_with(Instant::now)
     }
 
     /// Ends it now.
@@ -67,32 +94,67 @@ impl Process {
         self.child.kill().await
     }
 
-    /// Its resident memory in MiB, where the system tells.
-    pub fn memory_mib(&self) -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(kib / 1024)
+    /// What is wrong with the memory that it takes, if the settings bound it and it takes more.
+    pub fn takes_too_much(&self, settings: &JobSettings) -> Option<String> {
+        let used = memory::resident_mib(&self.child.id()?.to_string())?;
+        too_much_memory(used, settings)
     }
 
     /// Why a training that ended with `status` failed.
-    pub fn failure(&self, status: ExitStatus) -> Failure {
+    fn failure(&self, status: ExitStatus) -> Failure {
         let said = fs::read(log(&self.directory)).unwrap_or_default();
-        let said =
-            String::from_utf8_lossy(&said[said.len().saturating_sub(TOLD_BYTES)..]).into_owned();
-        let said = said.trim();
-        let told = said.lines().rfind(|line| line.starts_with("causeway: "));
-        let message = match told {
-            Some(line) => line.trim_start_matches("causeway: ").to_owned(),
-            None => format!("the training's process ended with {status}: {said}"),
-        };
+        let message = explanation(&said, status);
         Failure {
             code: code(&message, status).to_owned(),
             message,
             param: None,
         }
+    }
+}
+
+/// `causeway train` for a job, which writes into `directory` and ends when what this returns is dropped.
+pub fn training(
+    program: &Path,
+    spec: &JobSpec,
+    directory: &Path,
+    settings: &JobSettings,
+) -> io::Result<Command> {
+    let recipe = spec.recipe.clone().into_directory(directory);
+    let text = recipe.to_toml().map_err(io::Error::other)?;
+    let path = directory.join("recipe.toml");
+    fs::write(&path, text)?;
+    let mut command = Command::new(program);
+    command
+        .args(["train", recipe.command(), "--recipe"])
+        .arg(&path)
+        .args(["--nice", &settings.nice.to_string()])
+        .env("RAYON_NUM_THREADS", settings.threads.to_string())
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+/// What is wrong with a training's memory, if anything is.
+pub fn too_much_memory(used_mib: u64, settings: &JobSettings) -> Option<String> {
+    let limit = settings.memory_mib;
+    (limit > 0 && used_mib > limit).then(|| {
+        format!(
+            "the training took {used_mib} MiB of memory; at most {limit} are allowed. A smaller batch takes less"
+        )
+    })
+}
+
+/// Why a training failed that ended with `status`, by what it said last.
+pub fn explanation(said: &[u8], status: ExitStatus) -> String {
+    let end = &said[said.len().saturating_sub(TOLD_BYTES)..];
+    let end = String::from_utf8_lossy(end);
+    let end = end.trim();
+    let told = end.lines().rfind(|line| line.starts_with("causeway: "));
+    match told {
+        Some(line) => line.trim_start_matches("causeway: ").to_owned(),
+        None if status.signal() == Some(libc::SIGKILL) => {
+            "the training's process was killed, as the system does when memory runs out".to_owned()
+        }
+        None => format!("the training's process ended with {status}: {end}"),
     }
 }
 
@@ -106,6 +168,8 @@ fn code(message: &str, status: ExitStatus) -> &'static str {
     let full = ["(os error 28)", "(os error 27)", "(os error 122)"];
     let diverged = message.contains("lower the learning rate or clip harder");
     match status.code() {
+        // What a process is sent that writes past its limit.
+        None if status.signal() == Some(libc::SIGXFSZ) => "disk_full",
         _ if full.iter().any(|number| message.contains(number)) => "disk_full",
         Some(1) if diverged => "diverged",
         Some(1) => "training_failed",
@@ -113,32 +177,46 @@ fn code(message: &str, status: ExitStatus) -> &'static str {
     }
 }
 
-/// Makes the directory of an attempt, with the newest checkpoint of those before it.
+/// Makes the directory of an attempt, with nothing in it.
 pub fn prepare(work: &Path, job: &str, attempt: i64) -> io::Result<PathBuf> {
-    let of_job = work.join(job);
-    let directory = of_job.join(attempt.to_string());
+    let directory = work.join(job).join(attempt.to_string());
     if directory.exists() {
         fs::remove_dir_all(&directory)?;
     }
-    fs::create_dir_all(directory.join("checkpoints"))?;
-    // An attempt whose process still runs may take its checkpoints away meanwhile.
-    for before in (0..attempt)
-        .rev()
-        .map(|before| of_job.join(before.to_string()))
-    {
-        for step in steps(&before.join("checkpoints")) {
-            let name = format!("step-{step}");
-            let to = directory.join("checkpoints").join(&name);
-            if link_all(&before.join("checkpoints").join(&name), &to).is_ok() {
-                fs::copy(before.join(METRICS), directory.join(METRICS))?;
-                return Ok(directory);
-            }
-            if to.exists() {
-                fs::remove_dir_all(&to)?;
-            }
-        }
-    }
+    fs::create_dir_all(directory.join(CHECKPOINTS))?;
     Ok(directory)
+}
+
+/// Where a training in `directory` has the checkpoint after `step` steps.
+pub fn checkpoint(directory: &Path, step: i64) -> PathBuf {
+    directory.join(CHECKPOINTS).join(format!("step-{step}"))
+}
+
+/// Makes a checkpoint that was brought the one to go on from: the metrics up to it came with it.
+pub fn go_on_from(directory: &Path, step: i64) -> io::Result<()> {
+    fs::rename(
+        checkpoint(directory, step).join(METRICS),
+        directory.join(METRICS),
+    )
+}
+
+/// A checkpoint with the metrics up to it, in a folder that the training does not touch; none where the training has
+/// replaced it by newer ones.
+pub fn set_aside(directory: &Path, step: i64) -> io::Result<Option<PathBuf>> {
+    let aside = directory.join("aside").join(step.to_string());
+    if aside.exists() {
+        fs::remove_dir_all(&aside)?;
+    }
+    fs::create_dir_all(&aside)?;
+    let linked = link_all(&checkpoint(directory, step), &aside);
+    match linked.and_then(|()| fs::copy(directory.join(METRICS), aside.join(METRICS))) {
+        Ok(_) => Ok(Some(aside)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::remove_dir_all(&aside)?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The steps of the checkpoints in a directory, newest first.
@@ -152,9 +230,8 @@ fn steps(checkpoints: &Path) -> Vec<usize> {
     steps
 }
 
-/// A checkpoint's files are never changed, only replaced, so that two attempts can have the same.
+/// A checkpoint's files are never changed, only replaced, so that two folders can have the same.
 fn link_all(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         fs::hard_link(entry.path(), to.join(entry.file_name()))?;

@@ -1,7 +1,8 @@
 //! What is to be trained: the fields of a recipe as a caller gives them, and the recipe they become.
 //!
-//! A caller names models and files by their ids; a recipe has the paths of both. Nothing else differs, so that what the
-//! command line can train the API can, with the same checks.
+//! A caller names models and files by their ids. A recipe has paths: those below the directory that the training runs in,
+//! where its worker puts what the job holds ([`Places`]), so that a job is the same on every machine. Nothing else differs,
+//! so that what the command line can train the API can, with the same checks.
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use utoipa::ToSchema;
 
 use crate::artifacts::ArtifactId;
 use crate::models::config::TransformerConfig;
+use crate::tasks::Task;
 use crate::training::recipe::{
     Batches, BridgeRecipe, Check, Fault, ModelRecipe, Optimizer, Output, Source, Sparsity, Terms,
 };
@@ -145,23 +147,32 @@ fn one() -> f64 {
 }
 
 /// How often a training is looked at and kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Watch {
     /// Steps from one checkpoint to the next: what a stop can cost.
     pub checkpoint_every: usize,
+    /// Minutes after which a checkpoint is written all the same.
+    pub checkpoint_minutes: f64,
     /// Steps from one evaluation on held-out text to the next.
     pub evaluate_every: usize,
     /// Held-out sequences of each source in an evaluation.
     pub evaluation_sequences: usize,
+    /// Tasks on which a pair is steered at the end of its training (`GET /v1/tasks` lists them); for the type `bridge`.
+    pub tasks: Vec<Task>,
+    /// Pairs of prompts of each of these tasks: as many to choose channels on, and as many held-out ones.
+    pub task_pairs: usize,
 }
 
 impl Default for Watch {
     fn default() -> Self {
         Watch {
             checkpoint_every: 200,
+            checkpoint_minutes: 10.0,
             evaluate_every: 200,
             evaluation_sequences: 16,
+            tasks: Vec::new(),
+            task_pairs: 64,
         }
     }
 }
@@ -184,6 +195,25 @@ pub struct Places {
     pub start_from: Option<PathBuf>,
     /// The uploaded text.
     pub training_file: Option<PathBuf>,
+}
+
+/// The part of a job's `model` among what it holds; other parts are called as here, or `step-N` for a checkpoint.
+pub const MODEL: &str = "model";
+pub const START_FROM: &str = "start_from";
+pub const TRAINING_FILE: &str = "training_file";
+/// Below the directory that a training runs in: what its job holds, by part.
+pub const INPUTS: &str = "inputs";
+
+impl Places {
+    /// Those of a job; `training_file` is the name of the only file in that part.
+    pub fn of_job(start_from: bool, training_file: Option<&str>) -> Self {
+        let inputs = Path::new(INPUTS);
+        Places {
+            model: inputs.join(MODEL),
+            start_from: start_from.then(|| inputs.join(START_FROM)),
+            training_file: training_file.map(|name| inputs.join(TRAINING_FILE).join(name)),
+        }
+    }
 }
 
 impl Recipe {
@@ -355,7 +385,10 @@ fn output(watch: &Watch) -> Output {
     Output {
         directory: PathBuf::new(),
         checkpoint_every: watch.checkpoint_every,
+        checkpoint_minutes: watch.checkpoint_minutes,
         evaluate_every: watch.evaluate_every,
         evaluation_sequences: watch.evaluation_sequences,
+        tasks: watch.tasks.clone(),
+        task_pairs: watch.task_pairs,
     }
 }

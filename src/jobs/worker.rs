@@ -1,33 +1,43 @@
-//! A worker: takes the oldest job, carries it out, takes the next.
+//! A worker: takes the oldest job, carries it out, takes the next; and removes what nobody needs any more.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tokio::sync::watch;
 
+use super::artifact_store::{ArtifactStore, ArtifactStoreError};
 use super::following::Metrics;
 use super::job::{Claim, Failure, Job, Level, NewEvent, Wish};
-use super::process::{self, Process};
-use super::publishing::publish;
-use super::store::claims::Outcome;
+use super::process::{self, End, Process};
+use super::spec::INPUTS;
+use super::store::claims::{NewCheckpoint, Outcome, held_checkpoints};
 use super::store::{Store, StoreError};
+use crate::artifacts::Manifest;
+use crate::evaluation::closing;
 use crate::settings::{JobSettings, Settings};
 
 /// How often a training is looked at, and the store for a job.
 const LOOK: Duration = Duration::from_millis(300);
 /// A process that is killed by somebody else is started anew this often without a new checkpoint.
 const MOST_CRASHES: usize = 3;
+/// How long a training may take to write a checkpoint and end; it is killed then, and goes on from the one before.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The same where the worker itself has been told to stop.
+const PATIENCE_OF_A_STOP: Duration = Duration::from_secs(15);
+/// How often what nobody needs is looked for.
+const SWEEP: Duration = Duration::from_secs(3600);
 
 /// One worker.
 #[derive(Debug, Clone)]
 pub struct Worker {
     pub name: String,
     pub store: Store,
+    pub artifacts: ArtifactStore,
     pub settings: JobSettings,
-    /// Where attempts have their directories.
+    /// Where jobs have their directories.
     pub work: PathBuf,
-    /// Where results are published.
-    pub library: PathBuf,
     /// This program, which trains.
     pub program: PathBuf,
 }
@@ -38,26 +48,66 @@ enum Interruption {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
+    Artifacts(#[from] ArtifactStoreError),
+    #[error(transparent)]
     System(#[from] std::io::Error),
+    #[error("the worker stops")]
+    Stopped,
 }
 
-/// What comes of an attempt.
+impl Interruption {
+    /// What of this is the job's end: it would come again.
+    fn failure(&self) -> Option<Failure> {
+        let code = match self {
+            Interruption::Artifacts(error) if error.is_full() => "disk_full",
+            Interruption::Artifacts(ArtifactStoreError::Gone(_)) => "inputs_gone",
+            Interruption::Artifacts(ArtifactStoreError::Damaged { .. }) => "inputs_damaged",
+            _ => return None,
+        };
+        Some(Failure {
+            code: code.to_owned(),
+            message: self.to_string(),
+            param: None,
+        })
+    }
+}
+
+/// What comes of a training's process.
 enum Ended {
+    /// Its result is in the attempt's directory, with these held-out figures.
+    Done(BTreeMap<String, f64>),
     Outcome(Outcome),
-    /// Its process was killed; it may go on from its last checkpoint.
+    /// It was killed; it may go on from its last checkpoint.
     Crashed(Failure),
+}
+
+/// One attempt at a job.
+struct Attempt<'a> {
+    worker: &'a Worker,
+    claim: &'a Claim,
+    job: &'a Job,
+    /// Set when the worker is to stop.
+    stop: watch::Receiver<bool>,
+    directory: PathBuf,
+    /// The step of the newest checkpoint that the job holds.
+    newest: i64,
 }
 
 impl Worker {
     /// Number `number` of this process.
-    pub fn of(store: &Store, settings: &Settings, number: usize) -> std::io::Result<Self> {
+    pub fn of(
+        store: &Store,
+        artifacts: &ArtifactStore,
+        settings: &Settings,
+        number: usize,
+    ) -> std::io::Result<Self> {
         let id = uuid::Uuid::new_v4().simple();
         Ok(Worker {
             name: format!("{}-{number}-{id}", std::process::id()),
             store: store.clone(),
+            artifacts: artifacts.clone(),
             settings: settings.jobs.clone(),
             work: std::path::absolute(settings.data_dir.join("jobs"))?,
-            library: std::path::absolute(&settings.library)?,
             program: std::env::current_exe()?,
         })
     }
@@ -66,10 +116,14 @@ impl Worker {
         Duration::from_secs(self.settings.lease_seconds)
     }
 
-    /// Works until `stop` is done; a job that runs then is given back.
-    pub async fn run(&self, stop: impl Future<Output = ()>) {
-        tokio::pin!(stop);
-        loop {
+    /// Works until `stop` is set; a job that runs then writes a checkpoint and is given back.
+    pub async fn run(&self, mut stop: watch::Receiver<bool>) {
+        let mut swept: Option<Instant> = None;
+        while !*stop.borrow() {
+            if swept.is_none_or(|at| at.elapsed() > SWEEP) {
+                self.sweep().await;
+                swept = Some(Instant::now());
+            }
             let taken = match self.store.claim(&self.name, self.lease()).await {
                 Ok(taken) => taken,
                 Err(error) => {
@@ -78,33 +132,41 @@ impl Worker {
                 }
             };
             match taken {
-                Some((claim, job)) => {
-                    tokio::select! {
-                        () = self.carry_out(&claim, &job) => {}
-                        () = &mut stop => {
-                            // Its process has ended with the future that held it.
-                            let event = message(&claim, "released", "the worker stops; another goes on");
-                            if let Err(error) = self.store.finish(&claim, &Outcome::Released, &event).await {
-                                tracing::warn!(job = claim.job, %error, "a job could not be given back");
-                            }
-                            return;
-                        }
-                    }
-                }
-                None => {
-                    tokio::select! {
-                        () = tokio::time::sleep(LOOK) => {}
-                        () = &mut stop => return,
-                    }
-                }
+                Some((claim, job)) => self.carry_out(&claim, &job, &stop).await,
+                None => wait(LOOK, &mut stop).await,
             }
         }
     }
 
-    async fn carry_out(&self, claim: &Claim, job: &Job) {
+    async fn sweep(&self) {
+        match self.artifacts.sweep().await {
+            Ok(0) => {}
+            Ok(places) => tracing::info!(places, "what nobody needs has been removed"),
+            Err(error) => tracing::warn!(%error, "what nobody needs could not be removed"),
+        }
+    }
+
+    async fn carry_out(&self, claim: &Claim, job: &Job, stop: &watch::Receiver<bool>) {
         tracing::info!(job = job.id, attempt = claim.attempt, "a job begins");
-        let done = self.attempt(claim, job).await;
-        match done {
+        let mut stop = stop.clone();
+        let mut attempt = Attempt {
+            worker: self,
+            claim,
+            job,
+            stop: stop.clone(),
+            directory: PathBuf::new(),
+            newest: 0,
+        };
+        let outcome = match attempt.run().await {
+            Ok(outcome) => Ok(outcome),
+            Err(Interruption::Stopped) => Ok(Outcome::Released),
+            Err(error) => error.failure().map(Outcome::Failed).ok_or(error),
+        };
+        let ended = match outcome {
+            Ok(outcome) => self.end(claim, job, outcome).await,
+            Err(error) => Err(error),
+        };
+        match ended {
             Ok(()) => tracing::info!(job = job.id, "a job is done with"),
             Err(Interruption::Store(StoreError::Lost)) => {
                 tracing::warn!(
@@ -116,105 +178,192 @@ impl Worker {
             Err(error) => {
                 // The lease lapses, and the job is taken again: by this worker when the trouble is over.
                 tracing::error!(job = job.id, %error, "a job was interrupted");
-                tokio::time::sleep(LOOK).await;
+                wait(LOOK, &mut stop).await;
             }
         }
     }
 
-    async fn attempt(&self, claim: &Claim, job: &Job) -> Result<(), Interruption> {
-        let begun = message(
-            claim,
-            "begun",
-            &format!("attempt {} on {}", claim.attempt, self.name),
-        );
-        self.store.tell(claim, self.lease(), &[begun], None).await?;
-        let directory = process::prepare(&self.work, &job.id, claim.attempt)?;
-        let mut crashes = 0;
-        let outcome = loop {
-            let checkpoints = self.store.checkpoints(&job.id).await?.len();
-            match self.train(claim, job, &directory).await? {
-                Ended::Outcome(outcome) => break outcome,
-                Ended::Crashed(failure) => {
-                    let further = self.store.checkpoints(&job.id).await?.len() > checkpoints;
-                    crashes = if further { 1 } else { crashes + 1 };
-                    if crashes == MOST_CRASHES {
-                        break Outcome::Failed(failure);
-                    }
-                    let text = format!("{}; going on from the last checkpoint", failure.message);
-                    let key = format!("crashed-{}", uuid::Uuid::new_v4());
-                    let event = NewEvent {
-                        level: Level::Warn,
-                        ..message(claim, &key, &text)
-                    };
-                    self.store.tell(claim, self.lease(), &[event], None).await?;
-                }
-            }
-        };
-        if let Outcome::Succeeded { .. } = outcome {
-            // Nobody else's by now.
-            self.store.renew(claim, self.lease()).await?;
-            let result = directory.join(job.spec.recipe.result());
-            publish(&result, &self.library, job.spec.output.as_str())?;
-        }
+    async fn end(&self, claim: &Claim, job: &Job, outcome: Outcome) -> Result<(), Interruption> {
+        let held = self.store.held_by_job(&job.id).await?;
         let event = farewell(claim, job, &outcome);
         self.store.finish(claim, &outcome, &event).await?;
-        if !matches!(outcome, Outcome::Paused | Outcome::Released) {
-            process::clean(&self.work, &job.id)?;
+        process::clean(&self.work, &job.id)?;
+        if matches!(outcome, Outcome::Succeeded { .. } | Outcome::Cancelled) {
+            // Checkpoints are the job's alone; what it began with may be somebody else's.
+            for checkpoint in held_checkpoints(&held).into_values() {
+                self.artifacts.remove_if_unheld(&checkpoint).await?;
+            }
         }
         Ok(())
     }
+}
+
+impl Attempt<'_> {
+    async fn run(&mut self) -> Result<Outcome, Interruption> {
+        let (worker, claim, job) = (self.worker, self.claim, self.job);
+        let text = format!("attempt {} on {}", claim.attempt, worker.name);
+        self.say("begun", &text, Level::Info).await?;
+        self.directory = process::prepare(&worker.work, &job.id, claim.attempt)?;
+        self.newest = self.keeping(self.bring()).await?;
+        let mut crashes = 0;
+        loop {
+            let checkpoints = worker.store.checkpoints(&job.id).await?.len();
+            let failure = match self.train().await? {
+                Ended::Done(results) => return self.result(results).await,
+                Ended::Outcome(outcome) => return Ok(outcome),
+                Ended::Crashed(failure) => failure,
+            };
+            let further = worker.store.checkpoints(&job.id).await?.len() > checkpoints;
+            crashes = if further { 1 } else { crashes + 1 };
+            if crashes == MOST_CRASHES {
+                return Ok(Outcome::Failed(failure));
+            }
+            let text = format!("{}; going on from the last checkpoint", failure.message);
+            let key = format!("crashed-{}", uuid::Uuid::new_v4());
+            self.say(&key, &text, Level::Warn).await?;
+        }
+    }
+
+    /// Brings what the job begins with and its newest checkpoint; that one's step.
+    async fn bring(&self) -> Result<i64, Interruption> {
+        let (artifacts, job) = (&self.worker.artifacts, &self.job.id);
+        let held = self.worker.store.held_by_job(job).await?;
+        let checkpoints = held_checkpoints(&held);
+        let inputs = self.worker.work.join(job).join(INPUTS);
+        for (part, artifact) in &held {
+            if !checkpoints
+                .values()
+                .any(|checkpoint| checkpoint == artifact)
+            {
+                artifacts.get(artifact, &inputs.join(part)).await?;
+            }
+        }
+        let Some((&step, artifact)) = checkpoints.last_key_value() else {
+            return Ok(0);
+        };
+        let to = process::checkpoint(&self.directory, step);
+        artifacts.get(artifact, &to).await?;
+        process::go_on_from(&self.directory, step)?;
+        Ok(step)
+    }
+
+    /// Keeps what the training has made.
+    async fn result(&self, results: BTreeMap<String, f64>) -> Result<Outcome, Interruption> {
+        let folder = self.directory.join(self.job.spec.recipe.result());
+        self.sign(&folder)?;
+        let put = async { Ok(self.worker.artifacts.put(&folder).await?) };
+        Ok(Outcome::Succeeded {
+            artifact: self.keeping(put).await?,
+            evaluation: closing::read(&folder)?,
+            results,
+        })
+    }
+
+    /// Writes down where the result came from.
+    fn sign(&self, folder: &Path) -> Result<(), Interruption> {
+        let (job, spec) = (self.job, &self.job.spec);
+        let provenance = [
+            ("job", Some(Value::from(job.id.as_str()))),
+            ("model", Some(Value::from(spec.model.as_str()))),
+            (
+                "training_file",
+                spec.training_file.as_deref().map(Value::from),
+            ),
+            ("method", serde_json::to_value(&spec.method).ok()),
+        ];
+        let provenance = provenance.into_iter();
+        let provenance = provenance.filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        let description = format!("Trained by job {}", job.id);
+        let id = spec.output.clone();
+        let manifest = Manifest::of_directory(folder, id, description, provenance.collect());
+        let written = manifest.and_then(|manifest| manifest.write(folder));
+        Ok(written.map_err(ArtifactStoreError::from)?)
+    }
 
     /// Runs the training's process to its end, or until somebody wants something else.
-    async fn train(
-        &self,
-        claim: &Claim,
-        job: &Job,
-        directory: &std::path::Path,
-    ) -> Result<Ended, Interruption> {
-        let batches = job.spec.recipe.batches();
-        let mut metrics = Metrics::of(directory, (batches.sequences * batches.length) as i64);
-        let mut process = Process::start(&self.program, &job.spec, directory, &self.settings)?;
+    async fn train(&mut self) -> Result<Ended, Interruption> {
+        let worker = self.worker;
+        let batches = self.job.spec.recipe.batches();
+        let tokens = (batches.sequences * batches.length) as i64;
+        let mut metrics = Metrics::of(&self.directory, tokens);
+        let (spec, settings) = (&self.job.spec, &worker.settings);
+        let mut process = Process::start(&worker.program, spec, &self.directory, settings)?;
+        let mut asked_for = None;
         loop {
             let ended = process.ended()?;
             // After the look at the process: what it wrote last is read before its end is acted on.
-            let wish = self.follow(claim, &mut metrics).await?;
-            if let Some(status) = ended {
-                return Ok(match status.success() {
-                    true => Ended::Outcome(Outcome::Succeeded {
-                        results: figures(&metrics),
-                    }),
-                    false => ending(&process, status),
-                });
+            let wish = self.follow(&mut metrics).await?;
+            match (ended, asked_for) {
+                (Some(End::Done), _) => return Ok(Ended::Done(figures(&metrics))),
+                // The wish may have been taken back meanwhile.
+                (Some(End::Early), Some((Outcome::Paused, _))) if wish.is_none() => {
+                    return Ok(Ended::Outcome(Outcome::Released));
+                }
+                (Some(End::Early), Some((outcome, _))) => return Ok(Ended::Outcome(outcome)),
+                (Some(End::Early), None) => return Ok(Ended::Outcome(Outcome::Released)),
+                (Some(End::Failed(failure)), _) if failure.code == "crashed" => {
+                    return Ok(Ended::Crashed(failure));
+                }
+                (Some(End::Failed(failure)), _) => {
+                    return Ok(Ended::Outcome(Outcome::Failed(failure)));
+                }
+                (None, before) => asked_for = before,
             }
-            let wanted = match wish {
+            let at_once = match wish {
                 Some(Wish::Cancel) => Some(Outcome::Cancelled),
-                Some(Wish::Pause) => Some(Outcome::Paused),
-                _ => self.too_large(&process).map(Outcome::Failed),
+                _ => process.takes_too_much(settings).map(|message| {
+                    Outcome::Failed(Failure {
+                        code: "out_of_memory".to_owned(),
+                        message,
+                        param: None,
+                    })
+                }),
             };
-            if let Some(outcome) = wanted {
+            if let Some(outcome) = at_once {
                 process.kill().await?;
                 return Ok(Ended::Outcome(outcome));
             }
-            tokio::time::sleep(LOOK).await;
+            if *self.stop.borrow() {
+                asked_for = Some((Outcome::Released, PATIENCE_OF_A_STOP));
+            } else if wish == Some(Wish::Pause) {
+                asked_for = Some((Outcome::Paused, PATIENCE));
+            }
+            if let Some((outcome, patience)) = &asked_for
+                && process.ask_to_end().await.elapsed() > *patience
+            {
+                process.kill().await?;
+                return Ok(Ended::Outcome(outcome.clone()));
+            }
+            match asked_for {
+                Some(_) => tokio::time::sleep(LOOK).await,
+                None => wait(LOOK, &mut self.stop).await,
+            }
         }
     }
 
     /// Tells the store what is new, which also keeps the lease.
-    async fn follow(
-        &self,
-        claim: &Claim,
-        metrics: &mut Metrics,
-    ) -> Result<Option<Wish>, Interruption> {
+    async fn follow(&mut self, metrics: &mut Metrics) -> Result<Option<Wish>, Interruption> {
+        let store = &self.worker.store;
         loop {
             let news = metrics.news()?;
-            let wish = self
-                .store
-                .tell(claim, self.lease(), &news.events, news.position)
+            let wish = store
+                .tell(self.claim, self.worker.lease(), &news.events, news.position)
                 .await?;
+            let last = news.checkpoints.last().map(|(step, _)| *step);
             for (step, figures) in &news.checkpoints {
-                self.store
-                    .checkpoint(claim, self.lease(), *step, figures)
-                    .await?;
+                let artifact = match Some(*step) == last && *step > self.newest {
+                    true => self.keep_checkpoint(*step).await?,
+                    false => None,
+                };
+                let checkpoint = NewCheckpoint {
+                    step: *step,
+                    metrics: figures,
+                    artifact: artifact.as_deref(),
+                };
+                let dropped = store.checkpoint(self.claim, self.worker.lease(), &checkpoint);
+                for artifact in dropped.await? {
+                    self.worker.artifacts.remove_if_unheld(&artifact).await?;
+                }
             }
             if news.events.is_empty() {
                 return Ok(wish);
@@ -222,30 +371,64 @@ impl Worker {
         }
     }
 
-    fn too_large(&self, process: &Process) -> Option<Failure> {
-        let limit = self.settings.memory_mib;
-        let used = process
-            .memory_mib()
-            .filter(|&used| limit > 0 && used > limit)?;
-        Some(Failure {
-            code: "out_of_memory".to_owned(),
-            message: format!(
-                "the training took {used} MiB of memory; at most {limit} are allowed. A smaller batch takes less"
-            ),
-            param: None,
-        })
+    async fn keep_checkpoint(&mut self, step: i64) -> Result<Option<String>, Interruption> {
+        let Some(aside) = process::set_aside(&self.directory, step)? else {
+            return Ok(None);
+        };
+        let put = async { Ok(self.worker.artifacts.put(&aside).await?) };
+        let artifact = self.keeping(put).await?;
+        std::fs::remove_dir_all(&aside)?;
+        self.newest = step;
+        Ok(Some(artifact))
+    }
+
+    /// Does what may take its time, and keeps the lease meanwhile.
+    async fn keeping<T>(
+        &self,
+        work: impl Future<Output = Result<T, Interruption>>,
+    ) -> Result<T, Interruption> {
+        let mut work = std::pin::pin!(work);
+        let mut stop = self.stop.clone();
+        let lease = self.worker.lease();
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = wait(lease / 3, &mut stop) => {
+                    self.worker.store.renew(self.claim, lease).await?;
+                }
+            }
+            if *stop.borrow() {
+                // It may be about to be done.
+                let done = tokio::time::timeout(PATIENCE_OF_A_STOP, work).await;
+                return done.unwrap_or(Err(Interruption::Stopped));
+            }
+        }
+    }
+
+    async fn say(&self, key: &str, text: &str, level: Level) -> Result<(), Interruption> {
+        let event = NewEvent {
+            level,
+            ..message(self.claim, key, text)
+        };
+        let (store, lease) = (&self.worker.store, self.worker.lease());
+        store.tell(self.claim, lease, &[event], None).await?;
+        Ok(())
     }
 }
 
-fn ending(process: &Process, status: std::process::ExitStatus) -> Ended {
-    let failure = process.failure(status);
-    match failure.code.as_str() {
-        "crashed" => Ended::Crashed(failure),
-        _ => Ended::Outcome(Outcome::Failed(failure)),
-    }
+/// Waits, but not longer than until `stop` is set.
+async fn wait(time: Duration, stop: &mut watch::Receiver<bool>) {
+    let stopped = async {
+        // Whoever could tell is gone: nothing more will be told.
+        if stop.wait_for(|stop| *stop).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    // The time is what it is about; being told earlier is no error.
+    let _ = tokio::time::timeout(time, stopped).await;
 }
 
-fn figures(metrics: &Metrics) -> std::collections::BTreeMap<String, f64> {
+fn figures(metrics: &Metrics) -> BTreeMap<String, f64> {
     let numbers = metrics.evaluation.iter();
     numbers
         .filter_map(|(name, value)| Some((name.clone(), Value::as_f64(value)?)))
@@ -267,7 +450,7 @@ fn farewell(claim: &Claim, job: &Job, outcome: &Outcome) -> NewEvent {
         Outcome::Failed(failure) => failure.message.clone(),
         Outcome::Cancelled => "cancelled".to_owned(),
         Outcome::Paused => "paused".to_owned(),
-        Outcome::Released => "released".to_owned(),
+        Outcome::Released => "given back: the worker stops, another goes on".to_owned(),
     };
     let level = match outcome {
         Outcome::Failed(_) => Level::Error,

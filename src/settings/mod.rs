@@ -54,6 +54,41 @@ pub struct Settings {
     pub limits: Limits,
     pub telemetry: TelemetrySettings,
     pub jobs: JobSettings,
+    pub artifacts: ArtifactSettings,
+}
+
+/// Where uploaded text, checkpoints and trained models are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ArtifactSettings {
+    /// A folder, or `s3://BUCKET` or `s3://BUCKET/PREFIX` in a service that speaks S3; empty for `artifacts` in
+    /// `data_dir`. The key to a service is in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+    pub url: String,
+    /// The service's address, where it is not Amazon's: `https://minio.example.org`.
+    pub endpoint: String,
+    /// The service's region; empty for AWS_REGION's.
+    pub region: String,
+    /// Hours that something is kept after nothing needs it any more, and what a failed job could go on from.
+    pub keep_hours: u64,
+}
+
+impl ArtifactSettings {
+    /// The bucket and what keys begin with in it, where a bucket is named.
+    pub fn bucket(&self) -> Option<(&str, &str)> {
+        let place = self.url.strip_prefix("s3://")?;
+        Some(place.split_once('/').unwrap_or((place, "")))
+    }
+}
+
+impl Default for ArtifactSettings {
+    fn default() -> Self {
+        ArtifactSettings {
+            url: String::new(),
+            endpoint: String::new(),
+            region: String::new(),
+            keep_hours: 24,
+        }
+    }
 }
 
 /// How trainings asked for over the API are kept and carried out.
@@ -150,6 +185,7 @@ impl Default for Settings {
             limits: Limits::default(),
             telemetry: TelemetrySettings::default(),
             jobs: JobSettings::default(),
+            artifacts: ArtifactSettings::default(),
         }
     }
 }
@@ -235,10 +271,21 @@ impl Settings {
             ),
             ("jobs.threads", self.jobs.threads),
             ("jobs.lease_seconds", self.jobs.lease_seconds as usize),
+            ("artifacts.keep_hours", self.artifacts.keep_hours as usize),
         ] {
             if value == 0 {
                 return Err(invalid(&format!("{name} is 0; at least 1 is needed")));
             }
+        }
+        if self.artifacts.url.contains("://")
+            && self
+                .artifacts
+                .bucket()
+                .is_none_or(|(bucket, _)| bucket.is_empty())
+        {
+            return Err(invalid(
+                "artifacts.url must be a folder or s3://BUCKET/PREFIX",
+            ));
         }
         if !(0..=19).contains(&self.jobs.nice) {
             return Err(invalid("jobs.nice must be between 0 and 19"));
@@ -415,7 +462,7 @@ mod tests {
         let table = read_table(&example).expect("a table");
         let known = known_keys().expect("the defaults");
         assert_eq!(table.keys().collect::<Vec<_>>().len(), known.keys().len());
-        for nested in ["limits", "engine", "telemetry", "jobs"] {
+        for nested in ["limits", "engine", "telemetry", "jobs", "artifacts"] {
             let keys = |table: &Table| table[nested].as_table().map(Table::len);
             assert_eq!(keys(&table), keys(&known), "{nested}");
         }

@@ -15,6 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
 use candle_core::{Device, Result as CandleResult, Tensor};
 use rand::Rng;
@@ -25,7 +26,7 @@ use super::initialise;
 use super::model::{check_vocabulary, trainable};
 use super::parameters::{Group, Parameters};
 use super::recipe::{BridgeRecipe, SiteChoice, Terms};
-use super::run::{Loss, Mode, Objective, Plan, train};
+use super::run::{End, Ended, Loss, Mode, Objective, Plan, train};
 use super::task_pairs::{check_tasks, push_pairs};
 use super::twin::{TwinBatch, twin_loss};
 use crate::artifacts::ArtifactId;
@@ -53,7 +54,8 @@ pub fn train_bridge(
     recipe: &BridgeRecipe,
     device: &Device,
     mode: Mode,
-) -> Result<(), TrainingError> {
+) -> Result<Ended, TrainingError> {
+    let begun = Instant::now();
     let dense_files = ModelFiles::read(&recipe.dense)?;
     let json = dense_files.tokenizer.clone().ok_or_else(|| {
         TrainingError::Recipe(format!("{} has no tokenizer.json", recipe.dense.display()))
@@ -89,8 +91,13 @@ pub fn train_bridge(
         bridge_rate: recipe.bridge_rate,
         output: &recipe.output,
         recipe_sha256: Plan::hash(recipe)?,
+        begun,
     };
-    train(&plan, &parameters, &mut objective, mode)?;
+    let end = train(&plan, &parameters, &mut objective, mode)?;
+    if end != End::Trained {
+        let data = objective.data;
+        return Ok(Ended { end, data });
+    }
     let fidelity = objective.fidelity_of_all()?;
     let id = recipe.id.as_ref().map_or("bridge", ArtifactId::as_str);
     let pair = PairFiles {
@@ -111,7 +118,8 @@ pub fn train_bridge(
         dense: dense_files,
     };
     pair.write(&recipe.output.directory.join("pair"))?;
-    Ok(())
+    let data = objective.data;
+    Ok(Ended { end, data })
 }
 
 fn identifier(name: &str) -> Result<ArtifactId, TrainingError> {

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 
@@ -12,7 +13,7 @@ use super::data::{Batch, TrainingData};
 use super::initialise;
 use super::parameters::{Group, Parameters};
 use super::recipe::{Batches, ModelRecipe};
-use super::run::{Loss, Mode, Objective, Plan, train};
+use super::run::{End, Ended, Loss, Mode, Objective, Plan, train};
 use crate::models::config::TransformerConfig;
 use crate::models::layers::Purpose;
 use crate::models::layout::ModelFiles;
@@ -24,7 +25,12 @@ use crate::models::transformer::Transformer;
 use crate::numerics::loss::{cross_entropy, mean};
 
 /// Trains the model of a recipe and writes it to `model/` below the recipe's directory.
-pub fn train_model(recipe: &ModelRecipe, device: &Device, mode: Mode) -> Result<(), TrainingError> {
+pub fn train_model(
+    recipe: &ModelRecipe,
+    device: &Device,
+    mode: Mode,
+) -> Result<Ended, TrainingError> {
+    let begun = Instant::now();
     let json = crate::artifacts::atomic::read_small(&recipe.tokenizer, 1 << 28)?;
     let tokenizer = Tokenizer::from_bytes(&json)?;
     check_vocabulary(&tokenizer, recipe.model.vocab_size)?;
@@ -51,15 +57,21 @@ pub fn train_model(recipe: &ModelRecipe, device: &Device, mode: Mode) -> Result<
         bridge_rate: 0.0,
         output: &recipe.output,
         recipe_sha256: Plan::hash(recipe)?,
+        begun,
     };
-    train(&plan, &parameters, &mut objective, mode)?;
+    let end = train(&plan, &parameters, &mut objective, mode)?;
+    if end != End::Trained {
+        let data = objective.data;
+        return Ok(Ended { end, data });
+    }
     let files = ModelFiles {
         config: recipe.model.clone(),
         tensors: parameters.tensors(Group::Model),
         tokenizer: Some(json),
     };
     files.write(&recipe.output.directory.join("model"))?;
-    Ok(())
+    let data = objective.data;
+    Ok(Ended { end, data })
 }
 
 /// The weights of a model in a directory, as a training starts from them.

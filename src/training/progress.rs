@@ -37,6 +37,8 @@ impl Progress {
         let bar = ProgressBar::new(steps as u64).with_position(first_step as u64);
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed}<{eta} {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        // A look at where it is, or the steps so far would count as made in no time.
+        bar.tick();
         bar.reset_eta();
         Ok(Progress {
             told_checkpoint: last_checkpoint(&kept),

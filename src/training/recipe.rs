@@ -15,6 +15,7 @@ use super::TrainingError;
 use crate::artifacts::ArtifactId;
 use crate::models::config::TransformerConfig;
 use crate::models::location::Site;
+use crate::tasks::Task;
 
 /// Where training text comes from. A batch draws its sequences from the sources in proportion to `weight`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -181,15 +182,31 @@ pub enum Anneal {
 pub struct Output {
     /// Metrics, checkpoints and the result; made where it does not exist.
     pub directory: PathBuf,
+    /// Steps from one checkpoint to the next.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: usize,
+    /// Minutes after which one is written all the same.
+    #[serde(default = "default_checkpoint_minutes")]
+    pub checkpoint_minutes: f64,
     #[serde(default = "default_evaluate_every")]
     pub evaluate_every: usize,
     /// Held-out sequences of each source in an evaluation.
     #[serde(default = "default_evaluation_sequences")]
     pub evaluation_sequences: usize,
+    /// Tasks that the pair is steered on at the end of its training.
+    #[serde(default)]
+    pub tasks: Vec<Task>,
+    /// Pairs of prompts of each: as many to choose channels on, and as many held-out ones.
+    #[serde(default = "default_task_pairs")]
+    pub task_pairs: usize,
 }
 
+fn default_checkpoint_minutes() -> f64 {
+    10.0
+}
+fn default_task_pairs() -> usize {
+    64
+}
 fn default_checkpoint_every() -> usize {
     200
 }

@@ -1,16 +1,28 @@
 //! The loop every training shares: batch, loss, gradients, step, mask; metrics, evaluations, checkpoints.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 
 use super::TrainingError;
 use super::checkpoint::{Checkpoint, recipe_hash};
+use super::data::TrainingData;
 use super::optimizer::{AdamW, StepRates};
-use super::parameters::Parameters;
+use super::parameters::{Group, Parameters};
 use super::progress::Progress;
 use super::recipe::{Batches, Optimizer, Output, Sparsity};
 use super::schedule::{kept_fraction, sparse_rate, warmup_and_decay};
+
+/// Set when this process has been asked to end: its training then writes a checkpoint after its step and stops.
+pub static ASKED_TO_END: AtomicBool = AtomicBool::new(false);
+/// What says so on the standard input of a training that is attended.
+pub const STOP: &str = "stop\n";
+/// What a process exits with whose training has stopped so.
+pub const ENDED_EARLY: i32 = 75;
+/// Steps of a measurement; the first is not counted.
+const MEASURED: usize = 4;
 
 /// What a training minimises.
 pub trait Objective {
@@ -37,6 +49,8 @@ pub struct Plan<'a> {
     pub bridge_rate: f64,
     pub output: &'a Output,
     pub recipe_sha256: String,
+    /// When the training began to read what it needs.
+    pub begun: Instant,
 }
 
 impl<'a> Plan<'a> {
@@ -54,15 +68,61 @@ pub enum Mode {
     Resume,
     /// Not at all: the newest checkpoint's weights are the result.
     Export,
+    /// A few steps that leave nothing behind, to see what all of them would cost.
+    Measure,
 }
 
-/// Trains to the last step.
+/// How a training ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum End {
+    /// The parameters are the result.
+    Trained,
+    /// Asked to, after a checkpoint.
+    Early,
+    Measured(Cost),
+}
+
+/// A training that has ended, and the text it was on.
+pub struct Ended {
+    pub end: End,
+    pub data: TrainingData,
+}
+
+/// What a training would cost, by a few steps of it on this machine.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct Cost {
+    /// Of the model that is trained.
+    pub parameters: usize,
+    /// Of its bridge; 0 where there is none.
+    pub bridge_parameters: usize,
+    pub steps: usize,
+    /// In all steps together.
+    pub tokens: usize,
+    /// Seconds until the first step: reading, and fitting a new bridge.
+    pub setup_seconds: f64,
+    /// Seconds of a step, the mean of three.
+    pub step_seconds: f64,
+    /// Seconds of an evaluation on held-out text.
+    pub evaluation_seconds: f64,
+    /// Seconds of everything, without evaluations on tasks at the end.
+    pub seconds: f64,
+    /// A checkpoint's, in bytes.
+    pub checkpoint_bytes: usize,
+    /// The most that the process took while this was measured, in MiB; null where the system does not tell.
+    #[schema(required = true)]
+    pub memory_mib: Option<u64>,
+}
+
+/// Trains to the last step, unless asked to end before.
 pub fn train(
     plan: &Plan,
     parameters: &Parameters,
     objective: &mut dyn Objective,
     mode: Mode,
-) -> Result<(), TrainingError> {
+) -> Result<End, TrainingError> {
+    if mode == Mode::Measure {
+        return measure(plan, parameters, objective).map(End::Measured);
+    }
     let directory = &plan.output.directory;
     let checkpoints = directory.join("checkpoints");
     std::fs::create_dir_all(&checkpoints).map_err(|error| TrainingError::Checkpoint {
@@ -70,44 +130,19 @@ pub fn train(
         problem: error.to_string(),
     })?;
     let mut optimizer = AdamW::new(plan.optimizer.clone(), parameters);
-    let first = match Checkpoint::newest(&checkpoints, &plan.recipe_sha256)? {
-        Some(checkpoint) if mode != Mode::Start => {
-            restore(parameters, &mut optimizer, &checkpoint)?
-        }
-        Some(checkpoint) => {
-            return Err(TrainingError::Checkpoint {
-                path: checkpoints.display().to_string(),
-                problem: format!(
-                    "a training stopped here after step {}; use --resume to go on, or another directory",
-                    checkpoint.step
-                ),
-            });
-        }
-        None if mode == Mode::Export => {
-            return Err(TrainingError::Checkpoint {
-                path: checkpoints.display().to_string(),
-                problem: "there is no checkpoint to export".into(),
-            });
-        }
-        None => 0,
-    };
+    let first = first_step(plan, parameters, &mut optimizer, &checkpoints, mode)?;
     if mode == Mode::Export {
-        return Ok(());
+        return Ok(End::Trained);
     }
     let steps = plan.batches.steps;
     let mut progress = Progress::new(directory, first, steps)?;
     if first > 0 {
         progress.checkpoint(first - 1)?;
     }
+    let mut saved = Instant::now();
     for step in first..steps {
-        let terms = one_step(
-            plan,
-            parameters,
-            objective,
-            &mut optimizer,
-            &mut progress,
-            step,
-        )?;
+        let (terms, tokens) = one_step(plan, parameters, objective, &mut optimizer, step)?;
+        progress.step(step, tokens, &terms)?;
         if let Some((term, value)) = terms.iter().find(|(_, value)| !value.is_finite()) {
             return Err(TrainingError::Diverged {
                 step,
@@ -119,30 +154,101 @@ pub fn train(
         if done % plan.output.evaluate_every == 0 || done == steps {
             progress.evaluation(step, &objective.evaluate()?)?;
         }
-        if done % plan.output.checkpoint_every == 0 || done == steps {
+        let early = done < steps && ASKED_TO_END.load(Ordering::Relaxed);
+        let due = done % plan.output.checkpoint_every == 0
+            || saved.elapsed() >= minutes(plan.output.checkpoint_minutes);
+        if due || early || done == steps {
             progress.sync()?;
-            save(
-                &checkpoints,
-                parameters,
-                &optimizer,
-                done,
-                &plan.recipe_sha256,
-            )?;
+            let hash = &plan.recipe_sha256;
+            save(&checkpoints, parameters, &optimizer, done, hash)?;
             progress.checkpoint(step)?;
+            saved = Instant::now();
+        }
+        if early {
+            return Ok(End::Early);
         }
     }
     progress.finish();
-    Ok(())
+    Ok(End::Trained)
 }
 
+fn minutes(count: f64) -> Duration {
+    Duration::try_from_secs_f64(60.0 * count).unwrap_or(Duration::MAX)
+}
+
+/// Steps done already, with the parameters and the optimizer as they were then.
+fn first_step(
+    plan: &Plan,
+    parameters: &Parameters,
+    optimizer: &mut AdamW,
+    checkpoints: &Path,
+    mode: Mode,
+) -> Result<usize, TrainingError> {
+    let problem = |problem: String| TrainingError::Checkpoint {
+        path: checkpoints.display().to_string(),
+        problem,
+    };
+    match Checkpoint::newest(checkpoints, &plan.recipe_sha256)? {
+        Some(checkpoint) if mode != Mode::Start => restore(parameters, optimizer, &checkpoint),
+        Some(checkpoint) => Err(problem(format!(
+            "a training stopped here after step {}; use --resume to go on, or another directory",
+            checkpoint.step
+        ))),
+        None if mode == Mode::Export => Err(problem("there is no checkpoint to export".into())),
+        None => Ok(0),
+    }
+}
+
+/// Times a few steps and an evaluation.
+fn measure(
+    plan: &Plan,
+    parameters: &Parameters,
+    objective: &mut dyn Objective,
+) -> Result<Cost, TrainingError> {
+    let setup_seconds = plan.begun.elapsed().as_secs_f64();
+    let mut optimizer = AdamW::new(plan.optimizer.clone(), parameters);
+    let mut times = Vec::new();
+    for step in 0..MEASURED {
+        let begun = Instant::now();
+        one_step(plan, parameters, objective, &mut optimizer, step)?;
+        times.push(begun.elapsed().as_secs_f64());
+    }
+    let step_seconds = times[1..].iter().sum::<f64>() / (MEASURED - 1) as f64;
+    let begun = Instant::now();
+    objective.evaluate()?;
+    let evaluation_seconds = begun.elapsed().as_secs_f64();
+    let count = |group: Group| {
+        let tensors = parameters.tensors(group);
+        tensors.values().map(Tensor::elem_count).sum::<usize>()
+    };
+    let (model, bridge) = (count(Group::Model), count(Group::Bridge));
+    let steps = plan.batches.steps;
+    let evaluations = steps.div_ceil(plan.output.evaluate_every.max(1));
+    Ok(Cost {
+        parameters: model,
+        bridge_parameters: bridge,
+        steps,
+        tokens: steps * plan.batches.sequences * plan.batches.length,
+        setup_seconds,
+        step_seconds,
+        evaluation_seconds,
+        seconds: setup_seconds
+            + steps as f64 * step_seconds
+            + evaluations as f64 * evaluation_seconds,
+        // The weights and the optimizer's two moments, in single precision.
+        checkpoint_bytes: 3 * 4 * (model + bridge),
+        memory_mib: crate::memory::peak_mib(),
+    })
+}
+
+/// The terms of a step, and its tokens.
 fn one_step(
     plan: &Plan,
     parameters: &Parameters,
     objective: &mut dyn Objective,
     optimizer: &mut AdamW,
-    progress: &mut Progress,
     step: usize,
-) -> Result<Vec<(String, f32)>, TrainingError> {
+) -> Result<(Vec<(String, f32)>, usize), TrainingError> {
     let loss = objective.loss(step)?;
     let gradients = loss.total.backward()?;
     let rates = rates(plan, step);
@@ -156,8 +262,7 @@ fn one_step(
     if let Some(kept) = rates.kept_fraction {
         terms.push(("kept".into(), kept as f32));
     }
-    progress.step(step, loss.tokens, &terms)?;
-    Ok(terms)
+    Ok((terms, loss.tokens))
 }
 
 fn rates(plan: &Plan, step: usize) -> StepRates {

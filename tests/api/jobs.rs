@@ -1,5 +1,7 @@
 //! Files and trainings as a client sees them; that trainings are carried out is tested with workers of their own.
 
+use std::path::{Path, PathBuf};
+
 use causeway::settings::keys::Role;
 use serde_json::{Value, json};
 
@@ -154,8 +156,10 @@ fn files_that_cannot_be_used_are_refused_with_the_line() {
     server
         .post("/v1/files", &json!({}))
         .is_error(415, None, Some("unsupported_media_type"));
-    let kept = std::fs::read_dir(server.directory.join("data/files")).unwrap();
-    assert_eq!(kept.count(), 0, "nothing of what was refused stays");
+    for folder in ["data/uploads", "data/artifacts"] {
+        let kept = std::fs::read_dir(server.directory.join(folder)).unwrap();
+        assert_eq!(kept.count(), 0, "nothing of what was refused stays");
+    }
 }
 
 #[test]
@@ -318,6 +322,16 @@ fn recipes_that_cannot_work_are_refused_with_their_field() {
             json!({"checkpoint_every": 0}),
             "method.bridge.hyperparameters.watch.checkpoint_every",
         ),
+        (
+            "H/watch",
+            json!({"checkpoint_minutes": 0}),
+            "method.bridge.hyperparameters.watch.checkpoint_minutes",
+        ),
+        (
+            "H/watch",
+            json!({"tasks": ["nothing"]}),
+            "method.bridge.hyperparameters.watch.tasks[0]",
+        ),
     ] {
         let mut body = good.clone();
         let pointer = pointer.replacen('H', H, usize::from(pointer.starts_with('H')));
@@ -329,6 +343,68 @@ fn recipes_that_cannot_work_are_refused_with_their_field() {
     server.post(JOBS, &good).ok();
 }
 
+/// The files below a folder with a name that ends so.
+fn files_called(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        match entry.file_type().unwrap().is_dir() {
+            true => found.extend(files_called(&entry.path(), ending)),
+            false if entry.path().to_string_lossy().ends_with(ending) => found.push(entry.path()),
+            false => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn what_is_damaged_is_refused_when_it_is_named() {
+    let server = Server::new();
+    let text = b"{\"text\": \"x = 1\\n\"}\n{\"text\": \"y = 2\\n\"}\n";
+    let fields: [(&str, &[u8]); 2] = [("purpose", b"fine-tune"), ("file/code.jsonl", text)];
+    let file = upload(&server, &fields).ok();
+    let mut body = bridge("one");
+    body["training_file"] = file["id"].clone();
+    let kept = files_called(&server.directory.join("data/artifacts"), "text.jsonl");
+    std::fs::write(&kept[0], text.to_ascii_uppercase()).unwrap();
+    server
+        .post(JOBS, &body)
+        .is_error(400, Some("training_file"), Some("damaged_file"));
+    std::fs::write(&kept[0], text).unwrap();
+    server.post(JOBS, &body).ok();
+
+    // The job has the text, whoever deletes the file.
+    let address = format!("/v1/files/{}", file["id"].as_str().unwrap());
+    server.delete(&address).ok();
+    assert!(kept[0].is_file());
+    body["suffix"] = json!("two");
+    server
+        .post(JOBS, &body)
+        .is_error(400, Some("training_file"), Some("file_not_found"));
+
+    let mut body = bridge("two");
+    let weights = server.directory.join("pair/dense/model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    let mut other = whole.clone();
+    *other.last_mut().unwrap() ^= 1;
+    for damage in [&whole[..whole.len() / 2], &other] {
+        std::fs::write(&weights, damage).unwrap();
+        server
+            .post(JOBS, &body)
+            .is_error(400, Some("model"), Some("damaged_model"));
+    }
+    std::fs::write(&weights, &whole).unwrap();
+    const START_FROM: &str = "method.bridge.hyperparameters.start_from";
+    body["method"]["bridge"]["hyperparameters"]["start_from"] = json!("tiny");
+    let bridge = server.directory.join("pair/bridge.safetensors");
+    let whole = std::fs::read(&bridge).unwrap();
+    std::fs::write(&bridge, &whole[..100]).unwrap();
+    server
+        .post(JOBS, &body)
+        .is_error(400, Some(START_FROM), Some("damaged_model"));
+    std::fs::write(&bridge, &whole).unwrap();
+    server.post(JOBS, &body).ok();
+}
+
 #[test]
 fn trainings_are_for_those_who_may_train() {
     let server = Server::with(|settings| {
@@ -337,10 +413,14 @@ fn trainings_are_for_those_who_may_train() {
             key("trainer", Role::Train, None),
         ];
     });
-    for path in [JOBS, "/v1/files"] {
-        for (name, status) in [("reader", 403), ("trainer", 200)] {
+    for (method, path, allowed) in [
+        ("GET", JOBS, 200),
+        ("GET", "/v1/files", 200),
+        ("DELETE", "/v1/models/nothing", 404),
+    ] {
+        for (name, status) in [("reader", 403), ("trainer", allowed)] {
             let bearer = format!("Bearer ck-{name}");
-            let answer = server.send("GET", path, &[("authorization", &bearer)], b"");
+            let answer = server.send(method, path, &[("authorization", &bearer)], b"");
             assert_eq!(answer.status, status, "{name} {path}");
         }
     }

@@ -1,7 +1,7 @@
 """The official Python client trains: `openai_training.py http://127.0.0.1:8080 KEY`.
 
 A file is uploaded, a dense model, a sparse model and a bridge are trained on it with tiny recipes, their events are
-followed to the end, and each result answers at once, the bridge's steered.
+followed to the end, and each result answers at once, the bridge's steered, until it is deleted.
 """
 
 import io
@@ -62,6 +62,7 @@ def train(kind, file):
         job = client.fine_tuning.jobs.retrieve(job.id)
     assert job.status == "succeeded", job.error
     assert job.fine_tuned_model == suffix and job.trained_tokens == 6 * 2 * 32
+    assert set(job.evaluation["sources"]) == {"real"} and job.evaluation["parameters"] > 0
     events = list(client.fine_tuning.jobs.list_events(job.id, limit=4))
     steps = [event.message for event in reversed(events) if event.message.startswith("step ")]
     assert steps == [f"step {number}" for number in range(1, 7)], steps
@@ -115,5 +116,12 @@ for kind in METHODS:
     choices = client.completions.create(**fields).choices
     if kind == "bridge":
         assert choices[0].receipt["bridge"] == model and choices[0].receipt["edits"][0]["tokens_touched"] > 0
+    assert client.models.delete(model).deleted
+    try:
+        client.completions.create(model=model, prompt="x = ", max_tokens=1)
+    except openai.NotFoundError:
+        pass
+    else:
+        raise AssertionError(f"{model} was deleted and answers")
     print(f"{kind}: ok")
 assert client.files.delete(file.id).deleted

@@ -129,6 +129,9 @@ fn recipe(terms: Terms) -> BridgeRecipe {
             checkpoint_every: 1,
             evaluate_every: 1,
             evaluation_sequences: 1,
+            checkpoint_minutes: 10.0,
+            tasks: Vec::new(),
+            task_pairs: 8,
         },
     }
 }

@@ -1,14 +1,19 @@
 //! A place of its own for jobs: a folder, a database, and workers.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use std::collections::BTreeMap;
+
 use causeway::artifacts::ArtifactId;
+use causeway::jobs::artifact_store::ArtifactStore;
 use causeway::jobs::job::{Job, Status};
-use causeway::jobs::spec::{JobSpec, Method, Places, Recipe};
+use causeway::jobs::spec::{JobSpec, MODEL, Method, Places, Recipe};
 use causeway::jobs::store::Store;
 use causeway::jobs::store::jobs::NewJob;
+use causeway::settings::{ArtifactSettings, Settings};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection};
 use tempfile::TempDir;
@@ -28,6 +33,17 @@ pub fn databases() -> Vec<Database> {
     }
 }
 
+/// A place of its own in the bucket that `TEST_BUCKET` names, of the service that `TEST_S3` names; its key is in the
+/// environment.
+fn bucket() -> Option<ArtifactSettings> {
+    let bucket = std::env::var("TEST_BUCKET").ok()?;
+    Some(ArtifactSettings {
+        url: format!("s3://{bucket}/{}", uuid::Uuid::new_v4()),
+        endpoint: std::env::var("TEST_S3").unwrap(),
+        ..ArtifactSettings::default()
+    })
+}
+
 fn postgres() -> Option<String> {
     std::env::var("TEST_POSTGRES").ok()
 }
@@ -36,7 +52,9 @@ fn postgres() -> Option<String> {
 pub struct Installation {
     directory: TempDir,
     url: Option<String>,
+    bucket: ArtifactSettings,
     pub store: Store,
+    pub artifacts: ArtifactStore,
 }
 
 impl Installation {
@@ -47,20 +65,28 @@ impl Installation {
             Database::Postgres => Some(new_database(&postgres().unwrap()).await),
         };
         let file = directory.path().join("jobs.sqlite");
-        let store = Store::open(url.as_deref(), &file);
+        let store = Store::open(url.as_deref(), &file).await.unwrap();
+        let bucket = match database {
+            Database::Sqlite => ArtifactSettings::default(),
+            // As where several machines work: nothing but the database and the bucket is the same.
+            Database::Postgres => bucket().unwrap_or_default(),
+        };
+        let settings = Settings {
+            data_dir: directory.path().to_owned(),
+            artifacts: bucket.clone(),
+            ..Settings::default()
+        };
         Installation {
-            store: store.await.unwrap(),
+            artifacts: ArtifactStore::of(&settings, &store).unwrap(),
+            store,
             directory,
             url,
+            bucket,
         }
     }
 
     pub fn path(&self) -> &Path {
         self.directory.path()
-    }
-
-    pub fn library(&self) -> PathBuf {
-        self.path().join("library")
     }
 
     /// A worker whose leases are a second long.
@@ -73,15 +99,85 @@ impl Installation {
         self.command("serve", &mut Command::new(env!("CARGO_BIN_EXE_causeway")))
     }
 
+    /// Another folder for the same jobs and artifacts, as another machine has it.
+    pub fn elsewhere(&self, name: &str) -> Elsewhere<'_> {
+        let path = self.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        Elsewhere {
+            installation: self,
+            path,
+        }
+    }
+
+    /// A server that answers; `workers` is `all` or `none`.
+    pub async fn listening_server(&self, workers: &str) -> Server {
+        self.here().listening_server(workers).await
+    }
+
     /// One of the two, by a command that goes before it.
     pub fn command(&self, what: &str, command: &mut Command) -> Worker {
-        let settings = self.path().join("settings.toml");
+        self.here().command(what, command, "127.0.0.1:0", 1)
+    }
+
+    fn here(&self) -> Elsewhere<'_> {
+        Elsewhere {
+            installation: self,
+            path: self.path().to_owned(),
+        }
+    }
+
+    /// The artifacts, of which those that nobody holds are kept for so long.
+    pub fn artifacts_kept_for(&self, keep: Duration) -> ArtifactStore {
+        self.artifacts.clone().keeping(keep)
+    }
+}
+
+/// A machine's folder.
+pub struct Elsewhere<'a> {
+    installation: &'a Installation,
+    path: PathBuf,
+}
+
+impl Elsewhere<'_> {
+    pub fn worker(&self) -> Worker {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_causeway"));
+        self.command("worker", &mut command, "127.0.0.1:0", 1)
+    }
+
+    pub async fn listening_server(&self, workers: &str) -> Server {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap().to_string();
+        drop(free);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_causeway"));
+        let workers = usize::from(workers == "all");
+        let server = Server {
+            process: self.command("serve", &mut command, &address, workers),
+            address: format!("http://{address}"),
+            client: client(),
+        };
+        let begun = Instant::now();
+        let ready = format!("{}/readyz", server.address);
+        while server.client.get(&ready).send().await.is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no server");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        server
+    }
+
+    fn command(&self, what: &str, command: &mut Command, listen: &str, workers: usize) -> Worker {
+        let settings = self.path.join("settings.toml");
+        let shared = self.installation;
+        let artifacts = match shared.bucket.url.is_empty() {
+            true => shared.path().join("artifacts").display().to_string(),
+            false => shared.bucket.url.clone(),
+        };
         let text = format!(
-            "listen = \"127.0.0.1:0\"\npairs = [{:?}]\ndata_dir = {:?}\nlibrary = {:?}\n[jobs]\ndatabase = {:?}\nlease_seconds = 1\n",
+            "listen = {listen:?}\npairs = [{:?}]\ndata_dir = {:?}\n[jobs]\ndatabase = {:?}\nlease_seconds = 1\n\
+             workers = {workers}\n[artifacts]\nurl = {artifacts:?}\nendpoint = {:?}\n",
             pair(),
-            self.path(),
-            self.library(),
-            self.url.as_deref().unwrap_or_default()
+            self.path,
+            shared.url.as_deref().unwrap_or_default(),
+            shared.bucket.endpoint
         );
         std::fs::write(&settings, text).unwrap();
         let child = command
@@ -93,9 +189,17 @@ impl Installation {
             .unwrap();
         Worker(child)
     }
+}
 
+impl Installation {
     pub async fn create(&self, output: &str, steps: usize) -> Job {
-        self.store.create(&job(output, steps)).await.unwrap()
+        let dense = self.artifacts.put(&pair().join("dense")).await.unwrap();
+        let inputs = BTreeMap::from([(MODEL, dense)]);
+        let new = NewJob {
+            inputs,
+            ..job(output, steps)
+        };
+        self.store.create(&new).await.unwrap()
     }
 
     /// The job as it stands.
@@ -117,17 +221,24 @@ impl Installation {
     }
 
     /// The weights of a published bridge, file by file.
-    pub fn weights(&self, output: &str) -> Vec<Vec<u8>> {
-        let folder = self.library().join(output);
+    pub async fn weights(&self, output: &str) -> Vec<Vec<u8>> {
+        let models = self.store.models().await.unwrap();
+        let model = models.iter().find(|model| model.id == output).unwrap();
+        let folder = self.path().join("looked-at").join(output);
+        self.artifacts.get(&model.artifact, &folder).await.unwrap();
         let files = ["bridge.safetensors", "sparse/model.safetensors"];
-        let read = |file| {
-            std::fs::read(folder.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
-        };
-        files.map(read).into()
+        files
+            .map(|file| std::fs::read(folder.join(file)).unwrap())
+            .into()
     }
 
     /// The job has succeeded, every step and checkpoint of it is told once, and in order.
     pub async fn is_complete(&self, job: &Job) {
+        self.is_complete_with(job, &[]).await;
+    }
+
+    /// The same of a job that has also written checkpoints after these steps, because it was asked to end.
+    pub async fn is_complete_with(&self, job: &Job, further: &[i64]) {
         assert_eq!(job.status, Status::Succeeded, "{job:?}");
         let order = causeway::jobs::store::events::Order::OldestFirst;
         let events = self
@@ -151,7 +262,8 @@ impl Installation {
             .iter()
             .map(|checkpoint| checkpoint.step)
             .collect();
-        let expected = (1..=job.spec.steps() as i64).filter(|step| step % CHECKPOINT_EVERY == 0);
+        let due = |step: &i64| step % CHECKPOINT_EVERY == 0 || further.contains(step);
+        let expected = (1..=job.spec.steps() as i64).filter(due);
         assert_eq!(steps, expected.collect::<Vec<_>>());
         let published = events
             .iter()
@@ -179,6 +291,64 @@ impl Drop for Worker {
     }
 }
 
+impl Worker {
+    /// The numbers of the processes that it has started and that still are there.
+    pub fn children(&self) -> Vec<String> {
+        let id = self.0.id();
+        let threads = std::fs::read_dir(format!("/proc/{id}/task")).unwrap();
+        let children = threads.flatten().filter_map(|thread| {
+            let children = std::fs::read_to_string(thread.path().join("children")).ok()?;
+            Some(
+                children
+                    .split_whitespace()
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>(),
+            )
+        });
+        children.flatten().collect()
+    }
+}
+
+/// A server that answers.
+pub struct Server {
+    pub process: Worker,
+    pub address: String,
+    client: reqwest::Client,
+}
+
+impl Server {
+    async fn ask(&self, request: reqwest::RequestBuilder) -> (u16, Value) {
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    /// The status and the JSON of an answer.
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        self.ask(self.client.get(format!("{}{path}", self.address)))
+            .await
+    }
+
+    pub async fn text(&self, path: &str) -> String {
+        let answer = self.client.get(format!("{}{path}", self.address)).send();
+        answer.await.unwrap().text().await.unwrap()
+    }
+
+    pub async fn delete(&self, path: &str) -> (u16, Value) {
+        self.ask(self.client.delete(format!("{}{path}", self.address)))
+            .await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.client.post(format!("{}{path}", self.address));
+        self.ask(request.json(body)).await
+    }
+}
+
+fn client() -> reqwest::Client {
+    causeway::tls::choose();
+    reqwest::Client::new()
+}
+
 const CHECKPOINT_EVERY: i64 = 4;
 
 /// A small bridge to the shipped dense model.
@@ -189,16 +359,13 @@ pub fn job(output: &str, steps: usize) -> NewJob {
         metadata: [("name".to_owned(), output.to_owned())].into(),
         idempotency_key: String::new(),
         request_sha256: String::new(),
+        inputs: BTreeMap::new(),
     }
 }
 
 pub fn spec(output: &str, steps: usize) -> JobSpec {
     let method: Method = serde_json::from_value(method(steps)).unwrap();
-    let places = Places {
-        model: pair().join("dense"),
-        start_from: None,
-        training_file: None,
-    };
+    let places = Places::of_job(false, None);
     let output: ArtifactId = output.parse().unwrap();
     JobSpec {
         model: "tinypython".into(),

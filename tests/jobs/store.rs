@@ -4,14 +4,36 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use causeway::jobs::job::{Failure, Level, NewEvent, Status, Wish};
-use causeway::jobs::store::StoreError;
-use causeway::jobs::store::claims::{Outcome, Position};
+use causeway::jobs::store::artifacts::{Artifact, TrainedModel};
+use causeway::jobs::store::claims::{NewCheckpoint, Outcome, Position, held_checkpoints};
 use causeway::jobs::store::events::Order;
 use causeway::jobs::store::jobs::{NewJob, Query};
+use causeway::jobs::store::{Store, StoreError};
+use serde_json::Value;
 
 use crate::installation::{Installation, databases, job};
 
 const LONG: Duration = Duration::from_secs(600);
+
+fn written(step: i64, artifact: Option<&str>) -> NewCheckpoint<'_> {
+    static METRICS: Value = Value::Null;
+    NewCheckpoint {
+        step,
+        metrics: &METRICS,
+        artifact,
+    }
+}
+
+/// The record of an artifact with no files.
+async fn an_artifact(store: &Store, sha256: &str) -> String {
+    let artifact = Artifact {
+        sha256: sha256.to_owned(),
+        place: format!("place of {sha256}"),
+        files: Vec::new(),
+    };
+    store.add_artifact(&artifact).await.unwrap();
+    sha256.to_owned()
+}
 
 fn event(key: &str) -> NewEvent {
     NewEvent {
@@ -50,8 +72,9 @@ async fn a_job_goes_from_hand_to_hand() {
         );
         lost(
             store
-                .checkpoint(&first, LONG, 2, &serde_json::json!({}))
-                .await,
+                .checkpoint(&first, LONG, &written(2, None))
+                .await
+                .map(drop),
         );
         lost(store.finish(&first, &Outcome::Cancelled, &event("y")).await);
 
@@ -68,13 +91,16 @@ async fn a_job_goes_from_hand_to_hand() {
                 .await
                 .unwrap();
             store
-                .checkpoint(&second, LONG, 2, &serde_json::json!({"loss": 1}))
+                .checkpoint(&second, LONG, &written(2, None))
                 .await
                 .unwrap();
         }
         let results = BTreeMap::from([("loss".to_owned(), 0.5)]);
+        let artifact = an_artifact(store, "result").await;
         let outcome = Outcome::Succeeded {
             results: results.clone(),
+            evaluation: None,
+            artifact: artifact.clone(),
         };
         store
             .finish(&second, &outcome, &event("end"))
@@ -101,13 +127,11 @@ async fn a_job_goes_from_hand_to_hand() {
             .unwrap();
         assert_eq!(keys(newest), ["step:2"]);
         assert_eq!(store.checkpoints("ftjob-a").await.unwrap().len(), 1);
-        assert_eq!(store.succeeded(0).await.unwrap().len(), 1);
-        assert!(
-            store
-                .succeeded(job.finished_at.unwrap() + 1)
-                .await
-                .unwrap()
-                .is_empty()
+        let models = store.models().await.unwrap();
+        let published = |model: &TrainedModel| (model.id.clone(), model.artifact.clone());
+        assert_eq!(
+            models.iter().map(published).collect::<Vec<_>>(),
+            [("a".to_owned(), artifact)]
         );
     }
 }
@@ -253,5 +277,111 @@ async fn many_workers_take_each_job_once() {
         assert_eq!(taken.len(), 20);
         taken.dedup();
         assert_eq!(taken.len(), 20, "{database:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_holds_is_kept_and_nothing_else() {
+    for database in databases() {
+        let installation = Installation::new(database).await;
+        let store = &installation.store;
+        let input = an_artifact(store, "input").await;
+        let new = NewJob {
+            inputs: BTreeMap::from([("model", input)]),
+            ..job("a", 4)
+        };
+        store.create(&new).await.unwrap();
+        let (claim, _) = store.claim("one", LONG).await.unwrap().unwrap();
+        let mut dropped = Vec::new();
+        for step in [2, 4, 10, 12] {
+            let artifact = an_artifact(store, &format!("checkpoint {step}")).await;
+            let checkpoint = written(step, Some(&artifact));
+            dropped.extend(store.checkpoint(&claim, LONG, &checkpoint).await.unwrap());
+        }
+        // The newest two are left, by number and not by name.
+        assert_eq!(dropped, ["checkpoint 2", "checkpoint 4"]);
+        let held = store.held_by_job("ftjob-a").await.unwrap();
+        assert_eq!(
+            held_checkpoints(&held).into_keys().collect::<Vec<_>>(),
+            [10, 12]
+        );
+        assert_eq!(held["model"], "input");
+        assert!(store.remove_unheld(LONG).await.unwrap().is_empty());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let mut removed = store.remove_unheld(Duration::ZERO).await.unwrap();
+        removed.sort();
+        assert_eq!(removed, ["place of checkpoint 2", "place of checkpoint 4"]);
+
+        // A job that failed can go on; one that failed long ago, or is cancelled, cannot.
+        let failure = Failure {
+            code: "disk_full".into(),
+            message: "x".into(),
+            param: None,
+        };
+        let outcome = Outcome::Failed(failure);
+        store.finish(&claim, &outcome, &event("end")).await.unwrap();
+        assert_eq!(store.give_failed_jobs_up(LONG).await.unwrap(), 0);
+        let resumed = store.wish("ftjob-a", Wish::Resume).await.unwrap();
+        assert_eq!((resumed.status, resumed.failure), (Status::Queued, None));
+        assert_eq!(store.held_by_job("ftjob-a").await.unwrap().len(), 3);
+        store.wish("ftjob-a", Wish::Cancel).await.unwrap();
+        assert!(store.held_by_job("ftjob-a").await.unwrap().is_empty());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(store.remove_unheld(Duration::ZERO).await.unwrap().len(), 3);
+        assert!(store.places().await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_model_leaves_its_name() {
+    for database in databases() {
+        let installation = Installation::new(database).await;
+        let store = &installation.store;
+        store.create(&job("a", 4)).await.unwrap();
+        let (claim, _) = store.claim("one", LONG).await.unwrap().unwrap();
+        let outcome = Outcome::Succeeded {
+            results: BTreeMap::new(),
+            evaluation: Some(serde_json::json!({"nonzeros": 3})),
+            artifact: an_artifact(store, "result").await,
+        };
+        store.finish(&claim, &outcome, &event("end")).await.unwrap();
+        let done = store.job("ftjob-a").await.unwrap().unwrap();
+        assert_eq!(done.evaluation, Some(serde_json::json!({"nonzeros": 3})));
+        let again = NewJob {
+            id: "again".into(),
+            ..job("a", 4)
+        };
+        let taken = store.create(&again).await;
+        assert!(matches!(taken, Err(StoreError::NameTaken(_))), "{taken:?}");
+        assert!(store.remove_model("a").await.unwrap());
+        assert!(!store.remove_model("a").await.unwrap());
+        assert!(store.models().await.unwrap().is_empty());
+        store.create(&again).await.unwrap();
+
+        // A job that failed finds its name taken when it is to go on.
+        store.wish("again", Wish::Cancel).await.unwrap();
+        let third = NewJob {
+            id: "third".into(),
+            ..job("a", 4)
+        };
+        store.create(&third).await.unwrap();
+        let (claim, _) = store.claim("one", LONG).await.unwrap().unwrap();
+        let failure = Failure {
+            code: "crashed".into(),
+            message: "x".into(),
+            param: None,
+        };
+        let failed = Outcome::Failed(failure);
+        store.finish(&claim, &failed, &event("end")).await.unwrap();
+        let fourth = NewJob {
+            id: "fourth".into(),
+            ..job("a", 4)
+        };
+        store.create(&fourth).await.unwrap();
+        let resumed = store.wish("third", Wish::Resume).await;
+        assert!(
+            matches!(resumed, Err(StoreError::NameTaken(_))),
+            "{resumed:?}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! What goes on beside the requests: workers that carry jobs out, and the one that takes results into service.
+//! What goes on beside the requests: workers that carry jobs out, and the one that serves what was trained.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -6,26 +6,30 @@ use std::time::Duration;
 
 use actix_web::web;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use crate::api::library;
+use super::trained::TrainedModels;
 use crate::api::state::State;
-use crate::jobs::store::{Store, StoreError};
+use crate::jobs::artifact_store::{ArtifactStore, ArtifactStoreError};
+use crate::jobs::store::Store;
 use crate::jobs::worker::Worker;
 use crate::settings::Settings;
 
-/// How often finished jobs are looked for.
+/// How often new models are looked for.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The jobs of one server.
 pub struct Jobs {
     pub store: Store,
-    /// Where uploaded text is.
-    pub files: PathBuf,
-    /// The longest file that is taken, in bytes.
-    pub max_file_bytes: u64,
-    settings: Settings,
+    pub artifacts: ArtifactStore,
+    /// Where uploads are until they are checked.
+    pub uploads: PathBuf,
+    /// Which of the store's models are served here.
+    pub trained: TrainedModels,
+    /// One estimate at a time.
+    pub estimates: Semaphore,
+    pub settings: Settings,
     /// Has threads of its own: neither requests nor the engine wait for a job.
     runtime: Option<Runtime>,
     stop: watch::Sender<bool>,
@@ -34,7 +38,7 @@ pub struct Jobs {
 
 impl Jobs {
     /// Opens the store that the settings name.
-    pub fn open(settings: &Settings) -> Result<Self, StoreError> {
+    pub fn open(settings: &Settings) -> Result<Self, ArtifactStoreError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("jobs")
@@ -42,7 +46,7 @@ impl Jobs {
             .build()?;
         let opening = async {
             tokio::fs::create_dir_all(&settings.data_dir).await?;
-            Store::of(settings).await
+            Ok::<_, ArtifactStoreError>(Store::of(settings).await?)
         };
         // On a thread of its own: this one may be another runtime's.
         let store = std::thread::scope(|scope| {
@@ -50,9 +54,11 @@ impl Jobs {
             opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
         Ok(Jobs {
+            artifacts: ArtifactStore::of(settings, &store)?,
             store,
-            files: settings.data_dir.join("files"),
-            max_file_bytes: settings.jobs.max_file_bytes,
+            uploads: settings.data_dir.join("uploads"),
+            trained: TrainedModels::new(settings.data_dir.join("models")),
+            estimates: Semaphore::new(1),
             settings: settings.clone(),
             runtime: Some(runtime),
             stop: watch::Sender::new(false),
@@ -60,21 +66,21 @@ impl Jobs {
         })
     }
 
-    /// Starts workers and the one that takes their results into service, for as long as the server is there.
+    /// Starts workers and the one that serves their results, for as long as the server is there.
     pub fn start(&self, state: &Arc<State>) -> std::io::Result<()> {
         let Some(runtime) = &self.runtime else {
             return Ok(());
         };
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         for number in 0..self.settings.jobs.workers {
-            let worker = Worker::of(&self.store, &self.settings, number)?;
+            let worker = Worker::of(&self.store, &self.artifacts, &self.settings, number)?;
             let stop = self.stop.subscribe();
-            tasks.push(runtime.spawn(async move { worker.run(told(stop)).await }));
+            tasks.push(runtime.spawn(async move { worker.run(stop).await }));
         }
         let (stop, state) = (self.stop.subscribe(), Arc::downgrade(state));
         tasks.push(runtime.spawn(async move {
             tokio::select! {
-                () = take_results_in(state) => {}
+                () = keep_up(state) => {}
                 () = told(stop) => {}
             }
         }));
@@ -107,24 +113,11 @@ async fn told(mut stop: watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Takes every result into service, once, from the first ever on.
-async fn take_results_in(state: Weak<State>) {
-    let mut since = 0;
+/// Serves what the store has, and no more what it has no longer.
+async fn keep_up(state: Weak<State>) {
     while let Some(state) = state.upgrade().map(web::Data::from) {
-        match state.jobs.store.succeeded(since).await {
-            Ok(results) => {
-                for result in results {
-                    since = since.max(result.finished_at + 1);
-                    match library::take_into_service(&state, &result.output).await {
-                        Ok(_) => {}
-                        Err(error) => {
-                            error.log();
-                            tracing::error!(model = result.output, %error, "a job's result cannot be served");
-                        }
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(%error, "finished jobs cannot be looked for"),
+        if let Err(error) = state.jobs.trained.update(&state).await {
+            tracing::warn!(%error, "trained models cannot be brought up to date");
         }
         drop(state);
         tokio::time::sleep(LOOK).await;

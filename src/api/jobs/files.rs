@@ -8,6 +8,7 @@ use actix_web::{HttpResponse, web};
 use futures_util::TryStreamExt;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -90,13 +91,12 @@ impl From<StoredFile> for FileObject {
     }
 }
 
-/// Where a file's content is.
-pub fn path_of(files: &Path, file: &StoredFile) -> PathBuf {
-    let extension = match is_jsonl(&file.name) {
-        true => "jsonl",
-        false => "txt",
-    };
-    files.join(format!("{}.{extension}", file.id))
+/// What a file called `name` is called in its artifact: readers tell by the ending what it is.
+pub fn name_of_text(name: &str) -> &'static str {
+    match is_jsonl(name) {
+        true => "text.jsonl",
+        false => "text.txt",
+    }
 }
 
 fn is_jsonl(name: &str) -> bool {
@@ -119,19 +119,15 @@ pub async fn create(
     state: web::Data<State>,
     mut form: Multipart,
 ) -> Result<HttpResponse, ApiError> {
-    let files = &state.jobs.files;
-    tokio::fs::create_dir_all(files)
-        .await
-        .map_err(ApiError::internal)?;
     let id = format!("file-{}", Uuid::new_v4().simple());
-    let partial = Partial(files.join(format!(".{id}")));
+    let folder = upload_folder(&state.jobs.uploads).await?;
     let (mut purpose, mut received) = (None, None);
     while let Some(field) = form.try_next().await.map_err(broken)? {
         let name = field.name().unwrap_or_default().to_owned();
         match name.as_str() {
             "file" if received.is_none() => {
-                let limit = state.jobs.max_file_bytes;
-                received = Some(receive(field, &partial.0, limit).await?);
+                let limit = state.jobs.settings.jobs.max_file_bytes;
+                received = Some(receive(field, folder.path(), limit).await?);
             }
             "purpose" => purpose = Some(short_field(field).await?),
             _ => {
@@ -150,23 +146,18 @@ pub async fn create(
     }
     let received = received
         .ok_or_else(|| ApiError::invalid_with_code("file", "missing_field", "file is missing"))?;
-    let jsonl = is_jsonl(&received.name);
-    let (checked, path) = (partial, state.jobs.files.clone());
-    let documents = web::block(move || documents(&checked.0, jsonl).map(|count| (count, checked)));
-    let (documents, partial) = documents.await.map_err(ApiError::internal)??;
+    let (path, jsonl) = (received.path.clone(), is_jsonl(&received.name));
+    let documents = web::block(move || documents(&path, jsonl)).await;
     let file = StoredFile {
         id,
         name: received.name,
         bytes: received.bytes,
-        documents,
+        documents: documents.map_err(ApiError::internal)??,
         sha256: received.sha256,
         created_at: 0,
     };
-    let to = path_of(&path, &file);
-    tokio::fs::rename(&partial.0, to)
-        .await
-        .map_err(ApiError::internal)?;
-    let file = state.jobs.store.add_file(&file).await?;
+    let artifact = state.jobs.artifacts.put(folder.path()).await?;
+    let file = state.jobs.store.add_file(&file, &artifact).await?;
     Ok(HttpResponse::Ok().json(FileObject::from(file)))
 }
 
@@ -208,22 +199,16 @@ pub async fn content(
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let file = find(&state, &id).await?;
-    let path = path_of(&state.jobs.files, &file);
-    let opened = tokio::fs::File::open(path)
-        .await
-        .map_err(ApiError::internal)?;
-    let pieces = futures_util::stream::try_unfold(opened, |mut file| async {
-        let mut piece = web::BytesMut::with_capacity(1 << 16);
-        let read = tokio::io::AsyncReadExt::read_buf(&mut file, &mut piece).await?;
-        Ok::<_, std::io::Error>((read > 0).then(|| (piece.freeze(), file)))
-    });
+    let held = state.jobs.store.held_by_file(&file.id).await?;
+    let artifact = held.ok_or_else(|| ApiError::internal(format!("{} holds nothing", file.id)))?;
+    let pieces = state.jobs.artifacts.read_only_file(&artifact).await?;
     Ok(HttpResponse::Ok()
         .content_type("text/plain; charset=utf-8")
         .insert_header(("x-content-type-options", "nosniff"))
         .body(SizedStream::new(file.bytes.unsigned_abs(), pieces)))
 }
 
-/// Deletes a file. Jobs that begin later cannot read it any more.
+/// Deletes a file. Jobs that were created before still train on it.
 #[utoipa::path(delete, path = "/v1/files/{id}", tag = "files", operation_id = "deleteFile",
     params(("id" = String, Path, description = "The file's id")),
     responses(
@@ -236,10 +221,6 @@ pub async fn delete(
 ) -> Result<HttpResponse, ApiError> {
     let file = find(&state, &id).await?;
     state.jobs.store.remove_file(&file.id).await?;
-    let path = path_of(&state.jobs.files, &file);
-    if let Err(error) = tokio::fs::remove_file(&path).await {
-        tracing::warn!(path = %path.display(), %error, "a deleted file's content is still there");
-    }
     Ok(HttpResponse::Ok().json(FileDeleted {
         id: file.id,
         object: "file",
@@ -256,28 +237,28 @@ async fn find(state: &State, id: &str) -> Result<StoredFile, ApiError> {
     })
 }
 
-/// A file that is removed again unless it gets another name.
-struct Partial(PathBuf);
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // There is none once it has been renamed.
-        let _ = std::fs::remove_file(&self.0);
-    }
+/// A folder that is removed again when the upload is in the artifact store, or refused.
+async fn upload_folder(uploads: &Path) -> Result<TempDir, ApiError> {
+    tokio::fs::create_dir_all(uploads)
+        .await
+        .map_err(ApiError::internal)?;
+    TempDir::new_in(uploads).map_err(ApiError::internal)
 }
 
 /// What has come in.
 struct Received {
     name: String,
+    path: PathBuf,
     bytes: i64,
     sha256: String,
 }
 
-async fn receive(mut field: Field, path: &Path, limit: u64) -> Result<Received, ApiError> {
+async fn receive(mut field: Field, folder: &Path, limit: u64) -> Result<Received, ApiError> {
     let disposition = field.content_disposition();
     let name = disposition.and_then(|disposition| disposition.get_filename());
-    let name = name.unwrap_or("file.txt").chars().take(255).collect();
-    let mut file = tokio::fs::File::create(path)
+    let name: String = name.unwrap_or("file.txt").chars().take(255).collect();
+    let path = folder.join(name_of_text(&name));
+    let mut file = tokio::fs::File::create(&path)
         .await
         .map_err(ApiError::internal)?;
     let (mut hasher, mut bytes) = (Sha256::new(), 0u64);
@@ -295,6 +276,7 @@ async fn receive(mut field: Field, path: &Path, limit: u64) -> Result<Received, 
     let digest = hasher.finalize();
     Ok(Received {
         name,
+        path,
         bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
         sha256: hexadecimal(&digest),
     })

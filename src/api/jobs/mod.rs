@@ -1,15 +1,18 @@
 //! Training through the API: `/v1/files` and `/v1/fine_tuning/jobs`, in OpenAI's shapes.
 //!
-//! [`files`] takes training text, [`handlers`] are the routes of jobs, with their bodies in [`request`] and
-//! [`response`]; [`events`] follows a job. Beside the requests, [`background`] carries jobs out, where the settings say
-//! so, and takes their results into service: those of other machines' workers too.
+//! [`files`] takes training text, [`creation`] asks for trainings and [`handlers`] are the routes of those that there are,
+//! with their bodies in [`request`] and [`response`]; [`events`] follows a job, [`plot`] draws it. Beside the requests, [`background`] carries
+//! jobs out, where the settings say so, and [`trained`] serves their results: those of other machines' workers too.
 
 pub mod background;
+pub mod creation;
 pub mod events;
 pub mod files;
 pub mod handlers;
+pub mod plot;
 pub mod request;
 pub mod response;
+pub mod trained;
 
 use super::ApiError;
 use crate::jobs::store::StoreError;

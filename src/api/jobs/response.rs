@@ -6,8 +6,10 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::evaluation::closing::Closing;
 use crate::jobs::job::{self, Failure, Level, Milliseconds, Status};
 use crate::jobs::spec::Method;
+use crate::training::run::Cost;
 
 /// A training.
 #[derive(Debug, Serialize, ToSchema)]
@@ -53,12 +55,26 @@ pub struct FineTuningJob {
     pub error: Option<Failure>,
     /// Held-out figures of the last evaluation by name: losses and divergences in nats.
     pub results: BTreeMap<String, f64>,
+    /// What the result was found to be worth at the end, as on its card; null before.
+    #[schema(required = true, value_type = Option<Closing>)]
+    pub evaluation: Option<Value>,
     /// Always empty.
     pub hyperparameters: BTreeMap<String, f64>,
     /// Always empty.
     pub organization_id: &'static str,
     /// Always empty.
     pub result_files: Vec<String>,
+}
+
+/// What a training would cost, by a few steps of it on this machine.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobEstimate {
+    #[schema(example = "fine_tuning.estimate")]
+    pub object: &'static str,
+    /// Threads of a training's process here.
+    pub threads: usize,
+    #[serde(flatten)]
+    pub cost: Cost,
 }
 
 /// A page of jobs, newest first.
@@ -98,7 +114,7 @@ pub struct JobEventList {
     pub has_more: bool,
 }
 
-/// A checkpoint that was written. The last two are kept, for the job itself to go on from.
+/// A checkpoint that was written. The last two are kept while the job may go on from them.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct JobCheckpoint {
     #[schema(example = "ftckpt-200")]
@@ -157,6 +173,7 @@ impl FineTuningJob {
             metadata: job.metadata,
             error: job.failure,
             results: job.results,
+            evaluation: job.evaluation,
             hyperparameters: BTreeMap::new(),
             organization_id: "",
             result_files: Vec::new(),

@@ -1,4 +1,4 @@
--- Jobs, what happened to them, and the records of uploaded files. Absent texts are '', absent times 0: the same
+-- Jobs, what happened to them, uploaded files, and trained models. Absent texts are '', absent times 0: the same
 -- statements run on SQLite and PostgreSQL.
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY,
@@ -19,10 +19,12 @@ CREATE TABLE jobs (
     trained_tokens BIGINT NOT NULL,
     step_milliseconds DOUBLE PRECISION NOT NULL,
     failure TEXT NOT NULL,
-    results TEXT NOT NULL
+    results TEXT NOT NULL,
+    evaluation TEXT NOT NULL
 );
 CREATE UNIQUE INDEX jobs_by_idempotency_key ON jobs (idempotency_key) WHERE idempotency_key <> '';
--- A result's name is taken from a job's creation until it fails or is cancelled.
+-- A result's name is taken from a job's creation until it fails or is cancelled, or the result is deleted: `output` is
+-- then the job's own id.
 CREATE UNIQUE INDEX jobs_by_output ON jobs (output) WHERE status NOT IN ('failed', 'cancelled');
 CREATE INDEX jobs_by_age ON jobs (created_at, id);
 
@@ -52,5 +54,32 @@ CREATE TABLE files (
     bytes BIGINT NOT NULL,
     documents BIGINT NOT NULL,
     sha256 TEXT NOT NULL,
+    created_at BIGINT NOT NULL
+);
+
+-- Folders of files in the object store. `sha256` is of the list of their files, `place` what their keys begin with: one
+-- upload's own, so that what is being removed is never what is being written.
+CREATE TABLE artifacts (
+    sha256 TEXT PRIMARY KEY,
+    place TEXT NOT NULL,
+    files TEXT NOT NULL,
+    used_at BIGINT NOT NULL
+);
+
+-- Who needs an artifact: a `model` or a `file` by its id, a `job` by its id with the part it plays there. What nobody
+-- holds is removed.
+CREATE TABLE holds (
+    kind TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    part TEXT NOT NULL,
+    artifact TEXT NOT NULL REFERENCES artifacts (sha256),
+    PRIMARY KEY (kind, owner, part)
+);
+CREATE INDEX holds_by_artifact ON holds (artifact);
+
+-- Results that are served: a row is what publishes one.
+CREATE TABLE models (
+    id TEXT PRIMARY KEY,
+    job TEXT NOT NULL REFERENCES jobs (id),
     created_at BIGINT NOT NULL
 );

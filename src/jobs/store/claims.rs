@@ -7,6 +7,7 @@ use serde_json::Value;
 use sqlx::any::Any;
 use sqlx::{Row, Transaction};
 
+use super::artifacts::{Holder, hold, let_go};
 use super::events::insert;
 use super::{Store, StoreError, text};
 use crate::jobs::job::{Claim, Failure, Job, NewEvent, Status, Wish};
@@ -20,11 +21,28 @@ pub struct Position {
     pub step_milliseconds: f64,
 }
 
+/// Checkpoints that a job holds.
+const HELD: usize = 2;
+const STEP: &str = "step-";
+
+/// A checkpoint that was written.
+#[derive(Debug)]
+pub struct NewCheckpoint<'a> {
+    /// Steps done.
+    pub step: i64,
+    pub metrics: &'a Value,
+    /// None where it has been replaced by a newer one meanwhile.
+    pub artifact: Option<&'a str>,
+}
+
 /// How a worker leaves a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
+    /// The artifact is the result's, which is published by this.
     Succeeded {
         results: BTreeMap<String, f64>,
+        evaluation: Option<Value>,
+        artifact: String,
     },
     Failed(Failure),
     Cancelled,
@@ -110,29 +128,35 @@ impl Store {
         Ok(wish)
     }
 
-    /// Keeps the record of a checkpoint; one that is there already stays.
+    /// Keeps the record of a checkpoint; one that is there already stays. With its artifact, the job holds that and the
+    /// one before; what it does so no more is told.
     pub async fn checkpoint(
         &self,
         claim: &Claim,
         lease: Duration,
-        step: i64,
-        metrics: &Value,
-    ) -> Result<(), StoreError> {
+        checkpoint: &NewCheckpoint<'_>,
+    ) -> Result<Vec<String>, StoreError> {
         let mut transaction = self.pool.begin().await?;
         self.hold(&mut transaction, claim, lease).await?;
         sqlx::query(self.statement(
             "INSERT INTO checkpoints (job, step, created_at, metrics) VALUES ($1, $2, {now}, $3) ON CONFLICT DO NOTHING",
         ))
         .bind(&claim.job)
-        .bind(step)
-        .bind(text(metrics)?)
+        .bind(checkpoint.step)
+        .bind(text(checkpoint.metrics)?)
         .execute(&mut *transaction)
         .await?;
+        let mut dropped = Vec::new();
+        if let Some(artifact) = checkpoint.artifact {
+            let part = part_of_step(checkpoint.step);
+            hold(&mut transaction, Holder::Job(&claim.job, &part), artifact).await?;
+            dropped = let_old_checkpoints_go(&mut transaction, &claim.job).await?;
+        }
         transaction.commit().await?;
-        Ok(())
+        Ok(dropped)
     }
 
-    /// Ends the claim.
+    /// Ends the claim. A success publishes the result in the same step.
     pub async fn finish(
         &self,
         claim: &Claim,
@@ -144,30 +168,43 @@ impl Store {
             Outcome::Failed(failure) => text(failure)?,
             _ => String::new(),
         };
-        let results = match outcome {
-            Outcome::Succeeded { results } => text(results)?,
-            _ => "{}".to_owned(),
+        let (results, evaluation) = match outcome {
+            Outcome::Succeeded {
+                results,
+                evaluation,
+                ..
+            } => (text(results)?, evaluation.as_ref().map(text).transpose()?),
+            _ => ("{}".to_owned(), None),
         };
         let mut transaction = self.pool.begin().await?;
         self.hold(&mut transaction, claim, Duration::ZERO).await?;
-        insert(
-            self,
-            &mut transaction,
-            &claim.job,
-            std::slice::from_ref(event),
-        )
-        .await?;
+        let events = std::slice::from_ref(event);
+        insert(self, &mut transaction, &claim.job, events).await?;
         sqlx::query(self.statement(
             "UPDATE jobs SET status = $2, wish = '', worker = '', lease_until = 0, failure = $3, results = $4, \
-             finished_at = CASE WHEN $5 = 1 THEN {now} ELSE 0 END WHERE id = $1",
+             evaluation = $5, finished_at = CASE WHEN $6 = 1 THEN {now} ELSE 0 END WHERE id = $1",
         ))
         .bind(&claim.job)
         .bind(status.as_str())
         .bind(failure)
         .bind(results)
+        .bind(evaluation.unwrap_or_default())
         .bind(i64::from(status.is_final()))
         .execute(&mut *transaction)
         .await?;
+        if let Outcome::Succeeded { artifact, .. } = outcome {
+            let row = sqlx::query(self.statement(
+                "INSERT INTO models (id, job, created_at) SELECT output, id, {now} FROM jobs WHERE id = $1 RETURNING id",
+            ))
+            .bind(&claim.job)
+            .fetch_one(&mut *transaction)
+            .await?;
+            let id: String = row.try_get(0)?;
+            hold(&mut transaction, Holder::Model(&id), artifact).await?;
+        }
+        if matches!(status, Status::Succeeded | Status::Cancelled) {
+            let_go(&mut transaction, "job", &claim.job).await?;
+        }
         transaction.commit().await?;
         Ok(())
     }
@@ -198,6 +235,45 @@ impl Store {
     }
 }
 
-fn milliseconds(time: Duration) -> i64 {
+/// What a job calls the checkpoint after `step` steps among what it holds.
+fn part_of_step(step: i64) -> String {
+    format!("{STEP}{step}")
+}
+
+/// The steps of the checkpoints among what a job holds, with their artifacts.
+pub fn held_checkpoints(held: &BTreeMap<String, String>) -> BTreeMap<i64, String> {
+    let steps = held.iter().filter_map(|(part, artifact)| {
+        let step = part.strip_prefix(STEP)?.parse().ok()?;
+        Some((step, artifact.clone()))
+    });
+    steps.collect()
+}
+
+/// Leaves a job the newest checkpoints; the artifacts of the others.
+async fn let_old_checkpoints_go(
+    transaction: &mut Transaction<'_, Any>,
+    job: &str,
+) -> Result<Vec<String>, StoreError> {
+    let rows = sqlx::query("SELECT part, artifact FROM holds WHERE kind = 'job' AND owner = $1")
+        .bind(job)
+        .fetch_all(&mut **transaction)
+        .await?;
+    let held = rows
+        .iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect::<Result<_, sqlx::Error>>()?;
+    let mut dropped = Vec::new();
+    for (step, artifact) in held_checkpoints(&held).into_iter().rev().skip(HELD) {
+        sqlx::query("DELETE FROM holds WHERE kind = 'job' AND owner = $1 AND part = $2")
+            .bind(job)
+            .bind(part_of_step(step))
+            .execute(&mut **transaction)
+            .await?;
+        dropped.push(artifact);
+    }
+    Ok(dropped)
+}
+
+pub(super) fn milliseconds(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4)
 }

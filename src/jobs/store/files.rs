@@ -3,12 +3,18 @@
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
+use super::artifacts::{Holder, hold, let_go};
 use super::{Store, StoreError};
 use crate::jobs::job::StoredFile;
 
 impl Store {
-    /// Keeps the record of a file whose content is in its place.
-    pub async fn add_file(&self, file: &StoredFile) -> Result<StoredFile, StoreError> {
+    /// Keeps the record of a file, whose content is an artifact.
+    pub async fn add_file(
+        &self,
+        file: &StoredFile,
+        artifact: &str,
+    ) -> Result<StoredFile, StoreError> {
+        let mut transaction = self.pool.begin().await?;
         let row = sqlx::query(self.statement(
             "INSERT INTO files (id, name, bytes, documents, sha256, created_at) VALUES ($1, $2, $3, $4, $5, {now}) \
              RETURNING id, name, bytes, documents, sha256, created_at",
@@ -18,8 +24,10 @@ impl Store {
         .bind(file.bytes)
         .bind(file.documents)
         .bind(&file.sha256)
-        .fetch_one(&self.pool)
+        .fetch_one(&mut *transaction)
         .await?;
+        hold(&mut transaction, Holder::File(&file.id), artifact).await?;
+        transaction.commit().await?;
         file_of(&row)
     }
 
@@ -43,12 +51,15 @@ impl Store {
         rows.iter().map(file_of).collect()
     }
 
-    /// Whether there was such a file.
+    /// Whether there was such a file. Jobs that begin with it hold its content on.
     pub async fn remove_file(&self, id: &str) -> Result<bool, StoreError> {
+        let mut transaction = self.pool.begin().await?;
         let done = sqlx::query("DELETE FROM files WHERE id = $1")
             .bind(id)
-            .execute(&self.pool)
+            .execute(&mut *transaction)
             .await?;
+        let_go(&mut transaction, "file", id).await?;
+        transaction.commit().await?;
         Ok(done.rows_affected() == 1)
     }
 }

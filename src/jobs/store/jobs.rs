@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use sqlx::any::AnyRow;
 use sqlx::{AssertSqlSafe, Row};
 
+use super::artifacts::{Holder, hold, let_go};
 use super::{Store, StoreError, json, text};
-use crate::jobs::job::{Job, Milliseconds, Status, Step, Wish};
+use crate::jobs::job::{Job, Status, Step, Wish};
 use crate::jobs::spec::JobSpec;
 
 /// A job that is yet to be kept.
@@ -19,6 +20,8 @@ pub struct NewJob {
     pub idempotency_key: String,
     /// Of the request's body: one key is for one request.
     pub request_sha256: String,
+    /// The artifacts that it begins with, by the parts they play.
+    pub inputs: BTreeMap<&'static str, String>,
 }
 
 /// Which jobs a list has, newest first.
@@ -29,14 +32,6 @@ pub struct Query {
     pub limit: usize,
     /// All of these must be so.
     pub metadata: BTreeMap<String, String>,
-}
-
-/// A job's result.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Published {
-    /// The id it is served under.
-    pub output: String,
-    pub finished_at: Milliseconds,
 }
 
 /// How all jobs stand.
@@ -57,15 +52,17 @@ pub struct Training {
 }
 
 const COLUMNS: &str = "id, spec, metadata, status, wish, attempt, created_at, started_at, finished_at, step, \
-    trained_tokens, step_milliseconds, failure, results";
+    trained_tokens, step_milliseconds, failure, results, evaluation";
 
 impl Store {
     /// Keeps a job. The same idempotency key and request give the job they gave before.
     pub async fn create(&self, new: &NewJob) -> Result<Job, StoreError> {
+        let mut transaction = self.pool.begin().await?;
         let inserted = sqlx::query(self.statement(
             "INSERT INTO jobs (id, spec, output, metadata, idempotency_key, request_sha256, status, wish, attempt, \
              worker, lease_until, created_at, started_at, finished_at, step, trained_tokens, step_milliseconds, \
-             failure, results) VALUES ($1, $2, $3, $4, $5, $6, 'queued', '', 0, '', 0, {now}, 0, 0, 0, 0, 0, '', '{}') \
+             failure, results, evaluation) \
+             VALUES ($1, $2, $3, $4, $5, $6, 'queued', '', 0, '', 0, {now}, 0, 0, 0, 0, 0, '', '{}', '') \
              ON CONFLICT DO NOTHING",
         ))
         .bind(&new.id)
@@ -74,8 +71,14 @@ impl Store {
         .bind(text(&new.metadata)?)
         .bind(&new.idempotency_key)
         .bind(&new.request_sha256)
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await?;
+        if inserted.rows_affected() == 1 {
+            for (part, artifact) in &new.inputs {
+                hold(&mut transaction, Holder::Job(&new.id, part), artifact).await?;
+            }
+        }
+        transaction.commit().await?;
         if inserted.rows_affected() == 1 {
             return self.job(&new.id).await?.ok_or(StoreError::NoSuchJob);
         }
@@ -142,24 +145,6 @@ impl Store {
         Ok((found, false))
     }
 
-    /// Results that were published at `since` or later, oldest first.
-    pub async fn succeeded(&self, since: Milliseconds) -> Result<Vec<Published>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT output, finished_at FROM jobs WHERE status = 'succeeded' AND finished_at >= $1 \
-             ORDER BY finished_at, id",
-        )
-        .bind(since)
-        .fetch_all(&self.pool)
-        .await?;
-        let published = |row: &AnyRow| {
-            Ok(Published {
-                output: row.try_get(0)?,
-                finished_at: row.try_get(1)?,
-            })
-        };
-        rows.iter().map(published).collect()
-    }
-
     /// How all jobs stand.
     pub async fn tally(&self) -> Result<Tally, StoreError> {
         let mut tally = Tally::default();
@@ -213,16 +198,29 @@ impl Store {
     }
 
     async fn become_status(&self, id: &str, from: Status, to: Status) -> Result<u64, StoreError> {
+        let mut transaction = self.pool.begin().await?;
         let done = sqlx::query(self.statement(
-            "UPDATE jobs SET status = $3, wish = '', finished_at = CASE WHEN $4 = 1 THEN {now} ELSE finished_at END \
+            "UPDATE jobs SET status = $3, wish = '', failure = '', finished_at = CASE WHEN $4 = 1 THEN {now} ELSE 0 END \
              WHERE id = $1 AND status = $2",
         ))
         .bind(id)
         .bind(from.as_str())
         .bind(to.as_str())
         .bind(i64::from(to.is_final()))
-        .execute(&self.pool)
-        .await?;
+        .execute(&mut *transaction)
+        .await;
+        let done = match done {
+            // A job that failed has left its name, and another has taken it.
+            Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+                let job = self.job(id).await?.ok_or(StoreError::NoSuchJob)?;
+                return Err(StoreError::NameTaken(job.spec.output.to_string()));
+            }
+            done => done?,
+        };
+        if to == Status::Cancelled && done.rows_affected() == 1 {
+            let_go(&mut transaction, "job", id).await?;
+        }
+        transaction.commit().await?;
         Ok(done.rows_affected())
     }
 
@@ -247,7 +245,7 @@ fn job_of(row: &AnyRow) -> Result<Job, StoreError> {
     let number = |name: &str| row.try_get::<i64, _>(name);
     let time = |name: &str| number(name).map(|time| (time > 0).then_some(time));
     let status: String = column("status")?;
-    let failure = column("failure")?;
+    let (failure, evaluation) = (column("failure")?, column("evaluation")?);
     let step_milliseconds: f64 = row.try_get("step_milliseconds")?;
     Ok(Job {
         id: column("id")?,
@@ -268,5 +266,8 @@ fn job_of(row: &AnyRow) -> Result<Job, StoreError> {
         step_milliseconds: (step_milliseconds > 0.0).then_some(step_milliseconds),
         failure: (!failure.is_empty()).then(|| json(&failure)).transpose()?,
         results: json(&column("results")?)?,
+        evaluation: (!evaluation.is_empty())
+            .then(|| json(&evaluation))
+            .transpose()?,
     })
 }

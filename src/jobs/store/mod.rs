@@ -2,11 +2,12 @@
 //!
 //! - [`jobs`]: what callers do: create, look, wish. - [`claims`]: what workers do: take, renew, tell, finish; each write
 //!   names its attempt and fails with [`StoreError::Lost`] when another has begun. - [`events`] and [`files`]: their
-//!   records.
+//!   records. - [`artifacts`]: the records of what is in the artifact store, and who needs it.
 //!
 //! Both databases run the same statements. Times are the database's own, so that leases do not depend on the clocks of
 //! workers.
 
+pub mod artifacts;
 pub mod claims;
 pub mod events;
 pub mod files;

@@ -115,6 +115,13 @@ impl Output {
             1e9,
         )?;
         in_range(
+            "output.checkpoint_minutes",
+            self.checkpoint_minutes,
+            0.01,
+            1e6,
+        )?;
+        in_range("output.task_pairs", self.task_pairs as f64, 8.0, 4096.0)?;
+        in_range(
             "output.evaluate_every",
             self.evaluate_every as f64,
             1.0,

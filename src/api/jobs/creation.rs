@@ -1,0 +1,420 @@
+//! Asking for a training, or for what it would cost: the request is checked as a whole before anything is kept.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::files::name_of_text;
+use super::handlers::answer;
+use super::request::CreateJob;
+use super::response::{FineTuningJob, JobEstimate};
+use crate::api::ApiError;
+use crate::api::body::JsonBody;
+use crate::api::error::ErrorBody;
+use crate::api::inventory::{Inventory, ModelCard, shortened};
+use crate::api::state::State;
+use crate::artifacts::{ArtifactId, hexadecimal};
+use crate::bridge::pair::PairFiles;
+use crate::generation::catalog::LoadedModel;
+use crate::jobs::artifact_store::ArtifactStoreError;
+use crate::jobs::estimate::{EstimateError, measure};
+use crate::jobs::spec::{JobSpec, MODEL, Method, Places, Recipe, START_FROM, TRAINING_FILE};
+use crate::jobs::store::jobs::NewJob;
+use crate::models::config::TransformerConfig;
+use crate::training::recipe::Fault;
+
+const MOST_METADATA: usize = 16;
+const LONGEST_KEY: usize = 64;
+const LONGEST_VALUE: usize = 512;
+const LONGEST_IDEMPOTENCY_KEY: usize = 255;
+
+impl From<Fault> for ApiError {
+    fn from(fault: Fault) -> Self {
+        let message = fault.to_string();
+        ApiError::invalid(fault.field, message)
+    }
+}
+
+/// Asks for a training. It is carried out when a worker is free; its result is served as soon as it is there.
+#[utoipa::path(post, path = "/v1/fine_tuning/jobs", tag = "fine_tuning", operation_id = "createJob",
+    params(("idempotency-key" = Option<String>, Header, description = "The same key and body give the same job, \
+        however often they are sent")),
+    request_body(content = CreateJob, example = json!({
+        "model": "tinypython",
+        "method": {"type": "bridge", "bridge": {"hyperparameters": {
+            "sparse": {
+                "n_layers": 4, "d_model": 128, "n_heads": 8, "d_head": 16, "d_mlp": 512, "vocab_size": 2048,
+                "context_length": 256, "norm": "rms", "bias": true, "activation": "gelu", "positions": "added",
+                "attention_sinks": true, "active_fraction": 0.25, "active_locations": ["mlp_neuron"]
+            },
+            "generated": {"documents": 2000, "seed": 1},
+            "batches": {"steps": 400, "sequences": 4, "length": 128, "seed": 1},
+            "optimizer": {"rate": 2e-3, "warmup_steps": 20},
+            "bridge_rate": 2e-3,
+            "sparsity": {"kept_fraction": 0.1},
+            "terms": {
+                "cross_entropy": 1, "distillation": 2, "encoder": 2, "decoder": 4, "dense_to_sparse": 1,
+                "sparse_to_dense": 1
+            }
+        }}}
+    })),
+    responses(
+        (status = 200, description = "The job", body = FineTuningJob),
+        (status = 400, description = "A field is unknown, wrong or out of range, does not fit the model or its text, \
+            or the result's id is taken (code `already_exists`); `param` names the field", body = ErrorBody),
+        (status = 404, description = "No model has this id: code `model_not_found`", body = ErrorBody)
+    ))]
+pub async fn create(
+    http: HttpRequest,
+    state: web::Data<State>,
+    body: JsonBody<CreateJob>,
+) -> Result<HttpResponse, ApiError> {
+    let mut request = body.0;
+    only_nothing(&request)?;
+    let id = format!("ftjob-{}", Uuid::new_v4().simple());
+    let request_sha256 = fingerprint(&request)?;
+    let metadata = metadata(request.metadata.take().unwrap_or_default())?;
+    let output = match request.suffix.take() {
+        Some(output) => output,
+        None => format!("ft-{}", &id["ftjob-".len()..][..12])
+            .parse()
+            .map_err(ApiError::internal)?,
+    };
+    let new = NewJob {
+        idempotency_key: idempotency_key(&http)?,
+        id,
+        metadata,
+        request_sha256,
+        ..planned(&state, request, output).await?
+    };
+    Ok(answer(state.jobs.store.create(&new).await?))
+}
+
+/// What a training would cost: a few of its steps are done, and nothing is kept. The same body as for a job, with the same
+/// checks; it takes seconds, more on a machine that is busy.
+#[utoipa::path(post, path = "/v1/fine_tuning/jobs/estimate", tag = "fine_tuning", operation_id = "estimateJob",
+    request_body(content = CreateJob),
+    responses(
+        (status = 200, description = "The cost", body = JobEstimate),
+        (status = 400, description = "As for a job; also where the training would fail at once: code `cannot_train`",
+            body = ErrorBody),
+        (status = 404, description = "No model has this id: code `model_not_found`", body = ErrorBody),
+        (status = 503, description = "Another is being estimated, or the steps take too long", body = ErrorBody)
+    ))]
+pub async fn estimate(
+    state: web::Data<State>,
+    body: JsonBody<CreateJob>,
+) -> Result<HttpResponse, ApiError> {
+    let mut request = body.0;
+    only_nothing(&request)?;
+    let output = match request.suffix.take() {
+        Some(output) => output,
+        None => "estimate".parse().map_err(ApiError::internal)?,
+    };
+    let Ok(_turn) = state.jobs.estimates.try_acquire() else {
+        return Err(ApiError::Busy);
+    };
+    let planned = planned(&state, request, output).await?;
+    let jobs = &state.jobs;
+    let (settings, work) = (&jobs.settings.jobs, jobs.settings.data_dir.join("jobs"));
+    let work = std::path::absolute(work).map_err(ApiError::internal)?;
+    let measured = measure(
+        &planned.spec,
+        &planned.inputs,
+        &jobs.artifacts,
+        settings,
+        &work,
+    );
+    match measured.await {
+        Ok(cost) => Ok(HttpResponse::Ok().json(JobEstimate {
+            object: "fine_tuning.estimate",
+            threads: settings.threads,
+            cost,
+        })),
+        Err(EstimateError::Refused(problem)) => Err(ApiError::Invalid {
+            message: problem,
+            param: Some("method".to_owned()),
+            code: Some("cannot_train"),
+        }),
+        Err(EstimateError::Slow) => Err(ApiError::NotReady(EstimateError::Slow.to_string())),
+        Err(error) => Err(ApiError::internal(error)),
+    }
+}
+
+fn only_nothing(request: &CreateJob) -> Result<(), ApiError> {
+    for (field, value) in [
+        ("validation_file", &request.validation_file),
+        ("integrations", &request.integrations),
+        ("hyperparameters", &request.hyperparameters),
+    ] {
+        let empty = |value: &serde_json::Value| value.as_array().is_some_and(Vec::is_empty);
+        if value
+            .as_ref()
+            .is_some_and(|value| !value.is_null() && !empty(value))
+        {
+            let message = format!("{field} is not supported; leave it out");
+            return Err(ApiError::invalid_with_code(field, "unsupported", message));
+        }
+    }
+    Ok(())
+}
+
+/// The same for equal requests.
+fn fingerprint(request: &CreateJob) -> Result<String, ApiError> {
+    let said = (
+        &request.model,
+        &request.training_file,
+        &request.method,
+        &request.suffix,
+        request.seed,
+        &request.metadata,
+    );
+    let json = serde_json::to_vec(&said).map_err(ApiError::internal)?;
+    Ok(hexadecimal(&Sha256::digest(&json)))
+}
+
+fn idempotency_key(http: &HttpRequest) -> Result<String, ApiError> {
+    let Some(value) = http.headers().get("idempotency-key") else {
+        return Ok(String::new());
+    };
+    let key = value
+        .to_str()
+        .ok()
+        .filter(|key| key.len() <= LONGEST_IDEMPOTENCY_KEY);
+    key.map(str::to_owned).ok_or_else(|| {
+        ApiError::invalid(
+            "idempotency-key",
+            format!(
+                "the header idempotency-key is at most {LONGEST_IDEMPOTENCY_KEY} visible characters"
+            ),
+        )
+    })
+}
+
+fn metadata(metadata: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
+    let short = |(key, value): (&String, &String)| {
+        key.chars().count() <= LONGEST_KEY && value.chars().count() <= LONGEST_VALUE
+    };
+    match metadata.len() <= MOST_METADATA && metadata.iter().all(short) {
+        true => Ok(metadata),
+        false => Err(ApiError::invalid(
+            "metadata",
+            format!(
+                "metadata is at most {MOST_METADATA} texts of {LONGEST_VALUE} characters with names of {LONGEST_KEY}"
+            ),
+        )),
+    }
+}
+
+fn set_seed(method: &mut Method, seed: u64) {
+    for model in [&mut method.dense, &mut method.sparse]
+        .into_iter()
+        .flatten()
+    {
+        model.hyperparameters.batches.seed = seed;
+    }
+    if let Some(bridge) = &mut method.bridge {
+        bridge.hyperparameters.batches.seed = seed;
+    }
+}
+
+/// A job that can be kept, but for its id: everything that it names has been checked, and is in the artifact store.
+async fn planned(
+    state: &web::Data<State>,
+    mut request: CreateJob,
+    output: ArtifactId,
+) -> Result<NewJob, ApiError> {
+    if let Some(seed) = request.seed {
+        set_seed(&mut request.method, seed);
+    }
+    let file = training_file(state, request.training_file.as_deref()).await?;
+    let (spec, folders) = {
+        let (state, file) = (state.clone(), file.clone());
+        // Reads the models' files.
+        let spec = web::block(move || spec(&state, request, output, file.as_ref()));
+        spec.await.map_err(ApiError::internal)??
+    };
+    let mut inputs = BTreeMap::new();
+    for (part, folder) in folders {
+        inputs.insert(part, state.jobs.artifacts.put(&folder).await?);
+    }
+    if let Some(file) = file {
+        inputs.insert(TRAINING_FILE, file.artifact);
+    }
+    Ok(NewJob {
+        id: String::new(),
+        spec,
+        metadata: BTreeMap::new(),
+        idempotency_key: String::new(),
+        request_sha256: String::new(),
+        inputs,
+    })
+}
+
+/// The text to train on.
+#[derive(Clone)]
+struct TrainingFile {
+    id: String,
+    /// What it is called among what the job begins with.
+    name: &'static str,
+    artifact: String,
+}
+
+async fn training_file(state: &State, id: Option<&str>) -> Result<Option<TrainingFile>, ApiError> {
+    let Some(id) = id.filter(|id| !id.is_empty()) else {
+        return Ok(None);
+    };
+    let store = &state.jobs.store;
+    let (file, artifact) = (store.file(id).await?, store.held_by_file(id).await?);
+    let (Some(file), Some(artifact)) = (file, artifact) else {
+        let message = format!("there is no file {:?}", shortened(id));
+        return Err(ApiError::invalid_with_code(
+            "training_file",
+            "file_not_found",
+            message,
+        ));
+    };
+    match state.jobs.artifacts.verify(&artifact).await {
+        Ok(()) => Ok(Some(TrainingFile {
+            name: name_of_text(&file.name),
+            id: file.id,
+            artifact,
+        })),
+        Err(error @ ArtifactStoreError::Damaged { .. }) => {
+            tracing::error!(file = file.id, %error, "an uploaded file is damaged");
+            let message = format!("file {:?} is damaged; upload it again", file.id);
+            Err(ApiError::invalid_with_code(
+                "training_file",
+                "damaged_file",
+                message,
+            ))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What is to be done, checked against the models that are served; and the folders of what it begins with, by part.
+fn spec(
+    state: &State,
+    request: CreateJob,
+    output: ArtifactId,
+    file: Option<&TrainingFile>,
+) -> Result<(JobSpec, BTreeMap<&'static str, PathBuf>), ApiError> {
+    let inventory = state.inventory();
+    let base = inventory.model(&request.model)?;
+    if base.sparse {
+        return Err(ApiError::invalid(
+            "model",
+            "model is a sparse model; name a dense one",
+        ));
+    }
+    let folder = state
+        .library
+        .model_directory(&inventory, &base.id)
+        .ok_or_else(|| damaged("model", "its files are not where they were"))?;
+    let bridge = request.method.bridge.as_ref();
+    let start_from = bridge.and_then(|bridge| bridge.hyperparameters.start_from.as_ref());
+    let start_from = start_from.map(|id| start_from_folder(state, &inventory, &base.id, id));
+    let start_from = start_from.transpose()?;
+    let places = Places::of_job(start_from.is_some(), file.map(|file| file.name));
+    let recipe = Recipe::of(&request.method, &output, &places)?;
+    fits(&recipe, &base.config, request.method.kind.as_str())?;
+    let taken = [output.to_string(), format!("{output}-sparse")];
+    if taken
+        .iter()
+        .any(|id| inventory.models.contains_key(id) || inventory.bridges.contains_key(id))
+    {
+        let message = format!(
+            "{output:?} is served already; choose another suffix",
+            output = output.as_str()
+        );
+        return Err(ApiError::invalid_with_code(
+            "suffix",
+            "already_exists",
+            message,
+        ));
+    }
+    is_as_served(&base, &folder)?;
+    let spec = JobSpec {
+        model: base.id.clone(),
+        training_file: file.map(|file| file.id.clone()),
+        output,
+        method: request.method,
+        recipe,
+    };
+    let folders = start_from.map(|folder| (START_FROM, folder)).into_iter();
+    Ok((spec, folders.chain([(MODEL, folder)]).collect()))
+}
+
+/// Whether a model's files still are what was loaded from them.
+fn is_as_served(model: &ModelCard, folder: &Path) -> Result<(), ApiError> {
+    let read = LoadedModel::read(&model.id, folder);
+    let read = read.map_err(|error| damaged("model", error))?;
+    match read.fingerprint == model.fingerprint {
+        true => Ok(()),
+        false => Err(damaged(
+            "model",
+            "its files are not those that it is served from; load it anew",
+        )),
+    }
+}
+
+fn damaged(field: &str, problem: impl std::fmt::Display) -> ApiError {
+    ApiError::invalid_with_code(field, "damaged_model", format!("{field}: {problem}"))
+}
+
+fn start_from_folder(
+    state: &State,
+    inventory: &Inventory,
+    dense: &str,
+    id: &ArtifactId,
+) -> Result<PathBuf, ApiError> {
+    const FIELD: &str = "method.bridge.hyperparameters.start_from";
+    let found = inventory
+        .bridges_of(dense)
+        .find(|bridge| bridge.record.id == *id);
+    let folder = found.and_then(|_| state.library.pair_directory(id.as_str()));
+    let folder = folder.ok_or_else(|| {
+        let id = id.as_str();
+        ApiError::invalid(
+            FIELD,
+            format!("start_from is {id:?}, which is no bridge of {dense:?}"),
+        )
+    })?;
+    match PairFiles::read(&folder) {
+        Ok(_) => Ok(folder),
+        Err(error) => Err(damaged(FIELD, error)),
+    }
+}
+
+/// What a recipe's checks cannot see: the model it begins with.
+fn fits(recipe: &Recipe, base: &TransformerConfig, kind: &str) -> Result<(), ApiError> {
+    let (config, name, same): (_, _, &[_]) = match recipe {
+        Recipe::Dense(recipe) | Recipe::Sparse(recipe) => {
+            if recipe.start_from.is_some() && recipe.model != *base {
+                return Err(ApiError::invalid(
+                    format!("method.{kind}.hyperparameters.model"),
+                    "model has another configuration than the model whose weights are to be its first",
+                ));
+            }
+            (&recipe.model, "model", &["vocab_size"])
+        }
+        Recipe::Bridge(recipe) => (&recipe.sparse, "sparse", &["vocab_size", "n_layers"]),
+    };
+    for field in same {
+        let (own, wanted) = match *field {
+            "n_layers" => (config.n_layers, base.n_layers),
+            _ => (config.vocab_size, base.vocab_size),
+        };
+        if own != wanted {
+            let field = format!("method.{kind}.hyperparameters.{name}.{field}");
+            let message =
+                format!("{field} is {own}; the model has {wanted}, and they must be equal");
+            return Err(ApiError::invalid(field, message));
+        }
+    }
+    Ok(())
+}
