@@ -2,6 +2,8 @@
 //! workers and servers as processes of their own, which are killed and frozen. Where `TEST_S3` names a service, the
 //! artifacts of the PostgreSQL installations are in a bucket of it.
 
+#[path = "jobs/artifacts.rs"]
+mod artifacts;
 #[path = "jobs/disturbances.rs"]
 mod disturbances;
 #[path = "jobs/installation.rs"]

@@ -39,8 +39,10 @@ pub struct FeatureStore {
     changing: tokio::sync::Mutex<()>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct BridgeFeatures {
+    /// Where its own are kept.
+    path: PathBuf,
     shipped: Vec<Feature>,
     own: Vec<Feature>,
 }
@@ -60,7 +62,7 @@ pub enum StoreError {
     File(#[from] ArtifactError),
     #[error("{path}: {problem}")]
     Json { path: String, problem: String },
-    #[error("the writing of features ended early")]
+    #[error("the writing of features ended early, or their bridge is gone")]
     Ended,
 }
 
@@ -76,22 +78,44 @@ impl FeatureStore {
             changing: tokio::sync::Mutex::new(()),
         };
         for (bridge, shipped) in shipped {
-            store.open_bridge(&bridge, shipped)?;
+            store.open_bridge(&bridge, None, shipped)?;
         }
         Ok(store)
     }
 
-    /// Takes up a bridge with the features that it ships with, and with those that were made for it before.
-    pub fn open_bridge(&self, bridge: &str, shipped: Vec<Feature>) -> Result<(), StoreError> {
-        let path = self.directory.join(format!("{bridge}.json"));
+    /// Takes up a bridge with the features that it ships with, and with those that were made for it before. `of` tells
+    /// bridges apart that have had the same id one after the other; none where an id is one bridge's for good.
+    pub fn open_bridge(
+        &self,
+        bridge: &str,
+        of: Option<&str>,
+        shipped: Vec<Feature>,
+    ) -> Result<(), StoreError> {
+        let path = self.path(bridge, of);
         let own = if path.is_file() {
             read_features(&path)?
         } else {
             Vec::new()
         };
         let mut bridges = self.bridges.write().unwrap_or_else(PoisonError::into_inner);
-        bridges.insert(bridge.to_owned(), BridgeFeatures { shipped, own });
+        let features = BridgeFeatures { path, shipped, own };
+        bridges.insert(bridge.to_owned(), features);
         Ok(())
+    }
+
+    /// Where the features made for a bridge are; no id has a `@`.
+    fn path(&self, bridge: &str, of: Option<&str>) -> PathBuf {
+        self.directory.join(match of {
+            Some(of) => format!("{bridge}@{of}.json"),
+            None => format!("{bridge}.json"),
+        })
+    }
+
+    /// Removes what was made for a bridge that there will not be again.
+    pub fn remove_bridge(&self, bridge: &str, of: &str) {
+        self.close_bridge(bridge);
+        // There is none unless somebody made one.
+        let _ = std::fs::remove_file(self.path(bridge, Some(of)));
     }
 
     /// Lets go of a bridge; what was made for it stays on the disk.
@@ -150,16 +174,17 @@ pub struct ChangeGuard<'a> {
 impl ChangeGuard<'_> {
     /// Makes a change, on the disk first.
     pub async fn apply(&self, bridge: &str, change: Change) -> Result<(), StoreError> {
-        let mut own = {
+        let (path, mut own) = {
             let bridges = self
                 .store
                 .bridges
                 .read()
                 .unwrap_or_else(PoisonError::into_inner);
-            bridges
-                .get(bridge)
-                .map(|features| features.own.clone())
-                .unwrap_or_default()
+            match bridges.get(bridge) {
+                Some(features) => (features.path.clone(), features.own.clone()),
+                // It has just gone.
+                None => return Err(StoreError::Ended),
+            }
         };
         match change {
             Change::Put(feature) => match own.iter_mut().find(|known| known.name == feature.name) {
@@ -169,7 +194,6 @@ impl ChangeGuard<'_> {
             Change::Remove(name) => own.retain(|known| known.name != name),
         }
         let directory = self.store.directory.clone();
-        let path = directory.join(format!("{bridge}.json"));
         let written = own.clone();
         let writing = actix_web::web::block(move || write_features(&directory, &path, &written));
         writing.await.map_err(|_| StoreError::Ended)??;
@@ -178,7 +202,9 @@ impl ChangeGuard<'_> {
             .bridges
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        bridges.entry(bridge.to_owned()).or_default().own = own;
+        if let Some(features) = bridges.get_mut(bridge) {
+            features.own = own;
+        }
         Ok(())
     }
 }

@@ -113,6 +113,11 @@ impl Library {
         entries
     }
 
+    /// Whether an id is that of something that no job has trained.
+    pub fn is_own(&self, id: &str) -> bool {
+        self.named.contains_key(id) || Entry::of(self.directory.join(id)).is_some()
+    }
+
     /// What jobs have trained, by id.
     pub fn trained(&self) -> BTreeMap<String, Trained> {
         let trained = self.trained.read().unwrap_or_else(PoisonError::into_inner);
@@ -266,6 +271,7 @@ pub async fn give_up(state: &State, id: &str) -> Result<(), ApiError> {
             take_out(state, id, trained.entry.kind).await?;
             tracing::info!(id, "taken out of service");
         }
+        state.features.remove_bridge(id, &trained.artifact);
         state.library.remove_trained(id);
     }
     Ok(())
@@ -348,12 +354,15 @@ async fn take_in(state: &State, id: &str, entry: &Entry, read: Read) -> Result<(
     let read = match read {
         Read::Pair(mut pair) => {
             let shipped = pair.bridge.features.values().cloned().collect();
-            state
-                .features
-                .open_bridge(id, shipped)
-                .map_err(cannot_load)?;
+            let trained = state.library.trained().remove(id);
+            let of = trained.as_ref().map(|trained| trained.artifact.as_str());
+            let opened = state.features.open_bridge(id, of, shipped);
+            opened.map_err(cannot_load)?;
             let checked = check_features(&state.features, id, &pair.sparse.transformer.config);
-            checked.map_err(cannot_load)?;
+            checked.map_err(|error| {
+                state.features.close_bridge(id);
+                cannot_load(error)
+            })?;
             pair.bridge.features = state.features.by_name(id);
             state.examiner.open(id, &entry.directory);
             Read::Pair(pair)

@@ -58,7 +58,7 @@ impl Manifest {
         description: String,
         provenance: BTreeMap<String, serde_json::Value>,
     ) -> Result<Self, ArtifactError> {
-        let mut files = records(directory)?;
+        let mut files = records(directory, Links::Refused)?;
         files.retain(|file| file.name.0 != MANIFEST_FILE);
         Ok(Manifest {
             format_version: FORMAT_VERSION,
@@ -127,10 +127,18 @@ impl Manifest {
     }
 }
 
-/// Every file under `directory` by name, a manifest among them. Hidden files are left out; symbolic links are refused.
-pub fn records(directory: &Path) -> Result<Vec<FileRecord>, ArtifactError> {
+/// What becomes of symbolic links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    Refused,
+    /// The files that they lead to are taken; folders are not, and neither are names that no artifact's file may have.
+    Followed,
+}
+
+/// Every file under `directory` by name, a manifest among them. Hidden files are left out.
+pub fn records(directory: &Path, links: Links) -> Result<Vec<FileRecord>, ArtifactError> {
     let mut names = Vec::new();
-    collect_names(directory, "", 0, &mut names)?;
+    collect_names(directory, "", 0, links, &mut names)?;
     names.sort();
     let record = |name: FileName| {
         let (size, sha256) = hash_file(&name.under(directory))?;
@@ -168,6 +176,7 @@ fn collect_names(
     directory: &Path,
     prefix: &str,
     depth: usize,
+    links: Links,
     names: &mut Vec<FileName>,
 ) -> Result<(), ArtifactError> {
     let folder = directory.join(prefix);
@@ -191,14 +200,23 @@ fn collect_names(
             .file_type()
             .map_err(ArtifactError::io("read", &path))?;
         if kind.is_dir() {
-            collect_names(directory, &name, depth + 1, names)?;
-        } else if kind.is_file() {
-            let name = FileName::from_str(&name)
-                .map_err(|error| ArtifactError::damaged(&path, "its name", error.to_string()))?;
-            names.push(name);
-        } else {
-            let problem = "is neither a file nor a directory";
-            return Err(ArtifactError::damaged(&path, "the entry", problem));
+            collect_names(directory, &name, depth + 1, links, names)?;
+            continue;
+        }
+        let file = match links {
+            Links::Refused => kind.is_file(),
+            Links::Followed => fs::metadata(&path).is_ok_and(|found| found.is_file()),
+        };
+        match (file, FileName::from_str(&name), links) {
+            (true, Ok(name), _) => names.push(name),
+            (_, _, Links::Followed) => {}
+            (true, Err(error), _) => {
+                return Err(ArtifactError::damaged(&path, "its name", error.to_string()));
+            }
+            (false, _, _) => {
+                let problem = "is neither a file nor a directory";
+                return Err(ArtifactError::damaged(&path, "the entry", problem));
+            }
         }
     }
     Ok(())

@@ -47,7 +47,7 @@ impl ServeArguments {
         let print = self.print_config;
         let settings = self.settings()?;
         if print {
-            print!("{}", toml::to_string(&settings)?);
+            print!("{}", toml::to_string(&settings.without_secrets())?);
             return Ok(());
         }
         let _telemetry = Telemetry::start(&settings.telemetry)?;

@@ -15,10 +15,10 @@ use crate::telemetry::Telemetry;
 /// Carry out the trainings that a server was asked for, until told to stop.
 #[derive(Debug, Args)]
 pub struct WorkerArguments {
-    /// The settings of the server, a TOML file: `data_dir`, `library` and `[jobs]` must be the same.
+    /// Settings, a TOML file: `jobs.database` and `[artifacts]` must be the server's.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Where jobs and what they read and write are.
+    /// Where this worker's trainings run; for jobs in SQLite the server's.
     #[arg(long)]
     data_dir: Option<PathBuf>,
     /// Jobs at once.
@@ -39,7 +39,7 @@ impl WorkerArguments {
             .build()?;
         runtime.block_on(async {
             let store = Store::of(&settings).await?;
-            let artifacts = ArtifactStore::of(&settings, &store)?;
+            let artifacts = ArtifactStore::of(&settings, &store).await?;
             let stop = watch::Sender::new(false);
             let mut workers = Vec::new();
             for number in 0..self.jobs {

@@ -23,6 +23,7 @@ pub struct Metrics {
     read: u64,
     trained_tokens: i64,
     tokens_a_step: i64,
+    /// Steps done at the last look, and when that was.
     last: Option<(i64, Instant)>,
     step_milliseconds: f64,
     /// Figures of the last evaluation.
@@ -73,6 +74,10 @@ impl Metrics {
                 self.line(line, &mut news);
             }
         }
+        if let Some(position) = &mut news.position {
+            self.pace(position.step);
+            position.step_milliseconds = self.step_milliseconds;
+        }
         Ok(news)
     }
 
@@ -109,7 +114,6 @@ impl Metrics {
         // Differs from run to run; everything else of a step does not.
         line.remove("tokens_per_second");
         self.trained_tokens = done * self.tokens_a_step;
-        self.pace(done);
         news.position = Some(Position {
             step: done,
             trained_tokens: self.trained_tokens,
@@ -123,13 +127,16 @@ impl Metrics {
         ));
     }
 
+    /// Takes the time since the last look into the mean. The first look says nothing: what was written before it may be
+    /// of another attempt.
     fn pace(&mut self, done: i64) {
         let now = Instant::now();
         if let Some((before, at)) = self.last
             && done > before
         {
-            let took = (now - at).as_secs_f64() * 1000.0 / (done - before) as f64;
-            let share = 1.0 / STEPS_OF_A_MEAN;
+            let steps = (done - before) as f64;
+            let took = (now - at).as_secs_f64() * 1000.0 / steps;
+            let share = 1.0 - (1.0 - 1.0 / STEPS_OF_A_MEAN).powf(steps);
             self.step_milliseconds = match self.step_milliseconds {
                 0.0 => took,
                 mean => mean + (took - mean) * share,

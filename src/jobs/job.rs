@@ -151,7 +151,8 @@ pub struct Job {
 /// Why a job failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Failure {
-    /// For programs: `diverged`, `out_of_memory`, `disk_full`, `crashed`, `inputs_gone`, `training_failed`.
+    /// For programs: `diverged`, `out_of_memory`, `disk_full`, `crashed`, `inputs_gone`, `inputs_damaged`,
+    /// `interrupted`, `training_failed`.
     pub code: String,
     pub message: String,
     /// The field of the request at fault, if one is.

@@ -3,15 +3,15 @@
 //! It ends with the worker that started it, however that ends, because it watches its standard input; a word there asks
 //! it to write a checkpoint and end. Its priority and threads are set here; its memory is watched by the worker.
 //!
-//! It runs in its job's directory: `inputs/PART` is what the job begins with, and what it writes lies in a directory of
-//! its attempt, so that a process that a frozen worker left behind writes where nobody looks.
+//! It runs in a directory of its attempt, with what the job begins with below `inputs/`: a process that a frozen worker
+//! left behind reads and writes where nobody else does.
 
 use std::fs;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
@@ -20,6 +20,7 @@ use super::job::Failure;
 use super::spec::JobSpec;
 use crate::memory;
 use crate::settings::JobSettings;
+use crate::training::checkpoint::is_whole;
 use crate::training::progress::{METRICS, keep_before};
 use crate::training::run::{ENDED_EARLY, STOP};
 
@@ -58,7 +59,7 @@ impl Process {
         let first_step = steps(&directory.join(CHECKPOINTS)).first().copied();
         keep_before(directory, first_step.unwrap_or(0)).map_err(io::Error::other)?;
         let child = training(program, spec, directory, settings)?
-            .current_dir(directory.parent().unwrap_or(directory))
+            .current_dir(directory)
             .args(["--resume", "--attended"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -209,13 +210,15 @@ pub fn set_aside(directory: &Path, step: i64) -> io::Result<Option<PathBuf>> {
     }
     fs::create_dir_all(&aside)?;
     let linked = link_all(&checkpoint(directory, step), &aside);
-    match linked.and_then(|()| fs::copy(directory.join(METRICS), aside.join(METRICS))) {
-        Ok(_) => Ok(Some(aside)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    let copied = linked.and_then(|()| fs::copy(directory.join(METRICS), aside.join(METRICS)));
+    match copied {
+        // Else the training was removing it.
+        Ok(_) if is_whole(&aside) => Ok(Some(aside)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(_) | Err(_) => {
             fs::remove_dir_all(&aside)?;
             Ok(None)
         }
-        Err(error) => Err(error),
     }
 }
 
@@ -239,10 +242,31 @@ fn link_all(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what a job's attempts have left behind; what is not there needs no removing.
-pub fn clean(work: &Path, job: &str) -> io::Result<()> {
-    match fs::remove_dir_all(work.join(job)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+/// Removes what an attempt has left behind; what is not there needs no removing.
+pub fn clean(work: &Path, job: &str, attempt: i64) -> io::Result<()> {
+    let of_job = work.join(job);
+    match fs::remove_dir_all(of_job.join(attempt.to_string())) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    // Another attempt may have its folder there.
+    let _ = fs::remove_dir(of_job);
+    Ok(())
+}
+
+/// The folders in `folder` by name to which nothing was added for so long.
+pub fn old_folders(folder: &Path, unused_for: Duration) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut old = Vec::new();
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(old),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+        if let (Ok(name), true) = (entry.file_name().into_string(), age > unused_for) {
+            old.push((name, entry.path()));
+        }
+    }
+    Ok(old)
 }

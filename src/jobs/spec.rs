@@ -31,6 +31,15 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
+    /// What the result is to be called: a bridge's sparse model is served too.
+    pub fn names(&self) -> Vec<String> {
+        let own = self.output.to_string();
+        match self.recipe {
+            Recipe::Bridge(_) => vec![own.clone(), format!("{own}-sparse")],
+            Recipe::Dense(_) | Recipe::Sparse(_) => vec![own],
+        }
+    }
+
     /// Steps in all.
     pub fn steps(&self) -> usize {
         self.recipe.batches().steps

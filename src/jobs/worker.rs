@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::artifact_store::{ArtifactStore, ArtifactStoreError};
+use super::artifact_store::{ArtifactStore, ArtifactStoreError, is_full};
 use super::following::Metrics;
 use super::job::{Claim, Failure, Job, Level, NewEvent, Wish};
 use super::process::{self, End, Process};
-use super::spec::INPUTS;
+use super::spec::{INPUTS, JobSpec, MODEL};
 use super::store::claims::{NewCheckpoint, Outcome, held_checkpoints};
 use super::store::{Store, StoreError};
 use crate::artifacts::Manifest;
@@ -26,6 +26,10 @@ const MOST_CRASHES: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The same where the worker itself has been told to stop.
 const PATIENCE_OF_A_STOP: Duration = Duration::from_secs(15);
+/// A job that is interrupted so often without getting further has failed.
+const MOST_INTERRUPTIONS: i64 = 5;
+/// How long a worker rests after an interruption.
+const REST: Duration = Duration::from_secs(2);
 /// How often what nobody needs is looked for.
 const SWEEP: Duration = Duration::from_secs(3600);
 
@@ -53,6 +57,8 @@ enum Interruption {
     System(#[from] std::io::Error),
     #[error("the worker stops")]
     Stopped,
+    #[error("the job is cancelled")]
+    Cancelled,
 }
 
 impl Interruption {
@@ -60,15 +66,23 @@ impl Interruption {
     fn failure(&self) -> Option<Failure> {
         let code = match self {
             Interruption::Artifacts(error) if error.is_full() => "disk_full",
-            Interruption::Artifacts(ArtifactStoreError::Gone(_)) => "inputs_gone",
+            Interruption::System(error) if is_full(error) => "disk_full",
+            Interruption::Artifacts(
+                ArtifactStoreError::Gone(_)
+                | ArtifactStoreError::Objects(object_store::Error::NotFound { .. }),
+            ) => "inputs_gone",
             Interruption::Artifacts(ArtifactStoreError::Damaged { .. }) => "inputs_damaged",
             _ => return None,
         };
-        Some(Failure {
-            code: code.to_owned(),
-            message: self.to_string(),
-            param: None,
-        })
+        Some(failure(code, self.to_string()))
+    }
+}
+
+fn failure(code: &str, message: String) -> Failure {
+    Failure {
+        code: code.to_owned(),
+        message,
+        param: None,
     }
 }
 
@@ -139,11 +153,25 @@ impl Worker {
     }
 
     async fn sweep(&self) {
+        if let Err(error) = self.tidy().await {
+            tracing::warn!(%error, "what ended attempts have left could not be removed");
+        }
         match self.artifacts.sweep().await {
             Ok(0) => {}
             Ok(places) => tracing::info!(places, "what nobody needs has been removed"),
             Err(error) => tracing::warn!(%error, "what nobody needs could not be removed"),
         }
+    }
+
+    /// Removes the folders of jobs that ended elsewhere, or whose worker was killed, and of estimates whose server was.
+    async fn tidy(&self) -> Result<(), Interruption> {
+        for (name, folder) in process::old_folders(&self.work, SWEEP)? {
+            let job = self.store.job(&name).await?;
+            if job.is_none_or(|job| job.status.is_final()) {
+                std::fs::remove_dir_all(folder)?;
+            }
+        }
+        Ok(())
     }
 
     async fn carry_out(&self, claim: &Claim, job: &Job, stop: &watch::Receiver<bool>) {
@@ -157,37 +185,67 @@ impl Worker {
             directory: PathBuf::new(),
             newest: 0,
         };
-        let outcome = match attempt.run().await {
-            Ok(outcome) => Ok(outcome),
-            Err(Interruption::Stopped) => Ok(Outcome::Released),
-            Err(error) => error.failure().map(Outcome::Failed).ok_or(error),
-        };
-        let ended = match outcome {
+        let ended = match attempt.run().await {
             Ok(outcome) => self.end(claim, job, outcome).await,
-            Err(error) => Err(error),
+            Err(Interruption::Stopped) => self.end(claim, job, Outcome::Released).await,
+            Err(Interruption::Cancelled) => self.end(claim, job, Outcome::Cancelled).await,
+            Err(error) => {
+                let told = self.interrupted(claim, job, error).await;
+                wait(REST, &mut stop).await;
+                told
+            }
         };
         match ended {
             Ok(()) => tracing::info!(job = job.id, "a job is done with"),
             Err(Interruption::Store(StoreError::Lost)) => {
-                tracing::warn!(
-                    job = job.id,
-                    attempt = claim.attempt,
-                    "a job was taken over"
-                );
+                let attempt = claim.attempt;
+                tracing::warn!(job = job.id, attempt, "a job was taken over");
+                // The new worker has its own folder.
+                if let Err(error) = process::clean(&self.work, &job.id, attempt) {
+                    tracing::warn!(job = job.id, %error, "an attempt's files are still there");
+                }
             }
             Err(error) => {
                 // The lease lapses, and the job is taken again: by this worker when the trouble is over.
                 tracing::error!(job = job.id, %error, "a job was interrupted");
-                wait(LOOK, &mut stop).await;
             }
         }
     }
 
+    /// Gives a job back that could not be gone on with, for another attempt; or up, where that would come again.
+    async fn interrupted(
+        &self,
+        claim: &Claim,
+        job: &Job,
+        error: Interruption,
+    ) -> Result<(), Interruption> {
+        if let Interruption::Store(_) = error {
+            // Nothing can be told; the lease lapses.
+            return Err(error);
+        }
+        tracing::error!(job = job.id, %error, "a job was interrupted");
+        let before = self.store.interruptions(&job.id).await?;
+        let outcome = match error.failure() {
+            Some(failure) => Outcome::Failed(failure),
+            None if before + 1 >= MOST_INTERRUPTIONS => {
+                Outcome::Failed(failure("interrupted", error.to_string()))
+            }
+            None => Outcome::Released,
+        };
+        let text = format!("interrupted: {error}");
+        let event = NewEvent {
+            level: Level::Warn,
+            ..message(claim, "interrupted", &text)
+        };
+        self.store.tell(claim, self.lease(), &[event], None).await?;
+        self.end(claim, job, outcome).await
+    }
+
     async fn end(&self, claim: &Claim, job: &Job, outcome: Outcome) -> Result<(), Interruption> {
         let held = self.store.held_by_job(&job.id).await?;
-        let event = farewell(claim, job, &outcome);
-        self.store.finish(claim, &outcome, &event).await?;
-        process::clean(&self.work, &job.id)?;
+        let farewell = |outcome: &Outcome| farewell(claim, job, outcome);
+        let outcome = self.store.finish(claim, outcome, farewell).await?;
+        process::clean(&self.work, &job.id, claim.attempt)?;
         if matches!(outcome, Outcome::Succeeded { .. } | Outcome::Cancelled) {
             // Checkpoints are the job's alone; what it began with may be somebody else's.
             for checkpoint in held_checkpoints(&held).into_values() {
@@ -195,6 +253,31 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Does what may take its time, and keeps the lease meanwhile.
+    async fn keeping<T>(
+        &self,
+        claim: &Claim,
+        stop: &mut watch::Receiver<bool>,
+        work: impl Future<Output = Result<T, Interruption>>,
+    ) -> Result<T, Interruption> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = wait(self.lease() / 3, stop) => {
+                    if self.store.renew(claim, self.lease()).await? == Some(Wish::Cancel) {
+                        return Err(Interruption::Cancelled);
+                    }
+                }
+            }
+            if *stop.borrow() {
+                // It may be about to be done.
+                let done = tokio::time::timeout(PATIENCE_OF_A_STOP, work).await;
+                return done.unwrap_or(Err(Interruption::Stopped));
+            }
+        }
     }
 }
 
@@ -228,8 +311,11 @@ impl Attempt<'_> {
     async fn bring(&self) -> Result<i64, Interruption> {
         let (artifacts, job) = (&self.worker.artifacts, &self.job.id);
         let held = self.worker.store.held_by_job(job).await?;
+        if !held.contains_key(MODEL) {
+            return Err(ArtifactStoreError::Gone(format!("{MODEL} of {job}")).into());
+        }
         let checkpoints = held_checkpoints(&held);
-        let inputs = self.worker.work.join(job).join(INPUTS);
+        let inputs = self.directory.join(INPUTS);
         for (part, artifact) in &held {
             if !checkpoints
                 .values()
@@ -250,34 +336,18 @@ impl Attempt<'_> {
     /// Keeps what the training has made.
     async fn result(&self, results: BTreeMap<String, f64>) -> Result<Outcome, Interruption> {
         let folder = self.directory.join(self.job.spec.recipe.result());
-        self.sign(&folder)?;
-        let put = async { Ok(self.worker.artifacts.put(&folder).await?) };
+        let put = async {
+            let (job, spec) = (self.job.id.clone(), self.job.spec.clone());
+            let signed = folder.clone();
+            let signing = tokio::task::spawn_blocking(move || sign(&signed, &job, &spec)).await;
+            signing.map_err(std::io::Error::other)??;
+            Ok(self.worker.artifacts.put(&folder).await?)
+        };
         Ok(Outcome::Succeeded {
             artifact: self.keeping(put).await?,
             evaluation: closing::read(&folder)?,
             results,
         })
-    }
-
-    /// Writes down where the result came from.
-    fn sign(&self, folder: &Path) -> Result<(), Interruption> {
-        let (job, spec) = (self.job, &self.job.spec);
-        let provenance = [
-            ("job", Some(Value::from(job.id.as_str()))),
-            ("model", Some(Value::from(spec.model.as_str()))),
-            (
-                "training_file",
-                spec.training_file.as_deref().map(Value::from),
-            ),
-            ("method", serde_json::to_value(&spec.method).ok()),
-        ];
-        let provenance = provenance.into_iter();
-        let provenance = provenance.filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        let description = format!("Trained by job {}", job.id);
-        let id = spec.output.clone();
-        let manifest = Manifest::of_directory(folder, id, description, provenance.collect());
-        let written = manifest.and_then(|manifest| manifest.write(folder));
-        Ok(written.map_err(ArtifactStoreError::from)?)
     }
 
     /// Runs the training's process to its end, or until somebody wants something else.
@@ -295,10 +365,6 @@ impl Attempt<'_> {
             let wish = self.follow(&mut metrics).await?;
             match (ended, asked_for) {
                 (Some(End::Done), _) => return Ok(Ended::Done(figures(&metrics))),
-                // The wish may have been taken back meanwhile.
-                (Some(End::Early), Some((Outcome::Paused, _))) if wish.is_none() => {
-                    return Ok(Ended::Outcome(Outcome::Released));
-                }
                 (Some(End::Early), Some((outcome, _))) => return Ok(Ended::Outcome(outcome)),
                 (Some(End::Early), None) => return Ok(Ended::Outcome(Outcome::Released)),
                 (Some(End::Failed(failure)), _) if failure.code == "crashed" => {
@@ -311,13 +377,9 @@ impl Attempt<'_> {
             }
             let at_once = match wish {
                 Some(Wish::Cancel) => Some(Outcome::Cancelled),
-                _ => process.takes_too_much(settings).map(|message| {
-                    Outcome::Failed(Failure {
-                        code: "out_of_memory".to_owned(),
-                        message,
-                        param: None,
-                    })
-                }),
+                _ => process
+                    .takes_too_much(settings)
+                    .map(|problem| Outcome::Failed(failure("out_of_memory", problem))),
             };
             if let Some(outcome) = at_once {
                 process.kill().await?;
@@ -382,27 +444,12 @@ impl Attempt<'_> {
         Ok(Some(artifact))
     }
 
-    /// Does what may take its time, and keeps the lease meanwhile.
     async fn keeping<T>(
         &self,
         work: impl Future<Output = Result<T, Interruption>>,
     ) -> Result<T, Interruption> {
-        let mut work = std::pin::pin!(work);
         let mut stop = self.stop.clone();
-        let lease = self.worker.lease();
-        loop {
-            tokio::select! {
-                done = &mut work => return done,
-                () = wait(lease / 3, &mut stop) => {
-                    self.worker.store.renew(self.claim, lease).await?;
-                }
-            }
-            if *stop.borrow() {
-                // It may be about to be done.
-                let done = tokio::time::timeout(PATIENCE_OF_A_STOP, work).await;
-                return done.unwrap_or(Err(Interruption::Stopped));
-            }
-        }
+        self.worker.keeping(self.claim, &mut stop, work).await
     }
 
     async fn say(&self, key: &str, text: &str, level: Level) -> Result<(), Interruption> {
@@ -414,6 +461,24 @@ impl Attempt<'_> {
         store.tell(self.claim, lease, &[event], None).await?;
         Ok(())
     }
+}
+
+/// Writes down where a result came from.
+fn sign(folder: &Path, job: &str, spec: &JobSpec) -> Result<(), ArtifactStoreError> {
+    let provenance = [
+        ("job", Some(Value::from(job))),
+        ("model", Some(Value::from(spec.model.as_str()))),
+        (
+            "training_file",
+            spec.training_file.as_deref().map(Value::from),
+        ),
+        ("method", serde_json::to_value(&spec.method).ok()),
+    ];
+    let provenance = provenance.into_iter();
+    let provenance = provenance.filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let (id, description) = (spec.output.clone(), format!("Trained by job {job}"));
+    let manifest = Manifest::of_directory(folder, id, description, provenance.collect())?;
+    Ok(manifest.write(folder)?)
 }
 
 /// Waits, but not longer than until `stop` is set.

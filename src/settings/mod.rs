@@ -21,6 +21,8 @@ use crate::generation::scheduler::Capacity;
 const PREFIX: &str = "CAUSEWAY_";
 /// Between the parts of a nested key in the environment.
 const NESTING: &str = "__";
+/// Hours.
+const LONGEST_KEPT: u64 = 87_600;
 /// A longer file is no settings file.
 const LONGEST_FILE: u64 = 1 << 20;
 
@@ -242,6 +244,18 @@ impl Settings {
         parse(table, "the environment")
     }
 
+    /// The same without the password that `jobs.database` may have.
+    pub fn without_secrets(mut self) -> Self {
+        let database = &self.jobs.database;
+        if let Some((scheme, rest)) = database.split_once("://")
+            && let Some((user, place)) = rest.rsplit_once('@')
+            && let Some((user, _)) = user.split_once(':')
+        {
+            self.jobs.database = format!("{scheme}://{user}:...@{place}");
+        }
+        self
+    }
+
     /// Checks what no single key can tell.
     pub fn check(&self) -> Result<(), SettingsError> {
         let invalid = |problem: &str| SettingsError::Invalid {
@@ -285,6 +299,17 @@ impl Settings {
         {
             return Err(invalid(
                 "artifacts.url must be a folder or s3://BUCKET/PREFIX",
+            ));
+        }
+        if self.artifacts.keep_hours > LONGEST_KEPT {
+            return Err(invalid(&format!(
+                "artifacts.keep_hours is above {LONGEST_KEPT}, ten years"
+            )));
+        }
+        let service = !self.artifacts.endpoint.is_empty() || !self.artifacts.region.is_empty();
+        if service && self.artifacts.bucket().is_none() {
+            return Err(invalid(
+                "artifacts.endpoint and artifacts.region are for an artifacts.url of s3://BUCKET",
             ));
         }
         if !(0..=19).contains(&self.jobs.nice) {
@@ -420,6 +445,45 @@ mod tests {
         for sha256 in ["", "0a", &"0g".repeat(32), &"\u{e9}".repeat(32)] {
             let sha256 = sha256.to_owned();
             assert!(!check(vec![KeySettings { sha256, ..key("a") }]));
+        }
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for (database, shown) in [
+            (
+                "postgres://me:p@ss@host/jobs",
+                "postgres://me:...@host/jobs",
+            ),
+            ("postgres://me@host/jobs", "postgres://me@host/jobs"),
+            ("", ""),
+        ] {
+            let mut settings = Settings::default();
+            settings.jobs.database = database.to_owned();
+            assert_eq!(settings.without_secrets().jobs.database, shown);
+        }
+    }
+
+    #[test]
+    fn artifacts_are_in_a_folder_or_a_bucket() {
+        for (url, endpoint, good) in [
+            ("", "", true),
+            ("kept/here", "", true),
+            ("s3://bucket/prefix", "http://127.0.0.1:9000", true),
+            ("s3://", "", false),
+            ("https://bucket", "", false),
+            ("kept/here", "http://127.0.0.1:9000", false),
+        ] {
+            let artifacts = ArtifactSettings {
+                url: url.to_owned(),
+                endpoint: endpoint.to_owned(),
+                ..ArtifactSettings::default()
+            };
+            let settings = Settings {
+                artifacts,
+                ..Settings::default()
+            };
+            assert_eq!(settings.check().is_ok(), good, "{url} {endpoint}");
         }
     }
 

@@ -63,6 +63,13 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> TrainingError + '_ {
     }
 }
 
+/// Whether a folder has all files of a checkpoint.
+pub fn is_whole(folder: &Path) -> bool {
+    [WEIGHTS, MOMENTS, STATE]
+        .iter()
+        .all(|file| folder.join(file).is_file())
+}
+
 impl Checkpoint {
     /// Writes the checkpoint below `directory` and removes the oldest ones.
     pub fn write(&self, directory: &Path, recipe_sha256: &str) -> Result<(), TrainingError> {

@@ -33,6 +33,14 @@ pub fn databases() -> Vec<Database> {
     }
 }
 
+fn settings(directory: &Path, bucket: &ArtifactSettings) -> Settings {
+    Settings {
+        data_dir: directory.to_owned(),
+        artifacts: bucket.clone(),
+        ..Settings::default()
+    }
+}
+
 /// A place of its own in the bucket that `TEST_BUCKET` names, of the service that `TEST_S3` names; its key is in the
 /// environment.
 fn bucket() -> Option<ArtifactSettings> {
@@ -71,13 +79,9 @@ impl Installation {
             // As where several machines work: nothing but the database and the bucket is the same.
             Database::Postgres => bucket().unwrap_or_default(),
         };
-        let settings = Settings {
-            data_dir: directory.path().to_owned(),
-            artifacts: bucket.clone(),
-            ..Settings::default()
-        };
+        let settings = settings(directory.path(), &bucket);
         Installation {
-            artifacts: ArtifactStore::of(&settings, &store).unwrap(),
+            artifacts: ArtifactStore::of(&settings, &store).await.unwrap(),
             store,
             directory,
             url,
@@ -124,6 +128,11 @@ impl Installation {
             installation: self,
             path: self.path().to_owned(),
         }
+    }
+
+    /// What tells where its artifacts are.
+    pub fn settings(&self) -> Settings {
+        settings(self.path(), &self.bucket)
     }
 
     /// The artifacts, of which those that nobody holds are kept for so long.
@@ -346,7 +355,9 @@ impl Server {
 
 fn client() -> reqwest::Client {
     causeway::tls::choose();
-    reqwest::Client::new()
+    // Connections that are kept are closed by the server while a test waits for something else.
+    let fresh = reqwest::Client::builder().pool_max_idle_per_host(0);
+    fresh.build().unwrap()
 }
 
 const CHECKPOINT_EVERY: i64 = 4;

@@ -31,7 +31,8 @@ async fn an_artifact(store: &Store, sha256: &str) -> String {
         place: format!("place of {sha256}"),
         files: Vec::new(),
     };
-    store.add_artifact(&artifact).await.unwrap();
+    let kept = store.add_artifact(&artifact, 0, Duration::ZERO).await;
+    assert_eq!(kept.unwrap(), Some(artifact.place));
     sha256.to_owned()
 }
 
@@ -76,7 +77,12 @@ async fn a_job_goes_from_hand_to_hand() {
                 .await
                 .map(drop),
         );
-        lost(store.finish(&first, &Outcome::Cancelled, &event("y")).await);
+        lost(
+            store
+                .finish(&first, Outcome::Cancelled, |_| event("y"))
+                .await
+                .map(drop),
+        );
 
         // What is told twice is kept once.
         let position = Position {
@@ -103,7 +109,7 @@ async fn a_job_goes_from_hand_to_hand() {
             artifact: artifact.clone(),
         };
         store
-            .finish(&second, &outcome, &event("end"))
+            .finish(&second, outcome, |_| event("end"))
             .await
             .unwrap();
         lost(store.renew(&second, LONG).await.map(drop));
@@ -162,7 +168,7 @@ async fn wishes_are_granted_at_once_or_by_the_worker() {
         store.wish(id, Wish::Resume).await.unwrap();
         assert_eq!(store.renew(&claim, LONG).await.unwrap(), None);
         store
-            .finish(&claim, &Outcome::Paused, &event("paused"))
+            .finish(&claim, Outcome::Paused, |_| event("paused"))
             .await
             .unwrap();
         let cancelled = store.wish(id, Wish::Cancel).await.unwrap();
@@ -206,7 +212,7 @@ async fn names_and_keys_are_taken_once() {
             param: None,
         };
         store
-            .finish(&claim, &Outcome::Failed(failure.clone()), &event("end"))
+            .finish(&claim, Outcome::Failed(failure.clone()), |_| event("end"))
             .await
             .unwrap();
         let failed = store.job("one").await.unwrap().unwrap();
@@ -319,7 +325,10 @@ async fn what_somebody_holds_is_kept_and_nothing_else() {
             param: None,
         };
         let outcome = Outcome::Failed(failure);
-        store.finish(&claim, &outcome, &event("end")).await.unwrap();
+        store
+            .finish(&claim, outcome, |_| event("end"))
+            .await
+            .unwrap();
         assert_eq!(store.give_failed_jobs_up(LONG).await.unwrap(), 0);
         let resumed = store.wish("ftjob-a", Wish::Resume).await.unwrap();
         assert_eq!((resumed.status, resumed.failure), (Status::Queued, None));
@@ -344,7 +353,10 @@ async fn a_deleted_model_leaves_its_name() {
             evaluation: Some(serde_json::json!({"nonzeros": 3})),
             artifact: an_artifact(store, "result").await,
         };
-        store.finish(&claim, &outcome, &event("end")).await.unwrap();
+        store
+            .finish(&claim, outcome, |_| event("end"))
+            .await
+            .unwrap();
         let done = store.job("ftjob-a").await.unwrap().unwrap();
         assert_eq!(done.evaluation, Some(serde_json::json!({"nonzeros": 3})));
         let again = NewJob {
@@ -360,8 +372,10 @@ async fn a_deleted_model_leaves_its_name() {
 
         // A job that failed finds its name taken when it is to go on.
         store.wish("again", Wish::Cancel).await.unwrap();
+        let input = an_artifact(store, "input").await;
         let third = NewJob {
             id: "third".into(),
+            inputs: BTreeMap::from([("model", input)]),
             ..job("a", 4)
         };
         store.create(&third).await.unwrap();
@@ -372,7 +386,10 @@ async fn a_deleted_model_leaves_its_name() {
             param: None,
         };
         let failed = Outcome::Failed(failure);
-        store.finish(&claim, &failed, &event("end")).await.unwrap();
+        store
+            .finish(&claim, failed, |_| event("end"))
+            .await
+            .unwrap();
         let fourth = NewJob {
             id: "fourth".into(),
             ..job("a", 4)
@@ -382,6 +399,76 @@ async fn a_deleted_model_leaves_its_name() {
         assert!(
             matches!(resumed, Err(StoreError::NameTaken(_))),
             "{resumed:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_was_asked_at_the_last_moment_is_done() {
+    for database in databases() {
+        let installation = Installation::new(database).await;
+        let store = &installation.store;
+        let cases = [
+            (Some(Wish::Cancel), Outcome::Released, Status::Cancelled),
+            (Some(Wish::Cancel), Outcome::Paused, Status::Cancelled),
+            (Some(Wish::Pause), Outcome::Released, Status::Paused),
+            (Some(Wish::Pause), Outcome::Paused, Status::Paused),
+            (None, Outcome::Paused, Status::Queued),
+            (None, Outcome::Released, Status::Queued),
+        ];
+        for (number, (wish, outcome, status)) in cases.into_iter().enumerate() {
+            let id = installation.create(&format!("job{number}"), 4).await.id;
+            let (claim, _) = store.claim("one", LONG).await.unwrap().unwrap();
+            assert_eq!(claim.job, id);
+            if let Some(wish) = wish {
+                store.wish(&id, wish).await.unwrap();
+            }
+            store
+                .finish(&claim, outcome, |outcome| event(&format!("{outcome:?}")))
+                .await
+                .unwrap();
+            assert_eq!(installation.job(&id).await.status, status, "{wish:?}");
+            // Out of the next one's way.
+            let ended = store.wish(&id, Wish::Cancel).await.unwrap();
+            assert_eq!(ended.status, Status::Cancelled);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_has_nothing_left_cannot_be_resumed() {
+    for database in databases() {
+        let installation = Installation::new(database).await;
+        let store = &installation.store;
+        let id = installation.create("a", 4).await.id;
+        let (claim, _) = store.claim("one", LONG).await.unwrap().unwrap();
+        let failure = Failure {
+            code: "crashed".into(),
+            message: "x".into(),
+            param: None,
+        };
+        let failed = Outcome::Failed(failure);
+        store
+            .finish(&claim, failed, |_| event("end"))
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(store.give_failed_jobs_up(Duration::ZERO).await.unwrap() > 0);
+        let resumed = store.wish(&id, Wish::Resume).await;
+        assert!(matches!(resumed, Err(StoreError::GivenUp)), "{resumed:?}");
+        assert_eq!(installation.job(&id).await.status, Status::Failed);
+    }
+}
+
+#[tokio::test]
+async fn a_bridge_takes_its_sparse_model_s_name_too() {
+    for database in databases() {
+        let installation = Installation::new(database).await;
+        installation.create("a", 4).await;
+        let taken = installation.store.create(&job("a-sparse", 4)).await;
+        assert!(
+            matches!(&taken, Err(StoreError::NameTaken(name)) if name == "a-sparse"),
+            "{taken:?}"
         );
     }
 }

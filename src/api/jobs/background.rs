@@ -12,10 +12,12 @@ use tokio::task::JoinHandle;
 use super::trained::TrainedModels;
 use crate::api::state::State;
 use crate::jobs::artifact_store::{ArtifactStore, ArtifactStoreError};
+use crate::jobs::process::old_folders;
 use crate::jobs::store::Store;
 use crate::jobs::worker::Worker;
 use crate::settings::Settings;
 
+const A_DAY: Duration = Duration::from_secs(24 * 3600);
 /// How often new models are looked for.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -46,16 +48,26 @@ impl Jobs {
             .build()?;
         let opening = async {
             tokio::fs::create_dir_all(&settings.data_dir).await?;
-            Ok::<_, ArtifactStoreError>(Store::of(settings).await?)
+            // What a server that was killed has left.
+            for place in ["uploads", "models"] {
+                for (name, folder) in old_folders(&settings.data_dir.join(place), A_DAY)? {
+                    if name.starts_with('.') {
+                        tokio::fs::remove_dir_all(folder).await?;
+                    }
+                }
+            }
+            let store = Store::of(settings).await?;
+            let artifacts = ArtifactStore::of(settings, &store).await?;
+            Ok::<_, ArtifactStoreError>((store, artifacts))
         };
         // On a thread of its own: this one may be another runtime's.
-        let store = std::thread::scope(|scope| {
+        let (store, artifacts) = std::thread::scope(|scope| {
             let opened = scope.spawn(|| runtime.block_on(opening)).join();
             opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
         Ok(Jobs {
-            artifacts: ArtifactStore::of(settings, &store)?,
             store,
+            artifacts,
             uploads: settings.data_dir.join("uploads"),
             trained: TrainedModels::new(settings.data_dir.join("models")),
             estimates: Semaphore::new(1),

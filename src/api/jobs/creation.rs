@@ -75,7 +75,15 @@ pub async fn create(
     let mut request = body.0;
     only_nothing(&request)?;
     let id = format!("ftjob-{}", Uuid::new_v4().simple());
-    let request_sha256 = fingerprint(&request)?;
+    let (idempotency_key, request_sha256) = (idempotency_key(&http)?, fingerprint(&request)?);
+    let store = &state.jobs.store;
+    // Before anything is checked: what it names may be gone by now.
+    if let Some(job) = store
+        .created_before(&idempotency_key, &request_sha256)
+        .await?
+    {
+        return Ok(answer(job));
+    }
     let metadata = metadata(request.metadata.take().unwrap_or_default())?;
     let output = match request.suffix.take() {
         Some(output) => output,
@@ -84,16 +92,16 @@ pub async fn create(
             .map_err(ApiError::internal)?,
     };
     let new = NewJob {
-        idempotency_key: idempotency_key(&http)?,
+        idempotency_key,
         id,
         metadata,
         request_sha256,
         ..planned(&state, request, output).await?
     };
-    Ok(answer(state.jobs.store.create(&new).await?))
+    Ok(answer(store.create(&new).await?))
 }
 
-/// What a training would cost: a few of its steps are done, and nothing is kept. The same body as for a job, with the same
+/// What a training would cost: a few of its steps are done, and their outcome is forgotten. The same body as for a job, with the same
 /// checks; it takes seconds, more on a machine that is busy.
 #[utoipa::path(post, path = "/v1/fine_tuning/jobs/estimate", tag = "fine_tuning", operation_id = "estimateJob",
     request_body(content = CreateJob),
@@ -239,7 +247,11 @@ async fn planned(
     };
     let mut inputs = BTreeMap::new();
     for (part, folder) in folders {
-        inputs.insert(part, state.jobs.artifacts.put(&folder).await?);
+        // A task of its own: a client that does not wait for it finds it done when it comes again.
+        let artifacts = state.jobs.artifacts.clone();
+        let put = actix_web::rt::spawn(async move { artifacts.put(&folder).await });
+        let put = put.await.map_err(ApiError::internal)?;
+        inputs.insert(part, put.map_err(|error| cannot_be_kept(part, error))?);
     }
     if let Some(file) = file {
         inputs.insert(TRAINING_FILE, file.artifact);
@@ -359,6 +371,13 @@ fn is_as_served(model: &ModelCard, folder: &Path) -> Result<(), ApiError> {
             "model",
             "its files are not those that it is served from; load it anew",
         )),
+    }
+}
+
+fn cannot_be_kept(part: &str, error: ArtifactStoreError) -> ApiError {
+    match error {
+        ArtifactStoreError::File(_) | ArtifactStoreError::Changed(_) => damaged(part, error),
+        error => error.into(),
     }
 }
 

@@ -38,6 +38,11 @@ impl From<StoreError> for ApiError {
             StoreError::NameTaken(_) => {
                 ApiError::invalid_with_code("suffix", "already_exists", error.to_string())
             }
+            StoreError::GivenUp => ApiError::Invalid {
+                message: error.to_string(),
+                param: None,
+                code: Some("wrong_status"),
+            },
             StoreError::Database(_)
             | StoreError::System(_)
             | StoreError::Migration(_)

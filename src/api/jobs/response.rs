@@ -35,7 +35,7 @@ pub struct FineTuningJob {
     /// How often a worker has begun or taken it up.
     pub attempt: i64,
     pub model: String,
-    /// The id that the result is served under; null before it is.
+    /// The id that the result was published under, until somebody deletes it; null before.
     #[schema(required = true)]
     pub fine_tuned_model: Option<String>,
     #[schema(required = true)]
@@ -94,6 +94,7 @@ pub struct JobEvent {
     pub id: String,
     #[schema(example = "fine_tuning.job.event")]
     pub object: &'static str,
+    /// Seconds since 1970.
     pub created_at: i64,
     pub level: Level,
     pub message: String,
@@ -121,6 +122,7 @@ pub struct JobCheckpoint {
     pub id: String,
     #[schema(example = "fine_tuning.job.checkpoint")]
     pub object: &'static str,
+    /// Seconds since 1970.
     pub created_at: i64,
     pub fine_tuning_job_id: String,
     /// The result's id with the step.

@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use crate::api::ApiError;
@@ -18,11 +20,21 @@ use crate::api::state::State;
 use crate::jobs::artifact_store::ArtifactStoreError;
 use crate::jobs::store::artifacts::TrainedModel;
 
+/// When a model that could not be brought is tried again.
+const REST: Duration = Duration::from_secs(30);
+
 /// What keeps a server's models those of the store.
 pub struct TrainedModels {
     folder: PathBuf,
-    /// Artifacts that cannot be served, by the id they would have; one update at a time.
-    refused: Mutex<BTreeMap<String, String>>,
+    /// Those that could not be served, by id; one update at a time.
+    refused: Mutex<BTreeMap<String, Refusal>>,
+}
+
+/// Why a model is not served.
+struct Refusal {
+    artifact: String,
+    /// When it is tried again; never what is wrong with the model itself.
+    again: Option<Instant>,
 }
 
 /// A model that is no more.
@@ -56,15 +68,23 @@ impl TrainedModels {
         }
         let known = state.library.trained();
         for model in &models {
-            if known.contains_key(&model.id) || refused.get(&model.id) == Some(&model.artifact) {
+            let wait = refused
+                .get(&model.id)
+                .filter(|refusal| refusal.artifact == model.artifact)
+                .is_some_and(|refusal| refusal.again.is_none_or(|again| again > Instant::now()));
+            if known.contains_key(&model.id) || wait {
                 continue;
             }
-            if let Err(error) = self.serve(state, model).await {
-                error.log();
-                tracing::error!(model = model.id, %error, "a trained model cannot be served");
-                // What is wrong with it stays so; what was wrong with this server may pass.
-                if let ApiError::Invalid { .. } = error {
-                    refused.insert(model.id.clone(), model.artifact.clone());
+            match self.serve(state, model).await {
+                Ok(()) => drop(refused.remove(&model.id)),
+                Err((problem, again)) => {
+                    tracing::error!(
+                        model = model.id,
+                        problem,
+                        "a trained model cannot be served"
+                    );
+                    let artifact = model.artifact.clone();
+                    refused.insert(model.id.clone(), Refusal { artifact, again });
                 }
             }
         }
@@ -72,23 +92,39 @@ impl TrainedModels {
         Ok(())
     }
 
-    async fn serve(&self, state: &web::Data<State>, model: &TrainedModel) -> Result<(), ApiError> {
-        let folder = self.folder.join(&model.artifact);
-        state.jobs.artifacts.get(&model.artifact, &folder).await?;
-        let entry = Entry::of(folder).ok_or_else(|| ApiError::Invalid {
-            message: format!("the result of {} is neither a model nor a pair", model.job),
-            param: None,
-            code: Some("cannot_load"),
-        })?;
-        let artifact = model.artifact.clone();
-        state
-            .library
-            .add_trained(&model.id, Trained { artifact, entry });
-        let taken = library::take_into_service(state, &model.id).await;
-        if taken.is_err() {
-            state.library.remove_trained(&model.id);
+    /// Serves a model; otherwise what is wrong, and when it may be tried again.
+    async fn serve(
+        &self,
+        state: &web::Data<State>,
+        model: &TrainedModel,
+    ) -> Result<(), (String, Option<Instant>)> {
+        let later = Some(Instant::now() + REST);
+        let never = |problem: &str| (problem.to_owned(), None);
+        if state.library.is_own(&model.id) {
+            return Err(never("this server has another model or pair of that id"));
         }
-        taken.map(drop)
+        let folder = self.folder.join(&model.artifact);
+        match state.jobs.artifacts.get(&model.artifact, &folder).await {
+            Ok(()) => {}
+            Err(error @ (ArtifactStoreError::Damaged { .. } | ArtifactStoreError::Gone(_))) => {
+                return Err(never(&error.to_string()));
+            }
+            Err(error) => return Err((error.to_string(), later)),
+        }
+        let entry = Entry::of(folder).ok_or_else(|| never("it is neither a model nor a pair"))?;
+        let artifact = model.artifact.clone();
+        let trained = Trained { artifact, entry };
+        state.library.add_trained(&model.id, trained);
+        let taken = library::take_into_service(state, &model.id).await;
+        taken.map(drop).map_err(|error| {
+            state.library.remove_trained(&model.id);
+            error.log();
+            match error {
+                // What is wrong with it stays so; what was wrong with this server may pass.
+                ApiError::Invalid { .. } => never(&error.to_string()),
+                error => (error.to_string(), later),
+            }
+        })
     }
 
     /// Removes the folders of models that there are no more.
@@ -99,14 +135,17 @@ impl TrainedModels {
         };
         while let Ok(Some(folder)) = folders.next_entry().await {
             let name = folder.file_name();
-            let is_wanted = name
-                .to_str()
-                .is_some_and(|name| name.starts_with('.') || wanted.contains(name));
-            if !is_wanted && let Err(error) = tokio::fs::remove_dir_all(folder.path()).await {
+            let name = name.to_string_lossy();
+            let left = is_sha256(&name) && !wanted.contains(&*name);
+            if left && let Err(error) = tokio::fs::remove_dir_all(folder.path()).await {
                 tracing::warn!(path = %folder.path().display(), %error, "a deleted model's files are still there");
             }
         }
     }
+}
+
+fn is_sha256(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Deletes a model, or a pair, that a job has trained. Requests in progress are finished; other servers of the same
@@ -138,6 +177,11 @@ pub async fn delete(
                 ),
                 "in_use",
             ),
+            // Somebody else has just deleted it.
+            None if trained.contains_key(&id) => {
+                library::give_up(&state, &id).await?;
+                return Err(not_found(&id));
+            }
             None => (
                 format!(
                     "{id:?} is served by the server's settings; only what jobs have trained can be deleted"
@@ -151,12 +195,20 @@ pub async fn delete(
             code: Some(code),
         });
     }
-    state.jobs.trained.update(&state).await?;
+    library::give_up(&state, &id).await?;
     Ok(HttpResponse::Ok().json(ModelDeleted {
         id,
         object: "model",
         deleted: true,
     }))
+}
+
+fn not_found(id: &str) -> ApiError {
+    ApiError::NotFound {
+        message: format!("there is no model {id:?}"),
+        param: None,
+        code: Some("model_not_found"),
+    }
 }
 
 impl From<ArtifactStoreError> for ApiError {

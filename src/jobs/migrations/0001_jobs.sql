@@ -23,10 +23,14 @@ CREATE TABLE jobs (
     evaluation TEXT NOT NULL
 );
 CREATE UNIQUE INDEX jobs_by_idempotency_key ON jobs (idempotency_key) WHERE idempotency_key <> '';
--- A result's name is taken from a job's creation until it fails or is cancelled, or the result is deleted: `output` is
--- then the job's own id.
-CREATE UNIQUE INDEX jobs_by_output ON jobs (output) WHERE status NOT IN ('failed', 'cancelled');
 CREATE INDEX jobs_by_age ON jobs (created_at, id);
+
+-- What results are called, from a job's creation until it fails or is cancelled, or its result is deleted.
+CREATE TABLE names (
+    name TEXT PRIMARY KEY,
+    job TEXT NOT NULL REFERENCES jobs (id)
+);
+CREATE INDEX names_by_job ON names (job);
 
 CREATE TABLE events (
     job TEXT NOT NULL REFERENCES jobs (id),
@@ -82,4 +86,10 @@ CREATE TABLE models (
     id TEXT PRIMARY KEY,
     job TEXT NOT NULL REFERENCES jobs (id),
     created_at BIGINT NOT NULL
+);
+
+-- One row: what tells these jobs from those of another database.
+CREATE TABLE installation (
+    number BIGINT PRIMARY KEY,
+    id TEXT NOT NULL
 );

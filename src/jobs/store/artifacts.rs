@@ -11,6 +11,7 @@ use sqlx::any::Any;
 use sqlx::{Row, Transaction};
 
 use super::claims::milliseconds;
+use super::jobs::free_names;
 use super::{Store, StoreError, json, text};
 use crate::artifacts::manifest::FileRecord;
 use crate::jobs::job::Milliseconds;
@@ -75,18 +76,38 @@ impl Store {
         artifact.transpose()
     }
 
-    /// Keeps the record of an artifact whose files are in their place; the place of the one with the same content, where
-    /// somebody was faster.
-    pub async fn add_artifact(&self, artifact: &Artifact) -> Result<String, StoreError> {
+    /// Keeps the record of an artifact whose files are in their place, if they have been put there since `began` and in
+    /// at most `longest`. The place of the one with the same content, where somebody was faster.
+    pub async fn add_artifact(
+        &self,
+        artifact: &Artifact,
+        began: Milliseconds,
+        longest: Duration,
+    ) -> Result<Option<String>, StoreError> {
         let row = sqlx::query(self.statement(
-            "INSERT INTO artifacts (sha256, place, files, used_at) VALUES ($1, $2, $3, {now}) \
+            "INSERT INTO artifacts (sha256, place, files, used_at) \
+             SELECT $1, $2, $3, {now} WHERE $5 = 0 OR {now} - $4 <= $5 \
              ON CONFLICT (sha256) DO UPDATE SET used_at = {now} RETURNING place",
         ))
         .bind(&artifact.sha256)
         .bind(&artifact.place)
         .bind(text(&artifact.files)?)
-        .fetch_one(&self.pool)
+        .bind(began)
+        .bind(milliseconds(longest))
+        .fetch_optional(&self.pool)
         .await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?)
+    }
+
+    /// What tells these jobs from those of another database.
+    pub async fn installation(&self) -> Result<String, StoreError> {
+        sqlx::query("INSERT INTO installation (number, id) VALUES (1, $1) ON CONFLICT DO NOTHING")
+            .bind(uuid::Uuid::new_v4().to_string())
+            .execute(&self.pool)
+            .await?;
+        let row = sqlx::query("SELECT id FROM installation")
+            .fetch_one(&self.pool)
+            .await?;
         Ok(row.try_get(0)?)
     }
 
@@ -131,27 +152,26 @@ impl Store {
         rows.iter().map(model).collect()
     }
 
-    /// Deletes a trained model and frees its name; whether there was one.
+    /// Deletes a trained model and frees its names; whether there was one.
     pub async fn remove_model(&self, id: &str) -> Result<bool, StoreError> {
         let mut transaction = self.pool.begin().await?;
-        let done = sqlx::query("DELETE FROM models WHERE id = $1")
+        let row = sqlx::query("DELETE FROM models WHERE id = $1 RETURNING job")
             .bind(id)
-            .execute(&mut *transaction)
+            .fetch_optional(&mut *transaction)
             .await?;
-        let_go(&mut transaction, "model", id).await?;
-        sqlx::query("UPDATE jobs SET output = id WHERE output = $1 AND status = 'succeeded'")
-            .bind(id)
-            .execute(&mut *transaction)
-            .await?;
+        if let Some(row) = &row {
+            let_go(&mut transaction, "model", id).await?;
+            free_names(&mut transaction, &row.try_get::<String, _>(0)?).await?;
+        }
         transaction.commit().await?;
-        Ok(done.rows_affected() == 1)
+        Ok(row.is_some())
     }
 
     /// Lets go of what jobs hold that failed so long ago.
     pub async fn give_failed_jobs_up(&self, after: Duration) -> Result<u64, StoreError> {
         let done = sqlx::query(self.statement(
             "DELETE FROM holds WHERE kind = 'job' AND owner IN \
-             (SELECT id FROM jobs WHERE status = 'failed' AND finished_at <= {now} - $1)",
+             (SELECT id FROM jobs WHERE status = 'failed' AND finished_at <= {now} - $1 {locked})",
         ))
         .bind(milliseconds(after))
         .execute(&self.pool)

@@ -9,6 +9,7 @@ use sqlx::{Row, Transaction};
 
 use super::artifacts::{Holder, hold, let_go};
 use super::events::insert;
+use super::jobs::free_names;
 use super::{Store, StoreError, text};
 use crate::jobs::job::{Claim, Failure, Job, NewEvent, Status, Wish};
 
@@ -156,19 +157,29 @@ impl Store {
         Ok(dropped)
     }
 
-    /// Ends the claim. A success publishes the result in the same step.
+    /// Ends the claim, with the event that `farewell` makes of how. A success publishes the result in the same step. What
+    /// has been asked meanwhile is done now, and the outcome that this leads to is returned.
     pub async fn finish(
         &self,
         claim: &Claim,
-        outcome: &Outcome,
-        event: &NewEvent,
-    ) -> Result<(), StoreError> {
+        outcome: Outcome,
+        farewell: impl Fn(&Outcome) -> NewEvent,
+    ) -> Result<Outcome, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        let wish = self.hold(&mut transaction, claim, Duration::ZERO).await?;
+        let outcome = match (wish, outcome) {
+            (Some(Wish::Cancel), Outcome::Paused | Outcome::Released) => Outcome::Cancelled,
+            (Some(Wish::Pause), Outcome::Released) => Outcome::Paused,
+            // Taken back.
+            (None, Outcome::Paused) => Outcome::Released,
+            (_, outcome) => outcome,
+        };
         let status = outcome.status();
-        let failure = match outcome {
+        let failure = match &outcome {
             Outcome::Failed(failure) => text(failure)?,
             _ => String::new(),
         };
-        let (results, evaluation) = match outcome {
+        let (results, evaluation) = match &outcome {
             Outcome::Succeeded {
                 results,
                 evaluation,
@@ -176,10 +187,8 @@ impl Store {
             } => (text(results)?, evaluation.as_ref().map(text).transpose()?),
             _ => ("{}".to_owned(), None),
         };
-        let mut transaction = self.pool.begin().await?;
-        self.hold(&mut transaction, claim, Duration::ZERO).await?;
-        let events = std::slice::from_ref(event);
-        insert(self, &mut transaction, &claim.job, events).await?;
+        let event = [farewell(&outcome)];
+        insert(self, &mut transaction, &claim.job, &event).await?;
         sqlx::query(self.statement(
             "UPDATE jobs SET status = $2, wish = '', worker = '', lease_until = 0, failure = $3, results = $4, \
              evaluation = $5, finished_at = CASE WHEN $6 = 1 THEN {now} ELSE 0 END WHERE id = $1",
@@ -192,7 +201,7 @@ impl Store {
         .bind(i64::from(status.is_final()))
         .execute(&mut *transaction)
         .await?;
-        if let Outcome::Succeeded { artifact, .. } = outcome {
+        if let Outcome::Succeeded { artifact, .. } = &outcome {
             let row = sqlx::query(self.statement(
                 "INSERT INTO models (id, job, created_at) SELECT output, id, {now} FROM jobs WHERE id = $1 RETURNING id",
             ))
@@ -205,8 +214,11 @@ impl Store {
         if matches!(status, Status::Succeeded | Status::Cancelled) {
             let_go(&mut transaction, "job", &claim.job).await?;
         }
+        if matches!(status, Status::Failed | Status::Cancelled) {
+            free_names(&mut transaction, &claim.job).await?;
+        }
         transaction.commit().await?;
-        Ok(())
+        Ok(outcome)
     }
 
     /// Begins a transaction's work: takes the job's row, if it is still the claim's.

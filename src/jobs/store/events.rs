@@ -86,6 +86,18 @@ impl Store {
         rows.iter().map(event).collect()
     }
 
+    /// How often work on a job was interrupted since it last got further.
+    pub async fn interruptions(&self, job: &str) -> Result<i64, StoreError> {
+        let row = sqlx::query(
+            "SELECT COUNT(*) FROM events WHERE job = $1 AND key LIKE '%:interrupted' AND number > \
+             (SELECT COALESCE(MAX(number), 0) FROM events WHERE job = $1 AND key LIKE 'checkpoint:%')",
+        )
+        .bind(job)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(row.try_get(0)?)
+    }
+
     /// All checkpoints that were written, oldest first.
     pub async fn checkpoints(&self, job: &str) -> Result<Vec<CheckpointRecord>, StoreError> {
         let rows = sqlx::query(

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::any::AnyRow;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::any::{Any, AnyRow};
+use sqlx::{AssertSqlSafe, Row, Transaction};
 
 use super::artifacts::{Holder, hold, let_go};
 use super::{Store, StoreError, json, text};
@@ -57,6 +57,12 @@ const COLUMNS: &str = "id, spec, metadata, status, wish, attempt, created_at, st
 impl Store {
     /// Keeps a job. The same idempotency key and request give the job they gave before.
     pub async fn create(&self, new: &NewJob) -> Result<Job, StoreError> {
+        if let Some(job) = self
+            .created_before(&new.idempotency_key, &new.request_sha256)
+            .await?
+        {
+            return Ok(job);
+        }
         let mut transaction = self.pool.begin().await?;
         let inserted = sqlx::query(self.statement(
             "INSERT INTO jobs (id, spec, output, metadata, idempotency_key, request_sha256, status, wish, attempt, \
@@ -74,29 +80,37 @@ impl Store {
         .execute(&mut *transaction)
         .await?;
         if inserted.rows_affected() == 1 {
+            take_names(&mut transaction, &new.id, &new.spec).await?;
             for (part, artifact) in &new.inputs {
                 hold(&mut transaction, Holder::Job(&new.id, part), artifact).await?;
             }
-        }
-        transaction.commit().await?;
-        if inserted.rows_affected() == 1 {
+            transaction.commit().await?;
             return self.job(&new.id).await?.ok_or(StoreError::NoSuchJob);
         }
-        let before = sqlx::query(
+        // The same request has come twice at once.
+        transaction.rollback().await?;
+        let before = self.created_before(&new.idempotency_key, &new.request_sha256);
+        before.await?.ok_or(StoreError::NoSuchJob)
+    }
+
+    /// The job that the same request with this idempotency key has given before.
+    pub async fn created_before(
+        &self,
+        idempotency_key: &str,
+        request_sha256: &str,
+    ) -> Result<Option<Job>, StoreError> {
+        let row = sqlx::query(
             "SELECT id, request_sha256 FROM jobs WHERE idempotency_key = $1 AND $1 <> ''",
         )
-        .bind(&new.idempotency_key)
+        .bind(idempotency_key)
         .fetch_optional(&self.pool)
         .await?;
-        match before {
-            None => Err(StoreError::NameTaken(new.spec.output.to_string())),
-            Some(row) if row.try_get::<String, _>(1)? != new.request_sha256 => {
+        match row {
+            None => Ok(None),
+            Some(row) if row.try_get::<String, _>(1)? != request_sha256 => {
                 Err(StoreError::OtherRequest)
             }
-            Some(row) => {
-                let id: String = row.try_get(0)?;
-                self.job(&id).await?.ok_or(StoreError::NoSuchJob)
-            }
+            Some(row) => self.job(&row.try_get::<String, _>(0)?).await,
         }
     }
 
@@ -208,17 +222,22 @@ impl Store {
         .bind(to.as_str())
         .bind(i64::from(to.is_final()))
         .execute(&mut *transaction)
-        .await;
-        let done = match done {
-            // A job that failed has left its name, and another has taken it.
-            Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
-                let job = self.job(id).await?.ok_or(StoreError::NoSuchJob)?;
-                return Err(StoreError::NameTaken(job.spec.output.to_string()));
-            }
-            done => done?,
-        };
-        if to == Status::Cancelled && done.rows_affected() == 1 {
+        .await?;
+        if done.rows_affected() == 1 && to == Status::Cancelled {
             let_go(&mut transaction, "job", id).await?;
+            free_names(&mut transaction, id).await?;
+        }
+        if done.rows_affected() == 1 && from == Status::Failed && to == Status::Queued {
+            let row = sqlx::query("SELECT COUNT(*) FROM holds WHERE kind = 'job' AND owner = $1")
+                .bind(id)
+                .fetch_one(&mut *transaction)
+                .await?;
+            if row.try_get::<i64, _>(0)? == 0 {
+                return Err(StoreError::GivenUp);
+            }
+            // A job that failed has left its names, and another may have taken them.
+            let job = self.job(id).await?.ok_or(StoreError::NoSuchJob)?;
+            take_names(&mut transaction, id, &job.spec).await?;
         }
         transaction.commit().await?;
         Ok(done.rows_affected())
@@ -237,6 +256,38 @@ impl Store {
             .await?;
         Ok(done.rows_affected())
     }
+}
+
+/// Takes what the result is to be called.
+async fn take_names(
+    transaction: &mut Transaction<'_, Any>,
+    job: &str,
+    spec: &JobSpec,
+) -> Result<(), StoreError> {
+    for name in spec.names() {
+        let taken =
+            sqlx::query("INSERT INTO names (name, job) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+                .bind(&name)
+                .bind(job)
+                .execute(&mut **transaction)
+                .await?;
+        if taken.rows_affected() == 0 {
+            return Err(StoreError::NameTaken(name));
+        }
+    }
+    Ok(())
+}
+
+/// Leaves what a job's result is, or was to be, called to others.
+pub(super) async fn free_names(
+    transaction: &mut Transaction<'_, Any>,
+    job: &str,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM names WHERE job = $1")
+        .bind(job)
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
 }
 
 /// A job of a row with [`COLUMNS`].

@@ -17,9 +17,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use sqlx::any::AnyPoolOptions;
-use sqlx::{AnyPool, AssertSqlSafe, Executor};
+use sqlx::{AnyPool, AssertSqlSafe, Executor, Row};
 
-use super::job::Wish;
+use super::job::{Milliseconds, Wish};
 use crate::settings::Settings;
 
 /// How long a statement waits for another process's.
@@ -51,6 +51,8 @@ pub enum StoreError {
     OtherRequest,
     #[error("{0:?} is the name of another job's result")]
     NameTaken(String),
+    #[error("what the job would go on from is not kept any more; create it anew")]
+    GivenUp,
 }
 
 /// The jobs of one installation.
@@ -81,6 +83,14 @@ impl Dialect {
         match self {
             Dialect::Sqlite => "",
             Dialect::Postgres => "FOR UPDATE SKIP LOCKED",
+        }
+    }
+
+    /// After a selection that must still be so when the statement ends.
+    fn locked(self) -> &'static str {
+        match self {
+            Dialect::Sqlite => "",
+            Dialect::Postgres => "FOR UPDATE",
         }
     }
 }
@@ -128,10 +138,19 @@ impl Store {
         Ok(Store { pool, dialect })
     }
 
-    /// A statement in which `{now}` is the database's time and `{skip_locked}` what a claim's selection ends in.
+    /// The database's time.
+    pub async fn now(&self) -> Result<Milliseconds, StoreError> {
+        let row = sqlx::query(self.statement("SELECT {now}"))
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(row.try_get(0)?)
+    }
+
+    /// A statement in which `{now}` is the database's time, and `{skip_locked}` and `{locked}` what selections end in.
     fn statement(&self, text: &'static str) -> AssertSqlSafe<String> {
         let text = text.replace("{now}", self.dialect.now());
-        // Nothing but the two constants was put in.
+        let text = text.replace("{locked}", self.dialect.locked());
+        // Nothing but constants was put in.
         AssertSqlSafe(text.replace("{skip_locked}", self.dialect.skip_locked()))
     }
 }
