@@ -21,16 +21,26 @@ pub fn keep_freed() {
 
 /// The resident memory of a process in MiB, now, where the system tells; `process` is its number, or `self`.
 pub fn resident_mib(process: &str) -> Option<u64> {
-    status_line(process, "VmRSS:")
+    of_process(process, "VmRSS:")
 }
 
 /// The most that this process has taken so far.
 pub fn peak_mib() -> Option<u64> {
-    status_line("self", "VmHWM:")
+    of_process("self", "VmHWM:")
 }
 
-fn status_line(process: &str, name: &str) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+/// What the machine has left for all processes, in MiB.
+pub fn available_mib() -> Option<u64> {
+    mib_of("/proc/meminfo", "MemAvailable:")
+}
+
+fn of_process(process: &str, name: &str) -> Option<u64> {
+    mib_of(&format!("/proc/{process}/status"), name)
+}
+
+/// The number after `name` in a file of lines such as `VmRSS:  12345 kB`, in MiB.
+fn mib_of(path: &str, name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(path).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib / 1024)

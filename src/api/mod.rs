@@ -27,5 +27,6 @@ pub mod observe;
 pub mod openapi;
 pub mod server;
 pub mod state;
+pub mod tasks;
 
 pub use error::ApiError;

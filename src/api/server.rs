@@ -12,7 +12,7 @@ use super::jobs::{creation, events, files, handlers, plot, trained};
 use super::state::State;
 use super::{
     ApiError, activations, bridges, completions, disconnect, docs, features, health, library,
-    models, observe, openapi,
+    models, observe, openapi, tasks,
 };
 use crate::settings::Settings;
 
@@ -50,6 +50,7 @@ fn routes(config: &mut web::ServiceConfig) {
             at("/v1/chat/completions", "POST").route(web::post().to(completions::chat::create)),
         )
         .service(at("/v1/models", "GET").route(web::get().to(models::list)))
+        .service(at("/v1/tasks", "GET").route(web::get().to(tasks::list)))
         .service(
             at("/v1/models/{id}", "GET, DELETE")
                 .route(web::get().to(models::retrieve))

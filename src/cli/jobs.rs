@@ -26,7 +26,7 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Before a broken connection is made anew, and how often in a row.
 const PAUSE: Duration = Duration::from_secs(1);
-const MOST_BREAKS: u32 = 5;
+const MOST_BREAKS: u32 = 60;
 
 /// Look at, follow and steer the trainings of a running server.
 #[derive(Debug, Args)]

@@ -65,7 +65,7 @@ impl ServeArguments {
             );
         }
         let engine = state.engine.clone();
-        let jobs = state.clone();
+        let (jobs, told) = (state.clone(), state.clone());
         actix_web::rt::System::new().block_on(async move {
             let server = server::run(listener, state, &settings)?;
             let handle = server.handle();
@@ -77,6 +77,7 @@ impl ServeArguments {
                     ),
                     Err(error) => tracing::error!(%error, "signals cannot be waited for; stopping"),
                 }
+                told.jobs.begin_to_stop();
                 handle.stop(true).await;
             });
             tracing::info!("listening on http://{address}");

@@ -1,14 +1,15 @@
 //! `causeway train`: recipes in, models out.
 
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 
 use crate::evaluation::closing;
 use crate::memory;
-use crate::training::recipe::{self, BridgeRecipe, ModelRecipe};
+use crate::training::progress::tell_trained;
+use crate::training::recipe::{self, Batches, BridgeRecipe, ModelRecipe, Output};
 use crate::training::run::{ASKED_TO_END, ENDED_EARLY, End, Mode, STOP};
 use crate::training::{bridge, model, tokenizer};
 
@@ -90,6 +91,7 @@ impl TrainArguments {
                 }
                 let ended = model::train_model(&recipe, &device, mode)?;
                 if ended.end == End::Trained {
+                    begin_evaluation(&recipe.output, &recipe.batches)?;
                     let folder = recipe.output.directory.join("model");
                     let sparse = recipe.sparsity.is_some();
                     let (batches, output) = (&recipe.batches, &recipe.output);
@@ -101,6 +103,7 @@ impl TrainArguments {
                 let recipe: BridgeRecipe = recipe::read(&self.recipe)?;
                 let ended = bridge::train_bridge(&recipe, &device, mode)?;
                 if ended.end == End::Trained {
+                    begin_evaluation(&recipe.output, &recipe.batches)?;
                     let folder = recipe.output.directory.join("pair");
                     closing::of_pair(&folder, &ended.data, &recipe.batches, &recipe.output)?;
                 }
@@ -137,10 +140,27 @@ fn end_with_input() {
     // An error is an end as well.
     for line in std::io::stdin().lines().map_while(Result::ok) {
         if line == STOP.trim_end() {
-            ASKED_TO_END.store(true, Ordering::Relaxed);
+            ASKED_TO_END.store(true, Ordering::SeqCst);
+            end_if_asked();
         }
     }
     std::process::exit(1);
+}
+
+/// Set when the result is in its place.
+static TRAINED: AtomicBool = AtomicBool::new(false);
+
+/// From now on there is nothing to be kept before this process ends: the evaluation begins anew when it is taken up.
+fn begin_evaluation(output: &Output, batches: &Batches) -> anyhow::Result<()> {
+    TRAINED.store(true, Ordering::SeqCst);
+    end_if_asked();
+    Ok(tell_trained(&output.directory, batches.steps)?)
+}
+
+fn end_if_asked() {
+    if TRAINED.load(Ordering::SeqCst) && ASKED_TO_END.load(Ordering::SeqCst) {
+        std::process::exit(ENDED_EARLY);
+    }
 }
 
 /// The device called `name`.

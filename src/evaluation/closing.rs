@@ -20,7 +20,9 @@ use crate::artifacts::atomic;
 use crate::bridge::fidelity;
 use crate::bridge::record::SiteRecord;
 use crate::features::paired_models::PairedModels;
+use crate::features::route::Route;
 use crate::features::statistics::visit_places;
+use crate::interventions::request::Write;
 use crate::models::layers::Purpose;
 use crate::models::layout::ModelFiles;
 use crate::models::location::{Node, NodeKind, Place};
@@ -34,6 +36,8 @@ use crate::training::data::{Batch, TrainingData};
 use crate::training::recipe::{Batches, Output};
 
 const FILE: &str = "evaluation.json";
+/// Channels that steer in a score.
+const CHANNELS: usize = 16;
 const CARD: &str = "README.md";
 const LARGEST_FILE: u64 = 16 << 20;
 
@@ -105,10 +109,15 @@ pub struct SteeringScore {
     /// Where the channels are; null where nothing could be edited or the dense model is never right.
     #[schema(required = true)]
     pub place: Option<String>,
+    /// The channels there, the most decisive first; a feature of them, each with weight 1, steers as was measured.
+    pub channels: Vec<usize>,
+    /// How their change is written into the dense model: the `write` of an edit.
+    #[schema(required = true)]
+    pub write: Option<Write>,
     /// The fewest channels that flip half of the pairs; null where none do.
     #[schema(required = true)]
     pub channels_to_flip: Option<usize>,
-    /// The share of pairs that flip with 16 channels.
+    /// The share that flips with these channels of the pairs whose presented prompt the dense model answers rightly.
     pub flips: f64,
     /// The same at the same norm: along a random direction, and along another live channel's column.
     pub random_flips: f64,
@@ -136,6 +145,14 @@ impl From<&TaskRow> for SteeringScore {
             dense_accuracy: row.dense_accuracy,
             sparse_accuracy: row.sparse_accuracy,
             place: best.map(|figures| figures.place.as_str().to_owned()),
+            channels: best.map_or(Vec::new(), |figures| {
+                let chosen = figures.channels.iter().take(CHANNELS);
+                chosen.map(|chosen| chosen.channel).collect()
+            }),
+            write: best.and_then(|figures| match figures.route {
+                Route::Bridge(write) => Some(write),
+                Route::Native => None,
+            }),
             channels_to_flip: best.and_then(|figures| figures.channels_to_flip),
             flips: best.map_or(0.0, |figures| figures.flips_16),
             random_flips: best.map_or(0.0, |figures| figures.random),

@@ -33,7 +33,8 @@ pub enum EstimateError {
     Refused(String),
 }
 
-/// Runs a few steps of `spec` in a folder below `work`, with the artifacts that it begins with.
+/// Runs a few steps of `spec` in a folder below `work`, with the artifacts that it begins with. They may take half of the
+/// memory that the machine has left, and no more than a job may.
 pub async fn measure(
     spec: &JobSpec,
     inputs: &BTreeMap<&'static str, String>,
@@ -58,12 +59,17 @@ pub async fn measure(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
+    let half = memory::available_mib().map(|available| available / 2);
+    let limit = match (settings.memory_mib, half) {
+        (0, half) => half.unwrap_or(0),
+        (limit, half) => half.map_or(limit, |half| half.min(limit)),
+    };
     let number = child.id().map(|number| number.to_string());
     let too_large = async {
         loop {
             tokio::time::sleep(LOOK).await;
             let used = number.as_deref().and_then(memory::resident_mib);
-            if let Some(problem) = used.and_then(|used| too_much_memory(used, settings)) {
+            if let Some(problem) = used.and_then(|used| too_much_memory(used, limit)) {
                 return problem;
             }
         }

@@ -26,8 +26,12 @@ pub struct Metrics {
     /// Steps done at the last look, and when that was.
     last: Option<(i64, Instant)>,
     step_milliseconds: f64,
+    /// What the last step told.
+    terms: Map<String, Value>,
     /// Figures of the last evaluation.
     pub evaluation: Map<String, Value>,
+    /// The result is in its place, and is being evaluated.
+    pub trained: bool,
 }
 
 /// What is new.
@@ -49,7 +53,9 @@ impl Metrics {
             tokens_a_step,
             last: None,
             step_milliseconds: 0.0,
+            terms: Map::new(),
             evaluation: Map::new(),
+            trained: false,
         }
     }
 
@@ -96,8 +102,16 @@ impl Metrics {
                 format!("checkpoint after step {done}"),
                 None,
             ));
-            line.remove("step");
-            news.checkpoints.push((done, Value::Object(line)));
+            let told = self.terms.get("step") == line.get("step");
+            let mut figures = if told { self.terms.clone() } else { line };
+            figures.remove("step");
+            news.checkpoints.push((done, Value::Object(figures)));
+            return;
+        }
+        if flagged(&mut line, "trained") {
+            self.trained = true;
+            let text = "the result is there; it is being evaluated".to_owned();
+            news.events.push(event("trained", done, text, None));
             return;
         }
         if flagged(&mut line, "evaluation") {
@@ -113,6 +127,7 @@ impl Metrics {
         }
         // Differs from run to run; everything else of a step does not.
         line.remove("tokens_per_second");
+        self.terms = line.clone();
         self.trained_tokens = done * self.tokens_a_step;
         news.position = Some(Position {
             step: done,
@@ -182,7 +197,7 @@ mod tests {
         let keys: Vec<&str> = news.events.iter().map(|event| event.key.as_str()).collect();
         assert_eq!(keys, ["step:2", "evaluation:2", "checkpoint:2"]);
         assert_eq!(news.position.expect("a position").trained_tokens, 20);
-        assert_eq!(news.checkpoints.len(), 1);
+        assert_eq!(news.checkpoints, [(2, serde_json::json!({"loss": 2.0}))]);
         assert_eq!(metrics.evaluation["held_out"], 3);
     }
 }

@@ -98,7 +98,7 @@ impl Process {
     /// What is wrong with the memory that it takes, if the settings bound it and it takes more.
     pub fn takes_too_much(&self, settings: &JobSettings) -> Option<String> {
         let used = memory::resident_mib(&self.child.id()?.to_string())?;
-        too_much_memory(used, settings)
+        too_much_memory(used, settings.memory_mib)
     }
 
     /// Why a training that ended with `status` failed.
@@ -134,9 +134,8 @@ pub fn training(
     Ok(command)
 }
 
-/// What is wrong with a training's memory, if anything is.
-pub fn too_much_memory(used_mib: u64, settings: &JobSettings) -> Option<String> {
-    let limit = settings.memory_mib;
+/// What is wrong with a training's memory, if anything is; `limit` is in MiB, 0 for none.
+pub fn too_much_memory(used_mib: u64, limit: u64) -> Option<String> {
     (limit > 0 && used_mib > limit).then(|| {
         format!(
             "the training took {used_mib} MiB of memory; at most {limit} are allowed. A smaller batch takes less"

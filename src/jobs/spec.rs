@@ -31,13 +31,9 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
-    /// What the result is to be called: a bridge's sparse model is served too.
+    /// What the result is to be called.
     pub fn names(&self) -> Vec<String> {
-        let own = self.output.to_string();
-        match self.recipe {
-            Recipe::Bridge(_) => vec![own.clone(), format!("{own}-sparse")],
-            Recipe::Dense(_) | Recipe::Sparse(_) => vec![own],
-        }
+        self.recipe.names(&self.output)
     }
 
     /// Steps in all.
@@ -243,6 +239,10 @@ impl Recipe {
             MethodKind::Dense | MethodKind::Sparse => {
                 let fields = method.dense.as_ref().or(method.sparse.as_ref());
                 let fields = &fields.ok_or_else(missing)?.hyperparameters;
+                if !fields.watch.tasks.is_empty() {
+                    let fault = Fault::new("watch.tasks", "is for the type bridge; leave it out");
+                    return Err(in_method(kind, fault));
+                }
                 let recipe = model_recipe(fields, places)?;
                 match (method.kind, &recipe.sparsity) {
                     (MethodKind::Dense, None) => Recipe::Dense(recipe),
@@ -268,6 +268,14 @@ impl Recipe {
         };
         recipe.check().map_err(|fault| in_method(kind, fault))?;
         Ok(recipe)
+    }
+
+    /// What a result with the id `output` is called: a bridge's sparse model is served too.
+    pub fn names(&self, output: &ArtifactId) -> Vec<String> {
+        match self {
+            Recipe::Bridge(_) => vec![output.to_string(), format!("{output}-sparse")],
+            Recipe::Dense(_) | Recipe::Sparse(_) => vec![output.to_string()],
+        }
     }
 
     fn check(&self) -> Result<(), Fault> {

@@ -330,6 +330,8 @@ impl Attempt<'_> {
         let to = process::checkpoint(&self.directory, step);
         artifacts.get(artifact, &to).await?;
         process::go_on_from(&self.directory, step)?;
+        let text = format!("going on after step {step}");
+        self.say("goes-on", &text, Level::Info).await?;
         Ok(step)
     }
 
@@ -367,6 +369,9 @@ impl Attempt<'_> {
                 (Some(End::Done), _) => return Ok(Ended::Done(figures(&metrics))),
                 (Some(End::Early), Some((outcome, _))) => return Ok(Ended::Outcome(outcome)),
                 (Some(End::Early), None) => return Ok(Ended::Outcome(Outcome::Released)),
+                (Some(End::Failed(failure)), _) if metrics.trained => {
+                    return self.unevaluated(&metrics, &failure.message).await;
+                }
                 (Some(End::Failed(failure)), _) if failure.code == "crashed" => {
                     return Ok(Ended::Crashed(failure));
                 }
@@ -375,11 +380,14 @@ impl Attempt<'_> {
                 }
                 (None, before) => asked_for = before,
             }
+            let too_much = process.takes_too_much(settings);
+            if let (true, Some(problem)) = (metrics.trained, &too_much) {
+                process.kill().await?;
+                return self.unevaluated(&metrics, problem).await;
+            }
             let at_once = match wish {
                 Some(Wish::Cancel) => Some(Outcome::Cancelled),
-                _ => process
-                    .takes_too_much(settings)
-                    .map(|problem| Outcome::Failed(failure("out_of_memory", problem))),
+                _ => too_much.map(|problem| Outcome::Failed(failure("out_of_memory", problem))),
             };
             if let Some(outcome) = at_once {
                 process.kill().await?;
@@ -401,6 +409,13 @@ impl Attempt<'_> {
                 None => wait(LOOK, &mut self.stop).await,
             }
         }
+    }
+
+    /// The result of a training whose evaluation failed: that is told, and costs nothing else.
+    async fn unevaluated(&self, metrics: &Metrics, problem: &str) -> Result<Ended, Interruption> {
+        let text = format!("the evaluation was left out: {problem}");
+        self.say("unevaluated", &text, Level::Warn).await?;
+        Ok(Ended::Done(figures(metrics)))
     }
 
     /// Tells the store what is new, which also keeps the lease.

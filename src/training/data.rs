@@ -70,7 +70,7 @@ fn split(
 ) -> Result<Documents, TrainingError> {
     if train.is_empty() || held_out.is_empty() {
         let problem = format!(
-            "{} has {} documents to train on and {} held out; it needs some of each",
+            "{} has {} documents to train on and {} held out; it needs some of each (held_out_every says how many are)",
             path.display(),
             train.len(),
             held_out.len()

@@ -119,6 +119,17 @@ impl Progress {
     }
 }
 
+/// Tells that the result is in its place; what comes now is its evaluation.
+pub fn tell_trained(directory: &Path, steps: usize) -> Result<(), TrainingError> {
+    let path = directory.join(METRICS);
+    let mut file = OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .map_err(failed(&path))?;
+    let line = json!({"step": steps.saturating_sub(1), "trained": true}).to_string();
+    writeln!(file, "{line}").map_err(failed(&path))
+}
+
 /// Leaves only the lines of the steps before `first_step`, and returns them.
 pub fn keep_before(directory: &Path, first_step: usize) -> Result<String, TrainingError> {
     let path = directory.join(METRICS);

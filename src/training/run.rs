@@ -91,7 +91,7 @@ pub struct Ended {
 /// What a training would cost, by a few steps of it on this machine.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Cost {
-    /// Of the model that is trained.
+    /// Of the model that is trained, without the bias of zeros that is added to its logits when it is written.
     pub parameters: usize,
     /// Of its bridge; 0 where there is none.
     pub bridge_parameters: usize,

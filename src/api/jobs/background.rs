@@ -99,9 +99,19 @@ impl Jobs {
         Ok(())
     }
 
-    /// Gives running jobs back and waits until that is done.
-    pub async fn stop(&self) {
+    /// Tells workers and followers that the server stops: running jobs write a checkpoint and are given back.
+    pub fn begin_to_stop(&self) {
         self.stop.send_replace(true);
+    }
+
+    /// Is set when the server stops.
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+
+    /// Waits until running jobs are given back.
+    pub async fn stop(&self) {
+        self.begin_to_stop();
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         for task in tasks {
             if let Err(error) = task.await {

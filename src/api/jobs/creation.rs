@@ -24,6 +24,7 @@ use crate::jobs::estimate::{EstimateError, measure};
 use crate::jobs::spec::{JobSpec, MODEL, Method, Places, Recipe, START_FROM, TRAINING_FILE};
 use crate::jobs::store::jobs::NewJob;
 use crate::models::config::TransformerConfig;
+use crate::models::layout::ModelFiles;
 use crate::training::recipe::Fault;
 
 const MOST_METADATA: usize = 16;
@@ -329,20 +330,25 @@ fn spec(
         .ok_or_else(|| damaged("model", "its files are not where they were"))?;
     let bridge = request.method.bridge.as_ref();
     let start_from = bridge.and_then(|bridge| bridge.hyperparameters.start_from.as_ref());
-    let start_from = start_from.map(|id| start_from_folder(state, &inventory, &base.id, id));
+    let start_from = start_from.map(|id| start_from_pair(state, &inventory, &base.id, id));
     let start_from = start_from.transpose()?;
+    if let (Some(pair), Some(bridge)) = (&start_from, bridge)
+        && pair.sparse.config != bridge.hyperparameters.sparse
+    {
+        return Err(ApiError::invalid(
+            "method.bridge.hyperparameters.sparse",
+            "sparse has another configuration than the sparse model of the bridge in start_from, whose weights are to \
+             be its first",
+        ));
+    }
+    let start_from = start_from.map(|pair| pair.folder);
     let places = Places::of_job(start_from.is_some(), file.map(|file| file.name));
     let recipe = Recipe::of(&request.method, &output, &places)?;
     fits(&recipe, &base.config, request.method.kind.as_str())?;
-    let taken = [output.to_string(), format!("{output}-sparse")];
-    if taken
-        .iter()
-        .any(|id| inventory.models.contains_key(id) || inventory.bridges.contains_key(id))
-    {
-        let message = format!(
-            "{output:?} is served already; choose another suffix",
-            output = output.as_str()
-        );
+    let served =
+        |id: &String| inventory.models.contains_key(id) || inventory.bridges.contains_key(id);
+    if let Some(taken) = recipe.names(&output).iter().find(|id| served(id)) {
+        let message = format!("{taken:?} is served already; choose another suffix");
         return Err(ApiError::invalid_with_code(
             "suffix",
             "already_exists",
@@ -385,12 +391,18 @@ fn damaged(field: &str, problem: impl std::fmt::Display) -> ApiError {
     ApiError::invalid_with_code(field, "damaged_model", format!("{field}: {problem}"))
 }
 
-fn start_from_folder(
+/// The pair that a bridge's training begins with.
+struct StartFrom {
+    folder: PathBuf,
+    sparse: ModelFiles,
+}
+
+fn start_from_pair(
     state: &State,
     inventory: &Inventory,
     dense: &str,
     id: &ArtifactId,
-) -> Result<PathBuf, ApiError> {
+) -> Result<StartFrom, ApiError> {
     const FIELD: &str = "method.bridge.hyperparameters.start_from";
     let found = inventory
         .bridges_of(dense)
@@ -404,7 +416,7 @@ fn start_from_folder(
         )
     })?;
     match PairFiles::read(&folder) {
-        Ok(_) => Ok(folder),
+        Ok(PairFiles { sparse, .. }) => Ok(StartFrom { folder, sparse }),
         Err(error) => Err(damaged(FIELD, error)),
     }
 }

@@ -58,7 +58,7 @@ pub async fn list(
     store.job(&id).await?.ok_or(StoreError::NoSuchJob)?;
     let after = query.after.as_deref().map(number).transpose()?;
     if query.stream == Some(true) {
-        return Ok(follow(store.clone(), id, after));
+        return Ok(follow(&state, id, after));
     }
     let limit = page(query.limit, MOST)?;
     let mut events = store
@@ -97,11 +97,16 @@ fn number(id: &str) -> Result<i64, ApiError> {
     })
 }
 
-fn follow(store: Store, job: String, after: Option<i64>) -> HttpResponse {
+fn follow(state: &State, job: String, after: Option<i64>) -> HttpResponse {
     let (sender, receiver) = mpsc::channel::<Bytes>(BUFFERED);
+    let (store, mut stopping) = (state.jobs.store.clone(), state.jobs.stopping());
     rt::spawn(async move {
-        // Ends with the job, or when nobody takes what is sent.
-        if let Err(error) = tell(&store, &job, after, &sender).await {
+        // Ends with the job, when nobody takes what is sent, or when the server stops: followers then ask again.
+        let told = tokio::select! {
+            told = tell(&store, &job, after, &sender) => told,
+            _ = stopping.wait_for(|stopping| *stopping) => Ok(()),
+        };
+        if let Err(error) = told {
             tracing::error!(job, %error, "a job cannot be followed");
         }
     });

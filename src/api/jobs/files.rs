@@ -17,7 +17,8 @@ use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::inventory::shortened;
 use crate::api::state::State;
-use crate::artifacts::{hexadecimal, text_files};
+use crate::artifacts::hexadecimal;
+use crate::artifacts::text_files::{self, TextDocument};
 use crate::jobs::job::StoredFile;
 
 /// A longer field than the file itself.
@@ -321,10 +322,11 @@ fn documents(path: &Path, jsonl: bool) -> Result<i64, ApiError> {
             .map_err(|(line, problem)| wrong(format!("line {line}: {problem}")))?,
         false => text_files::pieces(&text),
     };
-    match documents.len() {
+    let written = |document: &&TextDocument| !document.text.trim().is_empty();
+    match documents.iter().filter(written).count() {
         0 | 1 => Err(wrong(format!(
-            "the file has {} documents; at least two are needed, one to train on and one held out",
-            documents.len()
+            "the file has {} documents with text in them; at least two are needed, one to train on and one held out",
+            documents.iter().filter(written).count()
         ))),
         count => Ok(count as i64),
     }

@@ -14,7 +14,7 @@ use utoipa::{Modify, OpenApi};
 use super::completions::chat::response::ChatPiece;
 use super::completions::response::Chunk;
 use super::completions::text::response::TextPiece;
-use super::{activations, bridges, completions, features, health, jobs, library, models};
+use super::{activations, bridges, completions, features, health, jobs, library, models, tasks};
 
 /// The whole API.
 #[derive(Debug, OpenApi)]
@@ -36,6 +36,7 @@ use super::{activations, bridges, completions, features, health, jobs, library, 
         completions::text::create,
         completions::chat::create,
         models::list,
+        tasks::list,
         models::retrieve,
         jobs::trained::delete,
         bridges::list,

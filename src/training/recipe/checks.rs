@@ -181,6 +181,21 @@ impl Check for BridgeRecipe {
         in_range("encoder_fraction", self.encoder_fraction, 1e-6, 1.0)?;
         self.output.check()?;
         self.sparsity.check(&self.sparse)?;
+        let terms = &self.terms;
+        let weights = [
+            terms.cross_entropy,
+            terms.distillation,
+            terms.encoder,
+            terms.decoder,
+            terms.dense_to_sparse,
+            terms.sparse_to_dense,
+        ];
+        if terms.twin.is_none() && weights.iter().all(|weight| *weight == 0.0) {
+            return Err(Fault::new(
+                "terms",
+                "has no weight above 0: there is nothing to train for",
+            ));
+        }
         if let Some(twin) = &self.terms.twin {
             in_range(
                 "terms.twin.channels",
