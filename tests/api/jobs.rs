@@ -401,6 +401,12 @@ fn what_is_damaged_is_refused_when_it_is_named() {
         .post(JOBS, &body)
         .is_error(400, Some(START_FROM), Some("damaged_model"));
     std::fs::write(&bridge, &whole).unwrap();
+    // Whole again, but of another shape.
+    server
+        .post(JOBS, &body)
+        .is_error(400, Some("method.bridge.hyperparameters.sparse"), None);
+    let fields = &mut body["method"]["bridge"]["hyperparameters"];
+    fields["start_from"] = Value::Null;
     server.post(JOBS, &body).ok();
 }
 

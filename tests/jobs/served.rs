@@ -125,7 +125,9 @@ async fn a_job_is_followed_to_a_model_that_comes_and_goes() {
     for model in ["made", "made-sparse"] {
         assert_eq!(server.get(&format!("/v1/models/{model}")).await.0, 404);
     }
-    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+    wait_until("its files are gone", || {
+        std::fs::read_dir(&folder).unwrap().count() == 0
+    });
     assert_eq!(server.delete("/v1/models/made").await.0, 404);
     // Its name is free again.
     let (status, again) = server
