@@ -15,6 +15,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::EvaluationError;
+use super::report::site_table;
 use super::task_table::{TableOptions, TaskRow, task_row};
 use crate::artifacts::atomic;
 use crate::bridge::fidelity;
@@ -359,24 +360,8 @@ impl Closing {
             );
         }
         for (source, figures) in &self.sources {
-            if figures.sites.is_empty() {
-                continue;
-            }
-            let _ = writeln!(
-                card,
-                "\n| site ({source}) | encoder NMSE | decoder NMSE | dense to sparse KL | sparse to dense KL |\n\
-                 |---|---|---|---|---|"
-            );
-            for site in &figures.sites {
-                let _ = writeln!(
-                    card,
-                    "| {} | {:.3} | {:.3} | {:.4} | {:.4} |",
-                    site.site,
-                    site.encoder_nmse,
-                    site.decoder_nmse,
-                    site.dense_to_sparse_kl,
-                    site.sparse_to_dense_kl
-                );
+            if !figures.sites.is_empty() {
+                card.push_str(&site_table(source, figures.sites.iter().cloned()));
             }
         }
         if !self.dead_channels.is_empty() {

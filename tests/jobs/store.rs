@@ -36,6 +36,14 @@ async fn an_artifact(store: &Store, sha256: &str) -> String {
     sha256.to_owned()
 }
 
+fn failure(code: &str) -> Failure {
+    Failure {
+        code: code.to_owned(),
+        message: "x".into(),
+        param: None,
+    }
+}
+
 fn event(key: &str) -> NewEvent {
     NewEvent {
         key: key.to_owned(),
@@ -206,11 +214,7 @@ async fn names_and_keys_are_taken_once() {
 
         // A job that failed leaves its name to the next.
         let (claim, _) = store.claim("one", LONG).await.unwrap().unwrap();
-        let failure = Failure {
-            code: "crashed".into(),
-            message: "x".into(),
-            param: None,
-        };
+        let failure = failure("crashed");
         store
             .finish(&claim, Outcome::Failed(failure.clone()), |_| event("end"))
             .await
@@ -319,11 +323,7 @@ async fn what_somebody_holds_is_kept_and_nothing_else() {
         assert_eq!(removed, ["place of checkpoint 2", "place of checkpoint 4"]);
 
         // A job that failed can go on; one that failed long ago, or is cancelled, cannot.
-        let failure = Failure {
-            code: "disk_full".into(),
-            message: "x".into(),
-            param: None,
-        };
+        let failure = failure("disk_full");
         let outcome = Outcome::Failed(failure);
         store
             .finish(&claim, outcome, |_| event("end"))
@@ -380,11 +380,7 @@ async fn a_deleted_model_leaves_its_name() {
         };
         store.create(&third).await.unwrap();
         let (claim, _) = store.claim("one", LONG).await.unwrap().unwrap();
-        let failure = Failure {
-            code: "crashed".into(),
-            message: "x".into(),
-            param: None,
-        };
+        let failure = failure("crashed");
         let failed = Outcome::Failed(failure);
         store
             .finish(&claim, failed, |_| event("end"))
@@ -442,11 +438,7 @@ async fn a_job_that_has_nothing_left_cannot_be_resumed() {
         let store = &installation.store;
         let id = installation.create("a", 4).await.id;
         let (claim, _) = store.claim("one", LONG).await.unwrap().unwrap();
-        let failure = Failure {
-            code: "crashed".into(),
-            message: "x".into(),
-            param: None,
-        };
+        let failure = failure("crashed");
         let failed = Outcome::Failed(failure);
         store
             .finish(&claim, failed, |_| event("end"))
