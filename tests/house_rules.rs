@@ -43,7 +43,7 @@ const APART: [(&str, &[&str]); 7] = [
 ];
 const LONGEST_FILE: usize = 600;
 /// What may stand at the root, besides dot-files.
-const AT_ROOT: [&str; 12] = [
+const AT_ROOT: [&str; 13] = [
     "Cargo.toml",
     "Cargo.lock",
     "README.md",
@@ -54,6 +54,7 @@ const AT_ROOT: [&str; 12] = [
     "tests",
     "docker",
     "benches",
+    "docs",
     "LICENSE",
     "CHANGELOG.md",
 ];
