@@ -268,6 +268,7 @@ impl From<EngineError> for ApiError {
                 code: None,
             },
             EngineError::Failed(details) => ApiError::Internal(details),
+            EngineError::NoMemory(problem) => ApiError::NotReady(problem),
             EngineError::Busy => ApiError::Busy,
             EngineError::Deadline => ApiError::Deadline,
             EngineError::Stopped => ApiError::NotReady("the engine is not running".to_owned()),

@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::ArtifactError;
+use super::{ArtifactError, regular};
 
 /// Writes `content` to `path` in one step.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), ArtifactError> {
@@ -67,14 +67,18 @@ pub fn remove(path: &Path) -> Result<(), ArtifactError> {
     }
 }
 
-/// Reads a whole file of at most `limit` bytes: for configurations and other small files, whose size must
+/// Reads a whole regular file of at most `limit` bytes: for configurations and other small files, whose size must
 /// not be a stranger's choice.
 pub fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>, ArtifactError> {
+    let (file, length) = regular::open(path)?;
     let mut content = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut content))
-        .map_err(ArtifactError::io("read", path))?;
-    if content.len() as u64 > limit {
+    // A longer file is not read at all; one that grows meanwhile is read up to the limit.
+    if length <= limit {
+        file.take(limit.saturating_add(1))
+            .read_to_end(&mut content)
+            .map_err(ArtifactError::io("read", path))?;
+    }
+    if length.max(content.len() as u64) > limit {
         let problem = format!("is longer than the {limit} bytes that are read");
         return Err(ArtifactError::damaged(path, "the file", problem));
     }

@@ -5,7 +5,7 @@
 //! directory, and [`Manifest::verify`] follows no symbolic link.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{ArtifactError, atomic};
+use super::{ArtifactError, atomic, regular};
 
 /// The name of the manifest in its directory.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -149,7 +149,7 @@ pub fn records(directory: &Path, links: Links) -> Result<Vec<FileRecord>, Artifa
 
 /// The size and the sha256, in lower-case hexadecimal, of a file.
 pub fn hash_file(path: &Path) -> Result<(u64, String), ArtifactError> {
-    let mut file = File::open(path).map_err(ArtifactError::io("open", path))?;
+    let (mut file, _) = regular::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0u8; 1 << 20];
     let mut size = 0;

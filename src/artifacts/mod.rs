@@ -5,6 +5,7 @@
 //! Everything written here is either wholly there or not there at all.
 //!
 //! - [`atomic`]: replace a file in one step.
+//! - [`regular`]: open nothing but regular files.
 //! - [`tensors`]: safetensors files.
 //! - [`sparse_tensor`]: mostly-zero matrices inside a safetensors file.
 //! - [`torch_pickle`]: the `.pt` files of released checkpoints.
@@ -13,6 +14,7 @@
 pub mod atomic;
 pub mod error;
 pub mod manifest;
+pub mod regular;
 pub mod sparse_tensor;
 pub mod tensors;
 pub mod text_files;

@@ -9,8 +9,8 @@
 //!   the last: one byte an entry down to a density of about 1/64, two below;
 //! - `NAME.shape`: u32 `[2]`.
 //!
-//! Only f32 matrices between a quarter and 1/4096 dense are stored so. The lower bound is what keeps a small
-//! damaged file from claiming a huge matrix: reading allocates at most 4096 times the values that are there.
+//! Only f32 matrices between a quarter and 1/4096 dense are stored so. A small damaged file cannot claim a huge
+//! matrix: whoever reads it says which shape a matrix must have.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -55,10 +55,12 @@ pub fn pack(tensors: &BTreeMap<String, Tensor>) -> candle_core::Result<BTreeMap<
     Ok(packed)
 }
 
-/// Undoes [`pack`]. `path` is the file the tensors came from, for errors.
-pub fn unpack(
+/// Undoes [`pack`]. `path` is the file the tensors came from, for errors. A matrix must have the shape that `expected`
+/// has for its name: its nonzero entries bound its size only loosely.
+pub fn unpack<'s>(
     path: &Path,
     mut tensors: BTreeMap<String, Tensor>,
+    expected: impl Fn(&str) -> Option<&'s [usize]>,
 ) -> Result<BTreeMap<String, Tensor>, ArtifactError> {
     let names: Vec<String> = tensors
         .keys()
@@ -76,7 +78,7 @@ pub fn unpack(
             })
         };
         let (indices, values, shape) = (part(INDICES)?, part(VALUES)?, part(SHAPE)?);
-        let dense = expand(&indices, &values, &shape)
+        let dense = expand(&indices, &values, &shape, expected(&name))
             .map_err(ArtifactError::tensor(path, &name))?
             .map_err(|problem| ArtifactError::damaged(path, &name, problem))?;
         if tensors.insert(name.clone(), dense).is_some() {
@@ -99,7 +101,10 @@ fn nonzero_entries(tensor: &Tensor) -> candle_core::Result<Option<(Vec<u8>, Vec<
     // By its bits, so that a negative zero survives too.
     let is_nonzero = |value: &&f32| value.to_bits() != 0;
     let count = dense.iter().filter(is_nonzero).count();
-    if count.saturating_mul(DENSEST) > dense.len() || count.saturating_mul(SPARSEST) < dense.len() {
+    if count == 0
+        || count.saturating_mul(DENSEST) > dense.len()
+        || count.saturating_mul(SPARSEST) < dense.len()
+    {
         return Ok(None);
     }
     let mut indices = Vec::with_capacity(count + count / 2);
@@ -141,6 +146,7 @@ fn expand(
     indices: &Tensor,
     values: &Tensor,
     shape: &Tensor,
+    expected: Option<&[usize]>,
 ) -> candle_core::Result<Result<Tensor, String>> {
     let parts = [
         (INDICES, indices, DType::U8),
@@ -164,7 +170,7 @@ fn expand(
     let values = values.to_vec1::<f32>()?;
     let indices = indices.to_vec1::<u8>()?;
     let largest = values.len().saturating_mul(SPARSEST);
-    let elements = element_count(&shape).filter(|&count| shape.len() == 2 && count <= largest);
+    let elements = element_count(&shape, largest).filter(|_| shape.len() == 2);
     let Some(elements) = elements else {
         return Ok(Err(format!(
             "claims shape {shape:?} with {} values; a sparse matrix has two sizes and at most {SPARSEST} \
@@ -172,6 +178,15 @@ fn expand(
             values.len()
         )));
     };
+    if expected != Some(shape.as_slice()) {
+        let expected = match expected {
+            Some(expected) => format!("{expected:?}"),
+            None => "none of that name".to_owned(),
+        };
+        return Ok(Err(format!(
+            "has shape {shape:?}; the configuration calls for {expected}"
+        )));
+    }
     let mut dense = vec![0f32; elements];
     let mut next = 0usize;
     let mut bytes = indices.iter();

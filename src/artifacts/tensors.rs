@@ -11,10 +11,11 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::manifest::FileName;
-use super::{ArtifactError, atomic};
+use super::{ArtifactError, atomic, regular};
 
 /// What becomes of half-precision and double-precision tensors when read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +26,29 @@ pub enum FloatPrecision {
     AsStored,
 }
 
-/// The longest header that is read; the format's own limit.
-const LONGEST_HEADER: u64 = 100_000_000;
+/// Which tensors of a file are read.
+#[derive(Debug, Clone, Copy)]
+pub struct Selection {
+    /// Whether a tensor of that name is passed over. Its type need not be one that is known here.
+    pub passed_over: fn(&str) -> bool,
+    /// The most bytes that the tensors that are read may take together.
+    pub most_bytes: u64,
+}
+
+impl Selection {
+    /// Every tensor, however large.
+    pub const ALL: Self = Selection {
+        passed_over: |_| false,
+        most_bytes: u64::MAX,
+    };
+}
+
+/// The longest header that is read, and the longest index of several files. A hundred bytes a tensor are usual.
+const LONGEST_HEADER: u64 = 8 << 20;
+/// No file has more tensors.
+const MOST_TENSORS: usize = 1 << 16;
+/// No tensor has more dimensions.
+const MOST_DIMENSIONS: usize = 8;
 /// The header's entry that is not a tensor.
 const METADATA: &str = "__metadata__";
 
@@ -38,12 +60,15 @@ struct Entry {
     data_offsets: (u64, u64),
 }
 
+/// The tensors' entries by name, read without what the header says beside them.
+struct Entries(BTreeMap<String, Entry>);
+
 /// The names, types and shapes of a file's tensors, checked against its length.
 struct Header {
     /// Where the tensors' bytes begin.
     data_start: u64,
-    /// In the order of their bytes.
-    entries: Vec<(String, DType, Entry)>,
+    /// In the order of their bytes; without a type those that are passed over.
+    entries: Vec<(String, Option<DType>, Entry)>,
 }
 
 /// Reads every tensor of a safetensors file.
@@ -51,18 +76,30 @@ pub fn read(
     path: &Path,
     precision: FloatPrecision,
 ) -> Result<BTreeMap<String, Tensor>, ArtifactError> {
-    let mut file = File::open(path).map_err(ArtifactError::io("open", path))?;
-    let header = Header::read(&mut file, path)?;
-    file.seek(SeekFrom::Start(header.data_start))
-        .map_err(ArtifactError::io("read", path))?;
+    read_selected(path, precision, Selection::ALL)
+}
+
+/// Reads the tensors of a safetensors file that `selection` names.
+pub fn read_selected(
+    path: &Path,
+    precision: FloatPrecision,
+    selection: Selection,
+) -> Result<BTreeMap<String, Tensor>, ArtifactError> {
+    let (mut file, file_length) = regular::open(path)?;
+    let header = Header::read(&mut file, file_length, path, selection.passed_over)?;
+    header.check_size(path, precision, selection.most_bytes)?;
     let mut tensors = BTreeMap::new();
     let mut bytes = Vec::new();
     for (name, dtype, entry) in header.entries {
         let (start, end) = entry.data_offsets;
+        let Some(dtype) = dtype else {
+            continue;
+        };
         bytes.clear();
         // The header's check has bounded this by the file's length.
         bytes.resize((end - start) as usize, 0);
-        file.read_exact(&mut bytes)
+        file.seek(SeekFrom::Start(header.data_start + start))
+            .and_then(|_| file.read_exact(&mut bytes))
             .map_err(ArtifactError::io("read", path))?;
         let tensor = Tensor::from_raw_buffer(&bytes, dtype, &entry.shape, &Device::Cpu)
             .and_then(|tensor| convert(tensor, precision))
@@ -79,17 +116,18 @@ struct ShardIndex {
     weight_map: BTreeMap<String, FileName>,
 }
 
-/// Reads the tensors of the file `name` in `directory`, or of the several files that `<name>.index.json`
+/// Reads the selected tensors of the file `name` in `directory`, or of the several files that `<name>.index.json`
 /// lists. Also returns the path read, the index's where there is one, for errors.
 pub fn read_sharded(
     directory: &Path,
     name: &str,
     precision: FloatPrecision,
+    selection: Selection,
 ) -> Result<(PathBuf, BTreeMap<String, Tensor>), ArtifactError> {
     let single = directory.join(name);
     let index_path = directory.join(format!("{name}.index.json"));
     if single.is_file() || !index_path.is_file() {
-        let tensors = read(&single, precision)?;
+        let tensors = read_selected(&single, precision, selection)?;
         return Ok((single, tensors));
     }
     let json = atomic::read_small(&index_path, LONGEST_HEADER)?;
@@ -97,20 +135,20 @@ pub fn read_sharded(
         .map_err(|error| ArtifactError::damaged(&index_path, "the index", error.to_string()))?;
     let shards: BTreeSet<&FileName> = index.weight_map.values().collect();
     let mut tensors = BTreeMap::new();
+    let mut left = selection;
     for shard in shards {
-        for (name, tensor) in read(&shard.under(directory), precision)? {
+        for (name, tensor) in read_selected(&shard.under(directory), precision, left)? {
             if index.weight_map.get(&name) != Some(shard) {
                 let problem = format!("is in {shard}; the index does not say so");
                 return Err(ArtifactError::damaged(&index_path, name, problem));
             }
+            let taken = (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+            left.most_bytes = left.most_bytes.saturating_sub(taken);
             tensors.insert(name, tensor);
         }
     }
-    match index
-        .weight_map
-        .iter()
-        .find(|(name, _)| !tensors.contains_key(*name))
-    {
+    let mut listed = index.weight_map.iter();
+    match listed.find(|(name, _)| !tensors.contains_key(*name) && !(selection.passed_over)(name)) {
         None => Ok((index_path, tensors)),
         Some((name, shard)) => {
             let problem = format!("is not in {shard}, where the index has it");
@@ -169,22 +207,63 @@ pub(super) fn convert(tensor: Tensor, precision: FloatPrecision) -> candle_core:
     }
 }
 
-/// The product of a shape's sizes, or none where it exceeds what can be addressed. Zeros are left out of that
-/// check, for a tensor's strides are products too.
-pub(super) fn element_count(shape: &[usize]) -> Option<usize> {
+/// The product of a shape's sizes, or none where it exceeds `most`. Neither does any size of a shape that has no
+/// elements exceed it, nor their product without the zeros: a tensor's strides are products too.
+pub(super) fn element_count(shape: &[usize], most: usize) -> Option<usize> {
     let count = shape
         .iter()
         .try_fold(1usize, |count, &size| count.checked_mul(size.max(1)))?;
-    Some(if shape.contains(&0) { 0 } else { count })
+    let empty = shape.contains(&0);
+    (count <= most).then_some(if empty { 0 } else { count })
+}
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Tensors;
+
+        impl<'de> Visitor<'de> for Tensors {
+            type Value = Entries;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("an object with an entry for each tensor")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut entries = BTreeMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == METADATA {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    if entries.len() == MOST_TENSORS {
+                        return Err(A::Error::custom(format!(
+                            "it has more than {MOST_TENSORS} tensors"
+                        )));
+                    }
+                    let entry = map
+                        .next_value::<Entry>()
+                        .map_err(|error| A::Error::custom(format!("{name}: {error}")))?;
+                    if entries.contains_key(&name) {
+                        return Err(A::Error::custom(format!("{name} is there twice")));
+                    }
+                    entries.insert(name, entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+
+        deserializer.deserialize_map(Tensors)
+    }
 }
 
 impl Header {
-    fn read(file: &mut File, path: &Path) -> Result<Self, ArtifactError> {
+    fn read(
+        file: &mut File,
+        file_length: u64,
+        path: &Path,
+        passed_over: fn(&str) -> bool,
+    ) -> Result<Self, ArtifactError> {
         let damaged = |problem: String| ArtifactError::damaged(path, "the header", problem);
-        let file_length = file
-            .metadata()
-            .map_err(ArtifactError::io("read", path))?
-            .len();
         if file_length < 8 {
             let problem = format!("the file has {file_length} bytes; a header length takes 8");
             return Err(damaged(problem));
@@ -201,16 +280,13 @@ impl Header {
         let mut json = vec![0u8; length as usize];
         file.read_exact(&mut json)
             .map_err(ArtifactError::io("read", path))?;
-        let mut entries: BTreeMap<String, serde_json::Value> =
-            serde_json::from_slice(&json).map_err(|error| damaged(format!("{error}")))?;
-        entries.remove(METADATA);
+        let Entries(entries) =
+            serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))?;
         let data_start = 8 + length;
         let data_length = file_length - data_start;
         let mut checked = Vec::with_capacity(entries.len());
         for (name, entry) in entries {
-            let entry: Entry = serde_json::from_value(entry)
-                .map_err(|error| ArtifactError::damaged(path, &name, error.to_string()))?;
-            let dtype = check_entry(&entry, data_length)
+            let dtype = check_entry(&entry, data_length, file_length, passed_over(&name))
                 .map_err(|problem| ArtifactError::damaged(path, &name, problem))?;
             checked.push((name, dtype, entry));
         }
@@ -236,25 +312,71 @@ impl Header {
             entries: checked,
         })
     }
+
+    /// Refuses tensors that take more than `most_bytes` together, as they will be held.
+    fn check_size(
+        &self,
+        path: &Path,
+        precision: FloatPrecision,
+        most_bytes: u64,
+    ) -> Result<(), ArtifactError> {
+        let size = |(_, dtype, entry): &(String, Option<DType>, Entry)| -> u64 {
+            let Some(dtype) = dtype else {
+                return 0;
+            };
+            let stored = entry.data_offsets.1 - entry.data_offsets.0;
+            match precision {
+                FloatPrecision::Single if dtype.is_float() => {
+                    stored / dtype.size_in_bytes() as u64 * DType::F32.size_in_bytes() as u64
+                }
+                _ => stored,
+            }
+        };
+        let total = self
+            .entries
+            .iter()
+            .map(size)
+            .fold(0u64, u64::saturating_add);
+        if total > most_bytes {
+            let problem = format!("take {total} bytes; at most {most_bytes} can belong here");
+            return Err(ArtifactError::damaged(path, "the tensors", problem));
+        }
+        Ok(())
+    }
 }
 
-/// Checks one tensor's range against its shape and the data's length.
-fn check_entry(entry: &Entry, data_length: u64) -> Result<DType, String> {
-    let Some(dtype) = dtype_of(&entry.dtype) else {
-        let known: Vec<&str> = TYPES.iter().map(|(name, _)| *name).collect();
-        let known = known.join(", ");
-        return Err(format!(
-            "has type {:?}; this reader knows {known}",
-            entry.dtype
-        ));
-    };
+/// Checks one tensor's range against its shape and the data's length. None is the type of one that is passed over,
+/// whose shape does not matter.
+fn check_entry(
+    entry: &Entry,
+    data_length: u64,
+    file_length: u64,
+    passed_over: bool,
+) -> Result<Option<DType>, String> {
     let (start, end) = entry.data_offsets;
     if start > end || end > data_length {
         return Err(format!(
             "declares bytes {start}..{end}; the data has {data_length}"
         ));
     }
-    let needed = element_count(&entry.shape)
+    if passed_over {
+        return Ok(None);
+    }
+    let Some(dtype) = dtype_of(&entry.dtype) else {
+        let known: Vec<&str> = TYPES.iter().map(|(name, _)| *name).collect();
+        let known = known.join(", ");
+        let dtype: String = entry.dtype.chars().take(40).collect();
+        return Err(format!("has type {dtype:?}; this reader knows {known}"));
+    };
+    let dimensions = entry.shape.len();
+    if dimensions > MOST_DIMENSIONS {
+        return Err(format!(
+            "has {dimensions} dimensions; {MOST_DIMENSIONS} are the most"
+        ));
+    }
+    // A tensor without elements takes no bytes; its sizes must be plausible all the same, for others follow them.
+    let most = usize::try_from(file_length).unwrap_or(usize::MAX);
+    let needed = element_count(&entry.shape, most)
         .and_then(|count| count.checked_mul(dtype.size_in_bytes()))
         .map(|size| size as u64);
     if needed != Some(end - start) {
@@ -265,7 +387,7 @@ fn check_entry(entry: &Entry, data_length: u64) -> Result<DType, String> {
             entry.dtype
         ));
     }
-    Ok(dtype)
+    Ok(Some(dtype))
 }
 
 /// The element types read and written, by the names the format gives them.

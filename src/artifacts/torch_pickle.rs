@@ -19,8 +19,8 @@ use candle_core::{Device, Tensor};
 use zip::{CompressionMethod, ZipArchive};
 
 use self::program::{Storage, View};
-use super::ArtifactError;
 use super::tensors::{FloatPrecision, convert, element_count};
+use super::{ArtifactError, regular};
 
 mod program;
 
@@ -32,11 +32,7 @@ const VIEWS_PER_BYTE: u64 = 2;
 /// Reads the tensors of a `.pt` file by name. Floating-point tensors become f32; the others keep their type
 /// (booleans become u8).
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, ArtifactError> {
-    let file = File::open(path).map_err(ArtifactError::io("open", path))?;
-    let file_length = file
-        .metadata()
-        .map_err(ArtifactError::io("read", path))?
-        .len();
+    let (file, file_length) = regular::open(path)?;
     let zip = ZipArchive::new(BufReader::new(file)).map_err(|error| {
         let problem = format!("is no zip file as torch.save writes it: {error}");
         ArtifactError::damaged(path, "the archive", problem)
@@ -109,14 +105,12 @@ fn group_by_storage(
 /// The bytes that a view's tensor takes, or why the view does not fit its storage.
 fn check_view(view: &View) -> Result<u64, String> {
     let storage = &view.storage;
-    let count = element_count(&view.shape)
-        .filter(|&count| count <= storage.count)
-        .ok_or_else(|| {
-            format!(
-                "has shape {:?}, more than the {} elements of its storage",
-                view.shape, storage.count
-            )
-        })?;
+    let count = element_count(&view.shape, storage.count).ok_or_else(|| {
+        format!(
+            "has shape {:?}, more than the {} elements of its storage",
+            view.shape, storage.count
+        )
+    })?;
     let last = view
         .shape
         .iter()

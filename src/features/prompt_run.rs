@@ -56,7 +56,7 @@ impl<'m> PromptRun<'m> {
         }
         let n_layers = model.config.n_layers;
         let mut recorder = Recorder::of(Site::all(n_layers).map(Place::Site).chain(places));
-        let mut cache = KvCache::new(&model.config, prompts.len(), longest);
+        let mut cache = KvCache::new(&model.config, prompts.len(), longest)?;
         let mut rows = TokenRows::cached(&ids, at.clone(), &mut cache)?;
         let stream = model.embed(&rows)?;
         model.run(

@@ -335,7 +335,9 @@ mod tests {
         let mut session = Session::admit(&catalog(), asked).expect("a session");
         let mut caches = Caches::new(16);
         for arm in 0..session.arms.len() {
-            session.slots[arm] = caches.lend(&session, session.needs(arm));
+            session.slots[arm] = caches
+                .lend(&session, session.needs(arm))
+                .expect("room in memory");
         }
         let arms = (0..session.arms.len())
             .map(|arm| (arm, usize::MAX))

@@ -198,6 +198,9 @@ pub enum EngineError {
     /// The engine failed; the request may be tried again.
     #[error("the engine failed: {0}")]
     Failed(String),
+    /// The machine's memory has no room for what the request needs.
+    #[error("{0}")]
+    NoMemory(String),
     /// The request's deadline came before its end.
     #[error("the request took longer than it may")]
     Deadline,

@@ -160,10 +160,11 @@ impl<'o> Scheduler<'o> {
     /// One step of all requests that have slots, and the ends it brings.
     pub fn step(&mut self) {
         for ticket in &mut self.tickets {
-            ticket.failed = match ticket.observer.waits() {
+            let failed = match ticket.observer.waits() {
                 true => ticket.overdue(),
                 false => Some(EngineError::Failed("the request was given up".into())),
             };
+            ticket.failed = failed.or(ticket.failed.take());
         }
         self.settle();
         self.lend_slots();
@@ -211,7 +212,11 @@ impl<'o> Scheduler<'o> {
     /// turn it is waits until enough are free: nobody overtakes it.
     fn lend_slots(&mut self) {
         loop {
-            let waiting = self.tickets.iter_mut().filter_map(|ticket| {
+            let sound = self
+                .tickets
+                .iter_mut()
+                .filter(|ticket| ticket.failed.is_none());
+            let waiting = sound.filter_map(|ticket| {
                 let arm = ticket.session.waiting_arm()?;
                 Some((ticket, arm))
             });
@@ -220,11 +225,14 @@ impl<'o> Scheduler<'o> {
                 return;
             };
             let session = &mut ticket.session;
-            let Some(slots) = self.caches.lend(session, session.needs(arm)) else {
-                return;
-            };
-            session.slots[arm] = Some(slots);
-            ticket.started.get_or_insert_with(Instant::now);
+            match self.caches.lend(session, session.needs(arm)) {
+                Ok(Some(slots)) => {
+                    session.slots[arm] = Some(slots);
+                    ticket.started.get_or_insert_with(Instant::now);
+                }
+                Ok(None) => return,
+                Err(error) => ticket.failed = Some(error),
+            }
         }
     }
 

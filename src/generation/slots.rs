@@ -1,11 +1,12 @@
-//! The cache slots of every model that runs: allocated once, lent to arms.
+//! The cache slots of every model that runs: allocated when first needed, lent to arms.
 //!
-//! A model has one cache of a fixed number of slots, each as long as its context. An arm gets all slots it will
+//! A model has one cache of a bounded number of slots, each as long as its context. An arm gets all slots it will
 //! need, in both models, or none: half an arm cannot run.
 
 use std::sync::Arc;
 
 use super::catalog::LoadedModel;
+use super::request::EngineError;
 use super::session::Session;
 use crate::interventions::steering::{ArmSlots, SlotNeeds};
 use crate::models::kv_cache::KvCache;
@@ -13,7 +14,7 @@ use crate::models::kv_cache::KvCache;
 /// The caches of all models that have run.
 pub struct Caches {
     pools: Vec<Pool>,
-    /// Slots of each model's cache.
+    /// Slots that each model's cache may have.
     per_model: usize,
 }
 
@@ -24,7 +25,7 @@ struct Pool {
 }
 
 impl Caches {
-    /// No caches yet; each will have `per_model` slots.
+    /// No caches yet; each will have at most `per_model` slots.
     pub fn new(per_model: usize) -> Self {
         Caches {
             pools: Vec::new(),
@@ -43,10 +44,8 @@ impl Caches {
 
     /// The share of slots that are lent, of the model with the most.
     pub fn usage(&self) -> f64 {
-        let used = self
-            .pools
-            .iter()
-            .map(|pool| self.per_model - pool.free.len());
+        let lent = |pool: &Pool| pool.cache.slots() - pool.free.len();
+        let used = self.pools.iter().map(lent);
         used.max().unwrap_or(0) as f64 / self.per_model.max(1) as f64
     }
 
@@ -60,32 +59,55 @@ impl Caches {
         }
     }
 
-    /// Slots for an arm, if enough are free.
-    pub fn lend(&mut self, session: &Session, needs: SlotNeeds) -> Option<ArmSlots> {
+    /// Slots for an arm, if enough are free or can be made; an error where memory has no room for them, with or
+    /// without those that are lent.
+    pub fn lend(
+        &mut self,
+        session: &Session,
+        needs: SlotNeeds,
+    ) -> Result<Option<ArmSlots>, EngineError> {
         let answering = 1 + needs.dense;
         let sparse = needs.sparse + needs.replays;
         let both = is_own_sparse(session);
         let here = answering + if both { sparse } else { 0 };
-        if self.pool(&session.model).free.len() < here {
-            return None;
+        if !self.make_free(&session.model, here)? {
+            return Ok(None);
         }
         let elsewhere = session.sparse().filter(|_| sparse > 0 && !both).cloned();
         if let Some(model) = &elsewhere
-            && self.pool(model).free.len() < sparse
+            && !self.make_free(model, sparse)?
         {
-            return None;
+            return Ok(None);
         }
         let mut own = self.pool(&session.model).take(here);
         let mut read = match &elsewhere {
             Some(model) => self.pool(model).take(sparse),
             None => own.split_off(answering),
         };
-        Some(ArmSlots {
+        Ok(Some(ArmSlots {
             answer: own.remove(0),
             dense: own,
             replays: read.split_off(needs.sparse),
             sparse: read,
-        })
+        }))
+    }
+
+    /// Whether so many slots of a model are free, after new ones were made where there are too few.
+    fn make_free(&mut self, model: &Arc<LoadedModel>, count: usize) -> Result<bool, EngineError> {
+        let per_model = self.per_model;
+        let pool = self.pool(model);
+        while pool.free.len() < count {
+            if pool.cache.slots() >= per_model {
+                return Ok(false);
+            }
+            match pool.cache.add_slot() {
+                Ok(slot) => pool.free.push(slot),
+                // Those that are lent come back.
+                Err(_) if pool.cache.slots() > pool.free.len() => return Ok(false),
+                Err(error) => return Err(EngineError::NoMemory(error.to_string())),
+            }
+        }
+        Ok(true)
     }
 
     /// Takes an arm's slots back.
@@ -120,9 +142,9 @@ impl Caches {
             let config = &model.transformer.config;
             self.pools.push(Pool {
                 model: model.clone(),
-                cache: KvCache::new(config, self.per_model, config.context_length),
-                // The lowest first: what was used before is warm.
-                free: (0..self.per_model).rev().collect(),
+                cache: KvCache::empty(config, config.context_length),
+                // The last to come back is the first to go: what was just used is warm.
+                free: Vec::new(),
             });
             self.pools.len() - 1
         });

@@ -2,7 +2,8 @@
 //!
 //! One configuration describes both kinds of model Causeway joins: the weight-sparse transformer and the
 //! GPT-2-like dense one differ only in these fields and in how their linear layers store their weights.
-//! The fields follow the released sparse checkpoints; [`crate::artifacts`] translates their file format.
+//! The fields follow the released sparse checkpoints; [`super::released`] and [`super::gpt2`] translate the
+//! configurations of other forms.
 
 use std::collections::BTreeSet;
 
@@ -142,21 +143,24 @@ pub struct ConfigError {
     pub problem: String,
 }
 
-/// No field may exceed this; a larger one is a damaged file, not a model.
+/// No field may exceed this; a larger one is a damaged file, not a model. Products of any two of them, times a
+/// few, are far from the integers' limit.
 const LARGEST_SIZE: usize = 1 << 24;
+/// Several times what the deepest models have; names are made for every layer.
+const MOST_LAYERS: usize = 1024;
 
 impl TransformerConfig {
     /// The width of what a sublayer reads: `d_model`, plus the positional channels where there are any.
     pub fn d_read(&self) -> usize {
         match self.positions {
-            Positions::Concatenated { channels } => self.d_model + channels,
+            Positions::Concatenated { channels } => self.d_model.saturating_add(channels),
             _ => self.d_model,
         }
     }
 
     /// `n_heads * d_head`, the width of q, k, v and of the attention's output before `c_proj`.
     pub fn d_attention(&self) -> usize {
-        self.n_heads * self.d_head
+        self.n_heads.saturating_mul(self.d_head)
     }
 
     /// Residual sites: one before each sublayer and the last layer's output.
@@ -175,24 +179,35 @@ impl TransformerConfig {
     /// Checks that the sizes are usable before anything is allocated.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let sizes = [
-            ("n_layers", self.n_layers),
-            ("d_model", self.d_model),
-            ("n_heads", self.n_heads),
-            ("d_head", self.d_head),
-            ("d_mlp", self.d_mlp),
-            ("vocab_size", self.vocab_size),
-            ("context_length", self.context_length),
+            ("n_layers", self.n_layers, MOST_LAYERS),
+            ("d_model", self.d_model, LARGEST_SIZE),
+            ("n_heads", self.n_heads, LARGEST_SIZE),
+            ("d_head", self.d_head, LARGEST_SIZE),
+            ("d_mlp", self.d_mlp, LARGEST_SIZE),
+            ("vocab_size", self.vocab_size, LARGEST_SIZE),
+            ("context_length", self.context_length, LARGEST_SIZE),
         ];
-        for (field, size) in sizes {
-            if size == 0 || size > LARGEST_SIZE {
-                let problem = format!("is {size}; it must be between 1 and {LARGEST_SIZE}");
+        for (field, size, largest) in sizes {
+            if size == 0 || size > largest {
+                let problem = format!("is {size}; it must be between 1 and {largest}");
                 return Err(ConfigError { field, problem });
             }
+        }
+        if self.d_attention() > LARGEST_SIZE {
+            let problem = format!(
+                "is {} and d_head {}; their product must be at most {LARGEST_SIZE}",
+                self.n_heads, self.d_head
+            );
+            return Err(ConfigError {
+                field: "n_heads",
+                problem,
+            });
         }
         if let Positions::Concatenated { channels } = self.positions
             && (channels == 0 || channels > LARGEST_SIZE)
         {
-            let problem = format!("has {channels} channels; it must have at least 1");
+            let problem =
+                format!("has {channels} channels; it must have between 1 and {LARGEST_SIZE}");
             return Err(ConfigError {
                 field: "positions",
                 problem,

@@ -82,15 +82,12 @@ pub fn from_object(object: &Map<String, Value>) -> Result<TransformerConfig, Con
     Ok(config)
 }
 
-/// Gives every tensor its name and orientation here; the causal masks that old files store are dropped.
+/// Gives every tensor its name and orientation here.
 pub fn translate(
     tensors: BTreeMap<String, Tensor>,
 ) -> candle_core::Result<BTreeMap<String, Tensor>> {
     let mut translated = BTreeMap::new();
     for (name, tensor) in tensors {
-        if name.ends_with(".attn.masked_bias") {
-            continue;
-        }
         let canonical = if name == UNEMBEDDING || name.starts_with("transformer.") {
             name
         } else {

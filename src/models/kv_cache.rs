@@ -1,10 +1,11 @@
-//! The key-value cache of inference: a fixed number of slots, allocated once, written in place.
+//! The key-value cache of inference: slots that are allocated once each and written in place.
 //!
 //! A slot holds one sequence. Keys are kept by channel (`[layers, heads, d_head, capacity]`) so that scores run
 //! along the keys, values by position (`[layers, heads, capacity, d_head]`). Either way what one head reads lies
 //! together: in rows of all heads each position would be a cache line of its own, far from the next.
 //! Slots do not touch each other, so threads can work on different ones at once ([`KvCache::divide`]).
 
+use bytemuck::allocation::try_zeroed_vec;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -55,24 +56,70 @@ impl SlotShape {
     fn half(self) -> usize {
         self.width() * self.capacity
     }
-}
 
-impl KvCache {
-    /// Room for `slots` sequences of at most `capacity` tokens.
-    pub fn new(config: &TransformerConfig, slots: usize, capacity: usize) -> Self {
-        let shape = SlotShape {
+    fn new(config: &TransformerConfig, capacity: usize) -> Self {
+        SlotShape {
             n_layers: config.n_layers,
             heads: Heads {
                 count: config.n_heads,
                 d_head: config.d_head,
             },
             capacity: padded(capacity),
-        };
-        let size = shape.n_layers * 2 * shape.half();
-        KvCache {
-            shape,
-            slots: (0..slots).map(|_| vec![0.0; size]).collect(),
         }
+    }
+
+    /// Keys and values of all layers; `usize::MAX` where they are more than can be counted.
+    fn values(self) -> usize {
+        [2, self.heads.count, self.heads.d_head, self.capacity]
+            .into_iter()
+            .fold(self.n_layers, usize::saturating_mul)
+    }
+}
+
+impl KvCache {
+    /// No room yet; each sequence will have at most `capacity` tokens.
+    pub fn empty(config: &TransformerConfig, capacity: usize) -> Self {
+        KvCache {
+            shape: SlotShape::new(config, capacity),
+            slots: Vec::new(),
+        }
+    }
+
+    /// Room for `slots` sequences of at most `capacity` tokens; an error where memory has no room for them.
+    pub fn new(config: &TransformerConfig, slots: usize, capacity: usize) -> Result<Self> {
+        let mut cache = Self::empty(config, capacity);
+        for _ in 0..slots {
+            cache.add_slot()?;
+        }
+        Ok(cache)
+    }
+
+    /// Makes room for one more sequence and returns its slot; an error where memory has no room for it.
+    pub fn add_slot(&mut self) -> Result<usize> {
+        let count = self.shape.values();
+        // Not filled with zeros but allocated as zeros: pages that are never used never take memory.
+        let Ok(slot) = try_zeroed_vec(count) else {
+            bail!(
+                "memory has no room for {} MiB, the key-value cache of one sequence of {} tokens",
+                count.saturating_mul(size_of::<f32>()).div_ceil(1 << 20),
+                self.shape.capacity
+            )
+        };
+        self.slots.push(slot);
+        Ok(self.slots.len() - 1)
+    }
+
+    /// Numbers that one sequence of at most `capacity` tokens takes; `usize::MAX` where they cannot be counted.
+    pub fn values_per_sequence(config: &TransformerConfig, capacity: usize) -> usize {
+        match capacity.checked_next_multiple_of(padded(1)) {
+            Some(capacity) => SlotShape::new(config, capacity).values(),
+            None => usize::MAX,
+        }
+    }
+
+    /// How many sequences there is room for.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
     }
 
     pub fn capacity(&self) -> usize {

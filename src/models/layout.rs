@@ -10,7 +10,8 @@
 //! Safetensors of the last two may be sharded. Beside each there may be a `tokenizer.json`, or GPT-2's
 //! `encoder.json` and `vocab.bpe`, which are converted. Whatever the form, the result holds the tensors of
 //! [`tensor_shapes`], all of them f32, finite, and of the shape the configuration calls for. Nothing is
-//! allocated by the configuration's word alone: the file's tensors are read first and compared with it.
+//! allocated by the configuration's word alone, nor by the file's: the two bound each other, and a caller can
+//! bound both ([`ReadLimits`]).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,11 +20,15 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
 use super::config::{ConfigError, Positions, TransformerConfig};
-use super::tensor_names::{EMBEDDING, FINAL_LOGITS_BIAS, POSITIONS, UNEMBEDDING, tensor_shapes};
+use super::memory_need::{MemoryNeed, TooLarge};
+use super::tensor_names::{
+    EMBEDDING, FINAL_LOGITS_BIAS, POSITIONS, UNEMBEDDING, is_buffer, tensor_shapes,
+};
 use super::tokenizer::{SPLIT_PATTERN, Tokenizer, TokenizerError, formats};
 use super::{gpt2, released};
-use crate::artifacts::tensors::FloatPrecision;
+use crate::artifacts::tensors::{FloatPrecision, Selection};
 use crate::artifacts::{ArtifactError, atomic, sparse_tensor, tensors, torch_pickle};
+use crate::numerics::rows;
 
 const CONFIG_FILE: &str = "config.json";
 const WEIGHTS_FILE: &str = "model.safetensors";
@@ -34,6 +39,9 @@ const RELEASED_WEIGHTS_FILE: &str = "final_model.pt";
 const HUGGING_FACE_PREFIX: &str = "circuit_model.";
 const LONGEST_CONFIG: u64 = 1 << 20;
 const LONGEST_TOKENIZER: u64 = 64 << 20;
+/// How much larger than its weights a model's file may be: weights in double precision, a tied matrix by both of its
+/// names.
+const FILE_PER_WEIGHTS: u64 = 2;
 
 /// Why a directory could not be read or written as a model.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +76,33 @@ pub enum LayoutError {
         path: PathBuf,
         source: TokenizerError,
     },
+    #[error("{}: {source}", directory.display())]
+    TooLarge {
+        directory: PathBuf,
+        source: TooLarge,
+    },
+    #[error(
+        "{}: is a pickled checkpoint, which is not read while serving; `causeway convert` writes it as safetensors",
+        directory.display()
+    )]
+    Pickled { directory: PathBuf },
+}
+
+/// What a directory may ask of whoever reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadLimits {
+    /// Bytes that a model's weights and the key-value cache of one sequence may take together.
+    pub model_bytes: u64,
+    /// Whether pickled checkpoints are read.
+    pub pickles: bool,
+}
+
+impl ReadLimits {
+    /// Whatever the directory holds: for files that the caller has chosen.
+    pub const NONE: Self = ReadLimits {
+        model_bytes: u64::MAX,
+        pickles: true,
+    };
 }
 
 /// A model: its configuration, its tensors by their canonical names, and its `tokenizer.json`.
@@ -81,41 +116,48 @@ pub struct ModelFiles {
 impl ModelFiles {
     /// Reads the model in `directory`, whichever of the known forms it is in.
     pub fn read(directory: &Path) -> Result<Self, LayoutError> {
-        let config_path = directory.join(CONFIG_FILE);
-        let released_path = directory.join(RELEASED_CONFIG_FILE);
-        let (weights_path, mut model) = if config_path.is_file() {
-            let object = read_object(&config_path)?;
-            let in_config = |source| LayoutError::Config {
-                path: config_path.clone(),
-                source,
-            };
-            if object.get("model_type") == Some(&Value::from("gpt2")) {
-                let config = gpt2::from_object(&object).map_err(in_config)?;
-                read_gpt2(directory, config)?
-            } else if object.contains_key("block_size") {
-                let config = released::from_object(&object).map_err(in_config)?;
-                read_hugging_face(directory, config)?
-            } else {
-                read_own(directory, &config_path, object)?
-            }
-        } else if released_path.is_file() {
-            let object = read_object(&released_path)?;
-            let config = released::from_object(&object).map_err(|source| LayoutError::Config {
-                path: released_path,
+        Self::read_within(directory, ReadLimits::NONE)
+    }
+
+    /// The same of a model that may not exceed `limits`.
+    pub fn read_within(directory: &Path, limits: ReadLimits) -> Result<Self, LayoutError> {
+        let described = Described::read(directory)?;
+        let need = MemoryNeed::of(&described.config);
+        need.within(limits.model_bytes)
+            .map_err(|source| LayoutError::TooLarge {
+                directory: directory.to_owned(),
                 source,
             })?;
-            let path = directory.join(RELEASED_WEIGHTS_FILE);
-            let tensors = torch_pickle::read(&path)?;
-            let model = foreign_model(&path, config, tensors)?;
-            (path, model)
-        } else {
-            let problem =
-                format!("holds neither {CONFIG_FILE} nor {RELEASED_CONFIG_FILE}: no model");
-            return Err(unrecognised(directory, problem));
+        let selection = Selection {
+            passed_over: match described.form {
+                Form::Own => Selection::ALL.passed_over,
+                _ => is_buffer,
+            },
+            most_bytes: need.weights.saturating_mul(FILE_PER_WEIGHTS),
+        };
+        let (weights_path, mut model) = match described.form {
+            Form::Own => read_own(directory, described.config, selection)?,
+            Form::HuggingFace => read_hugging_face(directory, described.config, selection)?,
+            Form::Gpt2 => read_gpt2(directory, described.config, selection)?,
+            Form::Released if !limits.pickles => {
+                let directory = directory.to_owned();
+                return Err(LayoutError::Pickled { directory });
+            }
+            Form::Released => {
+                let path = directory.join(RELEASED_WEIGHTS_FILE);
+                let tensors = torch_pickle::read(&path)?;
+                let model = foreign_model(&path, described.config, tensors)?;
+                (path, model)
+            }
         };
         model.check(&weights_path)?;
         model.tokenizer = read_tokenizer(directory, model.config.vocab_size)?;
         Ok(model)
+    }
+
+    /// The configuration of the model in `directory`, whose weights are not looked at.
+    pub fn read_config(directory: &Path) -> Result<TransformerConfig, LayoutError> {
+        Ok(Described::read(directory)?.config)
     }
 
     /// Whether a directory claims to hold a model in one of the forms that run no code and are quick to check.
@@ -160,10 +202,8 @@ impl ModelFiles {
 
     /// Brings the tensors of a foreign form to the canonical set, wherever that loses nothing.
     fn normalise(&mut self, path: &Path) -> Result<(), LayoutError> {
-        // Non-flash attention stores its causal mask; it is no parameter.
-        let is_mask =
-            |name: &str| name.starts_with("transformer.h.") && name.ends_with(".attn.bias");
-        self.tensors.retain(|name, _| !is_mask(name));
+        // A pickle is read as a whole.
+        self.tensors.retain(|name, _| !is_buffer(name));
         if self.config.tied_unembedding
             && let Some(unembedding) = self.tensors.remove(UNEMBEDDING)
         {
@@ -183,9 +223,9 @@ impl ModelFiles {
         if self.config.positions == Positions::Added {
             let unused = match self.tensors.get(POSITIONS) {
                 None => true,
-                Some(embedding) => values(embedding, path, POSITIONS)?
-                    .iter()
-                    .all(|&value| value == 0.0),
+                Some(embedding) => with_values(embedding, path, POSITIONS, |values| {
+                    values.iter().all(|&value| value == 0.0)
+                })?,
             };
             if unused {
                 self.tensors.remove(POSITIONS);
@@ -199,7 +239,8 @@ impl ModelFiles {
     /// configuration; [`ModelFiles::check`] compares the two.
     fn add_final_logits_bias(&mut self, path: &Path) -> Result<(), LayoutError> {
         if let Some(embedding) = self.tensors.get(EMBEDDING)
-            && let Some(&vocabulary) = embedding.dims().first()
+            && let &[vocabulary, width] = embedding.dims()
+            && width > 0
             && !self.tensors.contains_key(FINAL_LOGITS_BIAS)
         {
             let zeros = Tensor::zeros(vocabulary, DType::F32, &Device::Cpu)
@@ -236,12 +277,12 @@ impl ModelFiles {
                     found: tensor.dims().to_vec(),
                 });
             }
-            let values = values(tensor, path, name)?;
-            if let Some(position) = values.iter().position(|value| !value.is_finite()) {
-                let problem = format!(
-                    "entry {position} is {}; all must be finite",
-                    values[position]
-                );
+            let infinite = with_values(tensor, path, name, |values| {
+                let mut numbered = values.iter().enumerate();
+                let (position, value) = numbered.find(|(_, value)| !value.is_finite())?;
+                Some(format!("entry {position} is {value}; all must be finite"))
+            })?;
+            if let Some(problem) = infinite {
                 return Err(tensor_error(path, name, problem));
             }
         }
@@ -270,25 +311,72 @@ fn foreign_model(
     Ok(model)
 }
 
+/// The forms in which a model can be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Own,
+    Released,
+    HuggingFace,
+    Gpt2,
+}
+
+/// What a directory says of its model before its weights are looked at.
+struct Described {
+    form: Form,
+    config: TransformerConfig,
+}
+
+impl Described {
+    fn read(directory: &Path) -> Result<Self, LayoutError> {
+        let config_path = directory.join(CONFIG_FILE);
+        let released_path = directory.join(RELEASED_CONFIG_FILE);
+        let (path, is_released) = match (config_path.exists(), released_path.exists()) {
+            (true, _) => (config_path, false),
+            (false, true) => (released_path, true),
+            (false, false) => {
+                let problem =
+                    format!("holds neither {CONFIG_FILE} nor {RELEASED_CONFIG_FILE}: no model");
+                return Err(unrecognised(directory, problem));
+            }
+        };
+        let object = read_object(&path)?;
+        let in_config = |source| LayoutError::Config {
+            path: path.clone(),
+            source,
+        };
+        let (form, config) = if is_released {
+            (Form::Released, released::from_object(&object))
+        } else if object.get("model_type") == Some(&Value::from("gpt2")) {
+            (Form::Gpt2, gpt2::from_object(&object))
+        } else if object.contains_key("block_size") {
+            (Form::HuggingFace, released::from_object(&object))
+        } else {
+            let config = serde_json::from_value::<TransformerConfig>(Value::Object(object));
+            let config = config.map_err(|error| {
+                let problem =
+                    format!("{CONFIG_FILE} is of no known form; as Causeway's own, {error}");
+                unrecognised(directory, problem)
+            })?;
+            (Form::Own, config.validate().map(|()| config))
+        };
+        Ok(Described {
+            form,
+            config: config.map_err(in_config)?,
+        })
+    }
+}
+
 fn read_own(
     directory: &Path,
-    config_path: &Path,
-    object: Map<String, Value>,
+    config: TransformerConfig,
+    selection: Selection,
 ) -> Result<(PathBuf, ModelFiles), LayoutError> {
-    let config: TransformerConfig =
-        serde_json::from_value(Value::Object(object)).map_err(|error| {
-            let problem = format!("{CONFIG_FILE} is of no known form; as Causeway's own, {error}");
-            unrecognised(directory, problem)
-        })?;
-    config.validate().map_err(|source| LayoutError::Config {
-        path: config_path.to_path_buf(),
-        source,
-    })?;
     let path = directory.join(WEIGHTS_FILE);
-    let stored = tensors::read(&path, FloatPrecision::Single)?;
+    let stored = tensors::read_selected(&path, FloatPrecision::Single, selection)?;
+    let shapes = tensor_shapes(&config);
     let model = ModelFiles {
         config,
-        tensors: sparse_tensor::unpack(&path, stored)?,
+        tensors: sparse_tensor::unpack(&path, stored, |name| shapes.get(name).map(Vec::as_slice))?,
         tokenizer: None,
     };
     Ok((path, model))
@@ -297,8 +385,10 @@ fn read_own(
 fn read_hugging_face(
     directory: &Path,
     config: TransformerConfig,
+    selection: Selection,
 ) -> Result<(PathBuf, ModelFiles), LayoutError> {
-    let (path, stored) = tensors::read_sharded(directory, WEIGHTS_FILE, FloatPrecision::Single)?;
+    let precision = FloatPrecision::Single;
+    let (path, stored) = tensors::read_sharded(directory, WEIGHTS_FILE, precision, selection)?;
     let mut tensors = BTreeMap::new();
     for (name, tensor) in stored {
         let Some(plain) = name.strip_prefix(HUGGING_FACE_PREFIX) else {
@@ -314,8 +404,10 @@ fn read_hugging_face(
 fn read_gpt2(
     directory: &Path,
     config: TransformerConfig,
+    selection: Selection,
 ) -> Result<(PathBuf, ModelFiles), LayoutError> {
-    let (path, stored) = tensors::read_sharded(directory, WEIGHTS_FILE, FloatPrecision::Single)?;
+    let precision = FloatPrecision::Single;
+    let (path, stored) = tensors::read_sharded(directory, WEIGHTS_FILE, precision, selection)?;
     let tensors =
         gpt2::translate(stored).map_err(|error| unrecognised(&path, error.to_string()))?;
     let model = foreign_model(&path, config, tensors)?;
@@ -334,10 +426,10 @@ fn read_tokenizer(directory: &Path, vocab_size: usize) -> Result<Option<Vec<u8>>
     let json_path = directory.join(TOKENIZER_FILE);
     let encoder_path = directory.join("encoder.json");
     let merges_path = directory.join("vocab.bpe");
-    let (path, tokenizer, json) = if json_path.is_file() {
+    let (path, tokenizer, json) = if json_path.exists() {
         let json = atomic::read_small(&json_path, LONGEST_TOKENIZER)?;
         (json_path, Tokenizer::from_bytes(&json), Some(json))
-    } else if encoder_path.is_file() && merges_path.is_file() {
+    } else if encoder_path.exists() && merges_path.exists() {
         let encoder = atomic::read_small(&encoder_path, LONGEST_TOKENIZER)?;
         let merges = atomic::read_small(&merges_path, LONGEST_TOKENIZER)?;
         let merges = String::from_utf8(merges).map_err(|error| {
@@ -376,8 +468,13 @@ fn check_tokenizer(
     Ok(tokenizer)
 }
 
-/// The values of a tensor, which must be f32.
-fn values(tensor: &Tensor, path: &Path, name: &str) -> Result<Vec<f32>, LayoutError> {
+/// Calls `read` with the values of a tensor, which must be f32.
+fn with_values<T>(
+    tensor: &Tensor,
+    path: &Path,
+    name: &str,
+    read: impl FnOnce(&[f32]) -> T,
+) -> Result<T, LayoutError> {
     if tensor.dtype() != DType::F32 {
         let problem = format!(
             "has type {:?}; weights are floating-point numbers",
@@ -385,13 +482,17 @@ fn values(tensor: &Tensor, path: &Path, name: &str) -> Result<Vec<f32>, LayoutEr
         );
         return Err(tensor_error(path, name, problem));
     }
-    let values = tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
-    values.map_err(|error| tensor_error(path, name, error.to_string()))
+    let read = rows::with_values(tensor, read);
+    read.map_err(|error| tensor_error(path, name, error.to_string()))
 }
 
 fn same_values(left: &Tensor, right: &Tensor, path: &Path) -> Result<bool, LayoutError> {
-    Ok(left.dims() == right.dims()
-        && values(left, path, EMBEDDING)? == values(right, path, UNEMBEDDING)?)
+    if left.dims() != right.dims() {
+        return Ok(false);
+    }
+    with_values(left, path, EMBEDDING, |left| {
+        with_values(right, path, UNEMBEDDING, |right| left == right)
+    })?
 }
 
 fn tensor_error(path: &Path, name: &str, problem: String) -> LayoutError {

@@ -9,6 +9,7 @@ pub mod kv_cache;
 pub mod layers;
 pub mod layout;
 pub mod location;
+pub mod memory_need;
 pub mod mlp;
 pub mod released;
 pub mod tap;

@@ -19,6 +19,23 @@ pub const FINAL_LOGITS_BIAS: &str = "final_logits_bias";
 /// `[vocab, vocab]`
 pub const BIGRAM_TABLE: &str = "bigram_table";
 
+/// Whether a checkpoint's tensor is a buffer that its model computes anew, such as a causal mask, and no parameter.
+/// Hugging Face's checkpoints carry them, in whatever type the model had them.
+pub fn is_buffer(name: &str) -> bool {
+    const BUFFERS: [&str; 6] = [
+        "attn.bias",
+        "attn.masked_bias",
+        "attn.mask",
+        "attn.causal_mask",
+        "rotary_emb.inv_freq",
+        "position_ids",
+    ];
+    BUFFERS.iter().any(|buffer| {
+        let before = name.strip_suffix(buffer);
+        before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    })
+}
+
 /// Every tensor of a model of this configuration, with its shape. The number of entries grows with
 /// `n_layers`, so a configuration from a stranger must be compared with its file first.
 pub fn tensor_shapes(config: &TransformerConfig) -> BTreeMap<String, Vec<usize>> {
@@ -47,7 +64,8 @@ pub fn tensor_shapes(config: &TransformerConfig) -> BTreeMap<String, Vec<usize>>
             shapes.add_norm(&format!("{layer}.ln_p2"), channels);
         }
         let (d_read, d_attention) = (config.d_read(), config.d_attention());
-        shapes.add_linear(&format!("{layer}.attn.c_attn"), 3 * d_attention, d_read);
+        let d_joint = d_attention.saturating_mul(3);
+        shapes.add_linear(&format!("{layer}.attn.c_attn"), d_joint, d_read);
         shapes.add_linear(&format!("{layer}.attn.c_proj"), d_model, d_attention);
         if config.attention_sinks {
             let name = format!("{layer}.attn.attn_imp.sink_logit");

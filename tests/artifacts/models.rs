@@ -6,7 +6,8 @@ use std::fs;
 use candle_core::{DType, Device, Tensor};
 use causeway::artifacts::{tensors, torch_pickle};
 use causeway::models::config::{Activation, ActiveLocation, Norm, Positions};
-use causeway::models::layout::{LayoutError, ModelFiles};
+use causeway::models::layout::{LayoutError, ModelFiles, ReadLimits};
+use causeway::models::memory_need::MemoryNeed;
 use causeway::models::released::parse_config;
 use causeway::models::tensor_names::tensor_shapes;
 use causeway::models::tokenizer::train_bpe;
@@ -432,4 +433,110 @@ fn a_hugging_face_gpt2_is_translated() {
         let error = ModelFiles::read(&scratch.0).unwrap_err().to_string();
         assert!(error.contains("layer_norm_epsilon"), "{error}");
     }
+}
+
+/// Hugging Face's GPT-2 files carry their causal masks as booleans, which no parameter is.
+#[test]
+fn a_gpt2_with_boolean_masks_is_read_without_them() {
+    let (scratch, _) = gpt2("");
+    let plain = ModelFiles::read(&scratch.0).unwrap();
+    let path = scratch.0.join("model.safetensors");
+    let file = fs::read(&path).unwrap();
+    let header_length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let (header, data) = file[8..].split_at(header_length);
+    let mut header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(header).unwrap();
+    let mut data = data.to_vec();
+    let mut add = |name: &str, dtype: &str, shape: &[usize], bytes: usize| {
+        let from = data.len();
+        data.resize(from + bytes, 1);
+        header.insert(
+            name.to_owned(),
+            json!({"dtype": dtype, "shape": shape, "data_offsets": [from, data.len()]}),
+        );
+    };
+    for layer in 0..2 {
+        // Behind what was there before under that name, which the first file has as numbers.
+        add(&format!("h.{layer}.attn.masked_bias"), "F32", &[], 4);
+        add(
+            &format!("transformer.h.{layer}.attn.bias"),
+            "BOOL",
+            &[1, 1, 5, 5],
+            25,
+        );
+        add(
+            &format!("h.{layer}.attn.causal_mask"),
+            "U8",
+            &[1, 1, 5, 5],
+            25,
+        );
+        add(
+            &format!("h.{layer}.attn.rotary_emb.inv_freq"),
+            "F8_E4M3",
+            &[2],
+            2,
+        );
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let mut masked = (header.len() as u64).to_le_bytes().to_vec();
+    masked.extend_from_slice(header.as_bytes());
+    masked.extend_from_slice(&data);
+    fs::write(&path, masked).unwrap();
+    let model = ModelFiles::read(&scratch.0).unwrap();
+    assert_same(&model.tensors, &plain.tensors);
+}
+
+#[test]
+fn a_buffer_that_an_index_lists_need_not_be_read() {
+    let scratch = hugging_face_copy("plain");
+    let original = ModelFiles::read(&golden("plain")).unwrap();
+    let path = scratch.0.join("model.safetensors.index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    index["weight_map"]["circuit_model.transformer.h.0.attn.bias"] = json!("part-0.safetensors");
+    fs::write(&path, index.to_string()).unwrap();
+    let copy = ModelFiles::read(&scratch.0).unwrap();
+    assert_same(&copy.tensors, &original.tensors);
+}
+
+#[test]
+fn a_model_is_held_against_a_limit_before_its_weights_are_looked_at() {
+    let scratch = Scratch::new();
+    let model = ModelFiles::read(&golden("plain")).unwrap();
+    model.write(&scratch.0).unwrap();
+    let need = MemoryNeed::of(&model.config);
+    let weights: usize = model.tensors.values().map(Tensor::elem_count).sum();
+    assert_eq!(need.weights, 4 * weights as u64);
+    let read = |model_bytes| {
+        let limits = ReadLimits {
+            model_bytes,
+            pickles: true,
+        };
+        ModelFiles::read_within(&scratch.0, limits)
+    };
+    assert!(read(need.total()).is_ok());
+    fs::remove_file(scratch.0.join("model.safetensors")).unwrap();
+    let error = read(need.total() - 1).unwrap_err();
+    assert!(matches!(error, LayoutError::TooLarge { .. }), "{error}");
+    let config = fs::read_to_string(scratch.0.join("config.json")).unwrap();
+    for (field, absurd) in [
+        ("context_length", "16777216"),
+        ("n_heads", "16777216"),
+        ("n_layers", "2000"),
+    ] {
+        let line = config.lines().find(|line| line.contains(field)).unwrap();
+        let config = config.replace(line, &format!("\"{field}\": {absurd},"));
+        scratch.file("config.json", config.as_bytes());
+        let error = read(1 << 30).unwrap_err().to_string();
+        assert!(error.contains(field), "{error}");
+    }
+}
+
+#[test]
+fn pickles_are_read_only_where_the_caller_lets_them() {
+    let limits = ReadLimits {
+        pickles: false,
+        ..ReadLimits::NONE
+    };
+    let error = ModelFiles::read_within(&golden("plain"), limits).unwrap_err();
+    assert!(error.to_string().contains("causeway convert"), "{error}");
 }

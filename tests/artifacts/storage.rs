@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Cursor, Write};
 
 use candle_core::{DType, Device, Tensor};
-use causeway::artifacts::tensors::FloatPrecision;
+use causeway::artifacts::tensors::{FloatPrecision, Selection};
 use causeway::artifacts::{ArtifactError, atomic, sparse_tensor, tensors, torch_pickle};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -123,6 +123,26 @@ fn lying_safetensors_headers_are_refused() {
             "F99",
         ),
         (r#"{"a":3}"#.to_owned(), 0, "a"),
+        // No elements, and a size that others would be allocated by.
+        (
+            format!(r#"{{"a":{}}}"#, entry("[70368744177664,0]", 0, 0)),
+            0,
+            "shape [70368744177664, 0]",
+        ),
+        (
+            format!(r#"{{"a":{}}}"#, entry("[1,1,1,1,1,1,1,1,1]", 0, 4)),
+            4,
+            "9 dimensions",
+        ),
+        (
+            format!(
+                r#"{{"a":{},"a":{}}}"#,
+                entry("[1]", 0, 4),
+                entry("[1]", 4, 8)
+            ),
+            8,
+            "twice",
+        ),
         ("[]".to_owned(), 0, "header"),
     ] {
         let path = scratch.file("bad", &safetensors_file(&header, data));
@@ -136,6 +156,104 @@ fn lying_safetensors_headers_are_refused() {
     let path = scratch.file("bad", &file);
     let error = tensors::read(&path, FloatPrecision::Single).unwrap_err();
     assert!(matches!(error, ArtifactError::Damaged { .. }), "{error}");
+}
+
+#[test]
+fn long_safetensors_headers_are_refused_before_they_are_read() {
+    let scratch = Scratch::new();
+    let padded = |length: usize| {
+        let mut header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#.to_owned();
+        header.push_str(&" ".repeat(length - header.len()));
+        scratch.file("padded", &safetensors_file(&header, 4))
+    };
+    let read = |path| tensors::read(path, FloatPrecision::Single);
+    assert_eq!(read(&padded(1 << 20)).unwrap().len(), 1);
+    let error = read(&padded(100_000_000)).unwrap_err().to_string();
+    assert!(error.contains("a header at most 8388608"), "{error}");
+
+    let empty = r#":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}"#;
+    let many: Vec<String> = (0..70_000).map(|n| format!("\"t{n}\"{empty}")).collect();
+    let header = format!("{{{}}}", many.join(","));
+    let path = scratch.file("many", &safetensors_file(&header, 0));
+    let error = read(&path).unwrap_err().to_string();
+    assert!(error.contains("more than 65536 tensors"), "{error}");
+}
+
+#[test]
+fn tensors_that_are_passed_over_may_have_any_type_and_cost_nothing() {
+    let scratch = Scratch::new();
+    let header = concat!(
+        r#"{"mask":{"dtype":"BOOL","shape":[1,1,2,2],"data_offsets":[0,4]},"#,
+        r#""a":{"dtype":"F16","shape":[2],"data_offsets":[4,8]}}"#
+    );
+    let path = scratch.file("masked", &safetensors_file(header, 4 + 4));
+    let read = |most_bytes| {
+        let passed_over: fn(&str) -> bool = |name| name == "mask";
+        let selection = Selection {
+            passed_over,
+            most_bytes,
+        };
+        tensors::read_selected(&path, FloatPrecision::Single, selection)
+    };
+    let read_all = tensors::read(&path, FloatPrecision::Single).unwrap_err();
+    assert!(read_all.to_string().contains("BOOL"), "{read_all}");
+    assert_eq!(read(8).unwrap().keys().collect::<Vec<_>>(), ["a"]);
+    // Two numbers in half precision are eight bytes once they are read.
+    let error = read(7).unwrap_err().to_string();
+    assert!(error.contains("take 8 bytes; at most 7"), "{error}");
+}
+
+/// A file of a terabyte that takes no room on the disk.
+#[test]
+fn a_file_of_holes_is_bounded_by_what_is_expected_of_it() {
+    let scratch = Scratch::new();
+    let size = 1u64 << 40;
+    let header = format!(r#"{{"a":{{"dtype":"U8","shape":[{size}],"data_offsets":[0,{size}]}}}}"#);
+    let path = scratch.file("holes", &safetensors_file(&header, 0));
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    if file.set_len(8 + header.len() as u64 + size).is_err() {
+        // Not on this file system.
+        return;
+    }
+    let selection = Selection {
+        most_bytes: 1 << 20,
+        ..Selection::ALL
+    };
+    let error = tensors::read_selected(&path, FloatPrecision::Single, selection).unwrap_err();
+    assert!(error.to_string().contains("at most 1048576"), "{error}");
+    let error = atomic::read_small(&path, 1 << 20).unwrap_err();
+    assert!(error.to_string().contains("longer than"), "{error}");
+}
+
+/// Every reader, on what is no regular file; opening the pipe would wait for its writer for ever.
+#[test]
+fn only_regular_files_are_read() {
+    let scratch = Scratch::new();
+    let pipe = scratch.0.join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+    let folder = scratch.0.join("folder");
+    fs::create_dir(&folder).unwrap();
+    let linked = scratch.0.join("linked");
+    std::os::unix::fs::symlink("/dev/zero", &linked).unwrap();
+    for (path, kind) in [
+        (pipe, "a named pipe"),
+        (folder, "a directory"),
+        (linked, "a device"),
+    ] {
+        let errors = [
+            tensors::read(&path, FloatPrecision::Single).unwrap_err(),
+            torch_pickle::read(&path).unwrap_err(),
+            atomic::read_small(&path, 1 << 20).unwrap_err(),
+            causeway::artifacts::manifest::hash_file(&path).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.to_string().contains(kind), "{error}");
+        }
+    }
+    let real = scratch.file("real", b"content");
+    let linked = scratch.0.join("followed");
+    std::os::unix::fs::symlink(real, &linked).unwrap();
+    assert_eq!(atomic::read_small(&linked, 7).unwrap(), b"content");
 }
 
 #[test]
@@ -165,7 +283,7 @@ fn sparse_matrices_survive_bit_for_bit_at_every_density() {
             .sum();
         assert!(size <= 4 * 60_000);
         assert!(one_in != 64 || size < 60_000 / 64 * 6, "{size}");
-        let unpacked = sparse_tensor::unpack(path, packed).unwrap();
+        let unpacked = sparse_tensor::unpack(path, packed, |_| Some(&[300, 200])).unwrap();
         assert_eq!(unpacked["a"].dims(), [300, 200]);
         let values: Vec<f32> = unpacked["a"].flatten_all().unwrap().to_vec1().unwrap();
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
@@ -176,7 +294,7 @@ fn sparse_matrices_survive_bit_for_bit_at_every_density() {
     signed[0] = 1.0;
     let tensor = Tensor::from_vec(signed, (8, 8), &Device::Cpu).unwrap();
     let packed = sparse_tensor::pack(&named(tensor)).unwrap();
-    let unpacked = sparse_tensor::unpack(path, packed).unwrap();
+    let unpacked = sparse_tensor::unpack(path, packed, |_| Some(&[8, 8])).unwrap();
     let values: Vec<f32> = unpacked["a"].flatten_all().unwrap().to_vec1().unwrap();
     assert!(values[63].is_sign_negative());
 }
@@ -195,7 +313,9 @@ fn lying_sparse_matrices_are_refused() {
             ("a.shape".to_owned(), Tensor::new(shape, device).unwrap()),
         ])
     };
-    assert!(sparse_tensor::unpack(path, parts(&[4, 12], &[1.0, 2.0], &[4, 4])).is_ok());
+    let square: &[usize] = &[4, 4];
+    let unpack = |parts| sparse_tensor::unpack(path, parts, |_| Some(square));
+    assert!(unpack(parts(&[4, 12], &[1.0, 2.0], &[4, 4])).is_ok());
     for bad in [
         parts(&[4, 13], &[1.0, 2.0], &[4, 4]),
         parts(&[4, 0], &[1.0, 2.0], &[4, 4]),
@@ -205,14 +325,14 @@ fn lying_sparse_matrices_are_refused() {
         parts(&[1, 1], &[1.0, 2.0], &[u32::MAX, u32::MAX]),
         parts(&[1, 1], &[1.0, 2.0], &[1 << 20, 4]),
         parts(&[1, 1], &[1.0, 2.0], &[16]),
+        // Twice as large as it is to be, which its values would allow.
+        parts(&[4, 12], &[1.0, 2.0], &[8, 4]),
     ] {
-        assert!(sparse_tensor::unpack(path, bad).is_err());
+        assert!(unpack(bad).is_err());
     }
     let mut incomplete = parts(&[4, 12], &[1.0, 2.0], &[4, 4]);
     incomplete.remove("a.values");
-    let error = sparse_tensor::unpack(path, incomplete)
-        .unwrap_err()
-        .to_string();
+    let error = unpack(incomplete).unwrap_err().to_string();
     assert!(error.contains("a.values"), "{error}");
 }
 
@@ -325,6 +445,7 @@ fn views_and_storages_that_do_not_fit_are_refused() {
             vec![0; 4],
             "more than the 6",
         ),
+        (6, 0, vec![0x7fff_ffff, 0], vec![0; 2], "more than the 6"),
         (6, 0, vec![2, 2], vec![1], "differ in length"),
         (6, 0, vec![1; 9], vec![1; 9], "at most 8"),
         (

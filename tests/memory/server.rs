@@ -84,7 +84,9 @@ impl Server {
         let kibibytes = |name: &str| -> u64 {
             let status = fs::read_to_string(process.join("status")).expect("it runs");
             let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let value = line.expect("the system tells").trim_matches([':', '\t', ' ']);
+            let value = line
+                .expect("the system tells")
+                .trim_matches([':', '\t', ' ']);
             value.trim_end_matches(" kB").parse().expect("a number")
         };
         // 5 makes the highest resident size start again from the present one.
