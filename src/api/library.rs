@@ -23,7 +23,7 @@ use crate::artifacts::{ArtifactId, Manifest};
 use crate::bridge::pair::PairFiles;
 use crate::generation::catalog::{Catalog, CatalogError, LoadedModel, LoadedPair};
 use crate::interventions::nearest::suggestion;
-use crate::models::layout::ModelFiles;
+use crate::models::layout::{ModelFiles, ReadLimits};
 
 /// Where entries are.
 #[derive(Debug)]
@@ -251,7 +251,11 @@ pub async fn take_into_service(state: &web::Data<State>, id: &str) -> Result<Ent
         let reading = web::block(move || {
             let entry = state.library.find(&id)?;
             let loaded = is_loaded(&state.inventory(), &id, entry.kind);
-            let read = (!loaded).then(|| read(&id, &entry)).transpose()?;
+            let limits = ReadLimits {
+                model_bytes: state.limits.max_model_bytes(),
+                pickles: false,
+            };
+            let read = (!loaded).then(|| read(&id, &entry, limits)).transpose()?;
             Ok::<_, ApiError>((entry, read))
         });
         reading.await.map_err(ApiError::internal)??
@@ -319,14 +323,13 @@ pub async fn unload(
     Ok(HttpResponse::Ok().json(described(&state.inventory(), id, entry.kind)))
 }
 
-fn read(id: &str, entry: &Entry) -> Result<Read, ApiError> {
+fn read(id: &str, entry: &Entry, limits: ReadLimits) -> Result<Read, ApiError> {
     let read = match entry.kind {
         EntryKind::Pair => {
-            LoadedPair::read(&entry.directory).map(|pair| Read::Pair(Box::new(pair)))
+            LoadedPair::read_within(&entry.directory, limits).map(|pair| Read::Pair(Box::new(pair)))
         }
-        EntryKind::Model => {
-            LoadedModel::read(id, &entry.directory).map(|model| Read::Model(Box::new(model)))
-        }
+        EntryKind::Model => LoadedModel::read_within(id, &entry.directory, limits)
+            .map(|model| Read::Model(Box::new(model))),
     };
     let read = read.map_err(cannot_load)?;
     match &read {

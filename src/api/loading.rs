@@ -16,10 +16,11 @@ use super::library::{Entry, EntryKind, Library, provenance};
 use super::metrics::Metrics;
 use super::state::State;
 use crate::features::registry::Feature;
-use crate::generation::catalog::{Catalog, CatalogError};
+use crate::generation::catalog::{Catalog, CatalogError, LoadedModel, LoadedPair};
 use crate::generation::engine::Engine;
 use crate::generation::vitals::{NoProbe, Probe};
 use crate::models::config::TransformerConfig;
+use crate::models::layout::ReadLimits;
 use crate::models::location::Place;
 use crate::settings::Settings;
 
@@ -57,14 +58,20 @@ pub fn load_probed(
 ) -> Result<State, LoadError> {
     let mut catalog = Catalog::new();
     let mut directories = BTreeMap::new();
+    // What the settings name may be pickled: whoever wrote them has chosen it.
+    let limits = ReadLimits {
+        model_bytes: settings.limits.max_model_bytes(),
+        pickles: true,
+    };
     for directory in &settings.pairs {
         let known: Vec<String> = catalog.bridges.keys().cloned().collect();
-        catalog.load_pair(directory)?;
+        catalog.insert_pair(LoadedPair::read_within(directory, limits)?, directory)?;
         let new = catalog.bridges.keys().find(|id| !known.contains(id));
         directories.extend(new.map(|id| (id.clone(), directory.clone())));
     }
     for (id, directory) in &settings.models {
-        catalog.load_model(id.as_str(), directory)?;
+        let model = LoadedModel::read_within(id.as_str(), directory, limits)?;
+        catalog.insert_model(model, directory)?;
     }
     let pairs = directories
         .iter()

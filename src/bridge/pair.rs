@@ -10,10 +10,11 @@ use candle_core::Tensor;
 
 use super::Bridge;
 use super::record::BridgeRecord;
-use crate::artifacts::tensors::FloatPrecision;
+use crate::artifacts::tensors::{FloatPrecision, Selection};
 use crate::artifacts::{ArtifactError, atomic, tensors};
 use crate::models::layers::Purpose;
-use crate::models::layout::{LayoutError, ModelFiles};
+use crate::models::layout::{LayoutError, ModelFiles, ReadLimits};
+use crate::numerics::rows;
 
 const WEIGHTS: &str = "bridge.safetensors";
 const RECORD: &str = "bridge.json";
@@ -48,6 +49,11 @@ impl PairFiles {
 
     /// Reads a pair and checks that its parts fit each other.
     pub fn read(directory: &Path) -> Result<Self, PairError> {
+        Self::read_within(directory, ReadLimits::NONE)
+    }
+
+    /// The same of a pair neither of whose models may exceed `limits`.
+    pub fn read_within(directory: &Path, limits: ReadLimits) -> Result<Self, PairError> {
         let record_path = directory.join(RECORD);
         let json = atomic::read_small(&record_path, LARGEST_RECORD)?;
         let record: BridgeRecord =
@@ -55,10 +61,26 @@ impl PairFiles {
                 path: record_path.display().to_string(),
                 problem: error.to_string(),
             })?;
+        let dense = ModelFiles::read_within(&directory.join("dense"), limits)?;
+        let sparse = ModelFiles::read_within(&directory.join("sparse"), limits)?;
+        let (depth, widths) = (
+            dense.config.n_sites(),
+            (dense.config.d_model, sparse.config.d_model),
+        );
+        let shapes = Bridge::tensor_shapes(depth, widths.0, widths.1);
+        let values: usize = shapes
+            .values()
+            .map(|shape| shape.iter().product::<usize>())
+            .sum();
+        let selection = Selection {
+            most_bytes: (values * size_of::<f32>()) as u64,
+            ..Selection::ALL
+        };
+        let weights = directory.join(WEIGHTS);
         let pair = PairFiles {
-            dense: ModelFiles::read(&directory.join("dense"))?,
-            sparse: ModelFiles::read(&directory.join("sparse"))?,
-            tensors: tensors::read(&directory.join(WEIGHTS), FloatPrecision::Single)?,
+            dense,
+            sparse,
+            tensors: tensors::read_selected(&weights, FloatPrecision::Single, selection)?,
             record,
         };
         pair.check().map_err(|problem| PairError::Invalid {
@@ -120,7 +142,13 @@ impl PairFiles {
         }
         for (name, shape) in Bridge::tensor_shapes(dense.n_sites(), dense.d_model, sparse.d_model) {
             match self.tensors.get(&name) {
-                Some(tensor) if tensor.dims() == shape => {}
+                Some(tensor) if tensor.dims() == shape => {
+                    if !is_finite(tensor) {
+                        return Err(format!(
+                            "{WEIGHTS}: {name} holds numbers that are not finite"
+                        ));
+                    }
+                }
                 Some(tensor) => {
                     return Err(format!(
                         "{WEIGHTS}: {name} has shape {:?}, expected {shape:?}",
@@ -136,4 +164,10 @@ impl PairFiles {
         }
         Ok(())
     }
+}
+
+/// Whether a tensor holds nothing but finite f32 numbers.
+fn is_finite(tensor: &Tensor) -> bool {
+    let all = |values: &[f32]| values.iter().all(|value| value.is_finite());
+    rows::with_values(tensor, all).is_ok_and(|finite| finite)
 }

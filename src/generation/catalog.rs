@@ -19,7 +19,7 @@ use crate::interventions::nearest::suggestion;
 use crate::interventions::reference::{ReferenceError, ReferenceStatistics};
 use crate::models::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::models::layers::Purpose;
-use crate::models::layout::{LayoutError, ModelFiles};
+use crate::models::layout::{LayoutError, ModelFiles, ReadLimits};
 use crate::models::location::Place;
 use crate::models::tokenizer::{Tokenizer, TokenizerError};
 use crate::models::transformer::Transformer;
@@ -97,7 +97,12 @@ pub struct LoadedPair {
 impl LoadedPair {
     /// Reads a pair's directory.
     pub fn read(directory: &Path) -> Result<Self, CatalogError> {
-        let files = PairFiles::read(directory)?;
+        Self::read_within(directory, ReadLimits::NONE)
+    }
+
+    /// The same of a pair neither of whose models may exceed `limits`.
+    pub fn read_within(directory: &Path, limits: ReadLimits) -> Result<Self, CatalogError> {
+        let files = PairFiles::read_within(directory, limits)?;
         let bridge = load_bridge(&files, directory)?;
         let (dense_path, sparse_path) = (directory.join("dense"), directory.join("sparse"));
         let dense = load(
@@ -292,7 +297,21 @@ impl Catalog {
 impl LoadedModel {
     /// Reads a model's directory. A model with an AbsTopK or mostly zero weights counts as sparse.
     pub fn read(id: &str, directory: &Path) -> Result<Self, CatalogError> {
-        load(ModelFiles::read(directory)?, id, None, directory)
+        Self::read_within(id, directory, ReadLimits::NONE)
+    }
+
+    /// The same of a model that may not exceed `limits`.
+    pub fn read_within(
+        id: &str,
+        directory: &Path,
+        limits: ReadLimits,
+    ) -> Result<Self, CatalogError> {
+        load(
+            ModelFiles::read_within(directory, limits)?,
+            id,
+            None,
+            directory,
+        )
     }
 
     /// A model from its tensors. `kind` is taken from the weights where it is not known.

@@ -164,6 +164,8 @@ pub struct Limits {
     pub max_generated_tokens: usize,
     /// Numbers in one answer with activations or logits.
     pub max_activation_values: usize,
+    /// Memory that a model may take, in MiB: its weights and the key-value cache of one sequence together.
+    pub max_model_mib: u64,
     /// Seconds that a completion may take, waiting included.
     pub deadline_seconds: u64,
     /// Seconds that its first token may take, waiting included: a request that would wait longer is turned away.
@@ -192,6 +194,13 @@ impl Default for Settings {
     }
 }
 
+impl Limits {
+    /// [`Limits::max_model_mib`] in bytes.
+    pub fn max_model_bytes(&self) -> u64 {
+        self.max_model_mib.saturating_mul(1 << 20)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits {
@@ -201,6 +210,7 @@ impl Default for Limits {
             max_choices: 512,
             max_generated_tokens: 1 << 17,
             max_activation_values: 1 << 21,
+            max_model_mib: 4096,
             deadline_seconds: 300,
             first_token_seconds: 30,
         }
@@ -283,6 +293,7 @@ impl Settings {
                 "limits.first_token_seconds",
                 self.limits.first_token_seconds as usize,
             ),
+            ("limits.max_model_mib", self.limits.max_model_mib as usize),
             ("jobs.threads", self.jobs.threads),
             ("jobs.lease_seconds", self.jobs.lease_seconds as usize),
             ("artifacts.keep_hours", self.artifacts.keep_hours as usize),

@@ -430,3 +430,49 @@ fn trainings_are_for_those_who_may_train() {
         }
     }
 }
+
+/// Each has passed as a job once, been served, and ended the server at its first request.
+#[test]
+fn results_that_no_server_could_hold_are_refused_at_creation() {
+    let server = Server::new();
+    for (fields, param, told) in [
+        (
+            json!({"context_length": 1 << 24}),
+            "sparse",
+            "limits.max_model_mib",
+        ),
+        (
+            json!({"n_heads": 1 << 24, "d_head": 1 << 24}),
+            "sparse.n_heads",
+            "product",
+        ),
+        (
+            json!({"n_heads": 1 << 12, "d_head": 1 << 12}),
+            "sparse",
+            "limits.max_model_mib",
+        ),
+        (
+            json!({"n_layers": 1 << 24}),
+            "sparse.n_layers",
+            "between 1 and 1024",
+        ),
+        (
+            json!({"bigram_table": true, "d_mlp": 1 << 24, "d_model": 1 << 20}),
+            "sparse",
+            "limits.max_model_mib",
+        ),
+    ] {
+        let mut request = bridge("absurd");
+        let sparse = &mut request["method"]["bridge"]["hyperparameters"]["sparse"];
+        for (field, value) in fields.as_object().unwrap() {
+            sparse[field] = value.clone();
+        }
+        let answer = server.post(JOBS, &request);
+        let param = format!("method.bridge.hyperparameters.{param}");
+        answer.is_error(400, Some(&param), None);
+        assert!(answer.body.contains(told), "{}", answer.body);
+        let estimate = server.post(&format!("{JOBS}/estimate"), &request);
+        estimate.is_error(400, Some(&param), None);
+    }
+    server.post(JOBS, &bridge("plausible")).ok();
+}

@@ -166,7 +166,7 @@ fn long_safetensors_headers_are_refused_before_they_are_read() {
         header.push_str(&" ".repeat(length - header.len()));
         scratch.file("padded", &safetensors_file(&header, 4))
     };
-    let read = |path| tensors::read(path, FloatPrecision::Single);
+    let read = |path: &std::path::Path| tensors::read(path, FloatPrecision::Single);
     assert_eq!(read(&padded(1 << 20)).unwrap().len(), 1);
     let error = read(&padded(100_000_000)).unwrap_err().to_string();
     assert!(error.contains("a header at most 8388608"), "{error}");

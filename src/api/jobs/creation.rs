@@ -25,6 +25,8 @@ use crate::jobs::spec::{JobSpec, MODEL, Method, Places, Recipe, START_FROM, TRAI
 use crate::jobs::store::jobs::NewJob;
 use crate::models::config::TransformerConfig;
 use crate::models::layout::ModelFiles;
+use crate::models::memory_need::MemoryNeed;
+use crate::settings::Limits;
 use crate::training::recipe::Fault;
 
 const MOST_METADATA: usize = 16;
@@ -345,6 +347,7 @@ fn spec(
     let places = Places::of_job(start_from.is_some(), file.map(|file| file.name));
     let recipe = Recipe::of(&request.method, &output, &places)?;
     fits(&recipe, &base.config, request.method.kind.as_str())?;
+    can_be_served(&recipe, request.method.kind.as_str(), &state.limits)?;
     let served =
         |id: &String| inventory.models.contains_key(id) || inventory.bridges.contains_key(id);
     if let Some(taken) = recipe.names(&output).iter().find(|id| served(id)) {
@@ -448,4 +451,19 @@ fn fits(recipe: &Recipe, base: &TransformerConfig, kind: &str) -> Result<(), Api
         }
     }
     Ok(())
+}
+
+/// A result that could not be served is not trained.
+fn can_be_served(recipe: &Recipe, kind: &str, limits: &Limits) -> Result<(), ApiError> {
+    let (config, name) = match recipe {
+        Recipe::Dense(recipe) | Recipe::Sparse(recipe) => (&recipe.model, "model"),
+        Recipe::Bridge(recipe) => (&recipe.sparse, "sparse"),
+    };
+    let fits = MemoryNeed::of(config).within(limits.max_model_bytes());
+    fits.map_err(|error| {
+        ApiError::invalid(
+            format!("method.{kind}.hyperparameters.{name}"),
+            format!("{name}: {error}"),
+        )
+    })
 }

@@ -339,3 +339,28 @@ fn requests_of_many_arms_do_not_keep_others_waiting() {
     }
     assert!(many.outcome.borrow().is_none(), "forty went first");
 }
+
+#[test]
+fn a_cache_that_memory_has_no_room_for_fails_its_request_and_no_other() {
+    let sound = catalog();
+    let mut absurd = catalog();
+    let model = absurd.models.get_mut("dense").expect("a model");
+    let model = std::sync::Arc::get_mut(model).expect("nobody else's");
+    model.transformer.config.context_length = 1 << 56;
+    let mut scheduler = Scheduler::new(Capacity::default());
+    let before = submit(&mut scheduler, &sound, &request(&[PROMPT]));
+    scheduler.step();
+    let refused = submit(&mut scheduler, &absurd, &request(&[PROMPT]));
+    while !scheduler.is_idle() {
+        scheduler.step();
+    }
+    let Err(EngineError::NoMemory(problem)) = refused.taken() else {
+        panic!("memory has no room for it");
+    };
+    assert!(problem.contains("key-value cache"), "{problem}");
+    let expected = answer(&sound, &request(&[PROMPT]));
+    assert_eq!(
+        bits(&before.taken().expect("an answer").choices[0]),
+        bits(&expected.choices[0])
+    );
+}
