@@ -105,6 +105,7 @@ impl Session {
                 let arms: Vec<ArmPlan> = keys
                     .iter()
                     .map(|key| ArmPlan {
+                        prompt: key.prompt,
                         variant: key.variant,
                         strength: key.strength,
                         seed: key.seed,

@@ -25,7 +25,7 @@ use crate::numerics::norm::root_mean_square;
 pub struct Beside<'a> {
     /// The unedited sparse model.
     pub sparse: &'a Readings,
-    /// The unsteered dense model on counterfactuals.
+    /// The unedited dense model: on counterfactuals, and on the arms' own tokens for conditions.
     pub dense: &'a Readings,
     /// For each replay of the plan, its sublayer's edited output.
     pub replays: &'a [Readings],
@@ -39,10 +39,10 @@ pub struct CarriedTap<'a> {
     rows: &'a [Row],
     beside: Beside<'a>,
     records: &'a mut Records,
-    /// Unedited: read through the encoder.
+    /// The encoder's output for the stream as edited at earlier sites.
     encoded: BTreeMap<Place, RowValues>,
-    /// The same of the counterfactual runs, by their rows.
-    encoded_partners: BTreeMap<Place, RowValues>,
+    /// The same of the dense model's unedited runs, by their rows.
+    encoded_unedited: BTreeMap<Place, RowValues>,
     /// The dense stream where conditions look at it.
     watched: BTreeMap<Site, RowValues>,
     /// A place's values as edits so far have left them.
@@ -97,7 +97,7 @@ impl<'a> CarriedTap<'a> {
             beside,
             records,
             encoded: BTreeMap::new(),
-            encoded_partners: BTreeMap::new(),
+            encoded_unedited: BTreeMap::new(),
             watched: BTreeMap::new(),
             working: BTreeMap::new(),
             pending: BTreeMap::new(),
@@ -169,17 +169,17 @@ impl CarriedTap<'_> {
             self.watched.insert(site, stream);
         }
         let places = self.plan.encoder_places(site);
-        if places.is_empty() {
-            return Ok(());
+        if !places.is_empty() {
+            let stream = RowValues::copied(values, width);
+            let positions: Vec<u32> = self.rows.iter().map(|row| row.position as u32).collect();
+            let encoded = self.encode(site, &stream, &positions, places.into_iter())?;
+            self.encoded.extend(encoded);
         }
-        let stream = RowValues::copied(values, width);
-        let positions: Vec<u32> = self.rows.iter().map(|row| row.position as u32).collect();
-        self.encoded
-            .extend(self.encode(site, &stream, &positions, places.iter().copied())?);
+        let places = self.plan.unedited_encoder_places(site);
         let dense = self.beside.dense;
-        if let Some(partners) = dense.all(Place::Site(site)) {
-            let encoded = self.encode(site, partners, &dense.positions, places.into_iter())?;
-            self.encoded_partners.extend(encoded);
+        if let Some(unedited) = dense.all(Place::Site(site)).filter(|_| !places.is_empty()) {
+            let encoded = self.encode(site, unedited, &dense.positions, places.into_iter())?;
+            self.encoded_unedited.extend(encoded);
         }
         Ok(())
     }
@@ -404,7 +404,7 @@ impl CarriedTap<'_> {
             Source::Sparse => self.beside.sparse.partner(place, stream, at),
             Source::Encoder => {
                 let row = self.beside.dense.partner_row(stream, at)?;
-                self.encoded_partners
+                self.encoded_unedited
                     .get(&place)
                     .map(|values| values.row(row))
             }
@@ -422,6 +422,12 @@ impl CarriedTap<'_> {
         let place = test.subject.place();
         let row = match (test.source, place) {
             (Source::Sparse, _) => self.beside.sparse.own(place, at),
+            (Source::Own, _) if test.needs_unedited_run => self.beside.dense.own(place, at),
+            (Source::Encoder, _) if test.needs_unedited_run => {
+                let row = self.beside.dense.own_row(at);
+                let encoded = self.encoded_unedited.get(&place).zip(row);
+                encoded.map(|(values, row)| values.row(row))
+            }
             (Source::Encoder, _) => self.encoded.get(&place).map(|values| values.row(at)),
             (Source::Own, Place::Site(site)) => {
                 self.watched.get(&site).map(|values| values.row(at))

@@ -1,9 +1,10 @@
 //! The control arms: what stands in for each change at the same norm.
 //!
 //! A random direction tells a feature from mere disturbance, another live channel tells it from any feature at
-//! all. Each edit has one direction a sample, the same for all tokens and strengths, drawn from the sample's
-//! seed; per token it is scaled to the norm of the change that the edit would have made there. Edits that are
-//! carried out together in one sublayer's second run share the direction of the first of them.
+//! all. Each edit has one direction for every prompt and sample, the same for all tokens and strengths, drawn from
+//! the sample's seed and the prompt's number; per token it is scaled to the norm of the change that the edit would
+//! have made there. Edits that are carried out together in one sublayer's second run share the direction of the
+//! first of them.
 
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -25,28 +26,23 @@ pub struct Directions {
 }
 
 impl Directions {
-    /// The directions of one sample; none for arms that are no control.
+    /// The directions of one sample of prompt number `prompt`; none for arms that are no control.
     pub fn draw(
         plan: &Plan,
         scene: &Scene,
         variant: Variant,
+        prompt: usize,
         seed: u64,
     ) -> Result<Option<Self>, PlanError> {
+        let generator = |edit| generator(seed, variant, prompt, edit);
         let edits = plan.edits.iter().enumerate();
         let units = match variant {
             Variant::Steered | Variant::Baseline => return Ok(None),
             Variant::Random => edits
-                .map(|(index, edit)| {
-                    Ok(gaussian(
-                        width(edit, scene),
-                        &mut generator(seed, variant, index),
-                    ))
-                })
+                .map(|(index, edit)| Ok(gaussian(width(edit, scene), &mut generator(index))))
                 .collect::<Result<_, PlanError>>()?,
             Variant::RandomFeature => edits
-                .map(|(index, edit)| {
-                    other_feature(edit, scene, &mut generator(seed, variant, index))
-                })
+                .map(|(index, edit)| other_feature(edit, scene, &mut generator(index)))
                 .collect::<Result<_, PlanError>>()?,
         };
         Ok(Some(Directions { units }))
@@ -62,11 +58,11 @@ impl Directions {
     }
 }
 
-/// Its own stream for every edit, apart from the one that draws tokens.
-fn generator(seed: u64, variant: Variant, edit: usize) -> ChaCha8Rng {
+/// Its own stream for every prompt and edit, apart from the one that draws tokens.
+fn generator(seed: u64, variant: Variant, prompt: usize, edit: usize) -> ChaCha8Rng {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     let kind = if variant == Variant::Random { 1 } else { 2 };
-    generator.set_stream(kind << 32 | edit as u64);
+    generator.set_stream(kind << 60 | (prompt as u64) << 32 | edit as u64);
     generator
 }
 

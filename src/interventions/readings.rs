@@ -1,4 +1,4 @@
-//! Unedited runs beside the arms: the sparse model on the arms' own tokens, and the counterfactual streams.
+//! Unedited runs beside the arms: on the arms' own tokens, and on the counterfactual streams.
 //!
 //! Each arm has a slot for its own tokens and one for every stream; the rows of all arms, whosever they are, run as
 //! one pass. What is recorded is found by the answering model's rows.
@@ -39,8 +39,12 @@ pub struct Readings {
 impl Readings {
     /// The values of `place` on the token of the answering model's row `row`.
     pub fn own(&self, place: Place, row: usize) -> Option<&[f32]> {
-        let at = (*self.own.get(row)?)?;
-        Some(self.values.get(&place)?.row(at))
+        Some(self.values.get(&place)?.row(self.own_row(row)?))
+    }
+
+    /// The recorded row of the same token as the answering model's row `row`.
+    pub fn own_row(&self, row: usize) -> Option<usize> {
+        *self.own.get(row)?
     }
 
     /// The values of `place` on the token that stands beside row `row` in a stream.
@@ -98,7 +102,7 @@ impl ReadingNeeds {
         let streams = plan.streams_of(kind);
         let (own, places) = match kind {
             StreamModel::Sparse => (plan.reads_sparse(), plan.sparse_places()),
-            StreamModel::Dense => (false, plan.dense_places()),
+            StreamModel::Dense => (plan.reads_dense(), plan.dense_places()),
         };
         (own || !streams.is_empty()).then_some(ReadingNeeds {
             own,

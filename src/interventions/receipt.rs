@@ -72,10 +72,12 @@ pub struct TouchedToken {
     pub before: f32,
     /// And with its change; a control arm leaves the feature alone.
     pub after: f32,
-    /// The norm of what was added to the answering model.
+    /// The norm of what this edit added to the answering model, each edit's own. Only edits inside one sublayer (`q`,
+    /// `k`, `v`, `y`, `post_act`, and its `resid_delta` beside them) reach a dense model together, by the change of
+    /// the sublayer's output: each of them tells the norm of that whole change.
     pub change_norm: f32,
-    /// The same over the norm of what it was added to: the residual stream, or the sublayer's input. Edits made
-    /// together in one sublayer share both numbers.
+    /// `change_norm` over the norm of what it was added to, before any edit of that place: the residual stream, or
+    /// with `write: sublayer` the sublayer's input after its norm.
     pub relative_change: f32,
 }
 

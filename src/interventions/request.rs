@@ -10,7 +10,9 @@ pub struct SteerRequest {
     /// The bridge to carry edits over; may be left out when the model has exactly one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
-    /// Made together, in the order of the forward pass.
+    /// Made in the order of the forward pass, whatever their order here; at one place in the order of this list,
+    /// each on the values that its predecessors left. A change inside a sublayer (`q`, `k`, `v`, `y`, `post_act`)
+    /// goes on through the AbsTopKs behind it.
     #[serde(default)]
     #[schema(max_items = 64)]
     pub edits: Vec<EditRequest>,
@@ -33,9 +35,11 @@ pub enum Variant {
     Steered,
     /// Without them.
     Baseline,
-    /// With a random direction of the same norm in place of each change.
+    /// With a random direction of the same norm in place of each change, on the tokens that the edits touch. Each
+    /// edit has one Gaussian direction for every prompt and every sample, the same at all tokens and strengths: 64
+    /// prompts are 64 draws.
     Random,
-    /// With another live channel's decoder column at the same norm.
+    /// The same with another live channel's decoder column, drawn likewise for every edit, prompt and sample.
     RandomFeature,
 }
 
@@ -165,7 +169,7 @@ pub enum Operation {
     Ablate,
     /// Takes it from another prompt, or from a number.
     Patch,
-    /// Exchanges it with the channel `with`.
+    /// Exchanges it with the channel `with`: each takes the other's value.
     Swap,
 }
 
@@ -304,7 +308,8 @@ pub enum PositionOrRange {
     Range([Option<i64>; 2]),
 }
 
-/// Conditions on features at the same token, seeing unedited values.
+/// Conditions on features at the same token. They see unedited values: those of the same tokens without any edit,
+/// whatever is edited before the place that they look at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum When {
@@ -333,7 +338,8 @@ pub struct Threshold {
 pub enum Read {
     /// The unedited sparse model, run on the tokens this arm has really produced.
     Sparse,
-    /// The encoder's output for the dense residual, as edited at earlier sites.
+    /// The encoder's output for the dense residual, as edited at earlier sites. Conditions of the edit are read
+    /// through the encoder too, but without any edits.
     Encoder,
 }
 

@@ -22,6 +22,8 @@ use crate::models::tap::RowTap;
 /// One arm before its models are set up.
 #[derive(Debug, Clone, Copy)]
 pub struct ArmPlan {
+    /// Its number among the request's.
+    pub prompt: usize,
     pub variant: Variant,
     pub strength: Option<f64>,
     /// Of the arm's sample.
@@ -80,13 +82,14 @@ impl StepReadings {
 impl Steering {
     /// Sets up the arms.
     pub fn new(plan: Plan, scene: &Scene, arms: &[ArmPlan]) -> Result<Self, PlanError> {
-        // Arms of one sample share their directions, whatever their strength.
-        let mut drawn: BTreeMap<(Variant, u64), Option<Arc<Directions>>> = BTreeMap::new();
+        // Arms of one sample of one prompt share their directions, whatever their strength.
+        let mut drawn: BTreeMap<(usize, Variant, u64), Option<Arc<Directions>>> = BTreeMap::new();
         let mut steered = Vec::with_capacity(arms.len());
         for arm in arms {
-            let key = (arm.variant, arm.seed);
+            let key = (arm.prompt, arm.variant, arm.seed);
             if let std::collections::btree_map::Entry::Vacant(entry) = drawn.entry(key) {
-                entry.insert(Directions::draw(&plan, scene, arm.variant, arm.seed)?.map(Arc::new));
+                let drawn = Directions::draw(&plan, scene, arm.variant, arm.prompt, arm.seed)?;
+                entry.insert(drawn.map(Arc::new));
             }
             steered.push(SteeredArm {
                 variant: arm.variant,

@@ -3,6 +3,8 @@
 mod admission;
 mod answers;
 mod carrying;
+mod conditions;
+mod controls;
 pub mod forward;
 mod loading;
 pub mod pair;

@@ -22,6 +22,9 @@ pub struct Condition {
 pub struct Test {
     pub subject: Subject,
     pub source: Source,
+    /// An edit changes the dense stream before the test's place: the value comes from a run of the dense model
+    /// without any edits.
+    pub needs_unedited_run: bool,
     above: Option<f64>,
     below: Option<f64>,
 }
@@ -56,6 +59,15 @@ impl Condition {
             all,
             tests: tests.collect::<Result<_, _>>()?,
         })
+    }
+
+    /// Marks the tests of the dense stream that stand behind an edit, the first of which is at `first_edited`.
+    pub fn look_beside_edits(&mut self, first_edited: Site, n_layers: usize) {
+        for test in &mut self.tests {
+            let dense = matches!(test.source, Source::Own | Source::Encoder);
+            // At its own site an edit comes after whatever is read there.
+            test.needs_unedited_run = dense && test.subject.place().site(n_layers) > first_edited;
+        }
     }
 
     /// Whether it holds, given each test's value on the token.
@@ -96,6 +108,7 @@ fn test(
     Ok(Test {
         subject,
         source,
+        needs_unedited_run: false,
         above: threshold.gt,
         below: threshold.lt,
     })

@@ -250,6 +250,7 @@ impl Plan {
             plan.edits.push(edit);
         }
         if !plan.native {
+            plan.place_conditions();
             plan.gather_replays(scene)?;
             plan.leave_unread();
             plan.order_steps();
@@ -261,6 +262,21 @@ impl Plan {
     /// No edit: nothing differs from an unsteered run.
     pub fn is_empty(&self) -> bool {
         self.edits.is_empty()
+    }
+
+    /// Conditions see unedited values, whatever is edited before the place that they look at.
+    fn place_conditions(&mut self) {
+        let n_layers = self.n_layers;
+        let sites = self
+            .edits
+            .iter()
+            .map(|edit| edit.subject.place().site(n_layers));
+        let Some(first_edited) = sites.min() else {
+            return;
+        };
+        for condition in self.edits.iter_mut().flat_map(|edit| &mut edit.condition) {
+            condition.look_beside_edits(first_edited, n_layers);
+        }
     }
 
     /// Edits inside one sublayer share its second run, and edits of its output made by the sparse model's own
@@ -350,6 +366,7 @@ impl Plan {
             self.steps.contains_key(site)
                 || self.watches(*site)
                 || !self.encoder_places(*site).is_empty()
+                || !self.unedited_encoder_places(*site).is_empty()
         });
         let targets = self.edits.iter().filter_map(|edit| match &edit.route {
             Route::Carried(carrier) => Some(carrier.target),
@@ -408,15 +425,28 @@ impl Plan {
             })
     }
 
-    /// The sites read in the unsteered dense model's counterfactual runs.
+    /// The sites read in unedited runs of the dense model.
     pub fn dense_places(&self) -> BTreeSet<Place> {
         let reading = self
             .edits
             .iter()
             .filter(|edit| self.stream_model(edit) == Some(StreamModel::Dense));
         reading
-            .map(|edit| Place::Site(edit.subject.place().site(self.n_layers)))
+            .map(|edit| edit.subject.place())
+            .chain(self.unedited_tests().map(|test| test.subject.place()))
+            .map(|place| Place::Site(place.site(self.n_layers)))
             .collect()
+    }
+
+    /// Whether the dense model also runs without edits on the arms' own tokens.
+    pub fn reads_dense(&self) -> bool {
+        self.unedited_tests().next().is_some()
+    }
+
+    fn unedited_tests(&self) -> impl Iterator<Item = &condition::Test> {
+        let conditions = self.edits.iter().flat_map(|edit| &edit.condition);
+        let tests = conditions.flat_map(|condition| &condition.tests);
+        tests.filter(|test| test.needs_unedited_run)
     }
 
     /// The streams that one model runs.
@@ -427,7 +457,7 @@ impl Plan {
             .collect()
     }
 
-    /// The places whose encoder values are read at `site`.
+    /// The places whose encoder values are read at `site` in the answering model's pass.
     pub fn encoder_places(&self, site: Site) -> BTreeSet<Place> {
         let edited = self
             .edits
@@ -437,8 +467,24 @@ impl Plan {
         let tested = self
             .edits
             .iter()
-            .flat_map(|edit| tests(edit, Source::Encoder));
+            .flat_map(|edit| tests(edit, Source::Encoder))
+            .filter(|test| !test.needs_unedited_run);
         edited
+            .chain(tested.map(|test| test.subject.place()))
+            .filter(|place| place.site(self.n_layers) == site)
+            .collect()
+    }
+
+    /// The places whose encoder values are read at `site` in the dense model's unedited runs.
+    pub fn unedited_encoder_places(&self, site: Site) -> BTreeSet<Place> {
+        let patched = self.edits.iter().filter(|edit| {
+            edit.source == Source::Encoder && self.stream_model(edit) == Some(StreamModel::Dense)
+        });
+        let tested = self
+            .unedited_tests()
+            .filter(|test| test.source == Source::Encoder);
+        patched
+            .map(|edit| edit.subject.place())
             .chain(tested.map(|test| test.subject.place()))
             .filter(|place| place.site(self.n_layers) == site)
             .collect()
@@ -446,8 +492,10 @@ impl Plan {
 
     /// Whether a condition looks at the answering model's own stream at `site`.
     pub fn watches(&self, site: Site) -> bool {
-        let mut tested = self.edits.iter().flat_map(|edit| tests(edit, Source::Own));
-        tested.any(|test| test.subject.place() == Place::Site(site))
+        let tested = self.edits.iter().flat_map(|edit| tests(edit, Source::Own));
+        tested
+            .filter(|test| !test.needs_unedited_run)
+            .any(|test| test.subject.place() == Place::Site(site))
     }
 
     fn stream_model(&self, edit: &Edit) -> Option<StreamModel> {
