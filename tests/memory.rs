@@ -5,6 +5,8 @@
 mod files;
 #[path = "memory/server.rs"]
 mod server;
+#[path = "memory/steering.rs"]
+mod steering;
 
 use serde_json::json;
 use server::Server;

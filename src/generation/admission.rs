@@ -3,6 +3,7 @@
 use super::arms::ArmKey;
 use super::catalog::LoadedModel;
 use super::request::{EngineError, GenerationRequest};
+use crate::interventions::cost::kept_bytes;
 use crate::interventions::plan::{Plan, Scene};
 use crate::interventions::request::Variant;
 
@@ -106,6 +107,76 @@ pub fn limits(
             Ok(request.max_tokens.min(context - length))
         })
         .collect()
+}
+
+/// A token's log-probability with what holds it, and one of its alternatives; both with their JSON.
+const LOGPROB: usize = 160;
+const ALTERNATIVE: usize = 96;
+
+/// What the request would keep until it is answered: nothing of that size exists yet.
+pub fn check_bytes(
+    request: &GenerationRequest,
+    plan: Option<&Plan>,
+    scene: &Scene,
+    keys: &[ArmKey],
+    limits: &[usize],
+) -> Result<(), EngineError> {
+    let Some(limit) = request.answer_bytes else {
+        return Ok(());
+    };
+    let generated = |key: &ArmKey| {
+        if key.choice.is_some() {
+            limits[key.prompt]
+        } else {
+            0
+        }
+    };
+    let lengths = keys.iter().map(|key| {
+        (
+            key.variant,
+            request.prompts[key.prompt].len() + generated(key),
+        )
+    });
+    let kept = plan.map_or(0, |plan| kept_bytes(plan, scene, lengths));
+    let told = match request.logprobs {
+        None => 0,
+        Some(top) => {
+            let tokens = keys.iter().map(|key| {
+                let echoed = if request.echo {
+                    request.prompts[key.prompt].len()
+                } else {
+                    0
+                };
+                generated(key) + echoed
+            });
+            let tokens = tokens.fold(0, usize::saturating_add);
+            tokens.saturating_mul(LOGPROB + top * ALTERNATIVE)
+        }
+    };
+    let total = kept.saturating_add(told);
+    if total <= limit {
+        return Ok(());
+    }
+    let mebibytes = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    let (what, instead, param) = match kept > told {
+        true => (
+            "receipts, activations and control arms",
+            "fewer prompts, samples, variants, strengths, tokens, edits or channels, or nothing to return",
+            "steer.return",
+        ),
+        false => (
+            "log-probabilities",
+            "fewer tokens, samples or alternatives",
+            "logprobs",
+        ),
+    };
+    let message = format!(
+        "the {what} of this request take about {:.0} MiB; an answer may take {:.0} MiB (limits.max_answer_bytes): ask \
+         for {instead}",
+        mebibytes(total),
+        mebibytes(limit),
+    );
+    Err(invalid(message, param))
 }
 
 /// The arms: prompt, sample, variant as requested, strength; after them the baselines that only receipts need.

@@ -23,6 +23,8 @@ pub struct GenerationRequest {
     /// The prompt is part of the answer, with its log-probabilities where they are asked for.
     pub echo: bool,
     pub steer: Option<SteerRequest>,
+    /// The most bytes that its log-probabilities, receipts, activations and control arms may take together.
+    pub answer_bytes: Option<usize>,
     /// How long it may take, waiting included.
     pub deadline: Option<Duration>,
     /// How long its first token may take, waiting included; a prompt that is only scored has this long to begin.
@@ -53,6 +55,7 @@ impl GenerationRequest {
             logprobs: None,
             echo: false,
             steer: None,
+            answer_bytes: None,
             deadline: None,
             first_token_within: None,
         }

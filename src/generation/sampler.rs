@@ -142,14 +142,18 @@ pub fn log_probabilities(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u
     let own = logits
         .get(token as usize)
         .map_or(f32::NEG_INFINITY, |logit| logit - total);
+    if top == 0 {
+        return (own, Vec::new());
+    }
     let mut order: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
-    if top < order.len() && top > 0 {
+    let top = top.min(order.len());
+    if top < order.len() {
         order.select_nth_unstable_by(top - 1, more_probable);
     }
-    order.truncate(top);
-    order.sort_by(more_probable);
-    order.iter_mut().for_each(|(_, logit)| *logit -= total);
-    (own, order)
+    order[..top].sort_by(more_probable);
+    // Copied, for these are kept with every token: the vocabulary's memory must not be.
+    let shifted = order[..top].iter().map(|&(id, logit)| (id, logit - total));
+    (own, shifted.collect())
 }
 
 #[cfg(test)]
@@ -376,6 +380,18 @@ mod tests {
             Sampler::new(&sampling(), 0, &[]).draw(&[f32::NAN, 1.0]),
             Some(1)
         );
+    }
+
+    #[test]
+    fn log_probabilities_keep_what_is_asked_for_and_not_the_vocabulary() {
+        let logits: Vec<f32> = (0..5000u32)
+            .map(|id| (id * 37 % 4999) as f32 * 1e-3)
+            .collect();
+        for top in [0, 1, 5, 20] {
+            let (_, kept) = log_probabilities(&logits, 3, top);
+            assert_eq!(kept.len(), top);
+            assert!(kept.capacity() <= top, "room for {}", kept.capacity());
+        }
     }
 
     #[test]

@@ -18,6 +18,10 @@ use super::session::Session;
 use super::slots::Caches;
 use super::vitals::{NoProbe, Vitals};
 
+/// A token that costs no more, in tokens of a model, is one like all others: its own, a sparse run beside it, a
+/// counterfactual, and edits of a few channels.
+const ORDINARY_COST: usize = 4;
+
 /// How much the engine does at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -68,6 +72,8 @@ pub struct Scheduler<'o> {
     capacity: Capacity,
     /// In the order of their arrival.
     tickets: VecDeque<Ticket<'o>>,
+    /// How many costly arms have had their turn: where the next step goes on.
+    turns: usize,
     vitals: Arc<Vitals>,
 }
 
@@ -91,6 +97,7 @@ impl<'o> Scheduler<'o> {
             caches: Caches::new(capacity.sequences),
             capacity,
             tickets: VecDeque::new(),
+            turns: 0,
             vitals,
         }
     }
@@ -237,11 +244,13 @@ impl<'o> Scheduler<'o> {
     }
 
     /// For each request the arms that take part, with how many tokens at most. Arms that stand at the same token of
-    /// the same prompt go on together, since part of their way is computed once for all of them.
-    fn chosen_arms(&self) -> Vec<Vec<(usize, usize)>> {
+    /// the same prompt go on together, since part of their way is computed once for all of them. A token counts as
+    /// many as its runs and edits cost: no request makes a step so long that the others wait for it.
+    fn chosen_arms(&mut self) -> Vec<Vec<(usize, usize)>> {
         let mut left = self.capacity.prefill_tokens;
         let mut chosen = Vec::with_capacity(self.tickets.len());
-        for ticket in &self.tickets {
+        let mut costly = Vec::new();
+        for (number, ticket) in self.tickets.iter().enumerate() {
             let session = &ticket.session;
             let mut arms = Vec::new();
             let mut abreast: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
@@ -250,6 +259,9 @@ impl<'o> Scheduler<'o> {
                     continue;
                 }
                 match arm.unfed() {
+                    1 if session.cost(index) > ORDINARY_COST => {
+                        costly.push((number, index, session.cost(index)));
+                    }
                     1 => arms.push((index, 1)),
                     unfed => abreast.entry((arm.prompt, unfed)).or_default().push(index),
                 }
@@ -257,15 +269,28 @@ impl<'o> Scheduler<'o> {
             for ((_, unfed), abreast) in abreast {
                 // Unedited, they are one until their first own token.
                 let together = if session.edits() { abreast.len() } else { 1 };
-                let most = unfed.min((left / together).max(1));
+                let dearest = abreast.iter().map(|&arm| session.cost(arm)).max();
+                let cost = dearest.unwrap_or(1).div_ceil(ORDINARY_COST);
+                let most = unfed.min((left / (together * cost)).max(1));
                 for group in abreast.chunks(abreast.len() / together) {
                     if left > 0 {
-                        left = left.saturating_sub(most);
+                        left = left.saturating_sub(most * cost);
                         arms.extend(group.iter().map(|&arm| (arm, most)));
                     }
                 }
             }
             chosen.push(arms);
+        }
+        // Of the costly ones so many as a step has room for, each in its turn, and always one.
+        let mut room = self.capacity.sequences + self.capacity.prefill_tokens;
+        let first = self.turns % costly.len().max(1);
+        for &(ticket, arm, cost) in costly[first..].iter().chain(&costly[..first]) {
+            if room == 0 {
+                break;
+            }
+            room = room.saturating_sub(cost);
+            self.turns = self.turns.wrapping_add(1);
+            chosen[ticket].push((arm, 1));
         }
         chosen
     }
@@ -434,5 +459,70 @@ impl Observer for Alone<'_> {
 
     fn done(self: Box<Self>, answer: Result<Generation, EngineError>) {
         *self.answer = Some(answer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::generation::tests::forward::PROMPT;
+    use crate::generation::tests::pair::{catalog, request, steered};
+
+    struct Nobody;
+
+    impl Observer for Nobody {
+        fn more(&mut self, _delta: Delta) -> bool {
+            true
+        }
+
+        fn waits(&self) -> bool {
+            true
+        }
+
+        fn done(self: Box<Self>, answer: Result<Generation, EngineError>) {
+            answer.expect("an answer");
+        }
+    }
+
+    #[test]
+    fn costly_arms_take_turns_and_hold_up_nobody() {
+        let catalog = catalog();
+        let capacity = Capacity {
+            sequences: 32,
+            prefill_tokens: 16,
+            waiting: 8,
+        };
+        let mut scheduler = Scheduler::new(capacity);
+        let edit =
+            json!({"feature": {"node": "1.resid_in", "channel": 3}, "op": "add", "value": 1});
+        let mut costly = steered(&[PROMPT], json!({"edits": [edit]}));
+        costly.n = 12;
+        scheduler.submit(&catalog, costly, Box::new(Nobody));
+        scheduler.submit(&catalog, request(&[PROMPT]), Box::new(Nobody));
+        scheduler.tickets[0].session.edits_cost = 0;
+        while scheduler.tickets.iter().any(|ticket| {
+            let mut arms = ticket.session.arms.iter();
+            arms.any(|arm| arm.unfed() != 1)
+        }) {
+            scheduler.step();
+        }
+        // As if each token of the first request cost as much as ten of a model without edits.
+        let session = &mut scheduler.tickets[0].session;
+        session.edits_cost = 10;
+        let room = capacity.sequences + capacity.prefill_tokens;
+        let mut had_a_turn = std::collections::BTreeSet::new();
+        for _ in 0..4 {
+            let chosen = scheduler.chosen_arms();
+            assert!(!chosen[0].is_empty());
+            assert!(chosen[0].len() * 10 < room + 10, "{} arms", chosen[0].len());
+            assert_eq!(chosen[1], [(0, 1)], "the other goes on in every step");
+            had_a_turn.extend(chosen[0].iter().map(|&(arm, _)| arm));
+        }
+        assert_eq!(had_a_turn.len(), 12, "nobody is passed over");
+        while !scheduler.is_idle() {
+            scheduler.step();
+        }
     }
 }

@@ -7,10 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::admission::{check, keys, limits};
+use super::admission::{check, check_bytes, keys, limits};
 use super::arms::Arm;
 use super::catalog::{Catalog, LoadedBridge, LoadedModel, ModelKind};
 use super::request::{Choice, Delta, EngineError, Finish, Generation, GenerationRequest};
+use crate::interventions::cost::work_per_token;
 use crate::interventions::plan::{Joined, Plan, PlanError, Scene};
 use crate::interventions::request::Variant;
 use crate::interventions::rows_of_arms::Row;
@@ -28,6 +29,8 @@ pub struct Session {
     pub slots: Vec<Option<ArmSlots>>,
     /// None where there is nothing to edit.
     pub steering: Option<Steering>,
+    /// What the edits add to a token, in tokens that the answering model runs.
+    pub(super) edits_cost: usize,
 }
 
 /// A bridge with both its models, kept for as long as a request needs them.
@@ -99,6 +102,7 @@ impl Session {
         let plan = steer.map(|steer| Plan::new(steer, &scene)).transpose()?;
         let limits = limits(&request, plan.as_ref(), &scene)?;
         let keys = keys(&request, plan.as_ref())?;
+        check_bytes(&request, plan.as_ref(), &scene, &keys, &limits)?;
         let steering = match plan {
             None => None,
             Some(plan) => {
@@ -128,10 +132,13 @@ impl Session {
         Ok(Session {
             slots: vec![None; arms.len()],
             request,
-            model,
             joined,
             arms,
+            edits_cost: steering.as_ref().map_or(0, |steering| {
+                work_per_token(&steering.plan) / model.parameters.max(1)
+            }),
             steering,
+            model,
         })
     }
 
@@ -154,6 +161,21 @@ impl Session {
         self.steering
             .as_ref()
             .map_or_else(SlotNeeds::default, |steering| steering.slots(arm))
+    }
+
+    /// What one token of an arm takes of a step, in tokens of a model: its own, those of the runs beside it, and its
+    /// edits' arithmetic.
+    pub fn cost(&self, arm: usize) -> usize {
+        let SlotNeeds {
+            sparse,
+            dense,
+            replays,
+        } = self.needs(arm);
+        let edited = self
+            .steering
+            .as_ref()
+            .is_some_and(|steering| steering.arms[arm].follows);
+        1 + sparse + dense + replays + if edited { self.edits_cost } else { 0 }
     }
 
     /// Whether every arm has come to its end.

@@ -10,6 +10,9 @@
 //!
 //! Source: Gao et al. 2025, arXiv 2511.13653, appendix A.4.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 use super::request::Write;
@@ -38,10 +41,14 @@ pub struct Carrier {
     /// Where the dense model is changed.
     pub target: Place,
     /// `[channels][D]`: what a change of one does, before the token's own factor.
-    columns: Vec<Vec<f32>>,
+    columns: Vec<Arc<[f32]>>,
     /// A sublayer input written to the residual stream: the factor is the RMS of the sparse stream there.
     pub times_sparse_rms: bool,
 }
+
+/// Columns that other carriers of a request have, by place, way of writing and channel: many edits of many channels
+/// hold each of them once.
+pub type KnownColumns = BTreeMap<(Place, Write, usize), Arc<[f32]>>;
 
 impl Carrier {
     /// Carries changes of `channels` of `place`, a residual site, a sublayer's input or a residual delta.
@@ -55,53 +62,75 @@ impl Carrier {
         write: Write,
         rms_ratio: f64,
     ) -> Result<std::result::Result<Self, NotCarried>> {
+        let known = &mut KnownColumns::new();
+        Self::sharing(
+            dense, sparse, bridge, place, channels, write, rms_ratio, known,
+        )
+    }
+
+    /// The same; columns that are `known` are shared, and those that are not become so.
+    #[allow(clippy::too_many_arguments)]
+    pub fn sharing(
+        dense: &Transformer,
+        sparse: &Transformer,
+        bridge: &Bridge,
+        place: Place,
+        channels: &[usize],
+        write: Write,
+        rms_ratio: f64,
+        known: &mut KnownColumns,
+    ) -> Result<std::result::Result<Self, NotCarried>> {
         let site = place.site(sparse.config.n_layers);
+        let behind_norm = is_sublayer_input(place);
+        if !behind_norm && write == Write::Sublayer {
+            return Ok(Err(NotCarried::NoSublayer { place }));
+        }
+        let gains = match behind_norm {
+            true => input_gains(sparse, site)?,
+            false => Vec::new(),
+        };
+        let dense_gains = match write {
+            Write::Sublayer => input_gains(dense, site)?,
+            Write::Residual => Vec::new(),
+        };
         let mut columns = Vec::with_capacity(channels.len());
         for &channel in channels {
             if channel >= sparse.config.d_model {
                 return Ok(Err(NotCarried::Positional { place, channel }));
             }
-            columns.push(bridge.decoder_column(site, channel)?);
-        }
-        if !is_sublayer_input(place) {
-            return Ok(match write {
-                Write::Sublayer => Err(NotCarried::NoSublayer { place }),
-                Write::Residual => Ok(Carrier {
-                    target: Place::Site(site),
-                    columns,
-                    times_sparse_rms: false,
-                }),
-            });
-        }
-        let gains = input_gains(sparse, site)?;
-        for (column, &channel) in columns.iter_mut().zip(channels) {
-            if gains[channel] == 0.0 {
+            if behind_norm && gains[channel] == 0.0 {
                 return Ok(Err(NotCarried::ZeroGain { place, channel }));
             }
-            let inverse = 1.0 / gains[channel];
-            column.iter_mut().for_each(|value| *value *= inverse);
-        }
-        if write == Write::Residual {
-            return Ok(Ok(Carrier {
-                target: Place::Site(site),
-                columns,
-                times_sparse_rms: true,
-            }));
-        }
-        let dense_gains = input_gains(dense, site)?;
-        for column in &mut columns {
-            if dense.config.norm != Norm::Rms {
-                let mean = column.iter().sum::<f32>() / column.len() as f32;
-                column.iter_mut().for_each(|value| *value -= mean);
+            let key = (place, write, channel);
+            if let Some(column) = known.get(&key) {
+                columns.push(column.clone());
+                continue;
             }
-            for (value, gain) in column.iter_mut().zip(&dense_gains) {
-                *value *= gain * rms_ratio as f32;
+            let mut column = bridge.decoder_column(site, channel)?;
+            if behind_norm {
+                let inverse = 1.0 / gains[channel];
+                column.iter_mut().for_each(|value| *value *= inverse);
             }
+            if write == Write::Sublayer {
+                if dense.config.norm != Norm::Rms {
+                    let mean = column.iter().sum::<f32>() / column.len() as f32;
+                    column.iter_mut().for_each(|value| *value -= mean);
+                }
+                for (value, gain) in column.iter_mut().zip(&dense_gains) {
+                    *value *= gain * rms_ratio as f32;
+                }
+            }
+            let column: Arc<[f32]> = column.into();
+            known.insert(key, column.clone());
+            columns.push(column);
         }
         Ok(Ok(Carrier {
-            target: place,
+            target: match write {
+                Write::Sublayer => place,
+                Write::Residual => Place::Site(site),
+            },
             columns,
-            times_sparse_rms: false,
+            times_sparse_rms: behind_norm && write == Write::Residual,
         }))
     }
 
@@ -116,7 +145,7 @@ impl Carrier {
         for (column, &change) in self.columns.iter().zip(changes) {
             let change = change * factor;
             if change != 0.0 {
-                for (delta, &value) in delta.iter_mut().zip(column) {
+                for (delta, &value) in delta.iter_mut().zip(column.iter()) {
                     *delta += change * value;
                 }
             }
@@ -125,7 +154,12 @@ impl Carrier {
 
     /// Width of the dense stream.
     pub fn width(&self) -> usize {
-        self.columns.first().map_or(0, Vec::len)
+        self.columns.first().map_or(0, |column| column.len())
+    }
+
+    /// Multiplications that carrying one token's change takes.
+    pub fn work(&self) -> usize {
+        self.columns.len() * self.width()
     }
 }
 

@@ -6,17 +6,22 @@
 //! have made there. Edits that are carried out together in one sublayer's second run share the direction of the
 //! first of them.
 
-use rand::seq::SliceRandom;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
-use super::carry::Carrier;
+use super::carry::{Carrier, KnownColumns};
+use super::cost::changed_width;
 use super::operation::norm;
 use super::plan::subject::Subject;
 use super::plan::{Edit, Plan, PlanError, Route, Scene, refused, sublayer_output};
 use super::request::{Variant, Write};
 use crate::models::location::Place;
+
+const VARIANTS: &str = "steer.variants";
 
 /// A unit direction for each edit of a plan.
 #[derive(Debug, Clone)]
@@ -25,29 +30,82 @@ pub struct Directions {
     units: Vec<Vec<f32>>,
 }
 
-impl Directions {
+/// What the control arms of a request are drawn from.
+pub struct Draws<'a> {
+    plan: &'a Plan,
+    scene: &'a Scene<'a>,
+    /// For each edit, the channels that can stand in for its own; found when first asked for.
+    candidates: BTreeMap<usize, (Place, Vec<usize>)>,
+    columns: KnownColumns,
+}
+
+impl<'a> Draws<'a> {
+    pub fn new(plan: &'a Plan, scene: &'a Scene<'a>) -> Self {
+        Draws {
+            plan,
+            scene,
+            candidates: BTreeMap::new(),
+            columns: KnownColumns::new(),
+        }
+    }
+
     /// The directions of one sample of prompt number `prompt`; none for arms that are no control.
     pub fn draw(
-        plan: &Plan,
-        scene: &Scene,
+        &mut self,
         variant: Variant,
         prompt: usize,
         seed: u64,
-    ) -> Result<Option<Self>, PlanError> {
+    ) -> Result<Option<Directions>, PlanError> {
+        let (plan, scene) = (self.plan, self.scene);
         let generator = |edit| generator(seed, variant, prompt, edit);
         let edits = plan.edits.iter().enumerate();
         let units = match variant {
             Variant::Steered | Variant::Baseline => return Ok(None),
             Variant::Random => edits
-                .map(|(index, edit)| Ok(gaussian(width(edit, scene), &mut generator(index))))
-                .collect::<Result<_, PlanError>>()?,
+                .map(|(index, edit)| gaussian(changed_width(edit, scene), &mut generator(index)))
+                .collect(),
             Variant::RandomFeature => edits
-                .map(|(index, edit)| other_feature(edit, scene, &mut generator(index)))
+                .map(|(index, edit)| self.other_feature(index, edit, &mut generator(index)))
                 .collect::<Result<_, PlanError>>()?,
         };
         Ok(Some(Directions { units }))
     }
 
+    /// The counterpart of another live channel of the same place.
+    fn other_feature(
+        &mut self,
+        index: usize,
+        edit: &Edit,
+        generator: &mut ChaCha8Rng,
+    ) -> Result<Vec<f32>, PlanError> {
+        let scene = self.scene;
+        if let Entry::Vacant(entry) = self.candidates.entry(index) {
+            entry.insert(candidates(edit, scene)?);
+        }
+        let Some((place, candidates)) = self.candidates.get_mut(&index) else {
+            return Err(refused("an edit has no channels beside it", VARIANTS));
+        };
+        let place = *place;
+        while !candidates.is_empty() {
+            let at = generator.random_range(0..candidates.len());
+            let channel = candidates[at];
+            if scene.native {
+                let mut unit = vec![0.0; place.width(&scene.model.config)];
+                unit[channel] = 1.0;
+                return Ok(unit);
+            }
+            match counterpart(place, channel, edit.write, scene, &mut self.columns)? {
+                Some(direction) => return Ok(direction),
+                // It cannot be carried over, whoever asks: nobody need try it again.
+                None => candidates.remove(at),
+            };
+        }
+        let message = format!("{place} has no other live channel that can be carried over");
+        Err(refused(message, VARIANTS))
+    }
+}
+
+impl Directions {
     /// Turns `change` into the direction of edit number `edit`, keeping its norm.
     pub fn replace(&self, edit: usize, change: &mut [f32]) {
         let size = norm(change);
@@ -64,14 +122,6 @@ fn generator(seed: u64, variant: Variant, prompt: usize, edit: usize) -> ChaCha8
     let kind = if variant == Variant::Random { 1 } else { 2 };
     generator.set_stream(kind << 60 | (prompt as u64) << 32 | edit as u64);
     generator
-}
-
-/// The width of what the edit changes: its own place, or the dense stream.
-fn width(edit: &Edit, scene: &Scene) -> usize {
-    match scene.native {
-        true => edit.subject.place().width(&scene.model.config),
-        false => scene.model.config.d_model,
-    }
 }
 
 fn gaussian(width: usize, generator: &mut ChaCha8Rng) -> Vec<f32> {
@@ -92,52 +142,31 @@ fn normalise(direction: &mut [f32]) -> bool {
     length > 0.0 && length.is_finite()
 }
 
-/// The counterpart of another live channel of the same place.
-fn other_feature(
-    edit: &Edit,
-    scene: &Scene,
-    generator: &mut ChaCha8Rng,
-) -> Result<Vec<f32>, PlanError> {
-    let param = "steer.variants";
+/// The place whose channels can stand in for those of an edit, and its live channels without the edit's own.
+fn candidates(edit: &Edit, scene: &Scene) -> Result<(Place, Vec<usize>), PlanError> {
     let own_place = edit.subject.place();
     let place = match edit.route {
         Route::Replayed => sublayer_output(own_place).unwrap_or(own_place),
         Route::InPlace | Route::Carried(_) => own_place,
     };
     let Some(joined) = scene.joined else {
-        return Err(refused(
-            "`random_feature` needs a bridge to take a feature from",
-            param,
-        ));
+        let message = "`random_feature` needs a bridge to take a feature from";
+        return Err(refused(message, VARIANTS));
     };
     let Some(statistics) = joined.reference.place(place) else {
         let message =
             format!("`random_feature` needs reference statistics of {place}, and there are none");
-        return Err(refused(message, param));
+        return Err(refused(message, VARIANTS));
     };
-    let edited: &[usize] = match &edit.subject {
-        Subject::Channels(group) if group.place == place => &group.channels,
-        _ => &[],
+    let edited: BTreeSet<usize> = match &edit.subject {
+        Subject::Channels(group) if group.place == place => {
+            group.channels.iter().copied().collect()
+        }
+        _ => BTreeSet::new(),
     };
-    let mut candidates: Vec<usize> = statistics
-        .live_channels()
-        .filter(|channel| !edited.contains(channel))
-        .collect();
-    candidates.shuffle(generator);
-    for channel in candidates {
-        if scene.native {
-            let mut unit = vec![0.0; place.width(&scene.model.config)];
-            unit[channel] = 1.0;
-            return Ok(unit);
-        }
-        if let Some(direction) = counterpart(place, channel, edit.write, scene)? {
-            return Ok(direction);
-        }
-    }
-    Err(refused(
-        format!("{place} has no other live channel that can be carried over"),
-        param,
-    ))
+    let live = statistics.live_channels();
+    let candidates = live.filter(|channel| !edited.contains(channel)).collect();
+    Ok((place, candidates))
 }
 
 /// The dense direction of one sparse channel, written as the edit is.
@@ -146,6 +175,7 @@ fn counterpart(
     channel: usize,
     write: Option<Write>,
     scene: &Scene,
+    columns: &mut KnownColumns,
 ) -> candle_core::Result<Option<Vec<f32>>> {
     let Some(joined) = scene.joined else {
         return Ok(None);
@@ -153,7 +183,16 @@ fn counterpart(
     let (dense, sparse) = (joined.dense, joined.sparse);
     let write = write.unwrap_or(Write::Residual);
     // The scale is of no account: only the direction is kept.
-    let carrier = Carrier::new(dense, sparse, joined.bridge, place, &[channel], write, 1.0)?;
+    let carrier = Carrier::sharing(
+        dense,
+        sparse,
+        joined.bridge,
+        place,
+        &[channel],
+        write,
+        1.0,
+        columns,
+    )?;
     let Ok(carrier) = carrier else {
         return Ok(None);
     };

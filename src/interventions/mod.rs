@@ -4,11 +4,13 @@
 //! resolved and every number checked. [`operation`] says what each operation moves a value to and [`carry`] how
 //! a change of the sparse model becomes one of the dense. [`steering`] carries a plan out, step by step, with two
 //! taps: [`in_place`] in the model that has the features, [`carried`] in the dense one; [`readings`] are the
-//! unedited runs beside them, [`control`] the arms to compare with, [`receipt`] what was done.
+//! unedited runs beside them, [`control`] the arms to compare with, [`receipt`] what was done, [`cost`] what a plan
+//! takes before it is begun.
 
 pub mod carried;
 pub mod carry;
 pub mod control;
+pub mod cost;
 pub mod in_place;
 pub mod nearest;
 pub mod operation;

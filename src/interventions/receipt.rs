@@ -108,8 +108,8 @@ pub struct Record {
 #[derive(Debug, Default)]
 pub struct Records {
     wanted: bool,
-    /// By arm, edit, position.
-    records: BTreeMap<(usize, usize, usize), Record>,
+    /// By arm and edit, then by position: every token of an arm that is followed has one.
+    records: BTreeMap<(usize, usize), Vec<Record>>,
 }
 
 impl Records {
@@ -127,9 +127,14 @@ impl Records {
 
     /// Adds or replaces a record.
     pub fn note(&mut self, arm: usize, edit: usize, position: usize, record: Record) {
-        if self.wanted {
-            self.records.insert((arm, edit, position), record);
+        if !self.wanted {
+            return;
         }
+        let records = self.records.entry((arm, edit)).or_default();
+        if records.len() <= position {
+            records.resize(position + 1, Record::default());
+        }
+        records[position] = record;
     }
 
     /// Completes a record with what its change came to.
@@ -141,15 +146,16 @@ impl Records {
         change_norm: f32,
         base_norm: f32,
     ) {
-        if let Some(record) = self.records.get_mut(&(arm, edit, position)) {
+        let records = self.records.get_mut(&(arm, edit));
+        if let Some(record) = records.and_then(|records| records.get_mut(position)) {
             record.change_norm = change_norm;
             record.base_norm = base_norm;
         }
     }
 
     fn of_edit(&self, arm: usize, edit: usize) -> impl Iterator<Item = (usize, &Record)> {
-        let range = self.records.range((arm, edit, 0)..=(arm, edit, usize::MAX));
-        range.map(|(&(_, _, position), record)| (position, record))
+        let records = self.records.get(&(arm, edit));
+        records.into_iter().flatten().enumerate()
     }
 
     /// The receipt of one arm.

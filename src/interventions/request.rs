@@ -344,7 +344,7 @@ pub enum Read {
 }
 
 /// How a change enters the dense model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Write {
     /// Into the dense input of the same sublayer, after its norm.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::carried::{Beside, CarriedTap};
-use super::control::Directions;
+use super::control::{Directions, Draws};
 use super::in_place::InPlaceTap;
 use super::plan::counterfactual::StreamModel;
 use super::plan::{Joined, Plan, PlanError, Scene};
@@ -84,11 +84,12 @@ impl Steering {
     pub fn new(plan: Plan, scene: &Scene, arms: &[ArmPlan]) -> Result<Self, PlanError> {
         // Arms of one sample of one prompt share their directions, whatever their strength.
         let mut drawn: BTreeMap<(usize, Variant, u64), Option<Arc<Directions>>> = BTreeMap::new();
+        let mut draws = Draws::new(&plan, scene);
         let mut steered = Vec::with_capacity(arms.len());
         for arm in arms {
             let key = (arm.prompt, arm.variant, arm.seed);
             if let std::collections::btree_map::Entry::Vacant(entry) = drawn.entry(key) {
-                let drawn = Directions::draw(&plan, scene, arm.variant, arm.prompt, arm.seed)?;
+                let drawn = draws.draw(arm.variant, arm.prompt, arm.seed)?;
                 entry.insert(drawn.map(Arc::new));
             }
             steered.push(SteeredArm {

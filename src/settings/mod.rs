@@ -164,6 +164,8 @@ pub struct Limits {
     pub max_generated_tokens: usize,
     /// Numbers in one answer with activations or logits.
     pub max_activation_values: usize,
+    /// Bytes that the log-probabilities, receipts, activations and control arms of one completion may take.
+    pub max_answer_bytes: usize,
     /// Memory that a model may take, in MiB: its weights and the key-value cache of one sequence together.
     pub max_model_mib: u64,
     /// Seconds that a completion may take, waiting included.
@@ -210,6 +212,7 @@ impl Default for Limits {
             max_choices: 512,
             max_generated_tokens: 1 << 17,
             max_activation_values: 1 << 21,
+            max_answer_bytes: 64 << 20,
             max_model_mib: 4096,
             deadline_seconds: 300,
             first_token_seconds: 30,

@@ -2,6 +2,7 @@
 
 mod admission;
 mod answers;
+mod budgets;
 mod carrying;
 mod conditions;
 mod controls;

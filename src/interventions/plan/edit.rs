@@ -5,7 +5,7 @@ use super::counterfactual::{Stream, StreamModel, stream};
 use super::span::Span;
 use super::subject::{Group, Resolved, Subject, resolve};
 use super::{Edit, EditStrength, PlanError, Route, Scene, Source, refused, sublayer_output};
-use crate::interventions::carry::{Carrier, NotCarried, is_sublayer_input};
+use crate::interventions::carry::{Carrier, KnownColumns, NotCarried, is_sublayer_input};
 use crate::interventions::operation::Action;
 use crate::interventions::reference::PlaceStatistics;
 use crate::interventions::request::{
@@ -13,18 +13,20 @@ use crate::interventions::request::{
 };
 use crate::models::location::Place;
 
-/// Checks one edit; counterfactual streams it needs are added to `streams`. `param` is its path.
+/// Checks one edit; counterfactual streams it needs are added to `streams`, and columns it writes to `columns`.
+/// `param` is its path.
 pub fn compile(
     request: &EditRequest,
     scene: &Scene,
     streams: &mut Vec<Stream>,
+    columns: &mut KnownColumns,
     param: &str,
 ) -> Result<Edit, PlanError> {
     arguments(request, param)?;
     let mut resolved = resolve(&request.feature, scene, &format!("{param}.feature"))?;
     let source = source(request, &resolved.subject, scene, param)?;
     let action = action(request, &mut resolved, source, scene, streams, param)?;
-    let (route, write) = route(request, &resolved, scene, param)?;
+    let (route, write) = route(request, &resolved, scene, columns, param)?;
     let lengths: Vec<usize> = scene.prompts.iter().map(Vec::len).collect();
     let span = Span::new(request.at.as_ref(), &lengths, &format!("{param}.at"))?;
     let dense_site = match (scene.native, &route) {
@@ -388,6 +390,7 @@ fn route(
     request: &EditRequest,
     resolved: &Resolved,
     scene: &Scene,
+    columns: &mut KnownColumns,
     param: &str,
 ) -> Result<(Route, Option<Write>), PlanError> {
     let write_param = format!("{param}.write");
@@ -424,11 +427,17 @@ fn route(
             )),
         };
     }
-    let carrier = carry(group, write, scene, param)?;
+    let carrier = carry(group, write, scene, columns, param)?;
     Ok((Route::Carried(carrier), Some(write)))
 }
 
-fn carry(group: &Group, write: Write, scene: &Scene, param: &str) -> Result<Carrier, PlanError> {
+fn carry(
+    group: &Group,
+    write: Write,
+    scene: &Scene,
+    columns: &mut KnownColumns,
+    param: &str,
+) -> Result<Carrier, PlanError> {
     let joined = scene.joined(&format!("{param}.feature"))?;
     let site = group.place.site(joined.sparse.config.n_layers);
     let scales = &joined.record.sites[site.index()];
@@ -438,7 +447,7 @@ fn carry(group: &Group, write: Write, scene: &Scene, param: &str) -> Result<Carr
             format!("the bridge's record has no usable scales at {site}; write to `residual`");
         return Err(refused(message, &format!("{param}.write")));
     }
-    let carrier = Carrier::new(
+    let carrier = Carrier::sharing(
         joined.dense,
         joined.sparse,
         joined.bridge,
@@ -446,6 +455,7 @@ fn carry(group: &Group, write: Write, scene: &Scene, param: &str) -> Result<Carr
         &group.channels,
         write,
         ratio,
+        columns,
     )?;
     carrier.map_err(|error| {
         let key = match error {

@@ -9,7 +9,7 @@ pub mod subject;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::carry::Carrier;
+use super::carry::{Carrier, KnownColumns};
 use super::operation::Action;
 use super::reference::ReferenceStatistics;
 use super::request::{EditRequest, Operation, Return, SteerRequest, Strength, Variant, Write};
@@ -240,18 +240,20 @@ impl Plan {
             steps: BTreeMap::new(),
             places: BTreeSet::new(),
         };
+        let mut columns = KnownColumns::new();
         for (index, edit) in request.edits.iter().enumerate() {
             let edit = edit::compile(
                 edit,
                 scene,
                 &mut plan.streams,
+                &mut columns,
                 &format!("steer.edits[{index}]"),
             )?;
             plan.edits.push(edit);
         }
         if !plan.native {
             plan.place_conditions();
-            plan.gather_replays(scene)?;
+            plan.gather_replays(scene, &mut columns)?;
             plan.leave_unread();
             plan.order_steps();
         }
@@ -281,7 +283,11 @@ impl Plan {
 
     /// Edits inside one sublayer share its second run, and edits of its output made by the sparse model's own
     /// values join them, so that each sees what its predecessors left.
-    fn gather_replays(&mut self, scene: &Scene) -> Result<(), PlanError> {
+    fn gather_replays(
+        &mut self,
+        scene: &Scene,
+        columns: &mut KnownColumns,
+    ) -> Result<(), PlanError> {
         let mut outputs: Vec<Place> = Vec::new();
         for edit in &self.edits {
             if let (Route::Replayed, Some(output)) =
@@ -307,7 +313,7 @@ impl Plan {
             }
             let joined = scene.joined("steer.bridge")?;
             let channels: Vec<usize> = (0..joined.sparse.config.d_model).collect();
-            let carrier = Carrier::new(
+            let carrier = Carrier::sharing(
                 joined.dense,
                 joined.sparse,
                 joined.bridge,
@@ -315,6 +321,7 @@ impl Plan {
                 &channels,
                 Write::Residual,
                 1.0,
+                columns,
             )?;
             let carrier = carrier.map_err(|error| refused(error.to_string(), "steer.edits"))?;
             let inside = edits.iter().map(|&index| self.edits[index].subject.place());

@@ -38,6 +38,14 @@ impl Subject {
         }
     }
 
+    /// How many numbers are read for its value.
+    pub fn width(&self) -> usize {
+        match self {
+            Subject::Channels(group) => group.channels.len(),
+            Subject::Direction(direction) => direction.vector.len(),
+        }
+    }
+
     /// Its channels with their weights; none for a direction.
     pub fn channels(&self) -> Vec<WeightedChannel> {
         match self {
