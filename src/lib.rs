@@ -18,6 +18,7 @@ pub mod memory;
 pub mod models;
 pub mod numerics;
 pub mod plot;
+pub mod serving;
 pub mod settings;
 pub mod tasks;
 pub mod telemetry;

@@ -34,6 +34,23 @@ pub fn available_mib() -> Option<u64> {
     mib_of("/proc/meminfo", "MemAvailable:")
 }
 
+/// Lets this process take at most so many bytes more than it has taken, addresses that were reserved included; an
+/// allocation beyond them ends it. Nothing is bounded where the system does not tell what it has taken.
+pub fn bound_growth(bytes: u64) -> std::io::Result<()> {
+    let Some(taken) = of_process("self", "VmSize:") else {
+        return Ok(());
+    };
+    let most = Some((taken << 20).saturating_add(bytes));
+    let limit = rustix::process::Rlimit {
+        current: most,
+        maximum: most,
+    };
+    Ok(rustix::process::setrlimit(
+        rustix::process::Resource::As,
+        limit,
+    )?)
+}
+
 fn of_process(process: &str, name: &str) -> Option<u64> {
     mib_of(&format!("/proc/{process}/status"), name)
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Every module at the top of `src` with its layer. A module uses those of lower layers and of its own.
-const LAYERS: [(&str, u32); 19] = [
+const LAYERS: [(&str, u32); 20] = [
     ("numerics", 0),
     ("artifacts", 0),
     ("memory", 0),
@@ -24,6 +24,7 @@ const LAYERS: [(&str, u32); 19] = [
     ("evaluation", 5),
     ("settings", 5),
     ("jobs", 5),
+    ("serving", 5),
     ("telemetry", 5),
     ("api", 6),
     ("cli", 7),

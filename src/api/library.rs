@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
@@ -24,6 +25,7 @@ use crate::bridge::pair::PairFiles;
 use crate::generation::catalog::{Catalog, CatalogError, LoadedModel, LoadedPair};
 use crate::interventions::nearest::suggestion;
 use crate::models::layout::{ModelFiles, ReadLimits};
+use crate::serving::trial_process::TrialFailure;
 
 /// Where entries are.
 #[derive(Debug)]
@@ -34,7 +36,9 @@ pub struct Library {
     directory: PathBuf,
     /// By id: what jobs have trained.
     trained: RwLock<BTreeMap<String, Trained>>,
-    /// One thing comes or goes at a time.
+    /// One thing is tried and read at a time.
+    reading: tokio::sync::Mutex<()>,
+    /// One thing comes or goes at a time; no file is read meanwhile.
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -94,6 +98,7 @@ impl Library {
             named,
             directory,
             trained: RwLock::default(),
+            reading: tokio::sync::Mutex::new(()),
             turn: tokio::sync::Mutex::new(()),
         }
     }
@@ -243,28 +248,47 @@ pub async fn load(
     Ok(HttpResponse::Ok().json(described(&state.inventory(), id, kind)))
 }
 
-/// Serves an entry from now on, if it is not served already.
+/// Serves an entry from now on, if it is not served already. It is tried in a process of its own and then read before
+/// the library's turn is taken: files that take long hold up nobody but those who wait to read others.
 pub async fn take_into_service(state: &web::Data<State>, id: &str) -> Result<EntryKind, ApiError> {
-    let _turn = state.library.turn.lock().await;
-    let (entry, read) = {
-        let (state, id) = (state.clone(), id.to_owned());
-        let reading = web::block(move || {
-            let entry = state.library.find(&id)?;
-            let loaded = is_loaded(&state.inventory(), &id, entry.kind);
-            let limits = ReadLimits {
-                model_bytes: state.limits.max_model_bytes(),
-                pickles: false,
-            };
-            let read = (!loaded).then(|| read(&id, &entry, limits)).transpose()?;
-            Ok::<_, ApiError>((entry, read))
-        });
-        reading.await.map_err(ApiError::internal)??
-    };
-    if let Some(read) = read {
-        take_in(state, id, &entry, read).await?;
-        tracing::info!(id, "taken into service");
+    let _reading = state.library.reading.lock().await;
+    let entry = found(state, id).await?;
+    if is_loaded(&state.inventory(), id, entry.kind) {
+        return Ok(entry.kind);
     }
+    let tried = state.trial.run(&entry.directory, false).await;
+    tried.map_err(|failure| match failure {
+        TrialFailure::System(error) => ApiError::internal(error),
+        failure => cannot_load(failure),
+    })?;
+    let limits = ReadLimits {
+        model_bytes: state.limits.max_model_bytes(),
+        pickles: false,
+    };
+    let (name, of) = (id.to_owned(), entry.clone());
+    let reading = web::block(move || read(&name, &of, limits));
+    // What was tried may have been replaced since.
+    let limit = Duration::from_secs(state.limits.load_seconds);
+    let read = tokio::time::timeout(limit, reading)
+        .await
+        .map_err(|_| cannot_load(TrialFailure::Slow(limit.as_secs())))?
+        .map_err(ApiError::internal)??;
+    let _turn = state.library.turn.lock().await;
+    // A job's result may have been deleted meanwhile.
+    let still = found(state, id).await?;
+    if still.directory != entry.directory {
+        return Err(cannot_load("it was replaced while it was read"));
+    }
+    take_in(state, id, &entry, read).await?;
+    tracing::info!(id, "taken into service");
     Ok(entry.kind)
+}
+
+/// The entry of that id; looks at the library's directory on a thread that may wait.
+async fn found(state: &web::Data<State>, id: &str) -> Result<Entry, ApiError> {
+    let (state, id) = (state.clone(), id.to_owned());
+    let found = web::block(move || state.library.find(&id)).await;
+    found.map_err(ApiError::internal)?
 }
 
 /// Serves what a job has trained no more. Requests in progress keep what they began with, which goes with the last.
@@ -297,11 +321,7 @@ pub async fn unload(
 ) -> Result<HttpResponse, ApiError> {
     let id = id.into_inner();
     let _turn = state.library.turn.lock().await;
-    let entry = {
-        let (state, id) = (state.clone(), id.clone());
-        let found = web::block(move || state.library.find(&id)).await;
-        found.map_err(ApiError::internal)??
-    };
+    let entry = found(&state, &id).await?;
     let inventory = state.inventory();
     if is_loaded(&inventory, &id, entry.kind) {
         if entry.kind == EntryKind::Model

@@ -22,6 +22,7 @@ use crate::generation::vitals::{NoProbe, Probe};
 use crate::models::config::TransformerConfig;
 use crate::models::layout::ReadLimits;
 use crate::models::location::Place;
+use crate::serving::trial_process::TrialProcess;
 use crate::settings::Settings;
 
 /// Why a server cannot start.
@@ -114,6 +115,11 @@ pub fn load_probed(
         engine: Engine::start_probed(catalog, settings.engine, probe)?,
         served: RwLock::new(Arc::new(inventory)),
         library: Library::new(named, settings.library.clone()),
+        trial: TrialProcess {
+            program: settings.program.clone(),
+            max_model_mib: settings.limits.max_model_mib,
+            seconds: settings.limits.load_seconds,
+        },
         features,
         examiner: Examiner::new(directories),
         keys: Keys::new(&settings.keys),

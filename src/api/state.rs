@@ -11,6 +11,7 @@ use super::keys::Keys;
 use super::library::Library;
 use super::metrics::Metrics;
 use crate::generation::engine::EngineHandle;
+use crate::serving::trial_process::TrialProcess;
 use crate::settings::Limits;
 
 /// One server's state; handlers get it as `web::Data<State>`. It is made by [`super::loading`].
@@ -19,6 +20,8 @@ pub struct State {
     /// What is served just now; whoever looks keeps what it saw.
     pub served: RwLock<Arc<Inventory>>,
     pub library: Library,
+    /// Tries what comes into service.
+    pub trial: TrialProcess,
     pub features: FeatureStore,
     pub examiner: Examiner,
     pub keys: Keys,

@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and what each command does.
 
+pub mod convert;
 pub mod corpus;
 pub mod eval;
 pub mod jobs;
@@ -9,6 +10,7 @@ pub mod openapi;
 pub mod ready;
 pub mod serve;
 pub mod train;
+pub mod trial;
 pub mod worker;
 
 use clap::{Parser, Subcommand};
@@ -26,6 +28,8 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write a model in Causeway's own form.
+    Convert(convert::ConvertArguments),
     /// Write generated Python programs, one JSON object with a `text` a line.
     Corpus(corpus::CorpusArguments),
     /// Measure a pair: steering curves, tasks, losses, features.
@@ -44,6 +48,9 @@ pub enum Command {
     Serve(serve::ServeArguments),
     /// Train a tokenizer, a dense or sparse model, or a sparse model with its bridge to a dense one.
     Train(train::TrainArguments),
+    /// Let a directory's models answer one token.
+    #[command(hide = true)]
+    Trial(trial::TrialArguments),
     /// Carry out the trainings that a server was asked for.
     Worker(worker::WorkerArguments),
 }
@@ -57,6 +64,7 @@ impl Arguments {
             _ => Some(Telemetry::start(&TelemetrySettings::default())?),
         };
         match self.command {
+            Command::Convert(arguments) => arguments.run(),
             Command::Corpus(arguments) => arguments.run(),
             Command::Eval(arguments) => arguments.run(),
             Command::Jobs(arguments) => arguments.run(),
@@ -66,6 +74,7 @@ impl Arguments {
             Command::Ready(arguments) => arguments.run(),
             Command::Serve(arguments) => arguments.run(),
             Command::Train(arguments) => arguments.run(),
+            Command::Trial(arguments) => arguments.run(),
             Command::Worker(arguments) => arguments.run(),
         }
     }

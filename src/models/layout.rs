@@ -24,7 +24,7 @@ use super::memory_need::{MemoryNeed, TooLarge};
 use super::tensor_names::{
     EMBEDDING, FINAL_LOGITS_BIAS, POSITIONS, UNEMBEDDING, is_buffer, tensor_shapes,
 };
-use super::tokenizer::{SPLIT_PATTERN, Tokenizer, TokenizerError, formats};
+use super::tokenizer::{SPLIT_PATTERN, Tokenizer, TokenizerError, formats, growth};
 use super::{gpt2, released};
 use crate::artifacts::tensors::{FloatPrecision, Selection};
 use crate::artifacts::{ArtifactError, atomic, sparse_tensor, tensors, torch_pickle};
@@ -428,7 +428,11 @@ fn read_tokenizer(directory: &Path, vocab_size: usize) -> Result<Option<Vec<u8>>
     let merges_path = directory.join("vocab.bpe");
     let (path, tokenizer, json) = if json_path.exists() {
         let json = atomic::read_small(&json_path, LONGEST_TOKENIZER)?;
-        (json_path, Tokenizer::from_bytes(&json), Some(json))
+        let tokenizer = match growth::check(&json) {
+            Ok(()) => Tokenizer::from_bytes(&json),
+            Err(problem) => Err(TokenizerError::Invalid(problem)),
+        };
+        (json_path, tokenizer, Some(json))
     } else if encoder_path.exists() && merges_path.exists() {
         let encoder = atomic::read_small(&encoder_path, LONGEST_TOKENIZER)?;
         let merges = atomic::read_small(&merges_path, LONGEST_TOKENIZER)?;

@@ -18,6 +18,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 pub mod formats;
+pub mod growth;
 
 /// The split pattern of `tinypython_2k`. It glues newlines to the punctuation before them.
 pub const SPLIT_PATTERN: &str =

@@ -57,6 +57,13 @@ pub struct Settings {
     pub telemetry: TelemetrySettings,
     pub jobs: JobSettings,
     pub artifacts: ArtifactSettings,
+    /// The program whose `trial` is run on what comes into service: this one, except in tests.
+    #[serde(skip, default = "this_program")]
+    pub program: PathBuf,
+}
+
+fn this_program() -> PathBuf {
+    std::env::current_exe().unwrap_or_default()
 }
 
 /// Where uploaded text, checkpoints and trained models are kept.
@@ -168,6 +175,8 @@ pub struct Limits {
     pub max_answer_bytes: usize,
     /// Memory that a model may take, in MiB: its weights and the key-value cache of one sequence together.
     pub max_model_mib: u64,
+    /// Seconds that a pair or a model may take to be tried, in a process of its own, before it is served.
+    pub load_seconds: u64,
     /// Seconds that a completion may take, waiting included.
     pub deadline_seconds: u64,
     /// Seconds that its first token may take, waiting included: a request that would wait longer is turned away.
@@ -192,6 +201,7 @@ impl Default for Settings {
             telemetry: TelemetrySettings::default(),
             jobs: JobSettings::default(),
             artifacts: ArtifactSettings::default(),
+            program: this_program(),
         }
     }
 }
@@ -214,6 +224,7 @@ impl Default for Limits {
             max_activation_values: 1 << 21,
             max_answer_bytes: 64 << 20,
             max_model_mib: 4096,
+            load_seconds: 120,
             deadline_seconds: 300,
             first_token_seconds: 30,
         }
@@ -297,6 +308,7 @@ impl Settings {
                 self.limits.first_token_seconds as usize,
             ),
             ("limits.max_model_mib", self.limits.max_model_mib as usize),
+            ("limits.load_seconds", self.limits.load_seconds as usize),
             ("jobs.threads", self.jobs.threads),
             ("jobs.lease_seconds", self.jobs.lease_seconds as usize),
             ("artifacts.keep_hours", self.artifacts.keep_hours as usize),

@@ -63,6 +63,7 @@ impl Server {
             threads: 1,
             shutdown_seconds: 5,
             library: directory.join("library"),
+            program: env!("CARGO_BIN_EXE_causeway").into(),
             jobs: JobSettings {
                 // A worker runs the program, which a test is not.
                 workers: 0,

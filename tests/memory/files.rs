@@ -223,3 +223,108 @@ fn weights_that_are_no_numbers_are_named() {
     let told = refusal(&server, "bridge");
     assert!(told.contains(name) && told.contains("finite"), "{told}");
 }
+
+/// Each number is finite; what the model makes of them is not.
+#[test]
+fn weights_that_give_no_answer_are_refused_before_anybody_asks() {
+    let server = Server::start(&[]);
+    model(&server, "huge", |folder| {
+        let weights = folder.join("model.safetensors");
+        change_weights(&weights, "transformer.h.0.mlp.c_proj.weight", |_| 3e38);
+    });
+    let told = refusal(&server, "huge");
+    assert!(told.contains("no finite numbers"), "{told}");
+
+    let folder = server.directory.join("library/bridge");
+    copy(&shipped(""), &folder);
+    change_json(&folder.join("bridge.json"), |record| {
+        record["id"] = json!("bridge");
+    });
+    let weights = folder.join("bridge.safetensors");
+    change_weights(&weights, "site.3.decoder.weight", |_| 3e38);
+    let told = refusal(&server, "bridge");
+    assert!(
+        told.contains("decoder") && told.contains("no finite"),
+        "{told}"
+    );
+}
+
+#[test]
+fn tokenizers_that_double_a_text_again_and_again_are_refused() {
+    let server = Server::start(&[]);
+    let doubling = json!({"type": "Replace", "pattern": {"String": "e"}, "content": "ee"});
+    let expanding = json!({"type": "Replace", "pattern": {"Regex": ""}, "content": "e"});
+    for (id, field, chain, step) in [
+        ("normalizers", "normalizer", "normalizers", &doubling),
+        ("expressions", "normalizer", "normalizers", &expanding),
+        ("decoders", "decoder", "decoders", &doubling),
+    ] {
+        model(&server, id, |folder| {
+            change_json(&folder.join("tokenizer.json"), |tokenizer| {
+                tokenizer[field] = json!({"type": "Sequence", chain: vec![step; 45]});
+            });
+        });
+        let told = refusal(&server, id);
+        assert!(
+            told.contains(field) && told.contains("times as long"),
+            "{told}"
+        );
+    }
+}
+
+/// What is read while serving runs no program of its maker's; `causeway convert` makes something else of it.
+#[test]
+fn pickles_are_not_read_while_serving() {
+    let server = Server::start(&[]);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/circuit_sparsity/plain");
+    let folder = server.directory.join("library/pickled");
+    copy(&shipped(""), &folder);
+    change_json(&folder.join("bridge.json"), |record| {
+        record["id"] = json!("pickled");
+    });
+    fs::remove_dir_all(folder.join("sparse")).unwrap();
+    copy(&golden, &folder.join("sparse"));
+    let told = refusal(&server, "pickled");
+    assert!(told.contains("causeway convert"), "{told}");
+
+    let converted = server.directory.join("library/converted");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_causeway"))
+        .arg("convert")
+        .args([&golden, &converted])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let (status, answer) = server.post("/v1/library/converted/load", &json!({}));
+    assert_eq!(status, 200, "{answer}");
+    let body = json!({"model": "converted", "prompt": "a", "max_tokens": 1});
+    let (status, answer) = server.post("/v1/completions", &body);
+    assert_eq!(status, 200, "{answer}");
+}
+
+/// A process of its own tries what comes into service, and ends when it takes more memory or stack than the files'
+/// sizes account for; the server goes on.
+#[test]
+fn what_kills_its_reader_does_not_kill_the_server() {
+    let server = Server::start(&[]);
+    model(&server, "nested", |folder| {
+        // A value within a value, far deeper than any stack.
+        let nested = "not ".repeat(400_000);
+        let template = format!("{{{{ {nested} true }}}}");
+        fs::write(folder.join("chat_template.jinja"), template).unwrap();
+    });
+    let told = refusal(&server, "nested");
+    assert!(!told.is_empty());
+
+    let folder = server.directory.join("library/reference");
+    copy(&shipped(""), &folder);
+    change_json(&folder.join("bridge.json"), |record| {
+        record["id"] = json!("reference");
+    });
+    // Sixteen gibibytes of text that are not there.
+    let (rows, size) = (1u64 << 27, 1u64 << 34);
+    let header =
+        format!(r#"{{"text":{{"dtype":"U32","shape":[{rows},32],"data_offsets":[0,{size}]}}}}"#);
+    write_safetensors(&folder.join("reference.safetensors"), &header, size);
+    let told = refusal(&server, "reference");
+    assert!(told.contains("did not survive"), "{told}");
+}

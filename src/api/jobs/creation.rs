@@ -17,15 +17,14 @@ use crate::api::error::ErrorBody;
 use crate::api::inventory::{Inventory, ModelCard, shortened};
 use crate::api::state::State;
 use crate::artifacts::{ArtifactId, hexadecimal};
-use crate::bridge::pair::PairFiles;
-use crate::generation::catalog::LoadedModel;
 use crate::jobs::artifact_store::ArtifactStoreError;
 use crate::jobs::estimate::{EstimateError, measure};
 use crate::jobs::spec::{JobSpec, MODEL, Method, Places, Recipe, START_FROM, TRAINING_FILE};
 use crate::jobs::store::jobs::NewJob;
 use crate::models::config::TransformerConfig;
-use crate::models::layout::ModelFiles;
 use crate::models::memory_need::MemoryNeed;
+use crate::serving::trial::Tried;
+use crate::serving::trial_process::TrialFailure;
 use crate::settings::Limits;
 use crate::training::recipe::Fault;
 
@@ -335,7 +334,7 @@ fn spec(
     let start_from = start_from.map(|id| start_from_pair(state, &inventory, &base.id, id));
     let start_from = start_from.transpose()?;
     if let (Some(pair), Some(bridge)) = (&start_from, bridge)
-        && pair.sparse.config != bridge.hyperparameters.sparse
+        && pair.sparse != bridge.hyperparameters.sparse
     {
         return Err(ApiError::invalid(
             "method.bridge.hyperparameters.sparse",
@@ -358,7 +357,7 @@ fn spec(
             message,
         ));
     }
-    is_as_served(&base, &folder)?;
+    is_as_served(state, &base, &folder)?;
     let spec = JobSpec {
         model: base.id.clone(),
         training_file: file.map(|file| file.id.clone()),
@@ -370,17 +369,26 @@ fn spec(
     Ok((spec, folders.chain([(MODEL, folder)]).collect()))
 }
 
-/// Whether a model's files still are what was loaded from them.
-fn is_as_served(model: &ModelCard, folder: &Path) -> Result<(), ApiError> {
-    let read = LoadedModel::read(&model.id, folder);
-    let read = read.map_err(|error| damaged("model", error))?;
-    match read.fingerprint == model.fingerprint {
-        true => Ok(()),
-        false => Err(damaged(
+/// Whether a model's files still are what was loaded from them. They are read in a process of their own: what is in
+/// them may have changed, and a pickle may be among them that the server has read when it started.
+fn is_as_served(state: &State, model: &ModelCard, folder: &Path) -> Result<(), ApiError> {
+    match tried(state, "model", folder, true)?.fingerprints.as_slice() {
+        [fingerprint] if *fingerprint == model.fingerprint => Ok(()),
+        _ => Err(damaged(
             "model",
             "its files are not those that it is served from; load it anew",
         )),
     }
+}
+
+/// What answers in a folder, when tried in a process of its own; `field` named it. For threads that may wait.
+fn tried(state: &State, field: &str, folder: &Path, pickles: bool) -> Result<Tried, ApiError> {
+    let trial = state.trial.run(folder, pickles);
+    let tried = tokio::runtime::Handle::current().block_on(trial);
+    tried.map_err(|failure| match failure {
+        TrialFailure::System(error) => ApiError::internal(error),
+        failure => damaged(field, failure),
+    })
 }
 
 fn cannot_be_kept(part: &str, error: ArtifactStoreError) -> ApiError {
@@ -397,7 +405,7 @@ fn damaged(field: &str, problem: impl std::fmt::Display) -> ApiError {
 /// The pair that a bridge's training begins with.
 struct StartFrom {
     folder: PathBuf,
-    sparse: ModelFiles,
+    sparse: TransformerConfig,
 }
 
 fn start_from_pair(
@@ -410,7 +418,9 @@ fn start_from_pair(
     let found = inventory
         .bridges_of(dense)
         .find(|bridge| bridge.record.id == *id);
-    let folder = found.and_then(|_| state.library.pair_directory(id.as_str()));
+    let folder = found
+        .as_ref()
+        .and_then(|_| state.library.pair_directory(id.as_str()));
     let folder = folder.ok_or_else(|| {
         let id = id.as_str();
         ApiError::invalid(
@@ -418,9 +428,14 @@ fn start_from_pair(
             format!("start_from is {id:?}, which is no bridge of {dense:?}"),
         )
     })?;
-    match PairFiles::read(&folder) {
-        Ok(PairFiles { sparse, .. }) => Ok(StartFrom { folder, sparse }),
-        Err(error) => Err(damaged(FIELD, error)),
+    tried(state, FIELD, &folder, true)?;
+    let sparse = found.and_then(|bridge| inventory.models.get(bridge.record.sparse.as_str()));
+    match sparse {
+        Some(sparse) => Ok(StartFrom {
+            folder,
+            sparse: sparse.config.clone(),
+        }),
+        None => Err(damaged(FIELD, "its sparse model is not served")),
     }
 }
 

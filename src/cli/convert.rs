@@ -1,0 +1,51 @@
+//! `causeway convert`: a model in any form that can be read, written in Causeway's own.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+
+use crate::artifacts::atomic;
+use crate::models::layout::ModelFiles;
+
+/// What stands beside a model's weights and is copied as it is.
+const COPIED: [&str; 3] = [
+    "chat_template.jinja",
+    "tokenizer_config.json",
+    "generation_config.json",
+];
+/// Each is a small text; a larger file is none.
+const LARGEST_COPIED: u64 = 64 << 20;
+
+/// Write a model in Causeway's own form: safetensors, with the zeros of sparse matrices left out. Pickled checkpoints
+/// cannot be loaded from a server's library until they are written so.
+#[derive(Debug, Args)]
+pub struct ConvertArguments {
+    /// The model's directory: a released checkpoint, its Hugging Face copy, or a Hugging Face GPT-2.
+    from: PathBuf,
+    /// The new directory.
+    to: PathBuf,
+}
+
+impl ConvertArguments {
+    pub fn run(self) -> anyhow::Result<()> {
+        ensure!(
+            !self.to.exists(),
+            "{} is there already; name a new directory",
+            self.to.display()
+        );
+        let model = ModelFiles::read(&self.from)?;
+        // The configuration comes last, so that what was cut short is no model.
+        atomic::create_directory(&self.to)?;
+        for name in COPIED {
+            let from = self.from.join(name);
+            if from.exists() {
+                let content = atomic::read_small(&from, LARGEST_COPIED)?;
+                atomic::write(&self.to.join(name), &content)?;
+            }
+        }
+        model
+            .write(&self.to)
+            .with_context(|| format!("cannot write {}", self.to.display()))
+    }
+}

@@ -1,0 +1,7 @@
+//! What is served, apart from how it is asked for: nothing here knows HTTP.
+//!
+//! - [`trial`]: a pair or a model answers one token, or is told why it cannot be served.
+//! - [`trial_process`]: the same in a process of its own, whose memory and time are bounded.
+
+pub mod trial;
+pub mod trial_process;

@@ -1,0 +1,198 @@
+//! A first token, before anything is served: whatever is wrong with a model's or a pair's files shows here.
+//!
+//! Files that were made to do harm take memory or time without bound, or overflow the stack, while they are read or
+//! used for the first time. So this runs in a process of its own (`causeway trial`), which bounds itself; see
+//! [`super::trial_process`] for the server's side.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::bridge::pair::PairFiles;
+use crate::generation::catalog::{CatalogError, LoadedModel, LoadedPair};
+use crate::memory;
+use crate::models::kv_cache::{CacheRow, KvCache};
+use crate::models::layout::{LayoutError, ModelFiles, ReadLimits};
+use crate::models::location::{Place, Site};
+use crate::models::memory_need::MemoryNeed;
+use crate::models::tap::{NoTap, Recorder};
+use crate::models::token_rows::TokenRows;
+use crate::numerics::rows;
+
+/// Letters, digits, white space and characters of several bytes: whatever a tokenizer's rules are about.
+const TEXT: &str =
+    "The quick brown fox jumps over 13 lazy dogs.\n\tprint('\u{e9} \u{6f22}\u{5b57} \u{1f642}')";
+/// Tokens of the text that the models are given.
+const TOKENS: usize = 8;
+/// Bytes that a trial may take beside what its files account for.
+const SPARE: u64 = 512 << 20;
+/// Weights are there as they were stored, as tensors, and as the layers hold them.
+const PER_WEIGHT: u64 = 3;
+/// Bytes that a byte of a tokenizer's file may become in its tables.
+const PER_TOKENIZER_BYTE: u64 = 24;
+
+/// Why something cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    #[error("{}: {problem}", directory.display())]
+    NoToken { directory: PathBuf, problem: String },
+}
+
+/// What was tried and answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// Of each model's configuration and weights: a model's own, or a dense and a sparse one's.
+    pub fingerprints: Vec<String>,
+}
+
+/// Bytes that reading and trying the pair or model in `directory` may take: its configurations and the sizes of its
+/// tokenizers' files say how much. The models themselves are held against `limits` first.
+pub fn memory_bound(directory: &Path, limits: ReadLimits) -> Result<u64, TrialError> {
+    let mut bound = SPARE;
+    for model in models_of(directory) {
+        let need = MemoryNeed::of(&ModelFiles::read_config(&model)?);
+        need.within(limits.model_bytes)
+            .map_err(|source| LayoutError::TooLarge {
+                directory: model.clone(),
+                source,
+            })?;
+        let weights = need.weights.saturating_mul(PER_WEIGHT);
+        let tokenizer =
+            std::fs::metadata(model.join("tokenizer.json")).map_or(0, |file| file.len());
+        bound = bound
+            .saturating_add(weights)
+            .saturating_add(need.sequence)
+            .saturating_add(tokenizer.saturating_mul(PER_TOKENIZER_BYTE));
+    }
+    Ok(bound)
+}
+
+/// Bounds this process, then reads what is in `directory` and lets it answer.
+pub fn bounded(directory: &Path, limits: ReadLimits) -> Result<Tried, TrialError> {
+    let bound = memory_bound(directory, limits)?;
+    memory::bound_growth(bound).map_err(candle_core::Error::wrap)?;
+    let tried = match PairFiles::is_pair(directory) {
+        true => {
+            let pair = LoadedPair::read_within(directory, limits)?;
+            pair_answers(&pair, directory)?;
+            vec![pair.dense.fingerprint, pair.sparse.fingerprint]
+        }
+        false => {
+            let model = LoadedModel::read_within("trial", directory, limits)?;
+            model_answers(&model, directory)?;
+            vec![model.fingerprint]
+        }
+    };
+    Ok(Tried {
+        fingerprints: tried,
+    })
+}
+
+/// The directories of the models that `directory` holds.
+fn models_of(directory: &Path) -> Vec<PathBuf> {
+    match PairFiles::is_pair(directory) {
+        true => vec![directory.join("dense"), directory.join("sparse")],
+        false => vec![directory.to_owned()],
+    }
+}
+
+/// A short text's tokens, at least one.
+fn tokens(model: &LoadedModel, directory: &Path) -> Result<Vec<u32>, TrialError> {
+    let failed = |problem: String| TrialError::NoToken {
+        directory: directory.to_owned(),
+        problem,
+    };
+    let mut ids = model
+        .tokenizer
+        .encode(TEXT)
+        .map_err(|error| failed(format!("its tokenizer fails on a short text: {error}")))?;
+    let config = &model.transformer.config;
+    ids.truncate(TOKENS.min(config.context_length));
+    match ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+        _ if ids.is_empty() => Err(failed(
+            "its tokenizer makes no token of a short text".to_owned(),
+        )),
+        Some(id) => Err(failed(format!(
+            "its tokenizer makes token {id} of a short text; the model has {}",
+            config.vocab_size
+        ))),
+        None => Ok(ids),
+    }
+}
+
+/// The stream at every site, at the first token of a short text, after the model has answered it.
+fn model_answers(model: &LoadedModel, directory: &Path) -> Result<Vec<(Site, Tensor)>, TrialError> {
+    let ids = tokens(model, directory)?;
+    let config = &model.transformer.config;
+    let mut cache = KvCache::new(config, 1, config.context_length)?;
+    let at = (0..ids.len()).map(|position| CacheRow { slot: 0, position });
+    let mut rows = TokenRows::cached(&ids, at.collect(), &mut cache)?;
+    let mut recorder = Recorder::of(Site::all(config.n_layers).map(Place::Site));
+    let logits = model.transformer.forward(&mut rows, &mut recorder)?;
+    finite(&logits, "the model's logits", directory)?;
+    let last: Vec<f32> = rows::to_vec(&logits.narrow(0, ids.len() - 1, 1)?)?;
+    let best = last
+        .iter()
+        .enumerate()
+        .max_by(|left, right| left.1.total_cmp(right.1))
+        .map_or(0, |(id, _)| id as u32);
+    drop(model.tokenizer.decode(&[ids, vec![best]].concat()));
+    let streams = recorder.into_values().into_iter();
+    let sites = streams.filter_map(|(place, stream)| match place {
+        Place::Site(site) => Some((site, stream)),
+        Place::Node(_) => None,
+    });
+    sites
+        .map(|(site, stream)| Ok((site, stream.narrow(0, 0, 1)?)))
+        .collect()
+}
+
+/// Both models answer, and what the bridge makes of the dense one's stream can be gone on from.
+fn pair_answers(pair: &LoadedPair, directory: &Path) -> Result<(), TrialError> {
+    model_answers(&pair.sparse, &directory.join("sparse"))?;
+    let streams = model_answers(&pair.dense, &directory.join("dense"))?;
+    let ids = tokens(&pair.dense, directory)?;
+    let middle = streams.len() / 2;
+    for (index, (site, dense)) in streams.into_iter().enumerate() {
+        let sparse = pair.bridge.bridge.encode(site, &dense)?;
+        finite(&sparse, &format!("the encoder at {site}"), directory)?;
+        let back = pair.bridge.bridge.decode(site, &sparse)?;
+        finite(&back, &format!("the decoder at {site}"), directory)?;
+        if index == middle {
+            for (model, stream) in [(&pair.sparse, sparse), (&pair.dense, back)] {
+                let transformer = &model.transformer;
+                let mut cache = KvCache::new(&transformer.config, 1, 1)?;
+                let first = CacheRow {
+                    slot: 0,
+                    position: 0,
+                };
+                let mut rows = TokenRows::cached(&ids[..1], vec![first], &mut cache)?;
+                let last = transformer.run(site, stream, &mut rows, &mut NoTap)?;
+                let logits = transformer.unembed(&last, &rows.ids)?;
+                let of = format!("the logits of {} from {site} on", model.id);
+                finite(&logits, &of, directory)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn finite(values: &Tensor, of: &str, directory: &Path) -> Result<(), TrialError> {
+    let all = |values: &[f32]| values.iter().all(|value| value.is_finite());
+    match rows::with_values(values, all)? {
+        true => Ok(()),
+        false => Err(TrialError::NoToken {
+            directory: directory.to_owned(),
+            problem: format!(
+                "{of} are no finite numbers on a short text; its weights are too large"
+            ),
+        }),
+    }
+}
