@@ -227,6 +227,48 @@ fn only_the_interface_knows_http() {
     }
 }
 
+/// Modules that get at files through `artifacts` alone.
+const FILES_THROUGH_ARTIFACTS: [&str; 7] = [
+    "models",
+    "tasks",
+    "bridge",
+    "interventions",
+    "features",
+    "generation",
+    "serving",
+];
+
+#[test]
+fn only_artifacts_opens_files_of_weights_and_knows_their_formats() {
+    let opening = [
+        "File::open",
+        "File::create",
+        "OpenOptions",
+        "fs::read(",
+        "fs::read_to_string",
+    ];
+    let formats = ["safetensors::", "from_raw_buffer", "VarBuilder"];
+    let mut known_to_artifacts = 0;
+    for source in sources(&["src"]) {
+        let Some(module) = source.module() else {
+            continue;
+        };
+        for (number, line) in source.shipped_lines() {
+            let place = format!("{}:{number}: {line}", source.path);
+            let knows_format = formats.iter().any(|format| line.contains(format));
+            if module == "artifacts" {
+                known_to_artifacts += usize::from(knows_format);
+                continue;
+            }
+            assert!(!knows_format, "{place} knows a format of weights");
+            let opens = FILES_THROUGH_ARTIFACTS.contains(&module)
+                && opening.iter().any(|opening| line.contains(opening));
+            assert!(!opens, "{place} opens a file");
+        }
+    }
+    assert!(known_to_artifacts > 0, "the formats are called otherwise");
+}
+
 #[test]
 fn every_file_opens_by_saying_what_it_is() {
     for source in sources(&["src", "tests", "benches"]) {

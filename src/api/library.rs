@@ -181,18 +181,16 @@ impl Library {
 impl Entry {
     /// What `directory` holds, if it is something to serve.
     pub fn of(directory: PathBuf) -> Option<Self> {
-        let kind = match (PairFiles::is_pair(&directory), is_model(&directory)) {
+        let kind = match (
+            PairFiles::is_pair(&directory),
+            ModelFiles::is_model(&directory),
+        ) {
             (true, _) => EntryKind::Pair,
             (false, true) => EntryKind::Model,
             (false, false) => return None,
         };
         Some(Entry { kind, directory })
     }
-}
-
-/// Pickled checkpoints are left out: they are read at start-up or converted, never while requests are served.
-fn is_model(directory: &Path) -> bool {
-    ModelFiles::has_safe_weights(directory)
 }
 
 fn is_loaded(inventory: &Inventory, id: &str, kind: EntryKind) -> bool {
@@ -234,7 +232,8 @@ pub async fn list(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
     params(("id" = String, Path, description = "The entry's id", example = "tinypython")),
     responses(
         (status = 200, description = "It is served", body = LibraryEntry),
-        (status = 400, description = "Its files are damaged or do not fit what is served: code `cannot_load`",
+        (status = 400, description = "Its files are damaged, do not fit what is served, hold a pickle, or do not give a token \
+            within `limits.max_model_mib` and `limits.load_seconds`: code `cannot_load`",
             body = ErrorBody),
         (status = 404, description = "The library has no such entry: code `entry_not_found`", body = ErrorBody),
         (status = 503, description = "The engine is not running", body = ErrorBody)

@@ -160,9 +160,9 @@ impl ModelFiles {
         Ok(Described::read(directory)?.config)
     }
 
-    /// Whether a directory claims to hold a model in one of the forms that run no code and are quick to check.
-    pub fn has_safe_weights(directory: &Path) -> bool {
-        directory.join(CONFIG_FILE).is_file()
+    /// Whether a directory claims to hold a model in one of the known forms.
+    pub fn is_model(directory: &Path) -> bool {
+        directory.join(CONFIG_FILE).is_file() || directory.join(RELEASED_CONFIG_FILE).is_file()
     }
 
     /// Writes the model to `directory`, which is created if need be, in Causeway's own form. Each file is

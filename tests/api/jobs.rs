@@ -2,7 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
+use causeway::bridge::pair::PairFiles;
+use causeway::models::config::TransformerConfig;
+use causeway::models::layout::ModelFiles;
 use causeway::settings::keys::Role;
+use causeway::training::initialise;
 use serde_json::{Value, json};
 
 use crate::client::{Response, Server};
@@ -475,4 +480,72 @@ fn results_that_no_server_could_hold_are_refused_at_creation() {
         estimate.is_error(400, Some(&param), None);
     }
     server.post(JOBS, &bridge("plausible")).ok();
+}
+
+/// A directory of a pair whose sparse model is a pickled checkpoint.
+fn pair_with_a_pickle(directory: &Path) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/circuit_sparsity/plain");
+    let sparse = ModelFiles::read(&golden).unwrap();
+    let config = TransformerConfig {
+        active_fraction: None,
+        ..sparse.config.clone()
+    };
+    let dense = ModelFiles {
+        tensors: initialise::model(&config, 1, &Device::Cpu).unwrap(),
+        config,
+        tokenizer: sparse.tokenizer.clone(),
+    };
+    let mut stream = 0;
+    let draw = |name: &str, shape: &[usize], deviation: f64| {
+        stream += 1;
+        initialise::tensor(name, shape, deviation, 3, stream, &Device::Cpu)
+    };
+    let (sites, width) = (sparse.config.n_sites(), sparse.config.d_model);
+    let tensors =
+        causeway::bridge::initial_tensors(sites, width, width, draw, &Device::Cpu).unwrap();
+    let site = json!({"site": "", "dense_rms": 1, "sparse_rms": 1, "encoder_nmse": 1, "decoder_nmse": 1,
+        "dense_to_sparse_kl": 1, "sparse_to_dense_kl": 1});
+    let record = json!({"id": "mixed", "dense": "mixed", "sparse": "mixed-sparse", "encoder_fraction": 0.25,
+        "sites": vec![site; sites]});
+    let pair = PairFiles {
+        dense,
+        sparse,
+        tensors,
+        record: serde_json::from_value(record).unwrap(),
+    };
+    pair.write(directory).unwrap();
+    std::fs::remove_dir_all(directory.join("sparse")).unwrap();
+    std::fs::create_dir(directory.join("sparse")).unwrap();
+    for file in ["beeg_config.json", "final_model.pt", "tokenizer.json"] {
+        std::fs::copy(golden.join(file), directory.join("sparse").join(file)).unwrap();
+    }
+}
+
+/// The pickle is read when the server starts, and after that only by processes of their own.
+#[test]
+fn a_training_may_begin_with_a_pickled_model() {
+    let directory = tempfile::tempdir().unwrap();
+    pair_with_a_pickle(directory.path());
+    let path = directory.path().to_owned();
+    let server = Server::with(move |settings| settings.pairs = vec![path]);
+    let mut request = bridge("of-a-pickle");
+    request["model"] = json!("mixed");
+    let hyperparameters = &mut request["method"]["bridge"]["hyperparameters"];
+    hyperparameters["sparse"]["vocab_size"] = json!(96);
+    let job = server.post(JOBS, &request).ok();
+    assert_eq!(job["status"], "queued");
+    // The pair of a start is tried too.
+    let checkpoint = directory.path().join("sparse/final_model.pt");
+    let hyperparameters = &mut request["method"]["bridge"]["hyperparameters"];
+    hyperparameters["start_from"] = json!("mixed");
+    request["suffix"] = json!("from-a-start");
+    server
+        .post(JOBS, &request)
+        .is_error(400, Some("method.bridge.hyperparameters.sparse"), None);
+    std::fs::write(checkpoint, b"no pickle").unwrap();
+    server.post(JOBS, &request).is_error(
+        400,
+        Some("method.bridge.hyperparameters.start_from"),
+        Some("damaged_model"),
+    );
 }

@@ -287,6 +287,10 @@ fn pickles_are_not_read_while_serving() {
     let told = refusal(&server, "pickled");
     assert!(told.contains("causeway convert"), "{told}");
 
+    copy(&golden, &server.directory.join("library/alone"));
+    let told = refusal(&server, "alone");
+    assert!(told.contains("causeway convert"), "{told}");
+
     let converted = server.directory.join("library/converted");
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_causeway"))
         .arg("convert")
