@@ -2,24 +2,26 @@
 //! to the rows they belong to.
 //!
 //! The tap sees the dense stream `[rows, D]` site after site. At a site it reads what is read through the
-//! encoder, then makes the site's edits in the order of the request, each row its own arm's. A change for the
-//! stream is added there and then; one for a sublayer's input waits for the pass to come by.
+//! encoder, then makes a table of the site's edits in the order of the request, each row its own arm's. A change for
+//! the stream is added there and then; one for a sublayer's input waits for the pass to come by.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use super::carry::is_sublayer_input;
-use super::in_place::{add, touches};
-use super::operation::{Action, norm};
+use super::in_place::touches;
+use super::operation::Action;
 use super::plan::condition::Test;
 use super::plan::{Edit, Joined, Plan, Route, Source, Step, needs_sparse_rms};
 use super::readings::Readings;
 use super::receipt::{Record, Records};
-use super::rows_of_arms::{Row, RowValues, SteeredArm};
+use super::row_edits::{Change, ReadFrom, RowEdit, RowEdits, WriteTo, add};
+use super::rows_of_arms::{Row, RowBlock, SteeredArm};
 use crate::models::location::{Place, Site};
 use crate::models::tap::RowTap;
 use crate::numerics::norm::root_mean_square;
+use crate::numerics::row_updates;
 
 /// What other runs of the same step have read.
 pub struct Beside<'a> {
@@ -39,45 +41,50 @@ pub struct CarriedTap<'a> {
     rows: &'a [Row],
     beside: Beside<'a>,
     records: &'a mut Records,
-    /// The encoder's output for the stream as edited at earlier sites.
-    encoded: BTreeMap<Place, RowValues>,
+    /// The encoder's output `[rows, S]` for the stream as edited at earlier sites.
+    encoded: BTreeMap<Place, Tensor>,
     /// The same of the dense model's unedited runs, by their rows.
-    encoded_unedited: BTreeMap<Place, RowValues>,
+    encoded_unedited: BTreeMap<Place, Tensor>,
     /// The dense stream where conditions look at it.
-    watched: BTreeMap<Site, RowValues>,
-    /// A place's values as edits so far have left them.
-    working: BTreeMap<(Place, Source), RowValues>,
-    /// Changes that wait for their node.
-    pending: BTreeMap<Place, Pending>,
+    watched: BTreeMap<Site, Tensor>,
+    /// Changes that wait for their node, by row.
+    pending: BTreeMap<Place, BTreeMap<usize, Pending>>,
+    /// What is to be done at the place that was looked at last, and what is noted of each entry.
+    table: RowEdits<'a>,
+    notes: Vec<(usize, Note<'a>)>,
 }
 
-/// The dense stream of a site while its edits are made.
-struct Stream<'v> {
-    /// `[rows, width]`, as the edits so far have left them.
-    values: &'v mut [f32],
-    width: usize,
-    /// Of the rows before any edit; empty where nothing is recorded.
-    base_norms: Vec<f32>,
-}
-
-impl Stream<'_> {
-    fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.width..][..self.width]
-    }
-
-    fn row_mut(&mut self, row: usize) -> &mut [f32] {
-        &mut self.values[row * self.width..][..self.width]
-    }
-
-    fn base_norm(&self, row: usize) -> f32 {
-        self.base_norms.get(row).copied().unwrap_or_default()
-    }
-}
-
+/// A change that waits for the pass to come by.
 struct Pending {
-    changes: RowValues,
-    /// The records to complete, with the row and the edit they belong to.
-    notes: Vec<(usize, usize, f32)>,
+    change: Vec<f32>,
+    /// The edits that it is made of, with their norms.
+    edits: Vec<(usize, f32)>,
+}
+
+/// What is noted of a table's entry once it is carried out.
+enum Note<'a> {
+    Edit {
+        edit: usize,
+        touched: bool,
+        /// Where a change that is handed back waits to be added.
+        target: Place,
+    },
+    /// Edits whose changes have come here, each with its own norm.
+    Arrived(Vec<(usize, f32)>),
+    /// Edits that are carried as one.
+    Together(&'a [usize]),
+}
+
+/// What the steps of a site read on the rows that take part, by their numbers among those.
+#[derive(Default)]
+struct Operands {
+    /// Where the table keeps the values that the feature is read and moved in.
+    block: Option<usize>,
+    partners: Option<RowBlock>,
+    /// The sparse stream, whose size the change takes.
+    stream: Option<RowBlock>,
+    /// A sublayer's output without and with the edits inside.
+    outputs: Option<(RowBlock, RowBlock)>,
 }
 
 impl<'a> CarriedTap<'a> {
@@ -99,8 +106,9 @@ impl<'a> CarriedTap<'a> {
             encoded: BTreeMap::new(),
             encoded_unedited: BTreeMap::new(),
             watched: BTreeMap::new(),
-            working: BTreeMap::new(),
             pending: BTreeMap::new(),
+            table: RowEdits::default(),
+            notes: Vec::new(),
         }
     }
 }
@@ -110,69 +118,84 @@ impl RowTap for CarriedTap<'_> {
         &self.plan.places
     }
 
-    fn visit(&mut self, place: Place, values: &mut [f32], width: usize) -> Result<bool> {
+    fn look(&mut self, place: Place, rows: &Tensor) -> Result<Vec<u32>> {
+        self.table = RowEdits::default();
+        self.notes.clear();
         match place {
-            Place::Site(site) => self.at_site(site, values, width),
-            Place::Node(_) => match self.pending.remove(&place) {
-                Some(pending) => Ok(self.at_node(pending, values, width)),
-                None => Ok(false),
-            },
+            Place::Site(site) => {
+                self.read_at(site, rows)?;
+                self.compile(site)?;
+            }
+            Place::Node(_) => self.bring_what_waits(place),
         }
+        Ok(self.table.rows().to_vec())
+    }
+
+    fn change(&mut self, _place: Place, rows: &mut [f32], width: usize) -> Result<()> {
+        let outcomes = self.table.carry_out(rows, width, self.records.wanted());
+        for ((at, note), outcome) in self.notes.drain(..).zip(outcomes) {
+            let row = &self.rows[at];
+            match note {
+                Note::Edit {
+                    edit,
+                    touched,
+                    target,
+                } => {
+                    let record = Record::of(touched, &outcome);
+                    self.records.note(row.arm, edit, row.position, record);
+                    if let Some(change) = outcome.later {
+                        let waiting = self.pending.entry(target).or_default();
+                        let waiting = waiting.entry(at).or_insert_with(|| Pending {
+                            change: vec![0.0; change.len()],
+                            edits: Vec::new(),
+                        });
+                        add(&mut waiting.change, &change);
+                        waiting.edits.push((edit, outcome.change_norm));
+                    }
+                }
+                Note::Arrived(edits) => {
+                    for (edit, norm) in edits {
+                        let base = outcome.base_norm;
+                        self.records
+                            .measure(row.arm, edit, row.position, norm, base);
+                    }
+                }
+                Note::Together(edits) => {
+                    let (norm, base) = (outcome.change_norm, outcome.base_norm);
+                    for &edit in edits {
+                        self.records
+                            .measure(row.arm, edit, row.position, norm, base);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 
-impl CarriedTap<'_> {
-    fn at_site(&mut self, site: Site, values: &mut [f32], width: usize) -> Result<bool> {
-        self.read_at(site, values, width)?;
-        let plan = self.plan;
-        let Some(steps) = plan.steps.get(&site) else {
-            return Ok(false);
-        };
-        let mut stream = Stream {
-            base_norms: match self.records.wanted() {
-                true => values.chunks_exact(width).map(norm).collect(),
-                false => Vec::new(),
-            },
-            values,
-            width,
-        };
-        let mut changed = false;
-        for &step in steps {
-            changed |= match step {
-                Step::Edit(index) => self.edit(index, site, &mut stream)?,
-                Step::Replay(index) => self.replay(index, &mut stream)?,
-            };
-        }
-        Ok(changed)
-    }
-
+impl<'a> CarriedTap<'a> {
     /// Adds what waits for a sublayer's input `[rows, d_read]`, whose first channels are the stream's.
-    fn at_node(&mut self, pending: Pending, values: &mut [f32], width: usize) -> bool {
-        let mut changed = BTreeSet::new();
-        for (at, edit, change_norm) in pending.notes {
-            let row = &self.rows[at];
-            let base_norm = norm(&values[at * width..][..width]);
-            self.records
-                .measure(row.arm, edit, row.position, change_norm, base_norm);
-            changed.insert(at);
+    fn bring_what_waits(&mut self, place: Place) {
+        for (at, Pending { change, edits }) in self.pending.remove(&place).unwrap_or_default() {
+            let entry = RowEdit {
+                row: self.table.row(at),
+                change: Change::Given(change),
+                control: None,
+            };
+            self.table.push(entry);
+            self.notes.push((at, Note::Arrived(edits)));
         }
-        for &at in &changed {
-            add(&mut values[at * width..][..width], pending.changes.row(at));
-        }
-        !changed.is_empty()
     }
 
     /// Reads through the encoder, and keeps the stream for conditions, before this site's edits.
-    fn read_at(&mut self, site: Site, values: &[f32], width: usize) -> Result<()> {
+    fn read_at(&mut self, site: Site, rows: &Tensor) -> Result<()> {
         if self.plan.watches(site) {
-            let stream = RowValues::copied(values, width);
-            self.watched.insert(site, stream);
+            self.watched.insert(site, rows.clone());
         }
         let places = self.plan.encoder_places(site);
         if !places.is_empty() {
-            let stream = RowValues::copied(values, width);
             let positions: Vec<u32> = self.rows.iter().map(|row| row.position as u32).collect();
-            let encoded = self.encode(site, &stream, &positions, places.into_iter())?;
+            let encoded = self.encode(site, rows, &positions, places.into_iter())?;
             self.encoded.extend(encoded);
         }
         let places = self.plan.unedited_encoder_places(site);
@@ -188,252 +211,273 @@ impl CarriedTap<'_> {
     fn encode(
         &self,
         site: Site,
-        stream: &RowValues,
+        stream: &Tensor,
         positions: &[u32],
         places: impl Iterator<Item = Place>,
-    ) -> Result<Vec<(Place, RowValues)>> {
+    ) -> Result<Vec<(Place, Tensor)>> {
         let Some(joined) = self.joined else {
             return Ok(Vec::new());
         };
-        let encoded = joined.bridge.encode(site, &stream.to_tensor()?)?;
-        let mut values = vec![(Place::Site(site), RowValues::of(&encoded)?)];
+        let encoded = joined.bridge.encode(site, &stream.contiguous()?)?;
+        let mut values = vec![(Place::Site(site), encoded.clone())];
         for place in places.filter(|place| is_sublayer_input(*place)) {
             let Some(input) = joined.sparse.sublayer_input(site) else {
                 continue;
             };
             let positions = Tensor::new(positions, encoded.device())?;
             let positional = joined.sparse.positional_channels(&positions)?;
-            let read = input.forward(&encoded, positional.as_ref())?;
-            values.push((place, RowValues::of(&read)?));
+            values.push((place, input.forward(&encoded, positional.as_ref())?));
         }
         Ok(values)
     }
 
-    fn edit(&mut self, index: usize, site: Site, stream: &mut Stream) -> Result<bool> {
-        let plan = self.plan;
-        let edit = &plan.edits[index];
-        let key = (edit.subject.place(), edit.source);
-        // Taken out while the edit works on it, so that nothing else borrows it.
-        let mut working = match (self.working.remove(&key), edit.source) {
-            (Some(values), _) => values,
-            (None, Source::Own | Source::Unread) => RowValues::zeros(0, 1),
-            (None, Source::Sparse) => self.sparse_values(key.0)?,
-            (None, Source::Encoder) => match self.encoded.get(&key.0) {
-                Some(values) => values.clone(),
-                None => candle_core::bail!("{} was not read through the encoder", key.0),
-            },
+    /// Makes the table of a site's steps.
+    fn compile(&mut self, site: Site) -> Result<()> {
+        let (plan, arms) = (self.plan, self.arms);
+        let Some(steps) = plan.steps.get(&site) else {
+            return Ok(());
         };
-        let mut changed = false;
-        for at in 0..self.rows.len() {
-            changed |= self.edit_row(index, at, site, &mut working, stream)?;
-        }
-        if matches!(edit.source, Source::Sparse | Source::Encoder) {
-            self.working.insert(key, working);
-        }
-        Ok(changed)
-    }
-
-    /// The unedited sparse values of a place, by the dense model's rows; zeros where no arm reads them.
-    fn sparse_values(&self, place: Place) -> Result<RowValues> {
-        let Some(width) = self.beside.sparse.all(place).map(RowValues::width) else {
-            return Ok(RowValues::zeros(self.rows.len(), 1));
+        let recorded = self.records.wanted();
+        let takes_part = |at: &usize| {
+            let row = &self.rows[*at];
+            let touched = |step: &Step| match *step {
+                Step::Edit(edit) => touches(&plan.edits[edit], row),
+                Step::Replay(_) => true,
+            };
+            let arm = &arms[row.arm];
+            arm.follows && (recorded || arm.edits() && steps.iter().any(touched))
         };
-        let mut values = RowValues::zeros(self.rows.len(), width);
-        for at in 0..self.rows.len() {
-            if let Some(row) = self.beside.sparse.own(place, at) {
-                values.row_mut(at).copy_from_slice(row);
+        let candidates: Vec<usize> = (0..self.rows.len()).filter(takes_part).collect();
+        if candidates.is_empty() {
+            return Ok(());
+        }
+        let mut known = BTreeMap::new();
+        let mut operands = Vec::with_capacity(steps.len());
+        for &step in steps {
+            operands.push(match step {
+                Step::Edit(index) => {
+                    self.operands(&plan.edits[index], site, &candidates, &mut known)?
+                }
+                Step::Replay(index) => self.outputs(index, &candidates)?,
+            });
+        }
+        for (candidate, &at) in candidates.iter().enumerate() {
+            for (&step, operands) in steps.iter().zip(&operands) {
+                match step {
+                    Step::Edit(index) => self.compile_edit(index, site, candidate, at, operands)?,
+                    Step::Replay(index) => self.compile_replay(index, candidate, at, operands),
+                }
             }
         }
-        Ok(values)
+        Ok(())
     }
 
-    fn edit_row(
+    /// What an edit reads on the rows `candidates`; edits of one place and source go on from the same values.
+    fn operands(
         &mut self,
-        index: usize,
-        at: usize,
+        edit: &Edit,
         site: Site,
-        working: &mut RowValues,
-        stream: &mut Stream,
-    ) -> Result<bool> {
-        let (plan, row) = (self.plan, &self.rows[at]);
-        let arm = &self.arms[row.arm];
-        if !arm.follows {
-            return Ok(false);
-        }
-        let edit = &plan.edits[index];
-        let partner = match edit.action {
-            Action::Patch { stream } => Some(self.partner(edit, stream, at)),
+        candidates: &[usize],
+        known: &mut BTreeMap<(Place, Source), usize>,
+    ) -> Result<Operands> {
+        let place = edit.subject.place();
+        let rows = || candidates.iter().copied();
+        let encoded = |place: Place| match self.encoded.get(&place) {
+            Some(values) => RowBlock::gather(values, rows().map(Some)).map(Some),
+            None => bail!("{place} was not read through the encoder"),
+        };
+        let sparse = |place: Place| self.beside.sparse.own(place, rows());
+        let read = match (known.get(&(place, edit.source)), edit.source) {
+            (Some(_), _) | (None, Source::Own | Source::Unread) => None,
+            (None, Source::Sparse) => sparse(place)?,
+            (None, Source::Encoder) => encoded(place)?,
+        };
+        let stream = match (needs_sparse_rms(edit), edit.source) {
+            (false, _) => None,
+            (true, Source::Encoder) => encoded(Place::Site(site))?,
+            (true, Source::Own | Source::Sparse | Source::Unread) => sparse(Place::Site(site))?,
+        };
+        let partners = match edit.action {
+            Action::Patch { stream } => self.partners(edit, stream, candidates)?,
             _ => None,
         };
-        let touched =
-            arm.edits() && touches(edit, row) && partner != Some(None) && self.allowed(edit, at);
-        if !touched {
-            if self.records.wanted() {
-                let own = edit.source == Source::Own;
-                let values = if own { stream.row(at) } else { working.row(at) };
-                let before = edit.subject.read(values);
-                let record = Record {
-                    before,
-                    after: before,
-                    ..Record::default()
-                };
-                self.records.note(row.arm, index, row.position, record);
-            }
-            return Ok(false);
+        if let Some(read) = read {
+            known.insert((place, edit.source), self.table.add_block(read));
         }
-        let strength = edit.strength.in_arm(arm.strength);
-        let partner = partner.flatten();
-        let (moved, mut delta) = match &edit.route {
-            Route::Carried(carrier) => {
-                let moved = match edit.source {
-                    Source::Unread => edit.subject.known_move(&edit.action, strength),
-                    Source::Own | Source::Sparse | Source::Encoder => {
-                        let row = working.row_mut(at);
-                        edit.subject.apply(&edit.action, row, partner, strength)
-                    }
-                };
+        Ok(Operands {
+            block: known.get(&(place, edit.source)).copied(),
+            partners,
+            stream,
+            outputs: None,
+        })
+    }
+
+    /// The feature's place on the counterfactual tokens beside rows.
+    fn partners(&self, edit: &Edit, stream: usize, rows: &[usize]) -> Result<Option<RowBlock>> {
+        let place = edit.subject.place();
+        let (dense, rows) = (self.beside.dense, rows.iter().copied());
+        match edit.source {
+            Source::Unread => Ok(None),
+            Source::Own => dense.partners(place, stream, rows),
+            Source::Sparse => self.beside.sparse.partners(place, stream, rows),
+            Source::Encoder => {
+                let beside = rows.map(|row| dense.partner_row(stream, row));
+                let encoded = self.encoded_unedited.get(&place);
+                encoded
+                    .map(|encoded| RowBlock::gather(encoded, beside))
+                    .transpose()
+            }
+        }
+    }
+
+    /// A replayed sublayer's output without and with its edits.
+    fn outputs(&self, index: usize, candidates: &[usize]) -> Result<Operands> {
+        let output = self.plan.replays[index].output;
+        let rows = || candidates.iter().copied();
+        let unedited = self.beside.sparse.own(output, rows())?;
+        let edited = match self.beside.replays.get(index) {
+            Some(run) => run.own(output, rows())?,
+            None => None,
+        };
+        Ok(Operands {
+            outputs: unedited.zip(edited),
+            ..Operands::default()
+        })
+    }
+
+    fn compile_edit(
+        &mut self,
+        index: usize,
+        site: Site,
+        candidate: usize,
+        at: usize,
+        operands: &Operands,
+    ) -> Result<()> {
+        let (plan, arms, row) = (self.plan, self.arms, &self.rows[at]);
+        let (edit, arm) = (&plan.edits[index], &arms[row.arm]);
+        let beside = |block: &'_ Option<RowBlock>| -> Option<Vec<f32>> {
+            Some(block.as_ref()?.row(candidate)?.to_vec())
+        };
+        let counterfactual = beside(&operands.partners);
+        let paired = counterfactual.is_some() || !matches!(edit.action, Action::Patch { .. });
+        let touched = arm.edits() && touches(edit, row) && paired && self.allowed(edit, at)?;
+        if !touched && !self.records.wanted() {
+            return Ok(());
+        }
+        let read = match (edit.source, operands.block) {
+            (Source::Own, _) => ReadFrom::Row,
+            (Source::Unread, _) => ReadFrom::Nowhere,
+            (Source::Sparse | Source::Encoder, Some(block)) => ReadFrom::Block {
+                block,
+                row: candidate,
+            },
+            (Source::Sparse | Source::Encoder, None) => {
+                bail!("{} was not read", edit.subject.place())
+            }
+        };
+        let (change, target) = match touched {
+            false => (
+                Change::Nothing {
+                    subject: &edit.subject,
+                    read,
+                },
+                Place::Site(site),
+            ),
+            true => {
                 let rms = match needs_sparse_rms(edit) {
-                    true => root_mean_square(self.sparse_stream(edit, site, at)?, 0.0),
                     false => 1.0,
+                    true => match operands
+                        .stream
+                        .as_ref()
+                        .and_then(|block| block.row(candidate))
+                    {
+                        Some(stream) => root_mean_square(stream, 0.0),
+                        None => bail!("the sparse stream at {site} was not read"),
+                    },
                 };
-                let mut delta = vec![0.0; carrier.width()];
-                carrier.add(&moved.change, rms, &mut delta);
-                (moved, delta)
-            }
-            Route::InPlace | Route::Replayed => {
-                let mut row = stream.row(at).to_vec();
-                let moved = edit
-                    .subject
-                    .apply(&edit.action, &mut row, partner, strength);
-                let delta = moved.change.clone();
-                (moved, delta)
+                let (write, target) = match &edit.route {
+                    Route::Carried(carrier) if carrier.target == Place::Site(site) => {
+                        (WriteTo::Columns { carrier, rms }, carrier.target)
+                    }
+                    Route::Carried(carrier) => (WriteTo::Later { carrier, rms }, carrier.target),
+                    Route::InPlace | Route::Replayed => (WriteTo::Added, Place::Site(site)),
+                };
+                let change = Change::Operation {
+                    subject: &edit.subject,
+                    action: &edit.action,
+                    strength: edit.strength.in_arm(arm.strength),
+                    counterfactual,
+                    read,
+                    write,
+                };
+                (change, target)
             }
         };
-        let change_norm = norm(&delta);
-        if let Some(directions) = arm.directions.as_deref() {
-            directions.replace(index, &mut delta);
-        }
-        let record = Record {
+        let directions = arm.directions.as_deref();
+        let entry = RowEdit {
+            row: self.table.row(at),
+            change,
+            control: directions.and_then(|directions| directions.of_edit(index)),
+        };
+        self.table.push(entry);
+        let note = Note::Edit {
+            edit: index,
             touched,
-            before: moved.before,
-            after: moved.after,
-            change_norm,
-            base_norm: stream.base_norm(at),
+            target,
         };
-        self.records.note(row.arm, index, row.position, record);
-        if change_norm == 0.0 {
-            return Ok(false);
-        }
-        match &edit.route {
-            Route::Carried(carrier) if carrier.target != Place::Site(site) => {
-                let count = self.rows.len();
-                let pending = self
-                    .pending
-                    .entry(carrier.target)
-                    .or_insert_with(|| Pending {
-                        changes: RowValues::zeros(count, delta.len()),
-                        notes: Vec::new(),
-                    });
-                add(pending.changes.row_mut(at), &delta);
-                pending.notes.push((at, index, change_norm));
-                Ok(false)
-            }
-            _ => {
-                add(stream.row_mut(at), &delta);
-                Ok(true)
-            }
-        }
+        self.notes.push((at, note));
+        Ok(())
     }
 
     /// Adds the counterpart of the change that edits inside a sublayer made to its output.
-    fn replay(&mut self, index: usize, stream: &mut Stream) -> Result<bool> {
-        let replay = &self.plan.replays[index];
-        let mut changed = false;
-        for (at, row) in self.rows.iter().enumerate() {
-            let arm = &self.arms[row.arm];
-            let unedited = self.beside.sparse.own(replay.output, at);
-            let edited = self
-                .beside
-                .replays
-                .get(index)
-                .and_then(|run| run.own(replay.output, at));
-            let (Some(unedited), Some(edited), true) = (unedited, edited, arm.edits()) else {
-                continue;
-            };
-            let changes: Vec<f32> = edited.iter().zip(unedited).map(|(a, b)| a - b).collect();
-            let mut delta = vec![0.0; replay.carrier.width()];
-            replay.carrier.add(&changes, 1.0, &mut delta);
-            let change_norm = norm(&delta);
-            if let (Some(directions), Some(&first)) =
-                (arm.directions.as_deref(), replay.edits.first())
-            {
-                directions.replace(first, &mut delta);
-            }
-            for &edit in &replay.edits {
-                let base_norm = stream.base_norm(at);
-                self.records
-                    .measure(row.arm, edit, row.position, change_norm, base_norm);
-            }
-            if change_norm != 0.0 {
-                add(stream.row_mut(at), &delta);
-                changed = true;
-            }
-        }
-        Ok(changed)
-    }
-
-    /// The sparse stream at an edit's site, as the edit reads it.
-    fn sparse_stream(&self, edit: &Edit, site: Site, at: usize) -> Result<&[f32]> {
-        let place = Place::Site(site);
-        let row = match edit.source {
-            Source::Encoder => self.encoded.get(&place).map(|values| values.row(at)),
-            Source::Own | Source::Sparse | Source::Unread => self.beside.sparse.own(place, at),
+    fn compile_replay(&mut self, index: usize, candidate: usize, at: usize, operands: &Operands) {
+        let (plan, arms) = (self.plan, self.arms);
+        let (replay, arm) = (&plan.replays[index], &arms[self.rows[at].arm]);
+        let outputs = operands.outputs.as_ref().filter(|_| arm.edits());
+        let outputs = outputs
+            .and_then(|(unedited, edited)| unedited.row(candidate).zip(edited.row(candidate)));
+        let Some((unedited, edited)) = outputs else {
+            return;
         };
-        match row {
-            Some(row) => Ok(row),
-            None => candle_core::bail!("the sparse stream at {place} was not read"),
-        }
+        let changes: Vec<f32> = edited.iter().zip(unedited).map(|(a, b)| a - b).collect();
+        let mut delta = vec![0.0; replay.carrier.width()];
+        replay.carrier.add(&changes, 1.0, &mut delta);
+        let first = replay.edits.first().copied().unwrap_or_default();
+        let directions = arm.directions.as_deref();
+        let entry = RowEdit {
+            row: self.table.row(at),
+            change: Change::Given(delta),
+            control: directions.and_then(|directions| directions.of_edit(first)),
+        };
+        self.table.push(entry);
+        self.notes.push((at, Note::Together(&replay.edits)));
     }
 
-    /// The feature's place on the counterfactual token beside a row.
-    fn partner(&self, edit: &Edit, stream: usize, at: usize) -> Option<&[f32]> {
-        let place = edit.subject.place();
-        match edit.source {
-            Source::Unread => None,
-            Source::Own => self.beside.dense.partner(place, stream, at),
-            Source::Sparse => self.beside.sparse.partner(place, stream, at),
-            Source::Encoder => {
-                let row = self.beside.dense.partner_row(stream, at)?;
-                self.encoded_unedited
-                    .get(&place)
-                    .map(|values| values.row(row))
-            }
+    fn allowed(&self, edit: &Edit, at: usize) -> Result<bool> {
+        match &edit.condition {
+            None => Ok(true),
+            Some(condition) => condition.holds(|test| self.tested(test, at)),
         }
-    }
-
-    fn allowed(&self, edit: &Edit, at: usize) -> bool {
-        edit.condition
-            .as_ref()
-            .is_none_or(|condition| condition.holds(|test| self.tested(test, at)))
     }
 
     /// The unedited value that a condition looks at.
-    fn tested(&self, test: &Test, at: usize) -> Option<f32> {
+    fn tested(&self, test: &Test, at: usize) -> Result<Option<f32>> {
         let place = test.subject.place();
-        let row = match (test.source, place) {
-            (Source::Sparse, _) => self.beside.sparse.own(place, at),
-            (Source::Own, _) if test.needs_unedited_run => self.beside.dense.own(place, at),
+        let Beside { sparse, dense, .. } = self.beside;
+        let (values, row) = match (test.source, place) {
+            (Source::Sparse, _) => (sparse.all(place), sparse.own_row(at)),
+            (Source::Own, _) if test.needs_unedited_run => (dense.all(place), dense.own_row(at)),
             (Source::Encoder, _) if test.needs_unedited_run => {
-                let row = self.beside.dense.own_row(at);
-                let encoded = self.encoded_unedited.get(&place).zip(row);
-                encoded.map(|(values, row)| values.row(row))
+                (self.encoded_unedited.get(&place), dense.own_row(at))
             }
-            (Source::Encoder, _) => self.encoded.get(&place).map(|values| values.row(at)),
-            (Source::Own, Place::Site(site)) => {
-                self.watched.get(&site).map(|values| values.row(at))
-            }
-            (Source::Own, Place::Node(_)) | (Source::Unread, _) => None,
+            (Source::Encoder, _) => (self.encoded.get(&place), Some(at)),
+            (Source::Own, Place::Site(site)) => (self.watched.get(&site), Some(at)),
+            (Source::Own, Place::Node(_)) | (Source::Unread, _) => (None, None),
         };
-        row.map(|row| test.subject.read(row))
+        let Some((values, row)) = values.zip(row) else {
+            return Ok(None);
+        };
+        let values = row_updates::gather(values, &[row as u32])?;
+        Ok(Some(test.subject.read(&values)))
     }
 }

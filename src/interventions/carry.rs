@@ -134,6 +134,16 @@ impl Carrier {
         }))
     }
 
+    /// One that writes these columns `[channels][D]` to a place.
+    #[cfg(test)]
+    pub fn of_columns(target: Place, columns: Vec<Vec<f32>>, times_sparse_rms: bool) -> Self {
+        Carrier {
+            target,
+            columns: columns.into_iter().map(Into::into).collect(),
+            times_sparse_rms,
+        }
+    }
+
     /// Adds to `delta [D]` what the `changes` of the channels (in the order they were named) do at one token,
     /// whose sparse stream at the site has root mean square `sparse_rms`.
     pub fn add(&self, changes: &[f32], sparse_rms: f32, delta: &mut [f32]) {

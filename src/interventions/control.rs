@@ -106,13 +106,9 @@ impl<'a> Draws<'a> {
 }
 
 impl Directions {
-    /// Turns `change` into the direction of edit number `edit`, keeping its norm.
-    pub fn replace(&self, edit: usize, change: &mut [f32]) {
-        let size = norm(change);
-        change.fill(0.0);
-        for (change, unit) in change.iter_mut().zip(&self.units[edit]) {
-            *change = size * unit;
-        }
+    /// What is written in place of edit number `edit`: a unit vector of what it changes.
+    pub fn of_edit(&self, edit: usize) -> Option<&[f32]> {
+        self.units.get(edit).map(Vec::as_slice)
     }
 }
 

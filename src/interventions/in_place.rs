@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::Result;
+use candle_core::{Result, Tensor};
 
 use super::operation::Action;
 use super::plan::{Edit, Plan};
 use super::readings::Readings;
 use super::receipt::{Record, Records};
-use super::rows_of_arms::{Row, RowValues, SteeredArm};
+use super::row_edits::{Change, ReadFrom, RowEdit, RowEdits, WriteTo};
+use super::rows_of_arms::{Row, RowBlock, SteeredArm};
 use crate::models::location::Place;
 use crate::models::tap::RowTap;
 
@@ -27,8 +28,12 @@ pub struct InPlaceTap<'a> {
     pub controls: bool,
     /// A place to record as edited.
     pub wanted: Option<Place>,
-    pub recorded: BTreeMap<Place, RowValues>,
+    pub recorded: BTreeMap<Place, Tensor>,
     pub records: &'a mut Records,
+    /// What is to be done at the place that was looked at last.
+    pub table: RowEdits<'a>,
+    /// Of each of the table's entries: its row, its edit, and whether the edit touches it.
+    pub notes: Vec<(usize, usize, bool)>,
 }
 
 impl RowTap for InPlaceTap<'_> {
@@ -36,95 +41,103 @@ impl RowTap for InPlaceTap<'_> {
         self.places
     }
 
-    fn visit(&mut self, place: Place, values: &mut [f32], width: usize) -> Result<bool> {
-        let here: Vec<usize> = self.edits_at(place).collect();
-        let changed = !here.is_empty() && self.edit(place, &here, values, width);
-        if self.wanted == Some(place) {
-            self.recorded
-                .insert(place, RowValues::copied(values, width));
+    fn look(&mut self, place: Place, _rows: &Tensor) -> Result<Vec<u32>> {
+        self.table = RowEdits::default();
+        self.notes.clear();
+        let plan = self.plan;
+        let at_place = |edit: &usize| plan.edits[*edit].subject.place() == place;
+        let here: Vec<usize> = self.edits.iter().copied().filter(at_place).collect();
+        self.compile(place, &here)?;
+        Ok(self.table.rows().to_vec())
+    }
+
+    fn change(&mut self, _place: Place, rows: &mut [f32], width: usize) -> Result<()> {
+        let outcomes = self.table.carry_out(rows, width, self.records.wanted());
+        for (&(at, edit, touched), outcome) in self.notes.iter().zip(outcomes) {
+            let row = &self.rows[at];
+            let record = Record::of(touched, &outcome);
+            self.records.note(row.arm, edit, row.position, record);
         }
-        Ok(changed)
+        Ok(())
+    }
+
+    fn leave(&mut self, place: Place, rows: &Tensor) {
+        if self.wanted == Some(place) {
+            self.recorded.insert(place, rows.clone());
+        }
     }
 }
 
 impl InPlaceTap<'_> {
-    fn edits_at(&self, place: Place) -> impl Iterator<Item = usize> {
-        let edits = self.edits.iter().copied();
-        edits.filter(move |&edit| self.plan.edits[edit].subject.place() == place)
-    }
-
-    fn edit(&mut self, place: Place, here: &[usize], values: &mut [f32], width: usize) -> bool {
-        let original = RowValues::copied(values, width);
-        // In a control arm edits follow the steered values while the model gets the control's.
-        let mut working = original.clone();
-        let mut output = original.clone();
-        let mut changed = false;
-        for &index in here {
-            let edit = &self.plan.edits[index];
-            for (at, row) in self.rows.iter().enumerate() {
-                let arm = &self.arms[row.arm];
-                if !arm.follows {
+    /// Makes the table of these edits of a place.
+    fn compile(&mut self, place: Place, here: &[usize]) -> Result<()> {
+        let (plan, arms) = (self.plan, self.arms);
+        let recorded = self.records.wanted();
+        let takes_part = |at: &usize| {
+            let row = &self.rows[*at];
+            let touched = || here.iter().any(|&edit| touches(&plan.edits[edit], row));
+            arms[row.arm].follows && (recorded || touched())
+        };
+        let candidates: Vec<usize> = (0..self.rows.len()).filter(takes_part).collect();
+        if here.is_empty() || candidates.is_empty() {
+            return Ok(());
+        }
+        let partners = here.iter().map(|&edit| match plan.edits[edit].action {
+            Action::Patch { stream } => {
+                let rows = candidates.iter().map(|&at| self.rows[at].index);
+                self.readings.partners(place, stream, rows)
+            }
+            _ => Ok(None),
+        });
+        let partners: Vec<Option<RowBlock>> = partners.collect::<Result<_>>()?;
+        for (candidate, &at) in candidates.iter().enumerate() {
+            let row = &self.rows[at];
+            let arm = &arms[row.arm];
+            for (&index, partners) in here.iter().zip(&partners) {
+                let edit = &plan.edits[index];
+                let partner = partners.as_ref().and_then(|block| block.row(candidate));
+                let paired = partner.is_some() || !matches!(edit.action, Action::Patch { .. });
+                let touched =
+                    arm.edits() && touches(edit, row) && paired && self.allowed(edit, row)?;
+                if !touched && !recorded {
                     continue;
                 }
-                let partner = match edit.action {
-                    Action::Patch { stream } => {
-                        Some(self.readings.partner(place, stream, row.index))
-                    }
-                    _ => None,
+                let change = match touched {
+                    true => Change::Operation {
+                        subject: &edit.subject,
+                        action: &edit.action,
+                        strength: edit.strength.in_arm(arm.strength),
+                        counterfactual: partner.map(<[f32]>::to_vec),
+                        read: ReadFrom::Row,
+                        write: WriteTo::Itself,
+                    },
+                    false => Change::Nothing {
+                        subject: &edit.subject,
+                        read: ReadFrom::Row,
+                    },
                 };
-                let touched = arm.edits()
-                    && touches(edit, row)
-                    && partner != Some(None)
-                    && self.allowed(edit, row);
-                if !touched {
-                    let before = edit.subject.read(working.row(at));
-                    let record = Record {
-                        before,
-                        after: before,
-                        ..Record::default()
-                    };
-                    self.records.note(row.arm, index, row.position, record);
-                    continue;
-                }
-                let strength = edit.strength.in_arm(arm.strength);
-                let moved = edit.subject.apply(
-                    &edit.action,
-                    working.row_mut(at),
-                    partner.flatten(),
-                    strength,
-                );
-                let record = Record {
-                    touched,
-                    before: moved.before,
-                    after: moved.after,
-                    change_norm: moved.norm(),
-                    base_norm: original.norm(at),
+                let directions = arm.directions.as_deref().filter(|_| self.controls);
+                let entry = RowEdit {
+                    row: self.table.row(at),
+                    change,
+                    control: directions.and_then(|directions| directions.of_edit(index)),
                 };
-                self.records.note(row.arm, index, row.position, record);
-                changed |= record.change_norm != 0.0;
-                match arm.directions.as_deref().filter(|_| self.controls) {
-                    None => output.row_mut(at).copy_from_slice(working.row(at)),
-                    Some(directions) => {
-                        let mut change = vec![0.0; output.width()];
-                        change[0] = record.change_norm;
-                        directions.replace(index, &mut change);
-                        add(output.row_mut(at), &change);
-                    }
-                }
+                self.table.push(entry);
+                self.notes.push((at, index, touched));
             }
         }
-        if changed {
-            values.copy_from_slice(output.values());
-        }
-        changed
+        Ok(())
     }
 
-    fn allowed(&self, edit: &Edit, row: &Row) -> bool {
-        edit.condition.as_ref().is_none_or(|condition| {
-            condition.holds(|test| {
-                let values = self.readings.own(test.subject.place(), row.index)?;
-                Some(test.subject.read(values))
-            })
+    fn allowed(&self, edit: &Edit, row: &Row) -> Result<bool> {
+        let Some(condition) = &edit.condition else {
+            return Ok(true);
+        };
+        condition.holds(|test| {
+            let only = std::iter::once(row.index);
+            let values = self.readings.own(test.subject.place(), only)?;
+            let values = values.as_ref().and_then(|values| values.row(0));
+            Ok(values.map(|values| test.subject.read(values)))
         })
     }
 }
@@ -133,11 +146,4 @@ impl InPlaceTap<'_> {
 pub fn touches(edit: &Edit, row: &Row) -> bool {
     edit.span
         .touches(row.prompt, row.prompt_length, row.position)
-}
-
-/// `row += change`.
-pub fn add(row: &mut [f32], change: &[f32]) {
-    for (value, change) in row.iter_mut().zip(change) {
-        *value += change;
-    }
 }

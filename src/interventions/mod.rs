@@ -3,7 +3,8 @@
 //! [`request`] is what can be written in the `steer` field; a [`plan`] is what is left of it once every name is
 //! resolved and every number checked. [`operation`] says what each operation moves a value to and [`carry`] how
 //! a change of the sparse model becomes one of the dense. [`steering`] carries a plan out, step by step, with two
-//! taps: [`in_place`] in the model that has the features, [`carried`] in the dense one; [`readings`] are the
+//! taps: [`in_place`] in the model that has the features, [`carried`] in the dense one. Each compiles what is to be
+//! done at a place into a table of [`row_edits`], which has the one routine that carries it out; [`readings`] are the
 //! unedited runs beside them, [`control`] the arms to compare with, [`receipt`] what was done, [`cost`] what a plan
 //! takes before it is begun.
 
@@ -19,5 +20,6 @@ pub mod readings;
 pub mod receipt;
 pub mod reference;
 pub mod request;
+pub mod row_edits;
 pub mod rows_of_arms;
 pub mod steering;

@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::Result;
+use candle_core::{Result, Tensor};
 
 use super::plan::Plan;
 use super::plan::counterfactual::StreamModel;
-use super::rows_of_arms::{Feed, PassRows, Row, RowValues, SamePrompts, rows_of};
+use super::rows_of_arms::{Feed, PassRows, Row, RowBlock, SamePrompts, rows_of};
 use crate::models::kv_cache::CacheRow;
 use crate::models::location::Place;
 use crate::models::tap::RowTap;
@@ -27,7 +27,8 @@ pub struct ReadingNeeds {
 /// What one step's unedited run of a model recorded.
 #[derive(Debug, Default)]
 pub struct Readings {
-    values: BTreeMap<Place, RowValues>,
+    /// `[recorded rows, width]`, where the pass left them.
+    values: BTreeMap<Place, Tensor>,
     /// The position of each recorded row.
     pub positions: Vec<u32>,
     /// By the answering model's row: the row of the same token.
@@ -37,9 +38,13 @@ pub struct Readings {
 }
 
 impl Readings {
-    /// The values of `place` on the token of the answering model's row `row`.
-    pub fn own(&self, place: Place, row: usize) -> Option<&[f32]> {
-        Some(self.values.get(&place)?.row(self.own_row(row)?))
+    /// The values of `place` on the tokens of these rows of the answering model; none where they were not recorded.
+    pub fn own(&self, place: Place, rows: impl Iterator<Item = usize>) -> Result<Option<RowBlock>> {
+        let own = rows.map(|row| self.own_row(row));
+        let values = self.values.get(&place);
+        values
+            .map(|values| RowBlock::gather(values, own))
+            .transpose()
     }
 
     /// The recorded row of the same token as the answering model's row `row`.
@@ -47,9 +52,18 @@ impl Readings {
         *self.own.get(row)?
     }
 
-    /// The values of `place` on the token that stands beside row `row` in a stream.
-    pub fn partner(&self, place: Place, stream: usize, row: usize) -> Option<&[f32]> {
-        Some(self.values.get(&place)?.row(self.partner_row(stream, row)?))
+    /// The values of `place` on the tokens that stand beside these rows in a stream.
+    pub fn partners(
+        &self,
+        place: Place,
+        stream: usize,
+        rows: impl Iterator<Item = usize>,
+    ) -> Result<Option<RowBlock>> {
+        let beside = rows.map(|row| self.partner_row(stream, row));
+        let values = self.values.get(&place);
+        values
+            .map(|values| RowBlock::gather(values, beside))
+            .transpose()
     }
 
     /// The recorded row that stands beside row `row` in a stream.
@@ -58,12 +72,12 @@ impl Readings {
     }
 
     /// All recorded rows of `place`.
-    pub fn all(&self, place: Place) -> Option<&RowValues> {
+    pub fn all(&self, place: Place) -> Option<&Tensor> {
         self.values.get(&place)
     }
 
     /// Values recorded by another kind of run, on the tokens of these rows.
-    pub fn of_rows(values: BTreeMap<Place, RowValues>, rows: &[Row], count: usize) -> Self {
+    pub fn of_rows(values: BTreeMap<Place, Tensor>, rows: &[Row], count: usize) -> Self {
         let mut own = vec![None; count];
         for (at, row) in rows.iter().enumerate() {
             own[row.index] = Some(at);
@@ -89,10 +103,9 @@ impl RowTap for ReadingTap<'_> {
         &self.needs.places
     }
 
-    fn visit(&mut self, place: Place, values: &mut [f32], width: usize) -> Result<bool> {
-        let values = RowValues::copied(values, width);
-        self.readings.values.insert(place, values);
-        Ok(false)
+    fn look(&mut self, place: Place, rows: &Tensor) -> Result<Vec<u32>> {
+        self.readings.values.insert(place, rows.clone());
+        Ok(Vec::new())
     }
 }
 

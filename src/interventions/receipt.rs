@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use super::plan::subject::Subject;
 use super::plan::{Edit, Plan, Source};
 use super::request::{Operation, Read, Variant, WeightedChannel, Write};
+use super::row_edits::Outcome;
 use super::rows_of_arms::SteeredArm;
 use crate::bridge::record::BridgeRecord;
 
@@ -102,6 +103,22 @@ pub struct Record {
     pub after: f32,
     pub change_norm: f32,
     pub base_norm: f32,
+}
+
+impl Record {
+    /// Of an edit that was carried out on a row, or only read there.
+    pub fn of(touched: bool, outcome: &Outcome) -> Self {
+        Record {
+            touched,
+            before: outcome.before,
+            after: outcome.after,
+            change_norm: outcome.change_norm,
+            base_norm: match touched {
+                true => outcome.base_norm,
+                false => 0.0,
+            },
+        }
+    }
 }
 
 /// The notes of a request; nothing is kept where nothing was asked for.

@@ -6,13 +6,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::control::Directions;
-use super::operation::norm;
 use super::request::Variant;
 use crate::models::kv_cache::CacheRow;
-use crate::numerics::rows;
+use crate::numerics::row_updates;
 
 /// What steering knows of an arm.
 #[derive(Debug, Clone)]
@@ -143,61 +142,38 @@ impl SamePrompts {
     }
 }
 
-/// The values of one place, `[rows, width]`, out of their tensor.
+/// Rows of one place, `[rows, width]`, out of their tensor; where there is none beside a row, it has none.
 #[derive(Debug, Clone)]
-pub struct RowValues {
+pub struct RowBlock {
     width: usize,
+    /// By the row that was asked for.
+    at: Vec<Option<usize>>,
     values: Vec<f32>,
 }
 
-impl RowValues {
-    /// A copy of `[rows, width]` values.
-    pub fn copied(values: &[f32], width: usize) -> Self {
-        RowValues {
-            width,
-            values: values.to_vec(),
+impl RowBlock {
+    /// The named rows of `values`, in one copy.
+    pub fn gather(values: &Tensor, rows: impl Iterator<Item = Option<usize>>) -> Result<Self> {
+        let (mut at, mut found) = (Vec::new(), Vec::new());
+        for row in rows {
+            at.push(row.map(|_| found.len()));
+            found.extend(row.map(|row| row as u32));
         }
-    }
-
-    pub fn of(tensor: &Tensor) -> Result<Self> {
-        let (_, width) = tensor.dims2()?;
-        Ok(RowValues {
-            width,
-            values: rows::to_vec(tensor)?,
+        Ok(RowBlock {
+            width: values.dim(1)?,
+            at,
+            values: row_updates::gather(values, &found)?,
         })
     }
 
-    /// Zeros of this shape.
-    pub fn zeros(count: usize, width: usize) -> Self {
-        RowValues {
-            width,
-            values: vec![0.0; count * width],
-        }
+    /// Of the row that was asked for as number `index`.
+    pub fn row(&self, index: usize) -> Option<&[f32]> {
+        let at = (*self.at.get(index)?)?;
+        self.values.get(at * self.width..(at + 1) * self.width)
     }
 
-    pub fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.width..][..self.width]
-    }
-
-    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
-        &mut self.values[row * self.width..][..self.width]
-    }
-
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
-    pub fn norm(&self, row: usize) -> f32 {
-        norm(self.row(row))
-    }
-
-    pub fn values(&self) -> &[f32] {
-        &self.values
-    }
-
-    /// `[rows, width]`.
-    pub fn to_tensor(&self) -> Result<Tensor> {
-        let shape = (self.values.len() / self.width, self.width);
-        Tensor::from_slice(&self.values, shape, &Device::Cpu)
+    pub fn row_mut(&mut self, index: usize) -> Option<&mut [f32]> {
+        let at = (*self.at.get(index)?)?;
+        self.values.get_mut(at * self.width..(at + 1) * self.width)
     }
 }

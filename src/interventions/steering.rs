@@ -16,6 +16,7 @@ use super::plan::{Joined, Plan, PlanError, Scene};
 use super::readings::{ReadingNeeds, Readings};
 use super::receipt::Records;
 use super::request::Variant;
+use super::row_edits::RowEdits;
 use super::rows_of_arms::{Feed, PassRows, Row, SteeredArm, cache_rows, ids_of};
 use crate::models::tap::RowTap;
 
@@ -195,6 +196,8 @@ impl Steering {
             wanted: Some(replay.output),
             recorded: BTreeMap::new(),
             records,
+            table: RowEdits::default(),
+            notes: Vec::new(),
         }
     }
 
@@ -224,6 +227,8 @@ impl Steering {
                 wanted: None,
                 recorded: BTreeMap::new(),
                 records,
+                table: RowEdits::default(),
+                notes: Vec::new(),
             });
         }
         let beside = Beside {

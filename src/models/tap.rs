@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 
 use super::location::{Place, Site};
-use crate::numerics::rows;
+use crate::numerics::row_updates;
 
 /// Sees every value of a forward pass on its way, `[rows, channels]`, and may put another in its place.
 pub trait ResidualTap {
@@ -28,11 +28,20 @@ pub trait RowTap: Send {
     /// Where it looks. It is shown nothing else, and a place that nobody looks at costs nothing.
     fn places(&self) -> &BTreeSet<Place>;
 
-    /// Its rows of one of its places, `[rows, width]`, to look at and to change; tells whether it changed them.
-    fn visit(&mut self, place: Place, values: &mut [f32], width: usize) -> Result<bool>;
+    /// Looks at its rows `[rows, width]` of one of its places, and names those that it changes there, each once.
+    fn look(&mut self, place: Place, rows: &Tensor) -> Result<Vec<u32>>;
+
+    /// Changes the rows that it has just named: `[named rows, width]`, in the order in which it named them.
+    fn change(&mut self, _place: Place, _rows: &mut [f32], _width: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// Sees its rows as they go on.
+    fn leave(&mut self, _place: Place, _rows: &Tensor) {}
 }
 
-/// Shows every part of a pass its own rows. The parts share the pass, whatever each of them does.
+/// Shows every part of a pass its own rows. The parts share the pass, whatever each of them does: the rows that any
+/// of them changes are taken out of the batch together, and put back together.
 #[derive(Default)]
 pub struct SplitTap<'a> {
     parts: Vec<(Range<usize>, &'a mut dyn RowTap)>,
@@ -58,18 +67,36 @@ impl ResidualTap for SplitTap<'_> {
         let Some(lookers) = self.lookers.get(&place) else {
             return Ok(value);
         };
-        let width = value.dim(1)?;
-        let mut values = rows::to_vec(&value)?;
-        let mut changed = false;
+        let value = value.contiguous()?;
+        let mut changed = Vec::new();
+        let mut shares = Vec::with_capacity(lookers.len());
         for &part in lookers {
             let (rows, tap) = &mut self.parts[part];
-            let own = &mut values[rows.start * width..rows.end * width];
-            changed |= tap.visit(place, own, width)?;
+            let named = tap.look(place, &value.narrow(0, rows.start, rows.len())?)?;
+            shares.push(named.len());
+            changed.extend(named.into_iter().map(|row| rows.start as u32 + row));
         }
-        match changed {
-            true => Tensor::from_vec(values, value.shape(), value.device()),
-            false => Ok(value),
+        let value = match changed.is_empty() {
+            true => value,
+            false => {
+                let width = value.dim(1)?;
+                let mut taken = row_updates::gather(&value, &changed)?;
+                let mut rest = taken.as_mut_slice();
+                for (&part, share) in lookers.iter().zip(shares) {
+                    let (own, others) = rest.split_at_mut(share * width);
+                    if share > 0 {
+                        self.parts[part].1.change(place, own, width)?;
+                    }
+                    rest = others;
+                }
+                row_updates::scatter(&value, &changed, taken)?
+            }
+        };
+        for &part in lookers {
+            let (rows, tap) = &mut self.parts[part];
+            tap.leave(place, &value.narrow(0, rows.start, rows.len())?);
         }
+        Ok(value)
     }
 }
 

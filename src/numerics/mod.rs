@@ -16,5 +16,6 @@ pub mod lanes;
 pub mod linear;
 pub mod loss;
 pub mod norm;
+pub mod row_updates;
 pub mod rows;
 pub mod softmax;

@@ -71,17 +71,21 @@ impl Condition {
     }
 
     /// Whether it holds, given each test's value on the token.
-    pub fn holds(&self, value: impl Fn(&Test) -> Option<f32>) -> bool {
-        let mut each = self.tests.iter().map(|test| {
-            value(test).map(f64::from).is_some_and(|value| {
+    pub fn holds(
+        &self,
+        mut value: impl FnMut(&Test) -> candle_core::Result<Option<f32>>,
+    ) -> candle_core::Result<bool> {
+        for test in &self.tests {
+            let holds = value(test)?.map(f64::from).is_some_and(|value| {
                 test.above.is_none_or(|bound| value > bound)
                     && test.below.is_none_or(|bound| value < bound)
-            })
-        });
-        match self.all {
-            true => each.all(|holds| holds),
-            false => each.any(|holds| holds),
+            });
+            // The first that differs decides.
+            if holds != self.all {
+                return Ok(holds);
+            }
         }
+        Ok(self.all)
     }
 }
 
