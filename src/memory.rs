@@ -34,10 +34,10 @@ pub fn available_mib() -> Option<u64> {
     mib_of("/proc/meminfo", "MemAvailable:")
 }
 
-/// Lets this process take at most so many bytes more than it has taken, addresses that were reserved included; an
-/// allocation beyond them ends it. Nothing is bounded where the system does not tell what it has taken.
+/// Lets this process take at most so many bytes more than it has; an allocation beyond them fails. Nothing is bounded
+/// where the system does not tell what it has.
 pub fn bound_growth(bytes: u64) -> std::io::Result<()> {
-    let Some(taken) = of_process("self", "VmSize:") else {
+    let Some(taken) = of_process("self", "VmData:") else {
         return Ok(());
     };
     let most = Some((taken << 20).saturating_add(bytes));
@@ -45,10 +45,8 @@ pub fn bound_growth(bytes: u64) -> std::io::Result<()> {
         current: most,
         maximum: most,
     };
-    Ok(rustix::process::setrlimit(
-        rustix::process::Resource::As,
-        limit,
-    )?)
+    rustix::process::setrlimit(rustix::process::Resource::Data, limit)?;
+    Ok(())
 }
 
 fn of_process(process: &str, name: &str) -> Option<u64> {

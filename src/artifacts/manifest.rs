@@ -20,7 +20,7 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 /// The version this code writes, and the only one it reads.
 pub const FORMAT_VERSION: u32 = 1;
 /// A longer manifest is not read.
-const LONGEST_MANIFEST: u64 = 16 << 20;
+const LONGEST_MANIFEST: u64 = 1 << 20;
 /// How deep a directory is walked.
 const DEEPEST: usize = 8;
 

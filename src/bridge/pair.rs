@@ -19,7 +19,7 @@ use crate::numerics::rows;
 const WEIGHTS: &str = "bridge.safetensors";
 const RECORD: &str = "bridge.json";
 /// A record is small; a larger file is not one.
-const LARGEST_RECORD: u64 = 1 << 24;
+const LARGEST_RECORD: u64 = 1 << 20;
 
 /// Why a pair cannot be read.
 #[derive(Debug, thiserror::Error)]

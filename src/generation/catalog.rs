@@ -26,7 +26,7 @@ use crate::models::transformer::Transformer;
 use crate::numerics::rows;
 
 const FEATURES_FILE: &str = "features.json";
-const LARGEST_FEATURES_FILE: u64 = 64 << 20;
+const LARGEST_FEATURES_FILE: u64 = 8 << 20;
 
 /// Why something could not be loaded.
 #[derive(Debug, thiserror::Error)]

@@ -24,7 +24,7 @@ use super::store::artifacts::Artifact;
 use super::store::{Store, StoreError};
 use crate::artifacts::atomic::sync_directory;
 use crate::artifacts::manifest::{FileRecord, Links, records};
-use crate::artifacts::{ArtifactError, hexadecimal};
+use crate::artifacts::{ArtifactError, hexadecimal, regular};
 use crate::settings::{ArtifactSettings, Settings};
 
 /// Bytes that are read at once, and what a part of a long upload has.
@@ -187,7 +187,10 @@ impl ArtifactStore {
         place: &str,
         file: &FileRecord,
     ) -> Result<(), ArtifactStoreError> {
-        let mut source = tokio::fs::File::open(from).await?;
+        let path = from.to_owned();
+        let opened = tokio::task::spawn_blocking(move || regular::open(&path)).await;
+        let (source, _) = opened.map_err(std::io::Error::other)??;
+        let mut source = tokio::fs::File::from_std(source);
         let mut writer =
             BufWriter::with_capacity(self.objects.clone(), self.key(place, file), PIECE);
         match self.copy(&mut source, &mut writer).await {

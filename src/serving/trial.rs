@@ -25,12 +25,13 @@ const TEXT: &str =
     "The quick brown fox jumps over 13 lazy dogs.\n\tprint('\u{e9} \u{6f22}\u{5b57} \u{1f642}')";
 /// Tokens of the text that the models are given.
 const TOKENS: usize = 8;
-/// Bytes that a trial may take beside what its files account for.
-const SPARE: u64 = 512 << 20;
-/// Weights are there as they were stored, as tensors, and as the layers hold them.
-const PER_WEIGHT: u64 = 3;
-/// Bytes that a byte of a tokenizer's file may become in its tables.
-const PER_TOKENIZER_BYTE: u64 = 24;
+/// Bytes that a trial may take beside what its files account for: what passes costs the server hardly more.
+const SPARE: u64 = 128 << 20;
+/// Weights are there as tensors and as the layers hold them; while a tensor in double precision is read, it is there
+/// three times more.
+const PER_WEIGHT: u64 = 6;
+/// Bytes that a byte of a tokenizer's file may become; half as many are usual.
+const PER_TOKENIZER_BYTE: u64 = 16;
 
 /// Why something cannot be served.
 #[derive(Debug, thiserror::Error)]
