@@ -10,7 +10,7 @@ use prometheus::{
 
 use super::inventory::Inventory;
 use crate::generation::request::Generation;
-use crate::generation::scheduler::Load;
+use crate::generation::vitals::Load;
 use crate::jobs::job::Status;
 use crate::jobs::store::jobs::Tally;
 

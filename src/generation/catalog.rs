@@ -9,13 +9,13 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::request::EngineError;
-use super::session::JoinedModels;
 use crate::artifacts::{ArtifactError, atomic, hexadecimal};
 use crate::bridge::Bridge;
 use crate::bridge::pair::{PairError, PairFiles};
 use crate::bridge::record::BridgeRecord;
 use crate::features::registry::Feature;
 use crate::interventions::nearest::suggestion;
+use crate::interventions::plan::Joined;
 use crate::interventions::reference::{ReferenceError, ReferenceStatistics};
 use crate::models::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::models::layers::Purpose;
@@ -122,6 +122,28 @@ impl LoadedPair {
             sparse,
             bridge,
         })
+    }
+}
+
+/// A bridge with both its models, kept for as long as a request needs them.
+#[derive(Debug, Clone)]
+pub struct JoinedModels {
+    pub bridge: Arc<LoadedBridge>,
+    pub dense: Arc<LoadedModel>,
+    pub sparse: Arc<LoadedModel>,
+}
+
+impl JoinedModels {
+    pub fn view(&self) -> Joined<'_> {
+        Joined {
+            id: &self.bridge.id,
+            dense: &self.dense.transformer,
+            sparse: &self.sparse.transformer,
+            bridge: &self.bridge.bridge,
+            record: &self.bridge.record,
+            features: &self.bridge.features,
+            reference: &self.bridge.reference,
+        }
     }
 }
 

@@ -16,8 +16,8 @@ use super::catalog::Catalog;
 use super::request::{
     Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
 };
-use super::scheduler::{Capacity, Load, Observer, Scheduler, generate};
-use super::vitals::{NoProbe, Probe, Vitals};
+use super::scheduler::{Capacity, Observer, Scheduler, generate};
+use super::vitals::{Load, NoProbe, Probe, Vitals};
 
 /// Commands that may lie in the channel; callers beyond them wait to send theirs.
 const QUEUE: usize = 256;

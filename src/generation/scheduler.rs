@@ -16,7 +16,7 @@ use super::catalog::Catalog;
 use super::request::{Delta, EngineError, Generation, GenerationRequest};
 use super::session::Session;
 use super::slots::Caches;
-use super::vitals::{NoProbe, Vitals};
+use super::vitals::{Load, NoProbe, Vitals};
 
 /// A token that costs no more, in tokens of a model, is one like all others: its own, a sparse run beside it, a
 /// counterfactual, and edits of a few channels.
@@ -53,17 +53,6 @@ pub trait Observer {
     fn waits(&self) -> bool;
     /// The answer, or why there is none. Nothing comes after it.
     fn done(self: Box<Self>, answer: Result<Generation, EngineError>);
-}
-
-/// What the scheduler is doing, for the metrics.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Load {
-    /// Requests with an arm in the models.
-    pub running: usize,
-    /// Requests that wait for slots.
-    pub waiting: usize,
-    /// The share of cache slots in use, of the model with the most.
-    pub cache_usage: f64,
 }
 
 /// The requests in progress and the caches they share.

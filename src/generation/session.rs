@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use super::admission::{check, check_bytes, keys, limits};
 use super::arms::Arm;
-use super::catalog::{Catalog, LoadedBridge, LoadedModel, ModelKind};
+use super::catalog::{Catalog, JoinedModels, LoadedModel, ModelKind};
 use super::request::{Choice, Delta, EngineError, Finish, Generation, GenerationRequest};
 use crate::interventions::cost::work_per_token;
-use crate::interventions::plan::{Joined, Plan, PlanError, Scene};
+use crate::interventions::plan::{Plan, PlanError, Scene};
 use crate::interventions::request::Variant;
 use crate::interventions::rows_of_arms::Row;
 use crate::interventions::steering::{ArmPlan, ArmSlots, SlotNeeds, Steering};
@@ -31,28 +31,6 @@ pub struct Session {
     pub steering: Option<Steering>,
     /// What the edits add to a token, in tokens that the answering model runs.
     pub(super) edits_cost: usize,
-}
-
-/// A bridge with both its models, kept for as long as a request needs them.
-#[derive(Debug, Clone)]
-pub struct JoinedModels {
-    pub bridge: Arc<LoadedBridge>,
-    pub dense: Arc<LoadedModel>,
-    pub sparse: Arc<LoadedModel>,
-}
-
-impl JoinedModels {
-    pub fn view(&self) -> Joined<'_> {
-        Joined {
-            id: &self.bridge.id,
-            dense: &self.dense.transformer,
-            sparse: &self.sparse.transformer,
-            bridge: &self.bridge.bridge,
-            record: &self.bridge.record,
-            features: &self.bridge.features,
-            reference: &self.bridge.reference,
-        }
-    }
 }
 
 impl From<PlanError> for EngineError {

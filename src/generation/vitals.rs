@@ -7,7 +7,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::request::{EngineError, GenerationRequest};
-use super::scheduler::Load;
+
+/// What the scheduler is doing, for the metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Load {
+    /// Requests with an arm in the models.
+    pub running: usize,
+    /// Requests that wait for slots.
+    pub waiting: usize,
+    /// The share of cache slots in use, of the model with the most.
+    pub cache_usage: f64,
+}
 
 /// Told of turns inside the engine, on its thread: for tests that make it fail on purpose.
 pub trait Probe: Send + Sync {

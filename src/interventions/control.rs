@@ -14,11 +14,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
 use super::carry::{Carrier, KnownColumns};
-use super::cost::changed_width;
 use super::operation::norm;
-use super::plan::subject::Subject;
 use super::plan::{Edit, Plan, PlanError, Route, Scene, refused, sublayer_output};
 use super::request::{Variant, Write};
+use super::subject::Subject;
 use crate::models::location::Place;
 
 const VARIANTS: &str = "steer.variants";
@@ -62,7 +61,7 @@ impl<'a> Draws<'a> {
         let units = match variant {
             Variant::Steered | Variant::Baseline => return Ok(None),
             Variant::Random => edits
-                .map(|(index, edit)| gaussian(changed_width(edit, scene), &mut generator(index)))
+                .map(|(index, edit)| gaussian(edit.changed_width(scene), &mut generator(index)))
                 .collect(),
             Variant::RandomFeature => edits
                 .map(|(index, edit)| self.other_feature(index, edit, &mut generator(index)))

@@ -2,10 +2,10 @@
 //! and control arms, and the arithmetic that its edits add to every token.
 
 use super::operation::Action;
-use super::plan::subject::Subject;
-use super::plan::{Edit, Plan, Route, Scene};
+use super::plan::{Plan, Route, Scene};
 use super::receipt::Record;
 use super::request::Variant;
+use super::subject::Subject;
 
 /// A touched token in a receipt, and the same in JSON.
 const TOUCHED_TOKEN: usize = 24 + 136;
@@ -29,7 +29,7 @@ pub fn kept_bytes(
     let directions: usize = plan
         .edits
         .iter()
-        .map(|edit| 4 * changed_width(edit, scene))
+        .map(|edit| 4 * edit.changed_width(scene))
         .sum();
     let told = |variant: Variant, tokens: usize| {
         let edited = variant != Variant::Baseline;
@@ -58,14 +58,6 @@ pub fn kept_bytes(
     arms.fold(0, |sum: usize, (variant, tokens)| {
         sum.saturating_add(told(variant, tokens))
     })
-}
-
-/// The width of what an edit changes: its own place, or the dense stream.
-pub fn changed_width(edit: &Edit, scene: &Scene) -> usize {
-    match scene.native {
-        true => edit.subject.place().width(&scene.model.config),
-        false => scene.model.config.d_model,
-    }
 }
 
 /// Multiplications that the edits add to each token of an arm.

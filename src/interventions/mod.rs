@@ -23,3 +23,4 @@ pub mod request;
 pub mod row_edits;
 pub mod rows_of_arms;
 pub mod steering;
+pub mod subject;

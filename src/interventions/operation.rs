@@ -5,7 +5,7 @@
 //! every channel to its own destination. A direction `v` of a residual stream is read as its projection
 //! `p = <h, v> / <v, v>`. Sums run in double precision, so that a change of zero is exactly zero.
 
-use super::plan::subject::{Direction, Group, Subject};
+use super::subject::{Direction, Group, Subject};
 
 /// An operation with every number resolved to the feature's raw unit.
 #[derive(Debug, Clone, PartialEq)]

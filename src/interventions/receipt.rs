@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::plan::subject::Subject;
 use super::plan::{Edit, Plan, Source};
 use super::request::{Operation, Read, Variant, WeightedChannel, Write};
 use super::row_edits::Outcome;
 use super::rows_of_arms::SteeredArm;
+use super::subject::Subject;
 use crate::bridge::record::BridgeRecord;
 
 /// What was done in one arm.

@@ -7,8 +7,8 @@
 
 use super::carry::Carrier;
 use super::operation::{Action, norm};
-use super::plan::subject::Subject;
 use super::rows_of_arms::RowBlock;
+use super::subject::Subject;
 
 /// The changes of one place. Entries of one row are carried out in their order, each on what its predecessors left.
 #[derive(Debug, Default)]

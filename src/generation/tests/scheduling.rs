@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::pair::{answer, bits, catalog, request, steered};
 use crate::generation::catalog::Catalog;
 use crate::generation::request::{Delta, EngineError, Generation, GenerationRequest};
-use crate::generation::scheduler::{Capacity, Load, Observer, Scheduler};
+use crate::generation::scheduler::{Capacity, Observer, Scheduler};
+use crate::generation::vitals::Load;
 
 const PROMPT: &[u32] = &[40, 257, 33, 260, 101, 45];
 const OTHER: &[u32] = &[41, 12, 33, 7, 101, 45];

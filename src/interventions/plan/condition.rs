@@ -1,9 +1,11 @@
 //! `when`: thresholds on features at the same token, seeing unedited values.
 
-use super::subject::{Subject, resolve};
-use super::{PlanError, Scene, Source, refused};
+use super::address::resolve;
+use super::scene::{PlanError, Scene, refused};
+use super::source::Source;
 use crate::interventions::carry::is_sublayer_input;
 use crate::interventions::request::{Read, Threshold, When};
+use crate::interventions::subject::Subject;
 use crate::models::location::{Place, Site};
 
 /// No condition has more thresholds.

@@ -1,6 +1,6 @@
 //! Counterfactual prompts: the second streams that patches take their values from.
 
-use super::{PlanError, Scene, refused};
+use super::scene::{PlanError, Scene, refused};
 use crate::interventions::request::{Align, Counterfactual, CounterfactualPrompt};
 
 /// Which model runs a counterfactual stream.

@@ -1,17 +1,92 @@
 //! One edit of a request, checked and resolved.
 
+use super::address::{Resolved, resolve};
 use super::condition::{Condition, Reach};
 use super::counterfactual::{Stream, StreamModel, stream};
+use super::scene::{PlanError, Scene, refused};
+use super::source::Source;
 use super::span::Span;
-use super::subject::{Group, Resolved, Subject, resolve};
-use super::{Edit, EditStrength, PlanError, Route, Scene, Source, refused, sublayer_output};
 use crate::interventions::carry::{Carrier, KnownColumns, NotCarried, is_sublayer_input};
 use crate::interventions::operation::Action;
 use crate::interventions::reference::PlaceStatistics;
 use crate::interventions::request::{
     AblateTo, Counterfactual, Destination, EditRequest, Operation, Read, Strength, Unit, Write,
 };
-use crate::models::location::Place;
+use crate::interventions::subject::{Group, Subject};
+use crate::models::location::{Node, NodeKind, Place};
+
+/// How a change takes effect.
+#[derive(Debug, Clone)]
+pub enum Route {
+    /// At its own place in the answering model.
+    InPlace,
+    /// Through the decoder.
+    Carried(Carrier),
+    /// In a second run of a sparse sublayer, whose changed output goes through the decoder.
+    Replayed,
+}
+
+/// An edit's strength: its own, or the arm's in a sweep.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum EditStrength {
+    Fixed(f64),
+    Swept,
+}
+
+impl EditStrength {
+    /// In an arm whose place in the sweep is `swept`.
+    pub fn in_arm(self, swept: Option<f64>) -> f64 {
+        match self {
+            EditStrength::Fixed(strength) => strength,
+            EditStrength::Swept => swept.unwrap_or(1.0),
+        }
+    }
+}
+
+/// One validated edit.
+#[derive(Debug, Clone)]
+pub struct Edit {
+    /// The registered feature's name.
+    pub name: Option<String>,
+    pub operation: Operation,
+    pub subject: Subject,
+    pub action: Action,
+    pub strength: EditStrength,
+    pub span: Span,
+    pub condition: Option<Condition>,
+    pub source: Source,
+    pub route: Route,
+    /// How the change is written; none in the model's own place.
+    pub write: Option<Write>,
+}
+
+impl Edit {
+    /// The width of what the edit changes: its own place, or the dense stream.
+    pub fn changed_width(&self, scene: &Scene) -> usize {
+        match scene.native {
+            true => self.subject.place().width(&scene.model.config),
+            false => scene.model.config.d_model,
+        }
+    }
+}
+
+/// Whether carrying the edit takes the root mean square of the sparse stream at its site.
+pub fn needs_sparse_rms(edit: &Edit) -> bool {
+    matches!(&edit.route, Route::Carried(carrier) if carrier.times_sparse_rms)
+}
+
+/// The residual delta that a node inside a sublayer works through; none for other places.
+pub fn sublayer_output(place: Place) -> Option<Place> {
+    let Place::Node(Node { layer, kind }) = place else {
+        return None;
+    };
+    let kind = match kind {
+        NodeKind::Q | NodeKind::K | NodeKind::V | NodeKind::AttnY => NodeKind::AttnOut,
+        NodeKind::PostAct => NodeKind::MlpOut,
+        NodeKind::AttnIn | NodeKind::AttnOut | NodeKind::MlpIn | NodeKind::MlpOut => return None,
+    };
+    Some(Place::Node(Node { layer, kind }))
+}
 
 /// Checks one edit; counterfactual streams it needs are added to `streams`, and columns it writes to `columns`.
 /// `param` is its path.

@@ -1,29 +1,26 @@
 //! Plans: a `steer` field with every name resolved, every number checked and everything computed that does not
 //! depend on the tokens, once per request. What a plan holds can be carried out; what cannot be is refused here.
 
+mod address;
 pub mod condition;
 pub mod counterfactual;
 mod edit;
-pub mod span;
-pub mod subject;
+mod scene;
+mod source;
+mod span;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::carry::{Carrier, KnownColumns};
 use super::operation::Action;
-use super::reference::ReferenceStatistics;
-use super::request::{EditRequest, Operation, Return, SteerRequest, Strength, Variant, Write};
-use crate::bridge::Bridge;
-use crate::bridge::record::BridgeRecord;
-use crate::features::registry::Feature;
-use crate::models::location::{Node, NodeKind, Place, Site};
-use crate::models::tokenizer::Tokenizer;
-use crate::models::transformer::Transformer;
+use super::request::{EditRequest, Return, SteerRequest, Strength, Variant, Write};
+use crate::models::location::{Place, Site};
 
-use condition::Condition;
 use counterfactual::{Stream, StreamModel};
-use span::Span;
-use subject::Subject;
+
+pub use edit::{Edit, Route, needs_sparse_rms, sublayer_output};
+pub use scene::{Joined, PlanError, Scene, refused};
+pub use source::Source;
 
 /// No request has more edits.
 pub const MOST_EDITS: usize = 64;
@@ -31,147 +28,6 @@ pub const MOST_EDITS: usize = 64;
 pub const LONGEST_SWEEP: usize = 64;
 /// Strengths lie between this and its negative.
 pub const LARGEST_STRENGTH: f64 = 10.0;
-
-/// Why a request cannot be planned.
-#[derive(Debug, thiserror::Error)]
-pub enum PlanError {
-    /// The request is at fault.
-    #[error("{message}")]
-    Refused {
-        message: String,
-        /// The field at fault, such as `steer.edits[0].feature`.
-        param: String,
-    },
-    #[error(transparent)]
-    Failed(#[from] candle_core::Error),
-}
-
-pub(crate) fn refused(message: impl Into<String>, param: &str) -> PlanError {
-    PlanError::Refused {
-        message: message.into(),
-        param: param.to_owned(),
-    }
-}
-
-/// What a request is held against.
-pub struct Scene<'a> {
-    /// The model that answers, and its id.
-    pub model: &'a Transformer,
-    pub model_id: &'a str,
-    /// The answering model is a sparse one: edits are made in it directly.
-    pub native: bool,
-    /// Its bridge: the one the request named, or its only one.
-    pub joined: Option<Joined<'a>>,
-    /// Why there is none, where something better can be said than that the model has none.
-    pub unjoined: Option<String>,
-    pub tokenizer: &'a Tokenizer,
-    pub prompts: &'a [Vec<u32>],
-}
-
-/// A bridge with the models it joins and what is known of their features.
-#[derive(Clone, Copy)]
-pub struct Joined<'a> {
-    pub id: &'a str,
-    pub dense: &'a Transformer,
-    pub sparse: &'a Transformer,
-    pub bridge: &'a Bridge,
-    pub record: &'a BridgeRecord,
-    pub features: &'a BTreeMap<String, Feature>,
-    pub reference: &'a ReferenceStatistics,
-}
-
-impl<'a> Scene<'a> {
-    fn joined(&self, param: &str) -> Result<Joined<'a>, PlanError> {
-        self.joined.ok_or_else(|| match &self.unjoined {
-            Some(reason) => refused(reason, "steer.bridge"),
-            None => {
-                let message = format!(
-                    "{:?} has no bridge; only a raw vector can steer it",
-                    self.model_id
-                );
-                refused(message, param)
-            }
-        })
-    }
-
-    fn sparse(&self, param: &str) -> Result<&'a Transformer, PlanError> {
-        match self.native {
-            true => Ok(self.model),
-            false => Ok(self.joined(param)?.sparse),
-        }
-    }
-
-    fn n_layers(&self) -> usize {
-        self.model.config.n_layers
-    }
-
-    /// The longest sequence that every model of the request can hold.
-    pub fn context_length(&self) -> usize {
-        let own = self.model.config.context_length;
-        match (&self.joined, self.native) {
-            (Some(joined), false) => own.min(joined.sparse.config.context_length),
-            _ => own,
-        }
-    }
-}
-
-/// Where a value is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Source {
-    /// The answering model itself, as edited at earlier places.
-    Own,
-    /// The unedited sparse model.
-    Sparse,
-    /// The encoder of the dense stream as edited at earlier sites.
-    Encoder,
-    /// Nowhere: what the edit does is known beforehand, and nobody asked for the values.
-    Unread,
-}
-
-/// How a change takes effect.
-#[derive(Debug, Clone)]
-pub enum Route {
-    /// At its own place in the answering model.
-    InPlace,
-    /// Through the decoder.
-    Carried(Carrier),
-    /// In a second run of a sparse sublayer, whose changed output goes through the decoder.
-    Replayed,
-}
-
-/// An edit's strength: its own, or the arm's in a sweep.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum EditStrength {
-    Fixed(f64),
-    Swept,
-}
-
-impl EditStrength {
-    /// In an arm whose place in the sweep is `swept`.
-    pub fn in_arm(self, swept: Option<f64>) -> f64 {
-        match self {
-            EditStrength::Fixed(strength) => strength,
-            EditStrength::Swept => swept.unwrap_or(1.0),
-        }
-    }
-}
-
-/// One validated edit.
-#[derive(Debug, Clone)]
-pub struct Edit {
-    /// The registered feature's name.
-    pub name: Option<String>,
-    pub operation: Operation,
-    pub subject: Subject,
-    pub action: Action,
-    pub strength: EditStrength,
-    pub span: Span,
-    pub condition: Option<Condition>,
-    pub source: Source,
-    pub route: Route,
-    /// How the change is written; none in the model's own place.
-    pub write: Option<Write>,
-}
 
 /// A second run of one sparse sublayer with edits inside it.
 #[derive(Debug, Clone)]
@@ -521,24 +377,6 @@ fn tests(edit: &Edit, source: Source) -> impl Iterator<Item = &condition::Test> 
 fn judged_by_sparse_values(edit: &Edit) -> bool {
     let mut tests = edit.condition.iter().flat_map(|condition| &condition.tests);
     tests.all(|test| test.source == Source::Sparse)
-}
-
-/// Whether carrying the edit takes the root mean square of the sparse stream at its site.
-pub fn needs_sparse_rms(edit: &Edit) -> bool {
-    matches!(&edit.route, Route::Carried(carrier) if carrier.times_sparse_rms)
-}
-
-/// The residual delta that a node inside a sublayer works through; none for other places.
-pub fn sublayer_output(place: Place) -> Option<Place> {
-    let Place::Node(Node { layer, kind }) = place else {
-        return None;
-    };
-    let kind = match kind {
-        NodeKind::Q | NodeKind::K | NodeKind::V | NodeKind::AttnY => NodeKind::AttnOut,
-        NodeKind::PostAct => NodeKind::MlpOut,
-        NodeKind::AttnIn | NodeKind::AttnOut | NodeKind::MlpIn | NodeKind::MlpOut => return None,
-    };
-    Some(Place::Node(Node { layer, kind }))
 }
 
 fn variants(request: &SteerRequest) -> Result<Vec<Variant>, PlanError> {

@@ -1,6 +1,6 @@
 //! Which tokens an edit touches, resolved against the prompts it is asked for.
 
-use super::{PlanError, refused};
+use super::scene::{PlanError, refused};
 use crate::interventions::request::{AllOrNone, At, PositionOrRange, Positions};
 
 /// Half-open ranges of positions.

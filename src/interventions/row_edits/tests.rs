@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::interventions::plan::subject::{Direction, Group};
+use crate::interventions::subject::{Direction, Group};
 use crate::models::location::{Place, Site};
 
 const WIDTH: usize = 7;

@@ -1,0 +1,94 @@
+//! What a request is held against: the model that answers, its bridge, and the prompts.
+
+use std::collections::BTreeMap;
+
+use crate::bridge::Bridge;
+use crate::bridge::record::BridgeRecord;
+use crate::features::registry::Feature;
+use crate::interventions::reference::ReferenceStatistics;
+use crate::models::tokenizer::Tokenizer;
+use crate::models::transformer::Transformer;
+
+/// Why a request cannot be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The request is at fault.
+    #[error("{message}")]
+    Refused {
+        message: String,
+        /// The field at fault, such as `steer.edits[0].feature`.
+        param: String,
+    },
+    #[error(transparent)]
+    Failed(#[from] candle_core::Error),
+}
+
+/// A refusal of the field `param`.
+pub fn refused(message: impl Into<String>, param: &str) -> PlanError {
+    PlanError::Refused {
+        message: message.into(),
+        param: param.to_owned(),
+    }
+}
+
+/// What a request is held against.
+pub struct Scene<'a> {
+    /// The model that answers, and its id.
+    pub model: &'a Transformer,
+    pub model_id: &'a str,
+    /// The answering model is a sparse one: edits are made in it directly.
+    pub native: bool,
+    /// Its bridge: the one the request named, or its only one.
+    pub joined: Option<Joined<'a>>,
+    /// Why there is none, where something better can be said than that the model has none.
+    pub unjoined: Option<String>,
+    pub tokenizer: &'a Tokenizer,
+    pub prompts: &'a [Vec<u32>],
+}
+
+/// A bridge with the models it joins and what is known of their features.
+#[derive(Clone, Copy)]
+pub struct Joined<'a> {
+    pub id: &'a str,
+    pub dense: &'a Transformer,
+    pub sparse: &'a Transformer,
+    pub bridge: &'a Bridge,
+    pub record: &'a BridgeRecord,
+    pub features: &'a BTreeMap<String, Feature>,
+    pub reference: &'a ReferenceStatistics,
+}
+
+impl<'a> Scene<'a> {
+    pub fn joined(&self, param: &str) -> Result<Joined<'a>, PlanError> {
+        self.joined.ok_or_else(|| match &self.unjoined {
+            Some(reason) => refused(reason, "steer.bridge"),
+            None => {
+                let message = format!(
+                    "{:?} has no bridge; only a raw vector can steer it",
+                    self.model_id
+                );
+                refused(message, param)
+            }
+        })
+    }
+
+    pub fn sparse(&self, param: &str) -> Result<&'a Transformer, PlanError> {
+        match self.native {
+            true => Ok(self.model),
+            false => Ok(self.joined(param)?.sparse),
+        }
+    }
+
+    pub fn n_layers(&self) -> usize {
+        self.model.config.n_layers
+    }
+
+    /// The longest sequence that every model of the request can hold.
+    pub fn context_length(&self) -> usize {
+        let own = self.model.config.context_length;
+        match (&self.joined, self.native) {
+            (Some(joined), false) => own.min(joined.sparse.config.context_length),
+            _ => own,
+        }
+    }
+}
