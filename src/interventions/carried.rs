@@ -19,7 +19,7 @@ use super::receipt::{Record, Records};
 use super::row_edits::{Change, ReadFrom, RowEdit, RowEdits, WriteTo, add};
 use super::rows_of_arms::{Row, RowBlock, SteeredArm};
 use crate::models::location::{Place, Site};
-use crate::models::tap::RowTap;
+use crate::models::tap::{OwnRows, RowTap};
 use crate::numerics::norm::root_mean_square;
 use crate::numerics::row_updates;
 
@@ -118,7 +118,7 @@ impl RowTap for CarriedTap<'_> {
         &self.plan.places
     }
 
-    fn look(&mut self, place: Place, rows: &Tensor) -> Result<Vec<u32>> {
+    fn look(&mut self, place: Place, rows: &OwnRows, changed: &mut Vec<u32>) -> Result<()> {
         self.table = RowEdits::default();
         self.notes.clear();
         match place {
@@ -128,7 +128,8 @@ impl RowTap for CarriedTap<'_> {
             }
             Place::Node(_) => self.bring_what_waits(place),
         }
-        Ok(self.table.rows().to_vec())
+        changed.extend_from_slice(self.table.rows());
+        Ok(())
     }
 
     fn change(&mut self, _place: Place, rows: &mut [f32], width: usize) -> Result<()> {
@@ -188,14 +189,14 @@ impl<'a> CarriedTap<'a> {
     }
 
     /// Reads through the encoder, and keeps the stream for conditions, before this site's edits.
-    fn read_at(&mut self, site: Site, rows: &Tensor) -> Result<()> {
+    fn read_at(&mut self, site: Site, rows: &OwnRows) -> Result<()> {
         if self.plan.watches(site) {
-            self.watched.insert(site, rows.clone());
+            self.watched.insert(site, rows.tensor()?);
         }
         let places = self.plan.encoder_places(site);
         if !places.is_empty() {
             let positions: Vec<u32> = self.rows.iter().map(|row| row.position as u32).collect();
-            let encoded = self.encode(site, rows, &positions, places.into_iter())?;
+            let encoded = self.encode(site, &rows.tensor()?, &positions, places.into_iter())?;
             self.encoded.extend(encoded);
         }
         let places = self.plan.unedited_encoder_places(site);

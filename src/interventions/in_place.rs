@@ -11,7 +11,7 @@ use super::receipt::{Record, Records};
 use super::row_edits::{Change, ReadFrom, RowEdit, RowEdits, WriteTo};
 use super::rows_of_arms::{Row, RowBlock, SteeredArm};
 use crate::models::location::Place;
-use crate::models::tap::RowTap;
+use crate::models::tap::{OwnRows, RowTap};
 
 /// Changes values where they are.
 pub struct InPlaceTap<'a> {
@@ -41,14 +41,15 @@ impl RowTap for InPlaceTap<'_> {
         self.places
     }
 
-    fn look(&mut self, place: Place, _rows: &Tensor) -> Result<Vec<u32>> {
+    fn look(&mut self, place: Place, _rows: &OwnRows, changed: &mut Vec<u32>) -> Result<()> {
         self.table = RowEdits::default();
         self.notes.clear();
         let plan = self.plan;
         let at_place = |edit: &usize| plan.edits[*edit].subject.place() == place;
         let here: Vec<usize> = self.edits.iter().copied().filter(at_place).collect();
         self.compile(place, &here)?;
-        Ok(self.table.rows().to_vec())
+        changed.extend_from_slice(self.table.rows());
+        Ok(())
     }
 
     fn change(&mut self, _place: Place, rows: &mut [f32], width: usize) -> Result<()> {
@@ -61,10 +62,11 @@ impl RowTap for InPlaceTap<'_> {
         Ok(())
     }
 
-    fn leave(&mut self, place: Place, rows: &Tensor) {
+    fn leave(&mut self, place: Place, rows: &OwnRows) -> Result<()> {
         if self.wanted == Some(place) {
-            self.recorded.insert(place, rows.clone());
+            self.recorded.insert(place, rows.tensor()?);
         }
+        Ok(())
     }
 }
 

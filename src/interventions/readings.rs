@@ -12,7 +12,7 @@ use super::plan::counterfactual::StreamModel;
 use super::rows_of_arms::{Feed, PassRows, Row, RowBlock, SamePrompts, rows_of};
 use crate::models::kv_cache::CacheRow;
 use crate::models::location::Place;
-use crate::models::tap::RowTap;
+use crate::models::tap::{OwnRows, RowTap};
 
 /// What a plan reads in unedited runs of one model.
 #[derive(Debug)]
@@ -103,9 +103,9 @@ impl RowTap for ReadingTap<'_> {
         &self.needs.places
     }
 
-    fn look(&mut self, place: Place, rows: &Tensor) -> Result<Vec<u32>> {
-        self.readings.values.insert(place, rows.clone());
-        Ok(Vec::new())
+    fn look(&mut self, place: Place, rows: &OwnRows, _changed: &mut Vec<u32>) -> Result<()> {
+        self.readings.values.insert(place, rows.tensor()?);
+        Ok(())
     }
 }
 

@@ -122,11 +122,17 @@ impl<'a> RowEdits<'a> {
             false => Vec::new(),
         };
         // In a control arm edits of the row's own features go on from the steered values.
-        let mut steered: Vec<Option<Vec<f32>>> = vec![None; self.rows.len()];
+        let controls = self.entries.iter().any(|entry| entry.control.is_some());
+        let mut steered: Vec<Option<Vec<f32>>> = match controls {
+            true => vec![None; self.rows.len()],
+            false => Vec::new(),
+        };
+        let mut none = None;
         let (entries, blocks) = (&self.entries, &mut self.blocks);
         let outcomes = entries.iter().map(|entry| {
             let row = &mut rows[entry.row * width..][..width];
-            let outcome = entry.carry_out(row, &mut steered[entry.row], blocks);
+            let steered = steered.get_mut(entry.row).unwrap_or(&mut none);
+            let outcome = entry.carry_out(row, steered, blocks);
             Outcome {
                 base_norm: base_norms.get(entry.row).copied().unwrap_or_default(),
                 ..outcome

@@ -28,8 +28,8 @@ pub trait RowTap: Send {
     /// Where it looks. It is shown nothing else, and a place that nobody looks at costs nothing.
     fn places(&self) -> &BTreeSet<Place>;
 
-    /// Looks at its rows `[rows, width]` of one of its places, and names those that it changes there, each once.
-    fn look(&mut self, place: Place, rows: &Tensor) -> Result<Vec<u32>>;
+    /// Looks at its rows of one of its places, and adds those that it changes there to `changed`, each once.
+    fn look(&mut self, place: Place, rows: &OwnRows, changed: &mut Vec<u32>) -> Result<()>;
 
     /// Changes the rows that it has just named: `[named rows, width]`, in the order in which it named them.
     fn change(&mut self, _place: Place, _rows: &mut [f32], _width: usize) -> Result<()> {
@@ -37,7 +37,22 @@ pub trait RowTap: Send {
     }
 
     /// Sees its rows as they go on.
-    fn leave(&mut self, _place: Place, _rows: &Tensor) {}
+    fn leave(&mut self, _place: Place, _rows: &OwnRows) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A part's rows of a batch. Most parts never look at them.
+pub struct OwnRows<'v> {
+    batch: &'v Tensor,
+    rows: Range<usize>,
+}
+
+impl OwnRows<'_> {
+    /// `[rows, width]`, without a copy.
+    pub fn tensor(&self) -> Result<Tensor> {
+        self.batch.narrow(0, self.rows.start, self.rows.len())
+    }
 }
 
 /// Shows every part of a pass its own rows. The parts share the pass, whatever each of them does: the rows that any
@@ -72,9 +87,14 @@ impl ResidualTap for SplitTap<'_> {
         let mut shares = Vec::with_capacity(lookers.len());
         for &part in lookers {
             let (rows, tap) = &mut self.parts[part];
-            let named = tap.look(place, &value.narrow(0, rows.start, rows.len())?)?;
-            shares.push(named.len());
-            changed.extend(named.into_iter().map(|row| rows.start as u32 + row));
+            let (first, before) = (rows.start as u32, changed.len());
+            let own = OwnRows {
+                batch: &value,
+                rows: rows.clone(),
+            };
+            tap.look(place, &own, &mut changed)?;
+            changed[before..].iter_mut().for_each(|row| *row += first);
+            shares.push(changed.len() - before);
         }
         let value = match changed.is_empty() {
             true => value,
@@ -94,7 +114,11 @@ impl ResidualTap for SplitTap<'_> {
         };
         for &part in lookers {
             let (rows, tap) = &mut self.parts[part];
-            tap.leave(place, &value.narrow(0, rows.start, rows.len())?);
+            let own = OwnRows {
+                batch: &value,
+                rows: rows.clone(),
+            };
+            tap.leave(place, &own)?;
         }
         Ok(value)
     }
