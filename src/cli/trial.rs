@@ -13,6 +13,9 @@ use crate::serving::trial;
 /// A server reads its library on threads with two mebibytes of stack; what needs nearly as much is not safe there.
 const STACK: usize = 3 << 19;
 
+/// Nothing is written but a line; that may go to a file.
+const MOST_WRITTEN: u64 = 1 << 20;
+
 /// Let a model or a pair answer one token, within bounds, and print what it is; or say what is wrong with it.
 #[derive(Debug, Args)]
 pub struct TrialArguments {
@@ -33,7 +36,7 @@ impl TrialArguments {
         for (resource, most) in [
             (Resource::Cpu, self.seconds),
             (Resource::Core, 0),
-            (Resource::Fsize, 0),
+            (Resource::Fsize, MOST_WRITTEN),
         ] {
             let limit = Rlimit {
                 current: Some(most),

@@ -1,5 +1,8 @@
 //! Pairs and models come into service and go out of it while the server answers.
 
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use causeway::settings::keys::Role;
 use serde_json::{Value, json};
 
@@ -130,4 +133,40 @@ fn only_an_administrator_may() {
     };
     unload("trainer").is_error(403, None, Some("insufficient_role"));
     assert_eq!(unload("keeper").status, 200);
+}
+
+/// Reading what never ends holds up nobody but who waits for it, and that for so long as the settings say.
+#[test]
+fn what_takes_for_ever_to_try_is_given_up_and_stops_nobody_else() {
+    let programs = tempfile::tempdir().unwrap();
+    let program = programs.path().join("program");
+    std::fs::write(&program, "#!/bin/sh\nexec sleep 600\n").unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let library = programs.path().join("library");
+    tiny_pair::write(&library.join("tiny-again"));
+    let server = Server::with(move |settings| {
+        settings.library = library;
+        settings.program = program;
+        settings.limits.load_seconds = 5;
+    });
+    let answered = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let loading = scope.spawn(|| {
+            let answer = server.post("/v1/library/tiny-again/load", &json!({}));
+            answered.store(true, Ordering::SeqCst);
+            answer
+        });
+        let listed = server.get("/v1/library").ok();
+        assert_eq!(ids(&listed).len(), 2);
+        server.post("/v1/library/tiny/unload", &json!({})).ok();
+        assert_eq!(ask(&server, "tiny"), 404);
+        assert!(!answered.load(Ordering::SeqCst), "others waited for it");
+        let answer = loading.join().unwrap();
+        answer.is_error(400, None, Some("cannot_load"));
+        assert!(
+            answer.body.contains("limits.load_seconds"),
+            "{}",
+            answer.body
+        );
+    });
 }
