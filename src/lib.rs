@@ -9,6 +9,7 @@ pub mod artifacts;
 pub mod bridge;
 pub mod cli;
 pub mod corpus;
+pub mod documented;
 pub mod evaluation;
 pub mod features;
 pub mod generation;

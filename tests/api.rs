@@ -19,6 +19,10 @@ mod dashboards;
 mod departures;
 #[path = "api/docs.rs"]
 mod docs;
+#[path = "api/document.rs"]
+mod document;
+#[path = "api/examples.rs"]
+mod examples;
 #[path = "api/faults.rs"]
 mod faults;
 #[path = "api/features.rs"]
@@ -43,3 +47,5 @@ mod steering;
 mod streaming;
 #[path = "api/tiny_pair.rs"]
 mod tiny_pair;
+#[path = "api/wire_errors.rs"]
+mod wire_errors;

@@ -6,8 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[path = "house_rules/imports.rs"]
+mod imports;
+#[path = "house_rules/names.rs"]
+mod names;
+
 /// Every module at the top of `src` with its layer. A module uses those of lower layers and of its own.
-const LAYERS: [(&str, u32); 20] = [
+const LAYERS: [(&str, u32); 21] = [
+    ("documented", 0),
     ("numerics", 0),
     ("artifacts", 0),
     ("memory", 0),
@@ -81,12 +87,15 @@ impl Source {
         Some(module)
     }
 
+    /// Whether all of it is for tests.
+    fn is_test(&self) -> bool {
+        let name = self.path.rsplit('/').next().unwrap_or_default();
+        name == "tests.rs" || name.starts_with("test_") || self.path.contains("/tests/")
+    }
+
     /// The lines that are shipped: without comments and without the tests at the file's end.
     fn shipped_lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        let name = self.path.rsplit('/').next().unwrap_or_default();
-        let is_test_file =
-            name == "tests.rs" || name.starts_with("test_") || self.path.contains("/tests/");
-        let end = match is_test_file {
+        let end = match self.is_test() {
             true => 0,
             false => self
                 .text
@@ -269,172 +278,6 @@ fn only_artifacts_opens_files_of_weights_and_knows_their_formats() {
     assert!(known_to_artifacts > 0, "the formats are called otherwise");
 }
 
-/// Modules some of whose files still use each other in circles. No other may, and one that has none any more leaves
-/// this list.
-const WITH_CIRCLES: [&str; 4] = ["api", "cli", "evaluation", "jobs"];
-
-/// The paths that a use tree or an expression names: `a::{b, c::d}` gives `a::b` and `a::c::d`. `text` begins after
-/// `crate::`, `super::` or `self::`.
-fn named_paths(text: &str) -> Vec<Vec<String>> {
-    let mut paths = Vec::new();
-    let mut path: Vec<String> = Vec::new();
-    let mut depths = Vec::new();
-    let mut rest = text;
-    loop {
-        rest = rest.trim_start();
-        let end = rest
-            .find(|c: char| !c.is_alphanumeric() && c != '_')
-            .unwrap_or(rest.len());
-        if end > 0 {
-            path.push(rest[..end].to_owned());
-            rest = &rest[end..];
-            if let Some(next) = rest.strip_prefix("::") {
-                rest = next;
-                continue;
-            }
-            paths.push(path.clone());
-            // What a name is called here.
-            if let Some((_, after)) = rest.trim_start().strip_prefix("as ").and_then(|renamed| {
-                renamed.split_at_checked(renamed.find([',', ';', '}']).unwrap_or(renamed.len()))
-            }) {
-                rest = after;
-            }
-        } else if let Some(next) = rest.strip_prefix('{') {
-            depths.push(path.len());
-            rest = next;
-            continue;
-        }
-        // After a name: the next of the group that it stands in, or the end.
-        loop {
-            rest = rest.trim_start();
-            let Some(&depth) = depths.last() else {
-                return paths;
-            };
-            path.truncate(depth);
-            if let Some(next) = rest.strip_prefix(',') {
-                rest = next;
-                break;
-            }
-            match rest.strip_prefix('}') {
-                Some(next) => {
-                    depths.pop();
-                    rest = next;
-                }
-                None => return paths,
-            }
-        }
-    }
-}
-
-#[test]
-fn paths_are_found_however_they_are_written() {
-    let found = |text| {
-        let paths = named_paths(text).into_iter();
-        paths.map(|path| path.join("::")).collect::<Vec<_>>()
-    };
-    assert_eq!(found("models::tap::NoTap;"), ["models::tap::NoTap"]);
-    assert_eq!(found("models::draw(x, y)"), ["models::draw"]);
-    assert_eq!(
-        found("a::{b, c::{D, E as F}, self,};"),
-        ["a::b", "a::c::D", "a::c::E", "a::self"]
-    );
-    assert_eq!(found("{a::B, c};"), ["a::B", "c"]);
-}
-
-/// The files of `sources` that each of them uses, by their module paths such as `models::tap`.
-fn uses(sources: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
-    let module_of = |source: &Source| {
-        let path = source
-            .path
-            .trim_start_matches("src/")
-            .trim_end_matches(".rs");
-        path.trim_end_matches("/mod").replace('/', "::")
-    };
-    let modules: BTreeSet<String> = sources.iter().map(module_of).collect();
-    let mut used = BTreeMap::new();
-    for source in sources {
-        let own = module_of(source);
-        // What a module passes on is not used by itself.
-        let lines = source.shipped_lines().map(|(_, line)| line);
-        let text: Vec<&str> = lines.filter(|line| !line.starts_with("pub use")).collect();
-        let text = text.join(" ");
-        let of_own: &mut BTreeSet<String> = used.entry(own.clone()).or_default();
-        for (start, root) in ["crate::", "super::", "self::"]
-            .into_iter()
-            .flat_map(|root| text.match_indices(root))
-        {
-            let before = &text[..start];
-            if before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
-                continue;
-            }
-            let mut rest = &text[start..];
-            let mut base: Vec<&str> = match root {
-                "crate::" => Vec::new(),
-                _ => own.split("::").collect(),
-            };
-            rest = rest.strip_prefix("crate::").unwrap_or(rest);
-            rest = rest.strip_prefix("self::").unwrap_or(rest);
-            while let Some(above) = rest.strip_prefix("super::") {
-                base.pop();
-                rest = above;
-            }
-            for path in named_paths(rest) {
-                let full: Vec<&str> = base
-                    .iter()
-                    .copied()
-                    .chain(path.iter().map(String::as_str))
-                    .collect();
-                let named = (1..=full.len())
-                    .rev()
-                    .map(|length| full[..length].join("::"));
-                let file = named.into_iter().find(|name| modules.contains(name));
-                of_own.extend(file.filter(|file| *file != own));
-            }
-        }
-    }
-    used
-}
-
-#[test]
-fn files_do_not_use_each_other_in_circles() {
-    let used = uses(&sources(&["src"]));
-    // What a file uses, at however many removes.
-    let reached = |from: &String| {
-        let mut reached = BTreeSet::new();
-        let mut next = vec![from];
-        while let Some(file) = next.pop() {
-            for file in used.get(file).into_iter().flatten() {
-                if reached.insert(file) {
-                    next.push(file);
-                }
-            }
-        }
-        reached
-    };
-    let mut with_circles = BTreeSet::new();
-    for file in used.keys().filter(|file| reached(file).contains(file)) {
-        let others = reached(file).into_iter();
-        let circle: Vec<_> = others
-            .filter(|other| *other != file && reached(other).contains(file))
-            .collect();
-        let module = file.split("::").next().unwrap_or(file);
-        assert!(
-            WITH_CIRCLES.contains(&module),
-            "{file} is in a circle with {circle:?}"
-        );
-        with_circles.insert(module);
-    }
-    for module in WITH_CIRCLES {
-        assert!(
-            with_circles.contains(module),
-            "{module} has no circles any more: take it out of WITH_CIRCLES"
-        );
-    }
-    // Else nothing was found at all.
-    assert!(used["models::transformer"].contains("models::attention"));
-    assert!(used["artifacts::tensors"].contains("artifacts::atomic"));
-}
-
 #[test]
 fn every_file_opens_by_saying_what_it_is() {
     for source in sources(&["src", "tests", "benches"]) {
@@ -528,6 +371,106 @@ fn only_what_belongs_there_stands_at_the_root() {
         assert!(
             name.starts_with('.') || AT_ROOT.contains(&name.as_str()),
             "{name} does not belong at the root"
+        );
+    }
+}
+
+/// Every name of a type, or of a schema, with the files that declare it.
+fn files_by_name(
+    name: impl Fn(&names::Declared) -> Option<String>,
+) -> BTreeMap<String, Vec<String>> {
+    let mut files = BTreeMap::<String, Vec<String>>::new();
+    for source in sources(&["src"]).iter().filter(|source| !source.is_test()) {
+        for declared in names::declared(&source.text) {
+            if let Some(name) = name(&declared) {
+                files.entry(name).or_default().push(source.path.clone());
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn every_schema_of_the_document_is_of_one_type() {
+    let files = files_by_name(|declared| declared.schema.clone());
+    assert!(files.len() > 100, "{} schemas", files.len());
+    for (name, files) in files {
+        assert_eq!(files.len(), 1, "the schema {name} is declared in {files:?}");
+    }
+}
+
+/// Names that two types still share. No other may, and one that is of one type leaves this list.
+const SHARED_NAMES: [&str; 27] = [
+    "Arm",
+    "Bridge",
+    "Change",
+    "ChannelEffect",
+    "Contrast",
+    "End",
+    "Examples",
+    "Group",
+    "GroupStep",
+    "Job",
+    "JobList",
+    "Keys",
+    "Metrics",
+    "ModelKind",
+    "Order",
+    "Outcome",
+    "Part",
+    "Place",
+    "Plan",
+    "Progress",
+    "Role",
+    "Route",
+    "Source",
+    "Step",
+    "StoreError",
+    "Stream",
+    "Style",
+];
+
+#[test]
+fn no_two_types_have_one_name() {
+    let files = files_by_name(|declared| Some(declared.name.clone()));
+    for (name, files) in &files {
+        let is_shared = files.len() > 1;
+        let is_listed = SHARED_NAMES.contains(&name.as_str());
+        assert_eq!(is_shared, is_listed, "{name}: {}", files.join(", "));
+    }
+    assert!(SHARED_NAMES.iter().all(|name| files.contains_key(*name)));
+}
+
+/// Modules some of whose files still use each other in circles. No other may, and one that has none any more leaves
+/// this list.
+const WITH_CIRCLES: [&str; 7] = [
+    "api",
+    "cli",
+    "corpus",
+    "evaluation",
+    "jobs",
+    "tasks",
+    "training",
+];
+
+#[test]
+fn no_files_use_one_another_in_a_circle() {
+    let sources = sources(&["src"]);
+    let uses = imports::Crate::read(&sources).uses();
+    let mut with_circles = BTreeSet::new();
+    for circle in imports::circles(&uses) {
+        let modules: BTreeSet<&str> = circle
+            .iter()
+            .filter_map(|file| file.strip_prefix("src/")?.split('/').next())
+            .collect();
+        let are_listed = modules.iter().all(|module| WITH_CIRCLES.contains(module));
+        assert!(are_listed, "{}", imports::told(&uses, &circle));
+        with_circles.extend(modules);
+    }
+    for module in WITH_CIRCLES {
+        assert!(
+            with_circles.contains(module),
+            "{module} has no circles any more: take it out of WITH_CIRCLES"
         );
     }
 }

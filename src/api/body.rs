@@ -9,9 +9,11 @@ use std::pin::Pin;
 use actix_web::http::header::CONTENT_TYPE;
 use actix_web::{FromRequest, HttpRequest, ResponseError, dev, web};
 use serde::de::DeserializeOwned;
+use serde_path_to_error::{Path, Segment};
 
 use super::ApiError;
 use super::inventory::shortened;
+use super::parse_message::in_words;
 use super::state::State;
 use crate::interventions::nearest::suggestion;
 
@@ -73,21 +75,38 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let cut_off = error.inner().is_eof();
         // A body that ends early is wrong as a whole, wherever it ends.
         let path = if cut_off {
-            ".".to_owned()
+            String::new()
         } else {
-            error.path().to_string()
+            field(error.path())
         };
         parse_error(&path, &error.into_inner().to_string())
     })?;
     reader
         .end()
-        .map_err(|error| parse_error(".", &error.to_string()))?;
+        .map_err(|error| parse_error("", &error.to_string()))?;
     Ok(value)
 }
 
+/// The path of a field as callers write it, as far as it is known.
+fn field(path: &Path) -> String {
+    let mut field = String::new();
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => field += &format!("[{index}]"),
+            Segment::Map { key } | Segment::Enum { variant: key } => {
+                if !field.is_empty() {
+                    field.push('.');
+                }
+                field += &shortened(key);
+            }
+            Segment::Unknown => break,
+        }
+    }
+    field
+}
+
 /// A parser's message, made to name the field and, for a name that does not exist, the nearest ones that do.
-fn parse_error(path: &str, message: &str) -> ApiError {
-    let parent = if path == "." { "" } else { path };
+fn parse_error(parent: &str, message: &str) -> ApiError {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     if message.starts_with("unknown field") && !quoted.is_empty() {
         let param = join(parent, &shortened(quoted[0]));
@@ -108,6 +127,7 @@ fn parse_error(path: &str, message: &str) -> ApiError {
             code: Some("missing_field"),
         };
     }
+    let message = in_words(message);
     ApiError::Invalid {
         message: match parent {
             "" => format!("the body is not as it should be: {message}"),
@@ -134,7 +154,7 @@ pub fn query_config() -> web::QueryConfig {
             actix_web::error::QueryPayloadError::Deserialize(error) => error.to_string(),
             other => other.to_string(),
         };
-        parse_error(".", &message).into()
+        parse_error("", &message).into()
     })
 }
 

@@ -11,7 +11,6 @@ use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::keys::whole_seconds;
 use crate::generation::request::EngineError;
 use crate::settings::keys::Role;
 
@@ -274,6 +273,11 @@ impl From<EngineError> for ApiError {
             EngineError::Stopped => ApiError::NotReady("the engine is not running".to_owned()),
         }
     }
+}
+
+/// Whole seconds until something may be tried again, never none.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs_f64().ceil().max(1.0) as u64
 }
 
 fn in_steer(param: Option<&str>) -> bool {

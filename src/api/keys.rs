@@ -3,7 +3,6 @@
 //! machine unless told otherwise, is open altogether.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
 
 use actix_web::http::Method;
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
@@ -121,11 +120,6 @@ fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
     key.ok_or(ApiError::Unauthorized(
         "an API key is needed: send `authorization: Bearer KEY`",
     ))
-}
-
-/// Whole seconds until something may be tried again, never none.
-pub fn whole_seconds(wait: Duration) -> u64 {
-    wait.as_secs_f64().ceil().max(1.0) as u64
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod models;
 pub mod observe;
 pub mod openapi;
+pub mod parse_message;
 pub mod server;
 pub mod state;
 pub mod tasks;

@@ -10,6 +10,7 @@ use super::ApiError;
 use super::error::ErrorBody;
 use super::inventory::{Inventory, ModelCard};
 use super::state::State;
+use crate::documented::documented;
 use crate::models::location::Site;
 
 /// One model: OpenAI's object and what is particular to these models.
@@ -53,13 +54,16 @@ pub struct Model {
     pub provenance: BTreeMap<String, serde_json::Value>,
 }
 
-/// Whether a model's weights are dense or sparse.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ModelKind {
-    Dense,
-    /// Almost all of its weights are zero.
-    Sparse,
+documented! {
+    /// Whether a model's weights are dense or sparse.
+    #[derive(Debug, Serialize, ToSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum ModelKind {
+        /// No weight is fixed at zero.
+        Dense,
+        /// Almost all of its weights are zero.
+        Sparse,
+    }
 }
 
 /// All models, by their ids.

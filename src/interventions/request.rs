@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::documented::documented;
+
 /// Edits of sparse features, to be carried over to the dense model's answer.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -25,39 +27,45 @@ pub struct SteerRequest {
     pub returns: Vec<Return>,
 }
 
-/// One arm of a steered request.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum Variant {
-    /// With the edits.
-    Steered,
-    /// Without them.
-    Baseline,
-    /// With a random direction of the same norm in place of each change, on the tokens that the edits touch. Each
-    /// edit has one Gaussian direction for every prompt and every sample, the same at all tokens and strengths: 64
-    /// prompts are 64 draws.
-    Random,
-    /// The same with another live channel's decoder column, drawn likewise for every edit, prompt and sample.
-    RandomFeature,
+documented! {
+    /// One arm of a steered request.
+    #[derive(
+        Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+    )]
+    #[serde(rename_all = "snake_case")]
+    pub enum Variant {
+        /// With the edits.
+        Steered,
+        /// Without them.
+        Baseline,
+        /// With a random direction of the same norm in place of each change, on the tokens that the edits touch. Each
+        /// edit has one Gaussian direction for every prompt and every sample, the same at all tokens and strengths: 64
+        /// prompts are 64 draws.
+        Random,
+        /// The same with another live channel's decoder column, drawn likewise for every edit, prompt and sample.
+        RandomFeature,
+    }
 }
 
-/// What can be told beside the text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Return {
-    /// What was done to each token.
-    Receipt,
-    /// The edited features' activations before and after.
-    Activations,
+documented! {
+    /// What can be told beside the text.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Return {
+        /// What was done to each token.
+        Receipt,
+        /// The edited features' activations before and after.
+        Activations,
+    }
 }
 
 /// One change of one feature.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EditRequest {
+    /// What is edited: a named feature, channels of the sparse model, or a direction of the dense one.
     pub feature: FeatureAddress,
+    /// What is done to the feature's value.
     pub op: Operation,
     /// `add`, `set`, `scale`: the number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -99,10 +107,10 @@ pub struct EditRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(
     untagged,
-    expecting = "expected a name, or an object with `node` and `channel` or `channels`, or `site` and `vector`"
+    expecting = "a name, `NODE:CHANNEL`, or an object with `node` and `channel` or `channels`, or `site` and `vector`"
 )]
 pub enum FeatureAddress {
-    /// A registered feature's name or id.
+    /// A feature's id: the name of a registered one, or `NODE:CHANNEL` for one channel.
     Named(String),
     /// One channel of a node or residual site.
     Channel(ChannelAddress),
@@ -128,6 +136,7 @@ pub struct ChannelAddress {
 pub struct GroupAddress {
     /// The node's or site's name.
     pub node: String,
+    /// The channels with their weights; the weights are scaled to unit length.
     #[schema(min_items = 1)]
     pub channels: Vec<WeightedChannel>,
 }
@@ -153,24 +162,26 @@ pub struct VectorAddress {
     pub vector: Vec<f32>,
 }
 
-/// What is done to the feature's value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Operation {
-    /// Adds `value`.
-    Add,
-    /// Makes it `value`.
-    Set,
-    /// Keeps it between `min` and `max`.
-    Clamp,
-    /// Multiplies it by `value`.
-    Scale,
-    /// Takes each channel to zero, or to its mean over reference text.
-    Ablate,
-    /// Takes it from another prompt, or from a number.
-    Patch,
-    /// Exchanges it with the channel `with`: each takes the other's value.
-    Swap,
+documented! {
+    /// What is done to the feature's value.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Operation {
+        /// Adds `value`.
+        Add,
+        /// Makes it `value`.
+        Set,
+        /// Keeps it between `min` and `max`.
+        Clamp,
+        /// Multiplies it by `value`.
+        Scale,
+        /// Takes each channel to zero, or to its mean over reference text.
+        Ablate,
+        /// Takes it from another prompt, or from a number.
+        Patch,
+        /// Exchanges it with the channel `with`: each takes the other's value.
+        Swap,
+    }
 }
 
 /// Where `patch` and `ablate` move the value.
@@ -180,17 +191,22 @@ pub enum Operation {
     expecting = "expected \"zero\", \"mean\", or an object with `prompt` or `value`"
 )]
 pub enum Destination {
+    /// `ablate`: where each channel moves.
     Ablation(AblateTo),
+    /// `patch`: where the values come from.
     Counterfactual(Counterfactual),
 }
 
-/// Where `ablate` moves each channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum AblateTo {
-    Zero,
-    /// Its mean over reference text.
-    Mean,
+documented! {
+    /// Where `ablate` moves each channel.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum AblateTo {
+        /// Zero.
+        Zero,
+        /// Its mean over reference text.
+        Mean,
+    }
 }
 
 /// Where `patch` takes its values from: `prompt` or `value`.
@@ -225,37 +241,42 @@ pub enum CounterfactualPrompt {
     TokenLists(Vec<Vec<u32>>),
 }
 
-/// Which tokens of two prompts belong together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Align {
-    /// Token by token; the counts must agree.
-    Start,
-    /// From their ends.
-    End,
+documented! {
+    /// Which tokens of two prompts belong together.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Align {
+        /// Token by token; the counts must agree.
+        Start,
+        /// From their ends.
+        End,
+    }
 }
 
 /// One strength or a sweep of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a number or a list of numbers")]
 pub enum Strength {
+    /// The same for all arms, from -10 to 10.
     One(f64),
     /// An arm for each, from -10 to 10.
     Sweep(Vec<f64>),
 }
 
-/// What the numbers of an edit are multiples of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Unit {
-    /// The activations themselves.
-    Raw,
-    /// The feature's standard deviation over reference text.
-    Std,
-    /// The feature's maximum over reference text.
-    Max,
-    /// `add` on a vector: the norm of the residual at that token.
-    Residual,
+documented! {
+    /// What the numbers of an edit are multiples of.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Unit {
+        /// The activations themselves.
+        Raw,
+        /// The feature's standard deviation over reference text.
+        Std,
+        /// The feature's maximum over reference text.
+        Max,
+        /// `add` on a vector: the norm of the residual at that token.
+        Residual,
+    }
 }
 
 /// Which input tokens an edit touches. The first generated token is predicted at the last prompt position;
@@ -263,10 +284,12 @@ pub enum Unit {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct At {
+    /// Tokens of the prompt, counted from 0 or, if negative, from its end; all by default.
     #[serde(default)]
-    pub prompt: Positions,
+    pub prompt: TokenPositions,
+    /// Generated tokens that are fed back, counted from 0; all by default.
     #[serde(default)]
-    pub generation: Positions,
+    pub generation: TokenPositions,
 }
 
 /// `"all"`, `"none"`, or a list of positions (negative: from the prompt's end) and half-open ranges
@@ -276,23 +299,29 @@ pub struct At {
     untagged,
     expecting = "expected \"all\", \"none\", or a list of positions and ranges"
 )]
-pub enum Positions {
+pub enum TokenPositions {
+    /// Every token, or none.
     Word(AllOrNone),
+    /// Tokens and ranges of tokens, in any order.
     List(Vec<PositionOrRange>),
 }
 
-impl Default for Positions {
+impl Default for TokenPositions {
     fn default() -> Self {
-        Positions::Word(AllOrNone::All)
+        TokenPositions::Word(AllOrNone::All)
     }
 }
 
-/// Every token, or none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum AllOrNone {
-    All,
-    None,
+documented! {
+    /// Every token, or none.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum AllOrNone {
+        /// Every token.
+        All,
+        /// No token.
+        None,
+    }
 }
 
 /// A token or several.
@@ -323,6 +352,7 @@ pub enum When {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Threshold {
+    /// The feature whose value is compared.
     pub feature: FeatureAddress,
     /// Holds where the value is above this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -332,23 +362,27 @@ pub struct Threshold {
     pub lt: Option<f64>,
 }
 
-/// Which sparse values an edit starts from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Read {
-    /// The unedited sparse model, run on the tokens this arm has really produced.
-    Sparse,
-    /// The encoder's output for the dense residual, as edited at earlier sites. Conditions of the edit are read
-    /// through the encoder too, but without any edits.
-    Encoder,
+documented! {
+    /// Which sparse values an edit starts from.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Read {
+        /// The unedited sparse model, run on the tokens this arm has really produced.
+        Sparse,
+        /// The encoder's output for the dense residual, as edited at earlier sites. Conditions of the edit are read
+        /// through the encoder too, but without any edits.
+        Encoder,
+    }
 }
 
-/// How a change enters the dense model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Write {
-    /// Into the dense input of the same sublayer, after its norm.
-    Sublayer,
-    /// Into the dense residual stream at the feature's site, reaching every later layer.
-    Residual,
+documented! {
+    /// How a change enters the dense model.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Write {
+        /// Into the dense input of the same sublayer, after its norm.
+        Sublayer,
+        /// Into the dense residual stream at the feature's site, reaching every later layer.
+        Residual,
+    }
 }

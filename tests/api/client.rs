@@ -15,6 +15,7 @@ use causeway::generation::vitals::{NoProbe, Probe};
 use causeway::settings::{JobSettings, Settings};
 use serde_json::Value;
 
+use crate::document::Exchange;
 use crate::tiny_pair;
 
 /// A running server; it stops when dropped, and its files go with it.
@@ -135,7 +136,10 @@ impl Server {
         let _ = stream.write_all(body);
         let mut answer = Vec::new();
         let read = stream.read_to_end(&mut answer);
-        Response::parse(&answer).unwrap_or_else(|| panic!("no answer to {method} {path}: {read:?}"))
+        let response = Response::parse(&answer)
+            .unwrap_or_else(|| panic!("no answer to {method} {path}: {read:?}"));
+        response.is_documented(method, path, body);
+        response
     }
 
     /// A request's head as it goes over the wire.
@@ -249,6 +253,20 @@ impl Response {
         })
     }
 
+    /// Holds the request and this answer to it against the document.
+    #[track_caller]
+    fn is_documented(&self, method: &str, target: &str, sent: &[u8]) {
+        let exchange = Exchange {
+            method,
+            target,
+            sent,
+            status: self.status,
+            headers: &self.headers,
+            body: &self.body,
+        };
+        exchange.check();
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
@@ -353,6 +371,7 @@ impl<'s> Connection<'s> {
         let (response, stream) = answered.unwrap_or_else(|| panic!("no answer to {method} {path}"));
         let closes = response.headers.get("connection").map(String::as_str) == Some("close");
         self.kept = (!closes).then_some(stream);
+        response.is_documented(method, path, body);
         response
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use actix_web::{HttpResponse, web};
 
 use super::lookup;
-use super::wire::{BridgeQuery, CreateFeature, DeletedFeature, Feature, UpdateFeature};
+use super::wire::{BridgeQuery, CreateFeature, DeletedFeature, FeatureObject, UpdateFeature};
 use crate::api::ApiError;
 use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
@@ -34,7 +34,7 @@ const CONTRAST: &str = "contrast";
             "instead": "\")", "at_least": 0.0, "at_most_before": 0.5}]
     })),
     responses(
-        (status = 201, description = "The feature", body = Feature),
+        (status = 201, description = "The feature", body = FeatureObject),
         (status = 400, description = "A field is wrong; a name already used has the code `already_exists`",
             body = ErrorBody),
         (status = 503, description = "The engine is not running: code `not_ready`", body = ErrorBody)
@@ -100,7 +100,7 @@ pub async fn create(
         feature,
         origin: Origin::Own,
     };
-    Ok(HttpResponse::Created().json(Feature::from(stored)))
+    Ok(HttpResponse::Created().json(FeatureObject::from(stored)))
 }
 
 /// Changes what is said of a named feature. The change of a feature that came with the bridge is kept beside
@@ -109,7 +109,7 @@ pub async fn create(
     params(("id" = String, Path, description = "The feature's name", example = "quote_type"), BridgeQuery),
     request_body(content = UpdateFeature, example = json!({"description": "Which quote opened the string."})),
     responses(
-        (status = 200, description = "The feature as it is now", body = Feature),
+        (status = 200, description = "The feature as it is now", body = FeatureObject),
         (status = 400, description = "A field is wrong", body = ErrorBody),
         (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
         (status = 503, description = "The engine is not running: code `not_ready`", body = ErrorBody)
@@ -142,7 +142,7 @@ pub async fn update(
     }
     keep(&state, &guard, &bridge, Change::Put(Box::new(feature))).await?;
     let stored = lookup::find_named(&state, &id, Some(&bridge))?;
-    Ok(HttpResponse::Ok().json(Feature::from(stored)))
+    Ok(HttpResponse::Ok().json(FeatureObject::from(stored)))
 }
 
 /// Removes a feature that was made on this server, or the changes made to one that came with the bridge.

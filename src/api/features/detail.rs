@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::lookup::{self, Found};
-use super::wire::{Feature, FeatureOrigin};
+use super::wire::{FeatureObject, FeatureOrigin};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::state::State;
@@ -43,7 +43,7 @@ pub struct DetailQuery {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct FeatureDetail {
     #[serde(flatten)]
-    pub feature: Feature,
+    pub feature: FeatureObject,
     /// The tokens that its direction, carried into the dense model, raises most through the unembedding, layers
     /// in between left out; null where its node has no direction in the residual stream.
     #[schema(required = true)]
@@ -111,9 +111,9 @@ pub struct ExampleWindow {
     pub value: f32,
 }
 
-/// One feature: by its name, or any channel of the sparse model by its address, such as `3.attn.act_in:460`.
+/// One feature: by its name, or any channel of the sparse model by its address, such as `0.mlp.act_in:20`.
 #[utoipa::path(get, path = "/v1/features/{id}", tag = "features", operation_id = "retrieveFeature",
-    params(("id" = String, Path, description = "A name, or `NODE:CHANNEL`", example = "quote_type"), DetailQuery),
+    params(("id" = String, Path, description = "A name, such as `quote_type`, or `NODE:CHANNEL`", example = "0.mlp.act_in:20"), DetailQuery),
     responses(
         (status = 200, description = "The feature", body = FeatureDetail),
         (status = 400, description = "Which bridge is meant is not clear, or it does not exist; or too many examples \
@@ -151,7 +151,7 @@ pub async fn retrieve(
     };
     let (promoted, suppressed) = known.tokens.unzip();
     Ok(HttpResponse::Ok().json(FeatureDetail {
-        feature: Feature::new(feature.name.clone(), name, bridge, feature, origin),
+        feature: FeatureObject::new(feature.name.clone(), name, bridge, feature, origin),
         promoted,
         suppressed,
         weights: known.weights,

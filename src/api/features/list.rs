@@ -2,7 +2,7 @@
 
 use actix_web::{HttpResponse, web};
 
-use super::wire::{Feature, FeatureList, ListQuery};
+use super::wire::{FeatureList, FeatureObject, ListQuery};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::feature_store::StoredFeature;
@@ -46,7 +46,7 @@ pub async fn list(
     };
     let has_more = features.len() > start + limit;
     let page = features.into_iter().skip(start).take(limit);
-    let data: Vec<Feature> = page.map(Feature::from).collect();
+    let data: Vec<FeatureObject> = page.map(FeatureObject::from).collect();
     let last_id = data.last().map(|feature| feature.id.clone());
     Ok(HttpResponse::Ok().json(FeatureList {
         object: "list",

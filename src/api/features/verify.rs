@@ -24,12 +24,12 @@ pub struct Verification {
     pub bridge: String,
     /// All tests passed; a feature without tests has nothing to fail.
     pub passed: bool,
-    pub tests: Vec<TestOutcome>,
+    pub tests: Vec<TestResult>,
 }
 
 /// The outcome of one test: the feature was patched from the counterfactual, at strength 1.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct TestOutcome {
+pub struct TestResult {
     pub prompt: String,
     pub counterfactual: String,
     /// The share of `expected` in the two tokens' probability without the edit.
@@ -77,9 +77,9 @@ pub async fn create(
         .examiner
         .examine(&stored.bridge, "tests", verify)
         .await?;
-    let tests: Vec<TestOutcome> = outcomes
+    let tests: Vec<TestResult> = outcomes
         .into_iter()
-        .map(|outcome| TestOutcome {
+        .map(|outcome| TestResult {
             prompt: outcome.prompt,
             counterfactual: outcome.counterfactual,
             before: outcome.before,

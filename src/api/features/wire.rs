@@ -10,7 +10,7 @@ use crate::tasks::Task;
 
 /// One feature.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Feature {
+pub struct FeatureObject {
     /// The name, or `NODE:CHANNEL` of a feature without one.
     #[schema(example = "quote_type")]
     pub id: String,
@@ -80,7 +80,7 @@ pub struct FeatureList {
     /// The model that was asked for, else the dense model of the bridge that was asked for or is the only one.
     #[schema(required = true)]
     pub model: Option<String>,
-    pub data: Vec<Feature>,
+    pub data: Vec<FeatureObject>,
     /// The last feature of this page; the next page's `after`.
     #[schema(required = true)]
     pub last_id: Option<String>,
@@ -188,15 +188,15 @@ impl From<Origin> for FeatureOrigin {
     }
 }
 
-impl From<StoredFeature> for Feature {
+impl From<StoredFeature> for FeatureObject {
     fn from(stored: StoredFeature) -> Self {
         let origin = FeatureOrigin::from(stored.origin);
         let id = stored.feature.name.clone();
-        Feature::new(id.clone(), Some(id), stored.bridge, stored.feature, origin)
+        FeatureObject::new(id.clone(), Some(id), stored.bridge, stored.feature, origin)
     }
 }
 
-impl Feature {
+impl FeatureObject {
     /// The wire form of a feature, named or not.
     pub fn new(
         id: String,
@@ -205,7 +205,7 @@ impl Feature {
         feature: registry::Feature,
         origin: FeatureOrigin,
     ) -> Self {
-        Feature {
+        FeatureObject {
             id,
             object: "feature",
             name,

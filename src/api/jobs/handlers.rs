@@ -20,7 +20,9 @@ const MOST_JOBS: usize = 100;
 #[utoipa::path(get, path = "/v1/fine_tuning/jobs", tag = "fine_tuning", operation_id = "listJobs",
     params(
         ("after" = Option<String>, Query, description = "The id of the job before the first"),
-        ("limit" = Option<usize>, Query, minimum = 1, maximum = 100, description = "20 unless said")
+        ("limit" = Option<usize>, Query, minimum = 1, maximum = 100, description = "20 unless said"),
+        ("metadata" = Option<BTreeMap<String, String>>, Query, style = DeepObject, explode,
+            description = "Only jobs with this metadata: `metadata[name]=value`")
     ),
     responses(
         (status = 200, description = "The jobs", body = JobList),

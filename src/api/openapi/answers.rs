@@ -7,7 +7,6 @@ use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 
-use super::SCHEME;
 use crate::api::keys;
 
 /// Refusals of any operation.
@@ -40,12 +39,12 @@ const WITH_BODY: [(&str, &str); 3] = [
     ),
 ];
 
-/// Completes every operation of the document.
-pub fn complete(document: &mut OpenApi) {
+/// Completes every operation of the document; `scheme` names how a key is sent.
+pub fn complete(document: &mut OpenApi, scheme: &str) {
     for (path, item) in &mut document.paths.paths {
         let guarded = !keys::is_open(path);
         for operation in operations(item) {
-            complete_operation(operation, guarded);
+            complete_operation(operation, guarded.then_some(scheme));
         }
     }
 }
@@ -61,13 +60,14 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     operations.into_iter().flatten()
 }
 
-fn complete_operation(operation: &mut Operation, guarded: bool) {
+/// Adds what an operation may answer, and the key where it needs one.
+fn complete_operation(operation: &mut Operation, scheme: Option<&str>) {
     let mut refusals = ALWAYS.to_vec();
-    if guarded {
+    if let Some(scheme) = scheme {
         refusals.extend(WITH_KEYS);
         operation.security = Some(vec![
             SecurityRequirement::default(),
-            SecurityRequirement::new::<_, _, String>(SCHEME, []),
+            SecurityRequirement::new::<_, _, String>(scheme, []),
         ]);
     }
     if operation.request_body.is_some() {

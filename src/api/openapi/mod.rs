@@ -1,11 +1,12 @@
 //! The OpenAPI document, made from the handlers and wire types themselves. `openapi/openapi.json` is its
 //! committed copy; a test compares the two, and `causeway openapi` prints it.
 //!
-//! - [`answers`]: what every operation may answer. - [`bounds`]: of variants. Both complete what the handlers' and
-//!   types' own annotations say.
+//! - [`answers`]: what every operation may answer. - [`bounds`]: of variants. - [`variants`]: what they mean. All
+//!   complete what the handlers' and types' own annotations say.
 
 pub mod answers;
 pub mod bounds;
+pub mod variants;
 
 use actix_web::HttpResponse;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -103,8 +104,9 @@ impl Modify for Completion {
         if let Some(components) = &mut document.components {
             components.add_security_scheme(SCHEME, SecurityScheme::Http(scheme));
         }
-        answers::complete(document);
+        answers::complete(document, SCHEME);
         bounds::add(document);
+        variants::describe(document);
     }
 }
 

@@ -29,31 +29,16 @@ pub fn resolve(
         write: None,
     };
     match address {
-        FeatureAddress::Named(name) => {
-            let joined = scene.joined(param)?;
-            let Some(feature) = joined.features.get(name) else {
-                let near = suggestion(name, joined.features.keys().map(String::as_str));
-                let message = format!("bridge {:?} has no feature {name:?}{near}", joined.id);
-                return Err(refused(message, param));
-            };
-            let place = parse_place(&feature.node, scene, param)?;
-            let group = group(place, &feature.channels, scene, param)?;
-            Ok(Resolved {
-                subject: Subject::Channels(group),
-                name: Some(feature.name.clone()),
-                statistics: feature.stats,
-                write: Some(feature.write),
-            })
-        }
+        FeatureAddress::Named(id) => match channel_of(id) {
+            Some((node, channel)) => {
+                let place = parse_place(node, scene, param)?;
+                single(place, channel, scene, param).map(unnamed)
+            }
+            None => named(id, scene, param),
+        },
         FeatureAddress::Channel(address) => {
             let place = parse_place(&address.node, scene, &format!("{param}.node"))?;
-            let channels = [WeightedChannel {
-                channel: address.channel,
-                weight: 1.0,
-            }];
-            group(place, &channels, scene, param)
-                .map(Subject::Channels)
-                .map(unnamed)
+            single(place, address.channel, scene, param).map(unnamed)
         }
         FeatureAddress::Group(address) => {
             let place = parse_place(&address.node, scene, &format!("{param}.node"))?;
@@ -77,6 +62,39 @@ pub fn resolve(
             Ok(unnamed(Subject::Direction(direction)))
         }
     }
+}
+
+/// The node and the channel of an id `NODE:CHANNEL`, which features without a name have.
+fn channel_of(id: &str) -> Option<(&str, usize)> {
+    let (node, channel) = id.split_once(':')?;
+    Some((node, channel.parse().ok()?))
+}
+
+/// A feature of the registry.
+fn named(name: &str, scene: &Scene, param: &str) -> Result<Resolved, PlanError> {
+    let joined = scene.joined(param)?;
+    let Some(feature) = joined.features.get(name) else {
+        let near = suggestion(name, joined.features.keys().map(String::as_str));
+        let message = format!("bridge {:?} has no feature {name:?}{near}", joined.id);
+        return Err(refused(message, param));
+    };
+    let place = parse_place(&feature.node, scene, param)?;
+    let group = group(place, &feature.channels, scene, param)?;
+    Ok(Resolved {
+        subject: Subject::Channels(group),
+        name: Some(feature.name.clone()),
+        statistics: feature.stats,
+        write: Some(feature.write),
+    })
+}
+
+/// One channel by itself.
+fn single(place: Place, channel: usize, scene: &Scene, param: &str) -> Result<Subject, PlanError> {
+    let channels = [WeightedChannel {
+        channel,
+        weight: 1.0,
+    }];
+    group(place, &channels, scene, param).map(Subject::Channels)
 }
 
 /// A place of the sparse model.

@@ -1,7 +1,7 @@
 //! Which tokens an edit touches, resolved against the prompts it is asked for.
 
 use super::scene::{PlanError, refused};
-use crate::interventions::request::{AllOrNone, At, PositionOrRange, Positions};
+use crate::interventions::request::{AllOrNone, At, PositionOrRange, TokenPositions};
 
 /// Half-open ranges of positions.
 type Ranges = Vec<(usize, usize)>;
@@ -48,12 +48,16 @@ impl Span {
 }
 
 /// `length` is the prompt's; generated text has none and no negative positions.
-fn ranges(positions: &Positions, length: Option<usize>, param: &str) -> Result<Ranges, PlanError> {
+fn ranges(
+    positions: &TokenPositions,
+    length: Option<usize>,
+    param: &str,
+) -> Result<Ranges, PlanError> {
     let end = length.unwrap_or(usize::MAX);
     let list = match positions {
-        Positions::Word(AllOrNone::All) => return Ok(vec![(0, end)]),
-        Positions::Word(AllOrNone::None) => return Ok(Vec::new()),
-        Positions::List(list) => list,
+        TokenPositions::Word(AllOrNone::All) => return Ok(vec![(0, end)]),
+        TokenPositions::Word(AllOrNone::None) => return Ok(Vec::new()),
+        TokenPositions::List(list) => list,
     };
     let place = |position: i64| -> Result<usize, PlanError> {
         let resolved = match (length, usize::try_from(position)) {

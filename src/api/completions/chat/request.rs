@@ -40,7 +40,7 @@ with_common_fields! {
         #[schema(value_type = Option<Vec<Object>>)]
         pub tools: Option<Value>,
         /// Not supported: only `none`.
-        #[schema(value_type = Option<Object>)]
+        #[schema(value_type = Option<String>)]
         pub tool_choice: Option<Value>,
         /// Not supported: only false.
         #[schema(value_type = Option<bool>)]
@@ -49,7 +49,7 @@ with_common_fields! {
         #[schema(value_type = Option<Vec<Object>>)]
         pub functions: Option<Value>,
         /// Not supported: only `none`.
-        #[schema(value_type = Option<Object>)]
+        #[schema(value_type = Option<String>)]
         pub function_call: Option<Value>,
         /// Not supported: only null.
         #[schema(value_type = Option<Object>)]

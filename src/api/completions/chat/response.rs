@@ -86,14 +86,14 @@ pub struct ChatLogprobs {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TokenLogprob {
     #[serde(flatten)]
-    pub token: ScoredToken,
+    pub token: TopLogprob,
     /// The most probable first.
-    pub top_logprobs: Vec<ScoredToken>,
+    pub top_logprobs: Vec<TopLogprob>,
 }
 
 /// A token and its log-probability.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ScoredToken {
+pub struct TopLogprob {
     /// Its text; `bytes:\xe2\x82` where it is only a part of a character.
     pub token: String,
     /// In nats.
@@ -135,7 +135,7 @@ impl ChatStyle {
     fn logprobs(&self, tokens: &[Token], tokenizer: &Tokenizer) -> Option<ChatLogprobs> {
         let scored = |id: u32, logprob: f32| {
             let bytes = tokenizer.token_bytes(id);
-            ScoredToken {
+            TopLogprob {
                 token: token_name(bytes, id),
                 logprob,
                 bytes: (!bytes.is_empty()).then(|| bytes.to_vec()),
