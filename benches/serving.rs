@@ -163,7 +163,7 @@ fn main() {
         word.as_ref()
             .is_none_or(|word| name.contains(word.as_str()))
     };
-    let server = Server::start(&["--pair", PAIR]);
+    let server = Server::start(&["--no-shipped-pair", "--pair", PAIR]);
 
     let plain = |count: usize| {
         (0..count)
@@ -220,8 +220,12 @@ fn main() {
     let name = "nobody steers: with the sparse model loaded against without";
     if wanted(name) {
         // Both as new as each other: the first server has seen every kind of request by now.
-        let pair = Server::start(&["--pair", PAIR]);
-        let dense_only = Server::start(&["--model", &format!("tinypython={PAIR}/dense")]);
+        let pair = Server::start(&["--no-shipped-pair", "--pair", PAIR]);
+        let dense_only = Server::start(&[
+            "--no-shipped-pair",
+            "--model",
+            &format!("tinypython={PAIR}/dense"),
+        ]);
         compare(
             name,
             pairs,

@@ -105,7 +105,7 @@ fn main() {
         .skip(1)
         .find_map(|argument| argument.parse().ok());
     let pairs: usize = given.unwrap_or(PAIRS);
-    let server = Server::start(&["--pair", PAIR]);
+    let server = Server::start(&["--no-shipped-pair", "--pair", PAIR]);
     pin_to_last_core();
     let _ = between_pieces(&server);
     let (mut medians, mut tails) = (Vec::new(), Vec::new());

@@ -2,6 +2,8 @@
 //! OpenTelemetry collector where the settings name one. A request is one span, which continues the caller's trace
 //! if its `traceparent` header names one; log lines of a request carry the span's fields, its id among them.
 
+use std::io::IsTerminal;
+
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig};
@@ -28,7 +30,12 @@ impl Telemetry {
     /// Begins; once in a process.
     pub fn start(settings: &TelemetrySettings) -> Result<Self, ExporterBuildError> {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        // Colours are for people who look at it just then.
+        let terminal = std::io::stderr().is_terminal();
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let lines = tracing_subscriber::fmt::layer()
+            .with_ansi(terminal && !plain)
+            .with_writer(std::io::stderr);
         let lines = match settings.log {
             LogFormat::Text => lines.boxed(),
             LogFormat::Json => lines.json().boxed(),

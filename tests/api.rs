@@ -7,6 +7,8 @@ mod activations;
 mod chat;
 #[path = "api/client.rs"]
 mod client;
+#[path = "api/clients.rs"]
+mod clients;
 #[path = "api/command.rs"]
 mod command;
 #[path = "api/completions.rs"]

@@ -1,6 +1,8 @@
 //! What requests may cost a server in memory: each test starts the program on the shipped pair, sends what is meant
 //! to be expensive, and holds the process's own peak against one bound.
 
+#[path = "memory/clients.rs"]
+mod clients;
 #[path = "memory/files.rs"]
 mod files;
 #[path = "memory/server.rs"]

@@ -75,7 +75,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let own = match arguments.url {
-        None => Some(Server::start(&["--pair", PAIR])),
+        None => Some(Server::start(&["--no-shipped-pair", "--pair", PAIR])),
         Some(_) => None,
     };
     pin_to_last_core();

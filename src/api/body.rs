@@ -5,11 +5,14 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
-use actix_web::http::header::CONTENT_TYPE;
-use actix_web::{FromRequest, HttpRequest, ResponseError, dev, web};
+use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use actix_web::{FromRequest, HttpRequest, dev, web};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::ApiError;
 use super::inventory::shortened;
@@ -17,28 +20,65 @@ use super::parse_message::in_words;
 use super::state::State;
 use crate::interventions::nearest::suggestion;
 
+/// A body so short takes no time to parse.
+const PARSED_AT_ONCE: usize = 1 << 14;
+/// In which room for bodies is counted.
+const UNIT: usize = 1 << 10;
+
 /// A request's body, parsed.
 #[derive(Debug)]
 pub struct JsonBody<T>(pub T);
 
-impl<T: DeserializeOwned + 'static> FromRequest for JsonBody<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest for JsonBody<T> {
     type Error = ApiError;
     type Future = Pin<Box<dyn Future<Output = Result<Self, ApiError>>>>;
 
     fn from_request(request: &HttpRequest, payload: &mut dev::Payload) -> Self::Future {
         let json = is_json(request);
-        let limit = request
-            .app_data::<web::Data<State>>()
-            .map_or(0, |state| state.limits.max_body_bytes);
-        let bytes = web::Bytes::from_request(request, payload);
+        let state = request.app_data::<web::Data<State>>().cloned();
+        let length = declared_length(request);
+        let payload = payload.take();
         Box::pin(async move {
             // A browser asks for leave before it sends JSON to another site, and sends anything else unasked.
             if !json {
                 return Err(ApiError::NotJson);
             }
-            let bytes = bytes.await.map_err(|error| body_error(&error, limit))?;
-            parse(&bytes).map(JsonBody)
+            let state = state.ok_or_else(|| ApiError::internal("the application has no state"))?;
+            let limit = state.limits.max_body_bytes;
+            if length.is_some_and(|length| length > limit) {
+                return Err(ApiError::TooLarge { limit });
+            }
+            // Nobody knows the length of a body that declares none.
+            let most = length.unwrap_or(limit);
+            let reading = async {
+                let room = match most > PARSED_AT_ONCE {
+                    true => Some(state.unparsed.take(most).await?),
+                    false => None,
+                };
+                Ok::<_, ApiError>((collect(payload, length, limit).await?, room))
+            };
+            let (bytes, _room) = in_time(&state, reading).await??;
+            if bytes.len() <= PARSED_AT_ONCE {
+                return parse(&bytes).map(JsonBody);
+            }
+            // A thread that serves many connections would keep all of them waiting.
+            let _turn = state.parsing.acquire().await.map_err(ApiError::internal)?;
+            let parsed = web::block(move || parse(&bytes)).await;
+            parsed.map_err(ApiError::internal)?.map(JsonBody)
         })
+    }
+}
+
+/// Waits for what a client sends, no longer than it may take and not once the server stops.
+pub async fn in_time<T>(state: &State, sent: impl Future<Output = T>) -> Result<T, ApiError> {
+    let seconds = state.limits.body_seconds;
+    let mut stopping = state.jobs.stopping();
+    tokio::select! {
+        sent = tokio::time::timeout(Duration::from_secs(seconds), sent) => {
+            sent.map_err(|_| ApiError::SlowBody { seconds })
+        }
+        // An error says that the server is gone already.
+        _ = stopping.wait_for(|stopping| *stopping) => Err(ApiError::Stopping),
     }
 }
 
@@ -56,15 +96,50 @@ fn is_json(request: &HttpRequest) -> bool {
     media_type.eq_ignore_ascii_case("application/json")
 }
 
-fn body_error(error: &actix_web::Error, limit: usize) -> ApiError {
-    let response: &dyn ResponseError = error.as_response_error();
-    match response.status_code().as_u16() {
-        413 => ApiError::TooLarge { limit },
-        _ => ApiError::Invalid {
+/// The length that a request says its body has.
+fn declared_length(request: &HttpRequest) -> Option<usize> {
+    let length = request.headers().get(CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
+}
+
+/// The whole of a body, in memory of just its length where that is known.
+async fn collect(
+    mut payload: dev::Payload,
+    length: Option<usize>,
+    limit: usize,
+) -> Result<Vec<u8>, ApiError> {
+    let mut bytes = Vec::new();
+    let reserved = bytes.try_reserve_exact(length.unwrap_or(0));
+    reserved.map_err(|_| ApiError::Busy)?;
+    while let Some(piece) = payload.next().await {
+        let piece = piece.map_err(|error| ApiError::Invalid {
             message: format!("the body could not be read: {error}"),
             param: None,
             code: Some("unreadable_body"),
-        },
+        })?;
+        if bytes.len() + piece.len() > limit {
+            return Err(ApiError::TooLarge { limit });
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}
+
+/// The room for long bodies that are being read or parsed.
+#[derive(Debug)]
+pub struct Unparsed(Semaphore);
+
+impl Unparsed {
+    /// Room for `bytes`.
+    pub fn new(bytes: usize) -> Self {
+        Unparsed(Semaphore::new(bytes / UNIT + 1))
+    }
+
+    /// Waits for room for a body of `bytes`.
+    async fn take(&self, bytes: usize) -> Result<SemaphorePermit<'_>, ApiError> {
+        let units = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX);
+        let room = self.0.acquire_many(units).await;
+        room.map_err(ApiError::internal)
     }
 }
 

@@ -35,7 +35,7 @@ pub enum ApiError {
         code: Option<&'static str>,
     },
     #[error("this address answers {allowed} only")]
-    MethodNotAllowed { allowed: &'static str },
+    MethodNotAllowed { allowed: String },
     #[error("the request's body is longer than the {limit} bytes that are read")]
     TooLarge { limit: usize },
     #[error("the body must be JSON, sent with `content-type: application/json`")]
@@ -44,6 +44,20 @@ pub enum ApiError {
     NotForm,
     #[error("the server does not answer for the host {host:?}: it listens on this machine only")]
     ForeignHost { host: String },
+    #[error(
+        "the request comes from a page of another site ({origin}); only the server's own pages and programs that are \
+         no browser may change anything here"
+    )]
+    ForeignOrigin { origin: String },
+    #[error("the body was not there whole after {seconds} s (limits.body_seconds)")]
+    SlowBody { seconds: u64 },
+    #[error("the server is stopping; it reads no more of the body")]
+    Stopping,
+    #[error(
+        "answers that clients have not read yet fill the {bytes} bytes kept for them (limits.max_unsent_bytes); try \
+         again in a few seconds"
+    )]
+    Unsent { bytes: usize },
     #[error("the server is not ready: {0}")]
     NotReady(String),
     #[error("the server has as many requests as it can carry; try again in a few seconds")]
@@ -162,6 +176,15 @@ impl ApiError {
                 Some("unsupported_media_type"),
             ),
             ApiError::ForeignHost { .. } => (StatusCode::FORBIDDEN, INVALID, Some("foreign_host")),
+            ApiError::ForeignOrigin { .. } => {
+                (StatusCode::FORBIDDEN, INVALID, Some("foreign_origin"))
+            }
+            // Not 408, which clients send again by themselves.
+            ApiError::SlowBody { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("slow_body")),
+            ApiError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("stopping")),
+            ApiError::Unsent { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded"))
+            }
             ApiError::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("not_ready")),
             ApiError::Unauthorized(_) => {
                 (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key"))
@@ -216,18 +239,24 @@ impl ResponseError for ApiError {
         self.log();
         let mut response = HttpResponse::build(self.status_code());
         match self {
-            ApiError::MethodNotAllowed { allowed } => response.insert_header((ALLOW, *allowed)),
+            ApiError::MethodNotAllowed { allowed } => {
+                response.insert_header((ALLOW, allowed.as_str()))
+            }
             ApiError::Unauthorized(_) => response.insert_header((WWW_AUTHENTICATE, "Bearer")),
             ApiError::RateLimited { wait } => {
                 response.insert_header((RETRY_AFTER, whole_seconds(*wait)))
             }
-            ApiError::NotReady(_) | ApiError::Busy => {
-                response.insert_header((RETRY_AFTER, RETRY_SECONDS))
-            }
+            ApiError::NotReady(_)
+            | ApiError::Busy
+            | ApiError::Stopping
+            | ApiError::Unsent { .. } => response.insert_header((RETRY_AFTER, RETRY_SECONDS)),
             _ => &mut response,
         };
         let mut response = response.json(self.body());
-        if let ApiError::Busy | ApiError::RateLimited { .. } | ApiError::Deadline = self
+        if let ApiError::Busy
+        | ApiError::RateLimited { .. }
+        | ApiError::Deadline
+        | ApiError::Unsent { .. } = self
             && let (_, _, Some(reason)) = self.row()
         {
             response.extensions_mut().insert(TurnedAway(reason));

@@ -4,7 +4,6 @@
 
 use std::num::NonZeroU32;
 
-use actix_web::http::Method;
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
@@ -13,6 +12,31 @@ use subtle::ConstantTimeEq;
 
 use super::ApiError;
 use crate::settings::keys::{KeySettings, Role, digest};
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// Whoever reaches the server, with a key or without.
+    Everybody,
+    /// Keys that may ask.
+    Infer,
+    /// Keys that may change what others see.
+    Train,
+    /// Keys that may do everything.
+    Admin,
+}
+
+impl Access {
+    /// The role that a key needs; none where no key is needed.
+    pub fn role(self) -> Option<Role> {
+        match self {
+            Access::Everybody => None,
+            Access::Infer => Some(Role::Infer),
+            Access::Train => Some(Role::Train),
+            Access::Admin => Some(Role::Admin),
+        }
+    }
+}
 
 /// The keys of one server.
 pub struct Keys {
@@ -43,14 +67,10 @@ impl Keys {
         }
     }
 
-    /// Whether a request may be answered: the caller's name, none where nobody has to say who they are.
-    pub fn admit(
-        &self,
-        method: &Method,
-        path: &str,
-        headers: &HeaderMap,
-    ) -> Result<Option<&str>, ApiError> {
-        let Some(needed) = needed(method, path).filter(|_| !self.keys.is_empty()) else {
+    /// Whether a request with these headers may use a route: the caller's name, none where nobody has to say who
+    /// they are.
+    pub fn admit(&self, access: Access, headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+        let Some(needed) = access.role().filter(|_| !self.keys.is_empty()) else {
             return Ok(None);
         };
         let key = self.find(presented(headers)?)?;
@@ -81,34 +101,6 @@ impl Keys {
     }
 }
 
-/// Whether everybody may ask there, with a key or without.
-pub fn is_open(path: &str) -> bool {
-    let health = matches!(path, "/healthz" | "/livez" | "/readyz");
-    let description = matches!(path, "/" | "/openapi.json" | "/docs");
-    health || description || path.starts_with("/docs/")
-}
-
-/// What a request needs; none where it is open to everybody.
-fn needed(method: &Method, path: &str) -> Option<Role> {
-    if is_open(path) {
-        return None;
-    }
-    if path == "/v1/library" || path.starts_with("/v1/library/") {
-        return Some(Role::Admin);
-    }
-    if path.starts_with("/v1/files") || path.starts_with("/v1/fine_tuning/") {
-        return Some(Role::Train);
-    }
-    if path.starts_with("/v1/models/") && *method == Method::DELETE {
-        return Some(Role::Train);
-    }
-    let changes = path.starts_with("/v1/features")
-        && !matches!(*method, Method::GET | Method::HEAD)
-        && path != "/v1/features/contrast"
-        && !path.ends_with("/verify");
-    Some(if changes { Role::Train } else { Role::Infer })
-}
-
 fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
     let value = headers
         .get(AUTHORIZATION)
@@ -120,30 +112,4 @@ fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
     key.ok_or(ApiError::Unauthorized(
         "an API key is needed: send `authorization: Bearer KEY`",
     ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn changing_needs_more_than_asking() {
-        for (method, path, role) in [
-            (Method::GET, "/healthz", None),
-            (Method::GET, "/docs/start.js", None),
-            (Method::GET, "/docsearch", Some(Role::Infer)),
-            (Method::GET, "/metrics", Some(Role::Infer)),
-            (Method::GET, "/v1/features/a", Some(Role::Infer)),
-            (Method::POST, "/v1/completions", Some(Role::Infer)),
-            (Method::POST, "/v1/chat/completions", Some(Role::Infer)),
-            (Method::POST, "/v1/features/contrast", Some(Role::Infer)),
-            (Method::POST, "/v1/features/a/verify", Some(Role::Infer)),
-            (Method::POST, "/v1/features", Some(Role::Train)),
-            (Method::DELETE, "/v1/features/a", Some(Role::Train)),
-            (Method::GET, "/v1/library", Some(Role::Admin)),
-            (Method::POST, "/v1/library/a/load", Some(Role::Admin)),
-        ] {
-            assert_eq!(needed(&method, path), role, "{method} {path}");
-        }
-    }
 }

@@ -6,6 +6,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
+use super::body::Unparsed;
+use super::delivery::Unsent;
 use super::examiner::Examiner;
 use super::feature_store::{FeatureStore, StoreError};
 use super::features::change::unit_length;
@@ -124,6 +128,12 @@ pub fn load_probed(
         examiner: Examiner::new(directories),
         keys: Keys::new(&settings.keys),
         limits: settings.limits,
+        parsing: Semaphore::new(1),
+        unparsed: Unparsed::new(settings.limits.max_unparsed_bytes),
+        unsent: Unsent::new(
+            settings.limits.max_unsent_bytes,
+            Duration::from_secs(settings.limits.unread_seconds),
+        ),
         ready_timeout: Duration::from_secs_f64(settings.ready_seconds),
         loopback_only: address.ip().is_loopback(),
         metrics: Metrics::new()?,

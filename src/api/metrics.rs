@@ -4,8 +4,8 @@
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::inventory::Inventory;
@@ -273,9 +273,11 @@ fn trainings(jobs: &Tally) -> Result<Vec<MetricFamily>, prometheus::Error> {
         "Steps done of a training that runs.",
         &["job"],
     )?;
-    let tokens = gauge(
-        "causeway_train_tokens_total",
-        "Tokens that a training that runs has seen.",
+    let tokens = CounterVec::new(
+        Opts::new(
+            "causeway_train_tokens_total",
+            "Tokens that a training that runs has seen.",
+        ),
         &["job"],
     )?;
     let losses = gauge(
@@ -294,17 +296,17 @@ fn trainings(jobs: &Tally) -> Result<Vec<MetricFamily>, prometheus::Error> {
         steps.with_label_values(&[id]).set(training.step as f64);
         tokens
             .with_label_values(&[id])
-            .set(training.trained_tokens as f64);
+            .inc_by(training.trained_tokens as f64);
         for (term, value) in &training.terms {
             losses.with_label_values(&[id, term]).set(*value);
         }
     }
-    let told = [&states, &steps, &tokens, &losses].map(told);
-    Ok(told.into_iter().flatten().collect())
+    let collectors: [&dyn Collector; 4] = [&states, &steps, &tokens, &losses];
+    Ok(collectors.into_iter().flat_map(told).collect())
 }
 
 /// What a collector has to tell; the encoder takes no family without metrics.
-fn told(collector: &GaugeVec) -> Vec<MetricFamily> {
+fn told(collector: &dyn Collector) -> Vec<MetricFamily> {
     let mut families = collector.collect();
     families.retain(|family| !family.get_metric().is_empty());
     families

@@ -5,9 +5,11 @@
 //! engine as plain data. Nothing here touches a tensor, and no path is ever made from a request's text.
 
 pub mod activations;
+pub mod addresses;
 pub mod body;
 pub mod bridges;
 pub mod completions;
+pub mod delivery;
 pub mod disconnect;
 pub mod docs;
 pub mod error;

@@ -6,21 +6,28 @@ use std::time::Instant;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::StatusCode;
-use actix_web::http::header::{HOST, HeaderMap, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use actix_web::http::header::{
+    CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
-use actix_web::{HttpResponse, ResponseError, web};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, ResponseError, web};
 use futures_util::FutureExt;
 use tracing::{Instrument, field};
 use uuid::Uuid;
 
 use super::ApiError;
+use super::addresses::Caller;
+use super::disconnect;
 use super::error::TurnedAway;
 use super::state::State;
 use crate::telemetry;
 
 /// The header that names a request, in both directions.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What a browser says of who asks: `same-origin`, `same-site`, `cross-site`, or `none` for the person in front of it.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// A longer id from a client is replaced.
 const LONGEST_ID: usize = 128;
 /// The label of requests that no route answers.
@@ -48,17 +55,16 @@ pub async fn observe<B: MessageBody + 'static>(
         status = field::Empty,
     );
     telemetry::continue_trace(&span, |name| request.headers().get(name)?.to_str().ok());
-    let admitted = check_host(&state, request.headers())
-        .and_then(|()| state.keys.admit(&method, &path, request.headers()));
-    let caller = admitted.as_ref().ok().copied().flatten();
-    let caller = caller.map(ToOwned::to_owned);
-    let mut response = match admitted {
-        Err(error) => request
+    let foreign = check_host(&state, request.headers())
+        .and_then(|()| check_origin(&method, request.headers()))
+        .err();
+    let response = match foreign {
+        Some(error) => request
             .into_response(error.error_response())
             .map_into_right_body(),
         // A panic fails this request and no other. Nothing shared is left half changed: shared state sits
         // behind locks that are held for plain assignments only.
-        Ok(_) => match AssertUnwindSafe(next.call(request))
+        None => match AssertUnwindSafe(next.call(request))
             .catch_unwind()
             .instrument(span.clone())
             .await
@@ -75,9 +81,17 @@ pub async fn observe<B: MessageBody + 'static>(
             }
         },
     };
+    let (request, response) = response.into_parts();
+    let (head, body) = response.into_parts();
+    let mut response = match state.unsent.deliver(body, &request) {
+        Ok(body) => head.set_body(body).map_into_left_body(),
+        Err(error) => error.error_response().map_into_right_body(),
+    };
     let seconds = started.elapsed().as_secs_f64();
     let status = response.status().as_u16();
-    if let Some(TurnedAway(reason)) = response.response().extensions().get() {
+    let caller = request.extensions().get::<Caller>().cloned();
+    let caller = caller.map(|Caller(name)| name);
+    if let Some(TurnedAway(reason)) = response.extensions().get() {
         state.metrics.turned_away(reason);
     }
     state.metrics.answered(route, status, seconds);
@@ -86,7 +100,18 @@ pub async fn observe<B: MessageBody + 'static>(
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    Ok(response)
+    if status >= 400 && has_body(&request) {
+        // Of a body that was refused the rest may still come, or never.
+        disconnect::close_after(&request, state.unsent.patience());
+    }
+    Ok(ServiceResponse::new(request, response))
+}
+
+fn has_body(request: &HttpRequest) -> bool {
+    let headers = request.headers();
+    let none = HeaderValue::from_static("0");
+    let length = headers.get(CONTENT_LENGTH);
+    headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| *length != none)
 }
 
 /// The client's id for this request where it is one that can be logged and sent back, else a new one.
@@ -125,6 +150,32 @@ fn check_host(state: &State, headers: &HeaderMap) -> Result<(), ApiError> {
         false => Err(ApiError::ForeignHost {
             host: host.chars().take(80).collect(),
         }),
+    }
+}
+
+/// Refuses what a page of another site asks a browser to change here: a browser sends such a request with whatever
+/// the machine that it runs on may do. Programs that are no browsers send neither header.
+fn check_origin(method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
+    if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        return Ok(());
+    }
+    let text = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let refused = |origin: &str| {
+        Err(ApiError::ForeignOrigin {
+            origin: origin.chars().take(80).collect(),
+        })
+    };
+    if let Some(origin) = text(&ORIGIN) {
+        // `scheme://authority`, or `null`. A proxy may speak another scheme than this server, but not for another host.
+        let authority = origin.split_once("://").map(|(_, authority)| authority);
+        let own = text(&HOST).filter(|host| !host.is_empty());
+        if authority.is_none() || authority.map(str::to_lowercase) != own.map(str::to_lowercase) {
+            return refused(origin);
+        }
+    }
+    match text(&SEC_FETCH_SITE) {
+        None | Some("same-origin" | "none") => Ok(()),
+        Some(site) => refused(text(&ORIGIN).unwrap_or(site)),
     }
 }
 

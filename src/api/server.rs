@@ -5,14 +5,17 @@ use std::net::TcpListener;
 use actix_web::dev::Server;
 use actix_web::http::header::CONTENT_SECURITY_POLICY;
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpResponse, HttpServer, Resource, web};
+use actix_web::{App, HttpResponse, HttpServer, web};
 
+use super::addresses::{self, Address, at};
 use super::body::query_config;
 use super::jobs::{creation, events, files, handlers, plot, trained};
+use super::keys::Access;
+use super::openapi::Document;
 use super::state::State;
 use super::{
-    ApiError, activations, bridges, completions, disconnect, docs, features, health, library,
-    models, observe, openapi, tasks,
+    activations, bridges, completions, disconnect, docs, features, health, library, models,
+    observe, openapi, tasks,
 };
 use crate::settings::Settings;
 
@@ -23,16 +26,16 @@ pub fn run(
     state: web::Data<State>,
     settings: &Settings,
 ) -> std::io::Result<Server> {
-    let limit = state.limits.max_body_bytes;
     state.jobs.start(&state)?;
+    let document = web::Data::new(Document(document()?));
     let server = HttpServer::new(move || {
         App::new()
             .app_data(state.clone())
-            .app_data(web::PayloadConfig::new(limit))
+            .app_data(document.clone())
             .app_data(query_config())
             .wrap(from_fn(observe::observe))
             .configure(routes)
-            .default_service(web::to(no_such_address))
+            .default_service(addresses::nowhere())
     })
     .workers(settings.threads)
     .on_connect(disconnect::remember)
@@ -43,125 +46,105 @@ pub fn run(
     Ok(server.run())
 }
 
+/// Every address of the API.
+pub fn addresses() -> Vec<Address> {
+    let mut addresses = vec![
+        at("/v1/completions").post(Access::Infer, completions::text::create),
+        at("/v1/chat/completions").post(Access::Infer, completions::chat::create),
+        at("/v1/models").get(Access::Infer, models::list),
+        at("/v1/tasks").get(Access::Infer, tasks::list),
+        at("/v1/models/{id}")
+            .get(Access::Infer, models::retrieve)
+            .delete(Access::Train, trained::delete),
+        at("/v1/bridges").get(Access::Infer, bridges::list),
+        at("/v1/bridges/{id}").get(Access::Infer, bridges::retrieve),
+        at("/v1/features")
+            .get(Access::Infer, features::list)
+            .post(Access::Train, features::create),
+        at("/v1/features/contrast").post(Access::Infer, features::contrast::create),
+        at("/v1/features/{id}/verify").post(Access::Infer, features::verify::create),
+        at("/v1/features/{id}")
+            .get(Access::Infer, features::retrieve)
+            .patch(Access::Train, features::update)
+            .delete(Access::Train, features::delete),
+        at("/v1/library").get(Access::Admin, library::list),
+        at("/v1/library/{id}/load").post(Access::Admin, library::load),
+        at("/v1/library/{id}/unload").post(Access::Admin, library::unload),
+        at("/v1/activations").post(Access::Infer, activations::create),
+        at("/healthz")
+            .get(Access::Everybody, health::live)
+            .head(Access::Everybody, health::live),
+        at("/livez")
+            .get(Access::Everybody, health::live)
+            .head(Access::Everybody, health::live),
+        at("/readyz")
+            .get(Access::Everybody, health::ready)
+            .head(Access::Everybody, health::ready),
+        at("/metrics").get(Access::Infer, health::metrics),
+        at("/openapi.json").get(Access::Everybody, openapi::document),
+        at("/docs").get(Access::Everybody, docs::page),
+        at("/docs/").get(Access::Everybody, docs::page),
+        at("/docs/{asset}").get(Access::Everybody, docs::asset),
+        at("/").get(Access::Everybody, front_page),
+    ];
+    addresses.extend(training_addresses());
+    addresses
+}
+
+fn training_addresses() -> Vec<Address> {
+    vec![
+        at("/v1/files")
+            .get(Access::Train, files::list)
+            .post(Access::Train, files::create),
+        at("/v1/files/{id}")
+            .get(Access::Train, files::retrieve)
+            .delete(Access::Train, files::delete),
+        at("/v1/files/{id}/content").get(Access::Train, files::content),
+        at("/v1/fine_tuning/jobs")
+            .get(Access::Train, handlers::list)
+            .post(Access::Train, creation::create),
+        at("/v1/fine_tuning/jobs/estimate").post(Access::Train, creation::estimate),
+        at("/v1/fine_tuning/jobs/{id}").get(Access::Train, handlers::retrieve),
+        at("/v1/fine_tuning/jobs/{id}/cancel").post(Access::Train, handlers::cancel),
+        at("/v1/fine_tuning/jobs/{id}/pause").post(Access::Train, handlers::pause),
+        at("/v1/fine_tuning/jobs/{id}/resume").post(Access::Train, handlers::resume),
+        at("/v1/fine_tuning/jobs/{id}/plot").get(Access::Train, plot::numbers),
+        at("/v1/fine_tuning/jobs/{id}/plot.svg").get(Access::Train, plot::picture),
+        at("/v1/fine_tuning/jobs/{id}/events").get(Access::Train, events::list),
+        at("/v1/fine_tuning/jobs/{id}/checkpoints").get(Access::Train, handlers::checkpoints),
+    ]
+}
+
+/// The API's description, with who may use what.
+pub fn document() -> Result<String, serde_json::Error> {
+    let addresses = addresses();
+    let routes = addresses.iter().flat_map(|address| {
+        let methods = address.methods();
+        methods.map(|(method, access)| (address.path(), method, access))
+    });
+    openapi::text(&routes.collect::<Vec<_>>())
+}
+
 fn routes(config: &mut web::ServiceConfig) {
-    config
-        .service(at("/v1/completions", "POST").route(web::post().to(completions::text::create)))
-        .service(
-            at("/v1/chat/completions", "POST").route(web::post().to(completions::chat::create)),
-        )
-        .service(at("/v1/models", "GET").route(web::get().to(models::list)))
-        .service(at("/v1/tasks", "GET").route(web::get().to(tasks::list)))
-        .service(
-            at("/v1/models/{id}", "GET, DELETE")
-                .route(web::get().to(models::retrieve))
-                .route(web::delete().to(trained::delete)),
-        )
-        .service(at("/v1/bridges", "GET").route(web::get().to(bridges::list)))
-        .service(at("/v1/bridges/{id}", "GET").route(web::get().to(bridges::retrieve)))
-        .service(
-            at("/v1/features", "GET, POST")
-                .route(web::get().to(features::list))
-                .route(web::post().to(features::create)),
-        )
-        .service(
-            at("/v1/features/contrast", "POST").route(web::post().to(features::contrast::create)),
-        )
-        .service(
-            at("/v1/features/{id}/verify", "POST").route(web::post().to(features::verify::create)),
-        )
-        .service(
-            at("/v1/features/{id}", "GET, PATCH, DELETE")
-                .route(web::get().to(features::retrieve))
-                .route(web::patch().to(features::update))
-                .route(web::delete().to(features::delete)),
-        )
-        .service(at("/v1/library", "GET").route(web::get().to(library::list)))
-        .service(at("/v1/library/{id}/load", "POST").route(web::post().to(library::load)))
-        .service(at("/v1/library/{id}/unload", "POST").route(web::post().to(library::unload)))
-        .configure(job_routes)
-        .service(at("/v1/activations", "POST").route(web::post().to(activations::create)))
-        .service(
-            at("/healthz", "GET, HEAD")
-                .route(web::get().to(health::live))
-                .route(web::head().to(health::live)),
-        )
-        .service(
-            at("/livez", "GET, HEAD")
-                .route(web::get().to(health::live))
-                .route(web::head().to(health::live)),
-        )
-        .service(
-            at("/readyz", "GET, HEAD")
-                .route(web::get().to(health::ready))
-                .route(web::head().to(health::ready)),
-        )
-        .service(at("/metrics", "GET").route(web::get().to(health::metrics)))
-        .service(at("/openapi.json", "GET").route(web::get().to(openapi::document)))
-        .service(at("/docs", "GET").route(web::get().to(docs::page)))
-        .service(at("/docs/", "GET").route(web::get().to(docs::page)))
-        .service(at("/docs/{asset}", "GET").route(web::get().to(docs::asset)))
-        .service(at("/", "GET").route(web::get().to(front_page)));
+    for address in addresses() {
+        config.service(address.into_resource());
+    }
 }
 
-fn job_routes(config: &mut web::ServiceConfig) {
-    config
-        .service(
-            at("/v1/files", "GET, POST")
-                .route(web::get().to(files::list))
-                .route(web::post().to(files::create)),
-        )
-        .service(
-            at("/v1/files/{id}", "GET, DELETE")
-                .route(web::get().to(files::retrieve))
-                .route(web::delete().to(files::delete)),
-        )
-        .service(at("/v1/files/{id}/content", "GET").route(web::get().to(files::content)))
-        .service(
-            at("/v1/fine_tuning/jobs", "GET, POST")
-                .route(web::get().to(handlers::list))
-                .route(web::post().to(creation::create)),
-        )
-        .service(
-            at("/v1/fine_tuning/jobs/estimate", "POST").route(web::post().to(creation::estimate)),
-        )
-        .service(at("/v1/fine_tuning/jobs/{id}", "GET").route(web::get().to(handlers::retrieve)))
-        .service(
-            at("/v1/fine_tuning/jobs/{id}/cancel", "POST").route(web::post().to(handlers::cancel)),
-        )
-        .service(
-            at("/v1/fine_tuning/jobs/{id}/pause", "POST").route(web::post().to(handlers::pause)),
-        )
-        .service(
-            at("/v1/fine_tuning/jobs/{id}/resume", "POST").route(web::post().to(handlers::resume)),
-        )
-        .service(at("/v1/fine_tuning/jobs/{id}/plot", "GET").route(web::get().to(plot::numbers)))
-        .service(
-            at("/v1/fine_tuning/jobs/{id}/plot.svg", "GET").route(web::get().to(plot::picture)),
-        )
-        .service(at("/v1/fine_tuning/jobs/{id}/events", "GET").route(web::get().to(events::list)))
-        .service(
-            at("/v1/fine_tuning/jobs/{id}/checkpoints", "GET")
-                .route(web::get().to(handlers::checkpoints)),
-        );
-}
-
-/// A resource that answers other methods than `allowed` with 405.
-fn at(path: &str, allowed: &'static str) -> Resource {
-    let refuse =
-        move || async move { Err::<HttpResponse, _>(ApiError::MethodNotAllowed { allowed }) };
-    web::resource(path).default_service(web::to(refuse))
-}
-
-async fn no_such_address() -> Result<HttpResponse, ApiError> {
-    Err(ApiError::no_such_address())
-}
-
-async fn front_page() -> HttpResponse {
+/// A first page for whoever opens the server's address, with a request that this server can answer.
+async fn front_page(state: web::Data<State>) -> HttpResponse {
+    let inventory = state.inventory();
+    let mut models = inventory.models.values();
+    let dense = models.clone().find(|model| !model.sparse);
+    let model = dense
+        .or_else(|| models.next())
+        .map_or("MODEL", |model| model.id.as_str());
     HttpResponse::Ok()
         .content_type("text/html; charset=utf-8")
         .insert_header((
             CONTENT_SECURITY_POLICY,
             "default-src 'none'; style-src 'unsafe-inline'",
         ))
-        .body(include_str!("front_page.html"))
+        // Ids of models are letters, digits, dots, dashes and underscores: nothing that HTML gives a meaning.
+        .body(include_str!("front_page.html").replace("{{MODEL}}", model))
 }

@@ -3,6 +3,10 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
+use super::body::Unparsed;
+use super::delivery::Unsent;
 use super::examiner::Examiner;
 use super::feature_store::FeatureStore;
 use super::inventory::Inventory;
@@ -26,6 +30,10 @@ pub struct State {
     pub examiner: Examiner,
     pub keys: Keys,
     pub limits: Limits,
+    /// Lets one long body be parsed at a time.
+    pub parsing: Semaphore,
+    pub unparsed: Unparsed,
+    pub unsent: Unsent,
     /// How long the engine may take to answer before the server is not ready.
     pub ready_timeout: Duration,
     /// Only this machine can reach the server.

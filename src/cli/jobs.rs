@@ -9,21 +9,18 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use reqwest::blocking::{Client, ClientBuilder, RequestBuilder, Response};
+use reqwest::blocking::{Client, RequestBuilder, Response};
 use reqwest::{StatusCode, Url};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use self::follower::Follower;
 use self::shown::{Job, JobList, table};
+use super::client::{client, server_url};
 use crate::api::inventory::unix_seconds;
-use crate::tls;
 
 /// What OpenAI's clients read. `causeway serve` would refuse a `CAUSEWAY_KEY` in its environment as no setting.
 const KEY_VARIABLE: &str = "OPENAI_API_KEY";
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// For an answer, and for each further part of one.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Before a broken connection is made anew, and how often in a row.
 const PAUSE: Duration = Duration::from_secs(1);
 const MOST_BREAKS: u32 = 60;
@@ -95,27 +92,9 @@ impl JobsArguments {
     }
 }
 
-fn server_url(text: &str) -> Result<Url, &'static str> {
-    let url = Url::parse(text).ok();
-    let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
-    url.ok_or("it begins with http:// or https://")
-}
-
 fn name_and_value(text: &str) -> Result<(String, String), &'static str> {
     let (name, value) = text.split_once('=').ok_or("it has no `=`")?;
     Ok((name.to_owned(), value.to_owned()))
-}
-
-/// A client that gives up when it has heard nothing for a minute, however long an answer takes in all: one that follows
-/// a job takes hours.
-pub fn client() -> reqwest::Result<Client> {
-    // The HTTP client has no cryptography of its own: it takes what the process has chosen, and panics without.
-    tls::choose();
-    let settings = || ClientBuilder::new().connect_timeout(CONNECT_PATIENCE);
-    let settings = || settings().timeout(PATIENCE);
-    // A machine without certificates, as a bare container is, has no such client; without TLS it can still ask.
-    let bare = |_| settings().tls_certs_only([]).build();
-    settings().build().or_else(bare)
 }
 
 /// Why a question had no answer.

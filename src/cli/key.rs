@@ -1,4 +1,5 @@
-//! `causeway key`: a new API key, and what to put into the settings for it.
+//! `causeway key`: a new API key, and what to put into the settings for it. The key itself goes to standard error, so
+//! that `causeway key NAME >> FILE` shows it and writes only its hash.
 
 use clap::Args;
 use rand::TryRngCore;
@@ -19,9 +20,9 @@ impl KeyArguments {
         let mut secret = [0u8; 32];
         OsRng.try_fill_bytes(&mut secret)?;
         let key = format!("ck-{}", hexadecimal(&secret));
-        println!("# The key, for the caller; it is not kept anywhere:");
-        println!("# {key}");
-        println!("[[keys]]");
+        eprintln!("The key, for the caller; it is not kept anywhere:");
+        eprintln!("{key}");
+        println!("\n[[keys]]");
         println!("name = \"{}\"", self.name);
         println!("sha256 = \"{}\"", hexadecimal(&Sha256::digest(&key)));
         println!("role = \"infer\"");

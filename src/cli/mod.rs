@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and what each command does.
 
+pub mod client;
 pub mod convert;
 pub mod corpus;
 pub mod eval;

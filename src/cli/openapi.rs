@@ -2,11 +2,11 @@
 
 use std::io::Write;
 
-use crate::api::openapi;
+use crate::api::server;
 
 /// Prints the document to standard output.
 pub fn run() -> anyhow::Result<()> {
-    let text = openapi::text()?;
+    let text = server::document()?;
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())
 }

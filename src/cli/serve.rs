@@ -12,7 +12,7 @@ use crate::artifacts::ArtifactId;
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
 
-/// The pair that is served when none is named, below the repository's root.
+/// The pair that is served beside those that are named, below the repository's root.
 const SHIPPED_PAIR: &str = "bridges/tinypython";
 
 /// Serve models over HTTP. Without further words: the shipped pair, to this machine only.
@@ -33,12 +33,15 @@ pub struct ServeArguments {
     /// Where to keep what callers make.
     #[arg(long)]
     data_dir: Option<PathBuf>,
-    /// Serve a model's directory under an id.
+    /// Serve a model's directory under an id, beside the shipped pair.
     #[arg(long, value_name = "ID=DIR", value_parser = named_model)]
     model: Vec<(ArtifactId, PathBuf)>,
-    /// Serve a pair's directory.
+    /// Serve a pair's directory, beside the shipped pair.
     #[arg(long, value_name = "DIR")]
     pair: Vec<PathBuf>,
+    /// Do not serve the shipped pair.
+    #[arg(long)]
+    no_shipped_pair: bool,
 }
 
 impl ServeArguments {
@@ -105,8 +108,14 @@ impl ServeArguments {
             settings.pairs = self.pair;
             settings.models = self.model.into_iter().collect();
         }
-        if settings.pairs.is_empty() && settings.models.is_empty() {
-            settings.pairs = vec![shipped_pair()?];
+        settings.shipped_pair &= !self.no_shipped_pair;
+        if settings.shipped_pair {
+            let shipped = shipped_pair()?;
+            let same = |pair: &PathBuf| pair.canonicalize().ok() == shipped.canonicalize().ok();
+            // The first bridge of a model is its default: what was named comes first.
+            if !settings.pairs.iter().any(same) {
+                settings.pairs.push(shipped);
+            }
         }
         settings.check()?;
         Ok(settings)
@@ -136,7 +145,7 @@ fn shipped_pair() -> anyhow::Result<PathBuf> {
         .flatten()
         .map(|root| root.join(SHIPPED_PAIR));
     places.find(|place| place.join("bridge.json").is_file()).with_context(|| {
-        format!("{SHIPPED_PAIR} is neither here nor beside the program; name a pair with --pair or a model with --model")
+        format!("{SHIPPED_PAIR} is neither here nor beside the program; name pairs and models with --pair and --model, and say --no-shipped-pair")
     })
 }
 

@@ -35,7 +35,8 @@ pub struct Settings {
     /// Allows a `listen` that other machines can reach although there are no `keys`: whoever reaches the port
     /// may then do everything.
     pub allow_remote: bool,
-    /// Where the server keeps what callers make.
+    /// Where the server keeps what callers make; by default `causeway` in the system's directory for a user's data
+    /// (`$XDG_DATA_HOME` or `~/.local/share`).
     pub data_dir: PathBuf,
     /// Threads that parse requests and write answers; the engine has its own.
     pub threads: usize,
@@ -43,14 +44,17 @@ pub struct Settings {
     pub shutdown_seconds: u64,
     /// How long the engine may take to answer before the server calls itself not ready, in seconds.
     pub ready_seconds: f64,
-    /// Directories of pairs to serve; the shipped one where neither `pairs` nor `models` names anything.
+    /// Directories of pairs to serve beside the shipped one.
     pub pairs: Vec<PathBuf>,
+    /// Whether the shipped pair is served.
+    pub shipped_pair: bool,
     /// Directories of single models to serve, by id.
     pub models: BTreeMap<ArtifactId, PathBuf>,
     /// A directory of further pairs and models, each in a folder named by its id: they can be taken into service
     /// while serving. It need not exist.
     pub library: PathBuf,
     /// Who may use the server; with none, everybody who reaches it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<KeySettings>,
     pub engine: Capacity,
     pub limits: Limits,
@@ -177,6 +181,14 @@ pub struct Limits {
     pub max_model_mib: u64,
     /// Seconds that a pair or a model may take to be tried, in a process of its own, before it is served.
     pub load_seconds: u64,
+    /// Bytes of long request bodies that are being read and parsed, of all clients together.
+    pub max_unparsed_bytes: usize,
+    /// Bytes of long answers that their clients have not read yet, of all clients together.
+    pub max_unsent_bytes: usize,
+    /// Seconds that a request's body may take to arrive, and that a part of an upload may.
+    pub body_seconds: u64,
+    /// Seconds after which a connection is closed whose client reads nothing of its answer.
+    pub unread_seconds: u64,
     /// Seconds that a completion may take, waiting included.
     pub deadline_seconds: u64,
     /// Seconds that its first token may take, waiting included: a request that would wait longer is turned away.
@@ -188,11 +200,12 @@ impl Default for Settings {
         Settings {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
             allow_remote: false,
-            data_dir: PathBuf::from("data"),
+            data_dir: user_data(),
             threads: 2,
             shutdown_seconds: 30,
             ready_seconds: 2.0,
             pairs: Vec::new(),
+            shipped_pair: true,
             models: BTreeMap::new(),
             library: PathBuf::from("library"),
             keys: Vec::new(),
@@ -225,6 +238,10 @@ impl Default for Limits {
             max_answer_bytes: 64 << 20,
             max_model_mib: 4096,
             load_seconds: 120,
+            max_unparsed_bytes: 64 << 20,
+            max_unsent_bytes: 64 << 20,
+            body_seconds: 30,
+            unread_seconds: 30,
             deadline_seconds: 300,
             first_token_seconds: 30,
         }
@@ -289,6 +306,11 @@ impl Settings {
         if self.threads == 0 {
             return Err(invalid("threads is 0; at least 1 is needed"));
         }
+        if self.limits.max_unparsed_bytes < self.limits.max_body_bytes {
+            return Err(invalid(
+                "limits.max_unparsed_bytes is less than limits.max_body_bytes: a body as long as that could never be read",
+            ));
+        }
         if !(self.ready_seconds.is_finite()
             && self.ready_seconds > 0.0
             && self.ready_seconds <= 3600.0)
@@ -309,6 +331,9 @@ impl Settings {
             ),
             ("limits.max_model_mib", self.limits.max_model_mib as usize),
             ("limits.load_seconds", self.limits.load_seconds as usize),
+            ("limits.body_seconds", self.limits.body_seconds as usize),
+            ("limits.unread_seconds", self.limits.unread_seconds as usize),
+            ("limits.max_unsent_bytes", self.limits.max_unsent_bytes),
             ("jobs.threads", self.jobs.threads),
             ("jobs.lease_seconds", self.jobs.lease_seconds as usize),
             ("artifacts.keep_hours", self.artifacts.keep_hours as usize),
@@ -345,6 +370,15 @@ impl Settings {
             true => Ok(()),
             false => Err(SettingsError::Remote(self.listen)),
         }
+    }
+}
+
+/// The system's directory for what a user's programs keep, or `data` here where the system names none.
+fn user_data() -> PathBuf {
+    use etcetera::BaseStrategy;
+    match etcetera::choose_base_strategy() {
+        Ok(strategy) => strategy.data_dir().join("causeway"),
+        Err(_) => PathBuf::from("data"),
     }
 }
 
@@ -551,7 +585,8 @@ mod tests {
         assert_eq!(settings, Settings::default());
         let table = read_table(&example).expect("a table");
         let known = known_keys().expect("the defaults");
-        assert_eq!(table.keys().collect::<Vec<_>>().len(), known.keys().len());
+        // The directory for data differs from user to user; the example only says so.
+        assert_eq!(table.len() + 1, known.len());
         for nested in ["limits", "engine", "telemetry", "jobs", "artifacts"] {
             let keys = |table: &Table| table[nested].as_table().map(Table::len);
             assert_eq!(keys(&table), keys(&known), "{nested}");

@@ -9,7 +9,7 @@ use crate::tiny_pair;
 
 fn serve(directory: &Path, listen: &str, environment: &[(&str, &str)]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_causeway"))
-        .args(["serve", "--listen", listen, "--pair"])
+        .args(["serve", "--listen", listen, "--no-shipped-pair", "--pair"])
         .arg(directory.join("pair"))
         .arg("--data-dir")
         .arg(directory.join("data"))
@@ -157,16 +157,141 @@ fn a_new_key_fits_its_hash() {
         .output()
         .unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
-    let key = printed
+    let shown = String::from_utf8(output.stderr).unwrap();
+    let key = shown
         .lines()
-        .find_map(|line| line.strip_prefix("# ck-"))
+        .find_map(|line| line.strip_prefix("ck-"))
         .expect("a key");
+    assert!(!printed.contains(key), "a file keeps its hash only");
     let hash = Sha256::digest(format!("ck-{key}"));
     let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
     let settings: toml::Table = printed.parse().unwrap();
     let settings = &settings["keys"].as_array().unwrap()[0];
     assert_eq!(settings["sha256"].as_str(), Some(hash.as_str()));
     assert_eq!(settings["name"].as_str(), Some("alice"));
+}
+
+/// The way that the documentation describes: the example, and what `causeway key` prints behind it.
+#[test]
+fn a_new_key_can_be_put_behind_the_example_of_settings() {
+    let print = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_causeway"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/server.toml");
+    let defaults = print(&["serve", "--print-config"]);
+    for settings in [std::fs::read_to_string(example).unwrap(), defaults] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let both = settings + &print(&["key", "alice"]) + &print(&["key", "bob"]);
+        std::fs::write(file.path(), both).unwrap();
+        let path = file.path().to_str().unwrap();
+        let printed = print(&["serve", "--config", path, "--print-config"]);
+        let printed: toml::Table = printed.parse().unwrap();
+        assert_eq!(printed["keys"].as_array().unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn naming_a_model_does_not_take_the_shipped_pair_away() {
+    let pairs = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_causeway"))
+            .args(["serve", "--print-config", "--model", "m=somewhere"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let printed: toml::Table = String::from_utf8(output.stdout).unwrap().parse().unwrap();
+        printed["pairs"].as_array().unwrap().len()
+    };
+    assert_eq!(pairs(&[]), 1);
+    assert_eq!(pairs(&["--no-shipped-pair"]), 0);
+    // Named as well, it is served once.
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/bridges/tinypython");
+    assert_eq!(pairs(&["--pair", shipped]), 1);
+}
+
+#[test]
+fn whoever_is_not_there_is_named() {
+    // Bound and closed again: nobody listens there.
+    let address = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let url = format!("http://{address}");
+    for arguments in [vec!["ready", &url], vec!["jobs", "list", "--server", &url]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_causeway"))
+            .args(&arguments)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success());
+        assert!(
+            said.contains(&url) && said.contains("refused"),
+            "{arguments:?}: {said}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_log_that_goes_to_a_file_has_no_colours_and_a_server_keeps_nothing_here() {
+    let here = tempfile::tempdir().unwrap();
+    tiny_pair::write(&here.path().join("pair"));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_causeway"))
+        .args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--no-shipped-pair",
+            "--pair",
+            "pair",
+        ])
+        .current_dir(here.path())
+        .env("XDG_DATA_HOME", here.path().join("home"))
+        .env_remove("NO_COLOR")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut lines = Vec::new();
+    for line in log.by_ref().map_while(Result::ok) {
+        let listening = line.contains("listening on");
+        lines.push(line);
+        if listening {
+            break;
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(
+        lines.iter().all(|line| !line.contains('\u{1b}')),
+        "{lines:?}"
+    );
+    assert!(here.path().join("home/causeway").is_dir());
+    assert!(!here.path().join("data").exists());
+}
+
+/// A body that does not come holds up nobody's end.
+#[cfg(unix)]
+#[test]
+fn a_slow_body_does_not_keep_a_server_from_stopping() {
+    let process = Process::start();
+    let mut stream = TcpStream::connect(&process.address).unwrap();
+    write!(
+        stream,
+        "POST /v1/completions HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{{",
+        process.address
+    )
+    .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let started = std::time::Instant::now();
+    process.terminate();
+    process.end();
+    // Far from the 30 seconds that requests in progress may take.
+    assert!(started.elapsed().as_secs() < 15, "{:?}", started.elapsed());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Every metric that the dashboard and the rules name is told, and counts what the clients saw.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -141,5 +141,56 @@ fn what_the_dashboard_and_the_rules_show_exists() {
     ] {
         let expected = tokens(&plain, field) + tokens(&steered, field);
         assert_eq!(value(&metrics, series), expected, "{series}");
+    }
+}
+
+/// Prometheus' own rules for names: base units, `_total` for counters and for nothing else, no suffix that belongs to
+/// a histogram's parts, a line of help, no colons, which are for recording rules.
+#[test]
+fn metrics_are_named_as_prometheus_wants() {
+    let server = Server::new();
+    server.get("/v1/models").ok();
+    let metrics = server.get("/metrics").body;
+    let mut kinds = BTreeMap::new();
+    let mut helped = BTreeSet::new();
+    for line in metrics.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("TYPE"), Some(name), Some(kind)) => {
+                kinds.insert(name.to_owned(), kind.to_owned());
+            }
+            (Some("#"), Some("HELP"), Some(name), Some(help)) if help.ends_with('.') => {
+                helped.insert(name.to_owned());
+            }
+            _ => {}
+        }
+    }
+    assert!(kinds.len() > 10, "{metrics}");
+    for (name, kind) in &kinds {
+        let rest = name
+            .strip_prefix("causeway_")
+            .expect("the program's prefix");
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        assert!(rest.chars().all(allowed), "{name}");
+        assert_eq!(
+            rest.ends_with("_total"),
+            kind == "counter",
+            "{name} is a {kind}"
+        );
+        for suffix in [
+            "_count",
+            "_sum",
+            "_bucket",
+            "_milliseconds",
+            "_ms",
+            "_percent",
+            "_minutes",
+            "_kib",
+            "_mib",
+        ] {
+            assert!(!rest.ends_with(suffix), "{name}");
+        }
+        assert!(!rest.contains(kind.as_str()), "{name} tells its type");
+        assert!(helped.contains(name), "{name} has no sentence of help");
     }
 }

@@ -1,7 +1,11 @@
 //! Who is let in, what they may do, and how often.
 
+use std::collections::BTreeSet;
+
+use causeway::api::keys::Access;
+use causeway::api::server::{addresses, document};
 use causeway::settings::keys::{KeySettings, Role};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::client::{Response, Server};
@@ -91,6 +95,123 @@ fn roles_bound_what_may_be_changed() {
     assert_eq!(
         send(&server, Some("ck-maker"), "DELETE", "/v1/features/mine").status,
         200
+    );
+}
+
+/// Every route, asked with every role: let in by those that its registration says, and by no other way of writing
+/// its path.
+#[test]
+fn a_route_s_role_holds_however_its_path_is_written() {
+    let server = Server::with(|settings| {
+        settings.keys = vec![
+            key("reader", Role::Infer, None),
+            key("maker", Role::Train, None),
+            key("owner", Role::Admin, None),
+        ];
+    });
+    let keys = [
+        (Access::Everybody, None),
+        (Access::Infer, Some("ck-reader")),
+        (Access::Train, Some("ck-maker")),
+        (Access::Admin, Some("ck-owner")),
+    ];
+    let mut routes = 0;
+    for address in addresses() {
+        let path = address
+            .path()
+            .replace("{id}", "nothing")
+            .replace("{asset}", "nothing");
+        let spelt = |part: &str, letter: &str, code: &str| {
+            path.replacen(part, &part.replacen(letter, code, 1), 1)
+        };
+        let paths = [
+            path.clone(),
+            spelt("/library", "l", "%6C"),
+            spelt("/files", "e", "%65"),
+            spelt("/features", "s", "%73"),
+            spelt("/fine_tuning", "f", "%66"),
+            spelt("/models", "m", "%6d"),
+        ];
+        // An answer to HEAD has no body, which the client here does not know.
+        for (method, access) in address.methods().filter(|(method, _)| *method != "HEAD") {
+            routes += 1;
+            for (role, key) in keys {
+                for path in &paths {
+                    let status = send(&server, key, method, path).status;
+                    let refused = matches!(status, 401 | 403);
+                    assert_eq!(
+                        refused,
+                        role < access,
+                        "{method} {path} by {role:?}: {status}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(routes > 40, "{routes} routes were tried");
+}
+
+#[test]
+fn a_feature_s_name_gives_nobody_a_role() {
+    let server = server();
+    let body = json!({"name": "verify", "node": "1.attn.act_in", "channels": [{"channel": 1, "weight": 1.0}]});
+    let maker = [
+        ("authorization", "Bearer ck-maker"),
+        ("content-type", "application/json"),
+    ];
+    let made = server.send("POST", "/v1/features", &maker, body.to_string().as_bytes());
+    assert_eq!(made.status, 201, "{}", made.body);
+    let reader = [
+        ("authorization", "Bearer ck-reader"),
+        ("content-type", "application/json"),
+    ];
+    let patch = server.send(
+        "PATCH",
+        "/v1/features/verify",
+        &reader,
+        br#"{"description": "x"}"#,
+    );
+    patch.is_error(403, None, Some("insufficient_role"));
+    let delete = server.send("DELETE", "/v1/features/verify", &reader, b"");
+    delete.is_error(403, None, Some("insufficient_role"));
+}
+
+/// An operation that is described and one that is registered are the same, or the document is wrong about who may.
+#[test]
+fn the_document_and_the_routes_are_of_the_same_operations() {
+    let document: Value = serde_json::from_str(&document().unwrap()).unwrap();
+    let described = document["paths"].as_object().unwrap().iter();
+    let described: BTreeSet<(String, String)> = described
+        .flat_map(|(path, item)| {
+            let methods = item.as_object().unwrap().keys();
+            methods.map(move |method| (path.clone(), method.to_uppercase()))
+        })
+        .collect();
+    for address in addresses() {
+        let is_page = address.path() == "/" || address.path().starts_with("/docs");
+        for (method, _) in address
+            .methods()
+            .filter(|(method, _)| *method != "HEAD" && !is_page)
+        {
+            let operation = (address.path().to_owned(), method.to_owned());
+            let alias = operation.0 == "/healthz";
+            assert!(
+                alias || described.contains(&operation),
+                "{operation:?} is not described"
+            );
+        }
+    }
+    let registered: BTreeSet<(String, String)> = addresses()
+        .iter()
+        .flat_map(|address| {
+            let methods = address.methods();
+            methods.map(|(method, _)| (address.path().to_owned(), method.to_owned()))
+        })
+        .collect();
+    assert!(
+        described.is_subset(&registered),
+        "{:?}",
+        described.difference(&registered)
     );
 }
 

@@ -7,16 +7,21 @@ use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 
-use crate::api::keys;
+use crate::api::keys::Access;
 
 /// Refusals of any operation.
-const ALWAYS: [(&str, &str); 2] = [
+const ALWAYS: [(&str, &str); 3] = [
     (
         "403",
-        "The host is not this server's: code `foreign_host`; or the API key's role does not allow this: code \
-         `insufficient_role`",
+        "The host is not this server's: code `foreign_host`; a page of another site asks: code `foreign_origin`; or \
+         the API key's role does not allow this: code `insufficient_role`",
     ),
     ("500", "The request failed inside the server"),
+    (
+        "503",
+        "The server is stopping: code `stopping`; or answers that clients have not read yet leave this one no room: \
+         code `overloaded`",
+    ),
 ];
 /// Refusals of operations that need a key where the server has any.
 const WITH_KEYS: [(&str, &str); 2] = [
@@ -27,7 +32,8 @@ const WITH_KEYS: [(&str, &str); 2] = [
 const WITH_BODY: [(&str, &str); 3] = [
     (
         "400",
-        "The body is no JSON, or a field is unknown, missing, wrong or out of range; `param` names it",
+        "The body is no JSON, or a field is unknown, missing, wrong or out of range; `param` names it. Or the body \
+         was not sent in time: code `slow_body`",
     ),
     (
         "413",
@@ -39,32 +45,48 @@ const WITH_BODY: [(&str, &str); 3] = [
     ),
 ];
 
-/// Completes every operation of the document; `scheme` names how a key is sent.
-pub fn complete(document: &mut OpenApi, scheme: &str) {
+/// Who may use an operation: its path, its method, and the access that its route was registered with.
+pub type OperationAccess = (&'static str, &'static str, Access);
+
+/// Completes every operation of the document; `accesses` says who may use each, `scheme` how a key is sent.
+pub fn complete(document: &mut OpenApi, accesses: &[OperationAccess], scheme: &str) {
     for (path, item) in &mut document.paths.paths {
-        let guarded = !keys::is_open(path);
-        for operation in operations(item) {
-            complete_operation(operation, guarded.then_some(scheme));
+        for (method, operation) in operations(item) {
+            let mut routes = accesses.iter();
+            let route = routes.find(|(of, name, _)| of == path && *name == method);
+            // A documented operation without a route is found by a test.
+            let access = route.map_or(Access::Infer, |(_, _, access)| *access);
+            complete_operation(operation, access, scheme);
         }
     }
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
     let operations = [
-        &mut item.get,
-        &mut item.put,
-        &mut item.post,
-        &mut item.patch,
-        &mut item.delete,
+        ("GET", &mut item.get),
+        ("PUT", &mut item.put),
+        ("POST", &mut item.post),
+        ("PATCH", &mut item.patch),
+        ("DELETE", &mut item.delete),
     ];
-    operations.into_iter().flatten()
+    let operations = operations.into_iter();
+    operations.filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
 /// Adds what an operation may answer, and the key where it needs one.
-fn complete_operation(operation: &mut Operation, scheme: Option<&str>) {
+fn complete_operation(operation: &mut Operation, access: Access, scheme: &str) {
     let mut refusals = ALWAYS.to_vec();
-    if let Some(scheme) = scheme {
+    if let Some(role) = access.role() {
         refusals.extend(WITH_KEYS);
+        let sentence = format!(
+            "Where the server has API keys, this needs one whose role is at least `{role}`."
+        );
+        let description = operation.description.take();
+        let description = description.filter(|text| !text.is_empty());
+        operation.description = Some(match description {
+            Some(text) => format!("{text}\n\n{sentence}"),
+            None => sentence,
+        });
         operation.security = Some(vec![
             SecurityRequirement::default(),
             SecurityRequirement::new::<_, _, String>(scheme, []),

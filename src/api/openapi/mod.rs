@@ -8,10 +8,11 @@ pub mod answers;
 pub mod bounds;
 pub mod variants;
 
-use actix_web::HttpResponse;
+use actix_web::{HttpResponse, web};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
+use self::answers::OperationAccess;
 use super::completions::chat::response::ChatPiece;
 use super::completions::response::Chunk;
 use super::completions::text::response::TextPiece;
@@ -104,23 +105,26 @@ impl Modify for Completion {
         if let Some(components) = &mut document.components {
             components.add_security_scheme(SCHEME, SecurityScheme::Http(scheme));
         }
-        answers::complete(document, SCHEME);
         bounds::add(document);
         variants::describe(document);
     }
 }
 
 /// The document as it is committed: indented, with a newline at its end.
-pub fn text() -> Result<String, serde_json::Error> {
-    Ok(ApiDocument::openapi().to_pretty_json()? + "\n")
+pub fn text(accesses: &[OperationAccess]) -> Result<String, serde_json::Error> {
+    let mut document = ApiDocument::openapi();
+    answers::complete(&mut document, accesses, SCHEME);
+    Ok(document.to_pretty_json()? + "\n")
 }
+
+/// The document's text as one server serves it.
+pub struct Document(pub String);
 
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", tag = "health", operation_id = "openapi",
     responses((status = 200, description = "The OpenAPI document", body = Object)))]
-pub async fn document() -> Result<HttpResponse, super::ApiError> {
-    let text = text().map_err(super::ApiError::internal)?;
-    Ok(HttpResponse::Ok()
+pub async fn document(document: web::Data<Document>) -> HttpResponse {
+    HttpResponse::Ok()
         .content_type("application/json")
-        .body(text))
+        .body(document.0.clone())
 }
