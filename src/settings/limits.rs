@@ -1,0 +1,69 @@
+//! `limits` of the settings: what one request, one client and one model may take of memory and time. Whoever
+//! asks for more is refused with the limit's name, before anything is allocated.
+
+use serde::{Deserialize, Serialize};
+
+/// What one request may ask for. All are checked before anything is allocated for the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// The longest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// Prompts in one request.
+    pub max_prompts: usize,
+    /// Characters of all prompts of one request, counterfactual ones included.
+    pub max_prompt_characters: usize,
+    /// Completions of one request: prompts x samples x arms.
+    pub max_choices: usize,
+    /// Completions x `max_tokens`.
+    pub max_generated_tokens: usize,
+    /// Numbers in one answer with activations or logits.
+    pub max_activation_values: usize,
+    /// Bytes that the log-probabilities, receipts, activations and control arms of one completion may take.
+    pub max_answer_bytes: usize,
+    /// Memory that a model may take, in MiB: its weights and the key-value cache of one sequence together.
+    pub max_model_mib: u64,
+    /// Seconds that a pair or a model may take to be tried, in a process of its own, before it is served.
+    pub load_seconds: u64,
+    /// Bytes of long request bodies that are being read and parsed, of all clients together.
+    pub max_unparsed_bytes: usize,
+    /// Bytes of long answers that their clients have not read yet, of all clients together.
+    pub max_unsent_bytes: usize,
+    /// Seconds that a request's body may take to arrive, and that a part of an upload may.
+    pub body_seconds: u64,
+    /// Seconds after which a connection is closed whose client reads nothing of its answer.
+    pub unread_seconds: u64,
+    /// Seconds that a completion may take, waiting included.
+    pub deadline_seconds: u64,
+    /// Seconds that its first token may take, waiting included: a request that would wait longer is turned away.
+    pub first_token_seconds: u64,
+}
+
+impl Limits {
+    /// [`Limits::max_model_mib`] in bytes.
+    pub fn max_model_bytes(&self) -> u64 {
+        self.max_model_mib.saturating_mul(1 << 20)
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_body_bytes: 4 << 20,
+            max_prompts: 256,
+            max_prompt_characters: 1 << 19,
+            max_choices: 512,
+            max_generated_tokens: 1 << 17,
+            max_activation_values: 1 << 21,
+            max_answer_bytes: 64 << 20,
+            max_model_mib: 4096,
+            load_seconds: 120,
+            max_unparsed_bytes: 64 << 20,
+            max_unsent_bytes: 64 << 20,
+            body_seconds: 30,
+            unread_seconds: 30,
+            deadline_seconds: 300,
+            first_token_seconds: 30,
+        }
+    }
+}
