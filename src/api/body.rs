@@ -11,11 +11,12 @@ use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use actix_web::{FromRequest, HttpRequest, dev, web};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
-use serde_path_to_error::{Path, Segment};
+use serde_path_to_error::{Path, Segment, Track};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::ApiError;
 use super::inventory::shortened;
+use super::objects::Objects;
 use super::parse_message::in_words;
 use super::state::State;
 use crate::interventions::nearest::suggestion;
@@ -146,16 +147,14 @@ impl Unparsed {
 /// Parses JSON of one value.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let cut_off = error.inner().is_eof();
+    let mut track = Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(&mut reader, &mut track);
+    let value = match T::deserialize(Objects(tracked)) {
+        Ok(value) => value,
         // A body that ends early is wrong as a whole, wherever it ends.
-        let path = if cut_off {
-            String::new()
-        } else {
-            field(error.path())
-        };
-        parse_error(&path, &error.into_inner().to_string())
-    })?;
+        Err(error) if error.is_eof() => return Err(parse_error("", &error.to_string())),
+        Err(error) => return Err(parse_error(&field(&track.path()), &error.to_string())),
+    };
     reader
         .end()
         .map_err(|error| parse_error("", &error.to_string()))?;
@@ -275,6 +274,12 @@ mod tests {
             Some("inner[0].strength")
         );
         assert_eq!(param(r#"{"iner": 1}"#).as_deref(), Some("iner"));
+        assert_eq!(
+            param(r#"{"inner": [[2.5]]}"#).as_deref(),
+            Some("inner[0]"),
+            "a list is no object"
+        );
+        assert_eq!(param("[null]").as_deref(), None);
         assert_eq!(param("{").as_deref(), None);
         assert_eq!(param("{} x").as_deref(), None);
     }

@@ -25,6 +25,7 @@ pub mod library;
 pub mod loading;
 pub mod metrics;
 pub mod models;
+pub mod objects;
 pub mod observe;
 pub mod openapi;
 pub mod parse_message;

@@ -1,6 +1,10 @@
 //! The `steer` field as callers write it. Nothing here is resolved or checked beyond its types: see the plan.
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::documented::documented;
@@ -122,7 +126,7 @@ pub enum FeatureAddress {
 
 /// One channel.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct ChannelAddress {
     /// The node's or site's name, such as `3.attn.act_in` or `2.resid_mid`.
     pub node: String,
@@ -132,7 +136,7 @@ pub struct ChannelAddress {
 
 /// A weighted group of channels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct GroupAddress {
     /// The node's or site's name.
     pub node: String,
@@ -143,7 +147,7 @@ pub struct GroupAddress {
 
 /// One channel of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct WeightedChannel {
     /// Counted from 0.
     pub channel: usize,
@@ -153,7 +157,7 @@ pub struct WeightedChannel {
 
 /// A direction of the dense model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct VectorAddress {
     /// A residual site's name.
     pub site: String,
@@ -211,7 +215,7 @@ documented! {
 
 /// Where `patch` takes its values from: `prompt` or `value`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Counterfactual {
     /// The prompt whose values are taken: one for all prompts, or one each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -386,3 +390,44 @@ documented! {
         Residual,
     }
 }
+
+/// Reads the structs that are one of several shapes, or stand in one, from objects only. What serde derives for them reads a list of
+/// their fields' values too, and a choice between shapes keeps a deserializer from saying otherwise.
+macro_rules! objects_only {
+    ($($name:ident),+) => {
+        $(impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                // The inherent function, which is derived.
+                $name::serialize(self, serializer)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Fields;
+
+                impl<'de> Visitor<'de> for Fields {
+                    type Value = $name;
+
+                    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        formatter.write_str("an object")
+                    }
+
+                    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<$name, A::Error> {
+                        $name::deserialize(MapAccessDeserializer::new(map))
+                    }
+                }
+
+                deserializer.deserialize_map(Fields)
+            }
+        })+
+    };
+}
+
+objects_only!(
+    ChannelAddress,
+    GroupAddress,
+    WeightedChannel,
+    VectorAddress,
+    Counterfactual
+);

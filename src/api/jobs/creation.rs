@@ -160,7 +160,10 @@ fn only_nothing(request: &CreateJob) -> Result<(), ApiError> {
         ("integrations", &request.integrations),
         ("hyperparameters", &request.hyperparameters),
     ] {
-        let empty = |value: &serde_json::Value| value.as_array().is_some_and(Vec::is_empty);
+        // A list of nothing says as little as null, where a list is what the field takes.
+        let empty = |value: &serde_json::Value| {
+            field == "integrations" && value.as_array().is_some_and(Vec::is_empty)
+        };
         if value
             .as_ref()
             .is_some_and(|value| !value.is_null() && !empty(value))

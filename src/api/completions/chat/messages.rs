@@ -138,18 +138,19 @@ fn check_message(message: ChatMessage, path: &str) -> Result<Message, ApiError> 
             return Err(unsupported(&format!("{path}.role"), message));
         }
     };
-    let has = |value: &Option<Value>| {
+    // A list of nothing says as little as null.
+    let lists = |value: &Option<Value>| {
         value
             .as_ref()
             .is_some_and(|value| value.as_array().is_none_or(|list| !list.is_empty()))
     };
     for (field, given) in [
         ("refusal", message.refusal.is_some()),
-        ("audio", has(&message.audio)),
-        ("tool_calls", has(&message.tool_calls)),
+        ("audio", message.audio.is_some()),
+        ("tool_calls", lists(&message.tool_calls)),
         ("tool_call_id", message.tool_call_id.is_some()),
-        ("function_call", has(&message.function_call)),
-        ("annotations", has(&message.annotations)),
+        ("function_call", message.function_call.is_some()),
+        ("annotations", lists(&message.annotations)),
     ] {
         if given {
             let message = format!("{field} is not supported: messages are text");
