@@ -26,6 +26,7 @@ use crate::generation::vitals::{NoProbe, Probe};
 use crate::models::config::TransformerConfig;
 use crate::models::layout::ReadLimits;
 use crate::models::location::Place;
+use crate::serving::data_directory::{DataDirectory, DataInUse};
 use crate::serving::trial_process::TrialProcess;
 use crate::settings::Settings;
 
@@ -45,6 +46,8 @@ pub enum LoadError {
     #[error(transparent)]
     Jobs(#[from] crate::jobs::artifact_store::ArtifactStoreError),
     #[error(transparent)]
+    Data(#[from] DataInUse),
+    #[error(transparent)]
     Metrics(#[from] prometheus::Error),
     #[error("the engine's thread could not be started: {0}")]
     Engine(#[from] std::io::Error),
@@ -61,6 +64,7 @@ pub fn load_probed(
     address: SocketAddr,
     probe: Box<dyn Probe>,
 ) -> Result<State, LoadError> {
+    let data = DataDirectory::take(&settings.data_dir)?;
     let mut catalog = Catalog::new();
     let mut directories = BTreeMap::new();
     // What the settings name may be pickled: whoever wrote them has chosen it.
@@ -138,6 +142,7 @@ pub fn load_probed(
         loopback_only: address.ip().is_loopback(),
         metrics: Metrics::new()?,
         jobs: Jobs::open(settings)?,
+        data,
     })
 }
 

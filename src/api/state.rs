@@ -15,6 +15,7 @@ use super::keys::Keys;
 use super::library::Library;
 use super::metrics::Metrics;
 use crate::generation::engine::EngineHandle;
+use crate::serving::data_directory::DataDirectory;
 use crate::serving::trial_process::TrialProcess;
 use crate::settings::Limits;
 
@@ -40,6 +41,8 @@ pub struct State {
     pub loopback_only: bool,
     pub metrics: Metrics,
     pub jobs: Jobs,
+    /// Keeps other servers out of the data directory.
+    pub data: DataDirectory,
 }
 
 impl State {

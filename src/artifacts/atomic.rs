@@ -4,9 +4,12 @@
 //! The content goes to a temporary file beside the target, is flushed to the disk, and is renamed over the
 //! target; then the directory is flushed, for a rename is only as durable as its directory entry.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use tempfile::NamedTempFile;
 
 use super::{ArtifactError, regular};
 
@@ -22,26 +25,24 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), ArtifactError> {
 /// error the target is as it was and no temporary file is left.
 pub fn write_with<E>(
     path: &Path,
-    fill: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
+    fill: impl FnOnce(&mut BufWriter<NamedTempFile>) -> Result<(), E>,
 ) -> Result<(), E>
 where
     E: From<ArtifactError>,
 {
-    let temporary = TemporaryFile::beside(path)?;
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&temporary.path)
-        .map_err(ArtifactError::io("create", &temporary.path))?;
-    let mut writer = BufWriter::with_capacity(1 << 20, file);
+    let temporary = beside(path)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, temporary);
     fill(&mut writer)?;
-    let file = writer
+    let temporary = writer
         .into_inner()
         .map_err(|error| ArtifactError::io("write", path)(error.into_error()))?;
-    file.sync_all()
-        .map_err(ArtifactError::io("flush", &temporary.path))?;
-    drop(file);
-    temporary.rename_to(path)?;
+    temporary
+        .as_file()
+        .sync_all()
+        .map_err(ArtifactError::io("flush", temporary.path()))?;
+    temporary
+        .persist(path)
+        .map_err(|error| ArtifactError::io("rename to", path)(error.error))?;
     sync_directory(directory_of(path))?;
     Ok(())
 }
@@ -92,40 +93,23 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// A file that is removed when dropped, unless it has been renamed to its target.
-struct TemporaryFile {
-    path: PathBuf,
-    renamed: bool,
-}
-
-impl TemporaryFile {
-    /// A name in the target's directory, for a rename is a single step only within one file system.
-    fn beside(path: &Path) -> Result<Self, ArtifactError> {
-        let Some(name) = path.file_name() else {
-            let problem = "does not end in a file name";
-            return Err(ArtifactError::damaged(path, "the path", problem));
-        };
-        let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".{}.part", uuid::Uuid::new_v4().simple()));
-        Ok(TemporaryFile {
-            path: directory_of(path).join(temporary),
-            renamed: false,
-        })
-    }
-
-    fn rename_to(mut self, target: &Path) -> Result<(), ArtifactError> {
-        fs::rename(&self.path, target).map_err(ArtifactError::io("rename to", target))?;
-        self.renamed = true;
-        Ok(())
-    }
-}
-
-impl Drop for TemporaryFile {
-    fn drop(&mut self) {
-        if !self.renamed {
-            // Nothing better can be done about a leftover than what the error being returned says.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
+/// A temporary file in the target's directory, for a rename is a single step only within one file system. It is
+/// removed when dropped.
+fn beside(path: &Path) -> Result<NamedTempFile, ArtifactError> {
+    let Some(name) = path.file_name() else {
+        let problem = "does not end in a file name";
+        return Err(ArtifactError::damaged(path, "the path", problem));
+    };
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
+    prefix.push(".");
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(".part");
+    // Others may read what is written, as the process's mask allows; a temporary file is private otherwise.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let directory = directory_of(path);
+    builder
+        .tempfile_in(directory)
+        .map_err(ArtifactError::io("create a file in", directory))
 }

@@ -8,7 +8,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<
     let allowed = (name.chars().count() / 3).max(2);
     let mut close: Vec<(usize, &str)> = known
         .into_iter()
-        .map(|candidate| (distance(name, candidate), candidate))
+        .map(|candidate| (strsim::levenshtein(name, candidate), candidate))
         .filter(|(distance, _)| *distance <= allowed)
         .collect();
     close.sort();
@@ -28,22 +28,6 @@ pub fn suggestion<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> S
     }
 }
 
-/// Levenshtein's distance, in characters.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, a) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +38,5 @@ mod tests {
         assert_eq!(nearest("quote_typ", known), ["quote_type"]);
         assert_eq!(nearest("quote_tpen", known), ["quote_open", "quote_type"]);
         assert!(nearest("indentation", known).is_empty());
-        assert_eq!(distance("kitten", "sitting"), 3);
     }
 }

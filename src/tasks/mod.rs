@@ -256,26 +256,10 @@ impl FromStr for Task {
             return Ok(task);
         }
         let mut near = Task::ALL.map(Task::name);
-        near.sort_by_key(|known| edit_distance(name, known));
+        near.sort_by_key(|known| strsim::levenshtein(name, known));
         Err(UnknownTask {
             name: name.to_owned(),
             near: near[..3].to_vec(),
         })
     }
-}
-
-/// How many letters must be added, dropped or exchanged to turn one word into the other.
-fn edit_distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut distances: Vec<usize> = (0..=to.len()).collect();
-    for (row, letter) in from.chars().enumerate() {
-        let mut diagonal = row;
-        distances[0] = row + 1;
-        for (column, other) in to.iter().enumerate() {
-            let exchanged = diagonal + usize::from(letter != *other);
-            diagonal = distances[column + 1];
-            distances[column + 1] = exchanged.min(diagonal + 1).min(distances[column] + 1);
-        }
-    }
-    distances[to.len()]
 }

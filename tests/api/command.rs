@@ -294,6 +294,20 @@ fn a_slow_body_does_not_keep_a_server_from_stopping() {
     assert!(started.elapsed().as_secs() < 15, "{:?}", started.elapsed());
 }
 
+/// What one server has acknowledged is not overwritten by another.
+#[test]
+fn a_second_server_on_a_data_directory_is_refused() {
+    let process = Process::start();
+    let second = serve(&process.directory, "127.0.0.1:0", &[]);
+    let output = second.wait_with_output().unwrap();
+    assert!(!output.status.success());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        error.contains("another server keeps its data in") && error.contains("--data-dir"),
+        "{error}"
+    );
+}
+
 #[test]
 fn other_machines_are_not_let_in_unless_told() {
     let child = serve(Path::new("."), "0.0.0.0:0", &[]);
