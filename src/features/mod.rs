@@ -4,17 +4,21 @@
 //! - [`contrast`]: the channels that make the difference between two sets of prompts; [`search`] over places.
 //! - [`patching`]: minimal pairs run through both models, and the answers after a patch; [`route`] says how a
 //!   patch enters a model, [`slopes`] what it would do to first order.
-//! - [`statistics`], [`examples`]: channels and groups over reference text.
-//! - [`wiring`], [`promotion`]: what a channel is connected to, and which tokens it speaks for.
+//! - [`statistics`], [`examples`]: channels and groups over reference text; [`measured`] keeps what
+//!   took a pass, among the [`recent`] findings.
+//! - [`wiring`], [`promotion`]: what a channel is connected to, and which tokens it speaks for ([`promoted_tokens`]).
 //! - [`verify`]: a feature's own tests, run again.
 
 pub mod contrast;
 pub mod examples;
+pub mod measured;
 pub mod paired_models;
 pub mod patching;
+pub mod promoted_tokens;
 pub mod promotion;
 pub mod prompt_run;
 pub mod question;
+pub mod recent;
 pub mod registry;
 pub mod route;
 pub mod search;

@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
 use super::FeatureError;
+use super::promoted_tokens::KnownPromotions;
 use crate::bridge::Bridge;
 use crate::bridge::pair::PairFiles;
 use crate::bridge::record::BridgeRecord;
@@ -31,6 +33,8 @@ pub struct PairedModels {
     /// The sparse model's tensors by name, to be read rather than run.
     pub sparse_weights: BTreeMap<String, Tensor>,
     pub reference: ReferenceStatistics,
+    /// Which tokens features speak for, as far as anyone asked.
+    pub promotions: Arc<KnownPromotions>,
     /// None where the pair came without one; whatever works on token ids still does.
     pub tokenizer: Option<Tokenizer>,
 }
@@ -58,6 +62,7 @@ impl PairedModels {
             record: files.record.clone(),
             sparse_weights: files.sparse.tensors.clone(),
             reference: ReferenceStatistics::default(),
+            promotions: Arc::default(),
             tokenizer: tokenizer.map(Tokenizer::from_bytes).transpose()?,
         })
     }

@@ -1,77 +1,227 @@
-//! The tokens that a feature speaks for: its direction, carried into the dense model's last site, against the
-//! dense unembedding.
+//! The tokens that a feature speaks for.
 //!
-//! What layers between the feature's place and the last site would make of the direction is left out, so this
-//! is a description, not a prediction; the effect of an edit is measured by making it.
+//! What is written to the last site meets nothing but the norm and the unembedding: there its direction, held against
+//! the unembedding, says which logits it raises. Anything written earlier passes layers that make something else of
+//! it; there the effect is measured: the feature is raised at every token of reference text, and the log-probabilities
+//! of the next token are compared with those of the unedited dense model.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
 use super::FeatureError;
 use super::paired_models::PairedModels;
+use super::promoted_tokens::{Promoting, Promotion, PromotionMethod, TokenScore};
+use super::prompt_run::AddAt;
 use super::route::{ChannelColumns, Route};
+use super::statistics::{group_value, statistics_of};
 use super::wiring::wiring;
+use crate::interventions::carry::{is_sublayer_input, row_rms};
+use crate::interventions::reference::ReferenceText;
 use crate::interventions::request::{WeightedChannel, Write};
-use crate::models::location::{Node, NodeKind, Place};
+use crate::models::location::{Node, NodeKind, Place, Site};
+use crate::models::tap::Recorder;
+use crate::models::token_rows::TokenRows;
+use crate::models::transformer::Transformer;
+use crate::numerics::loss::log_sum_exp;
 use crate::numerics::rows;
 
-/// A token and how far a direction leads towards it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TokenScore {
-    pub token: u32,
-    /// In logits for a unit of the feature, the last norm's divisor taken as one: tokens of one feature compare,
-    /// features do not.
-    pub score: f32,
-}
+/// Effects are measured over no more tokens of the reference text.
+const MOST_TOKENS: usize = 2048;
+/// Tokens run at once, in whole sequences.
+const CHUNK: usize = 512;
+/// Logits held at once.
+const LOGITS: usize = 1 << 22;
 
-/// The ends of the vocabulary, as one feature sees it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Promotion {
-    /// Highest scores first.
-    pub promoted: Vec<TokenScore>,
-    /// Lowest scores first.
-    pub suppressed: Vec<TokenScore>,
-}
-
-/// The `count` tokens at either end for a group of channels of `place`; none where a channel has no direction in
-/// the dense stream.
+/// The tokens at either end of the vocabulary. None where a channel has no direction in the dense stream, or where the
+/// effect would have to be measured and the pair came without reference text.
 pub fn promotion(
     models: &PairedModels,
-    place: Place,
-    group: &[WeightedChannel],
-    count: usize,
-) -> Result<Option<Promotion>, FeatureError> {
-    let Some((place, group)) = in_the_stream(models, place, group)? else {
+    asked: &Promoting,
+) -> Result<Arc<Option<Promotion>>, FeatureError> {
+    if let Some(known) = models.promotions.get(asked) {
+        return Ok(known);
+    }
+    let found = Arc::new(find(models, asked)?);
+    models.promotions.keep(asked.clone(), found.clone());
+    Ok(found)
+}
+
+fn find(models: &PairedModels, asked: &Promoting) -> Result<Option<Promotion>, FeatureError> {
+    let Some((place, group)) = in_the_stream(models, asked.place, &asked.group)? else {
         return Ok(None);
     };
-    let columns = ChannelColumns::new(models, place, Route::Bridge(Write::Residual))?;
-    if group
-        .iter()
-        .any(|member| columns.refusal(member.channel).is_some())
-    {
+    // Only a sublayer's input can be written for that sublayer alone.
+    let write = match is_sublayer_input(place) {
+        true => asked.write,
+        false => Write::Residual,
+    };
+    let columns = ChannelColumns::new(models, place, Route::Bridge(write))?;
+    let is_refused = |member: &WeightedChannel| columns.refusal(member.channel).is_some();
+    if group.iter().any(is_refused) {
         return Ok(None);
     }
     let mut direction = vec![0f32; columns.width];
     for member in &group {
         columns.add(member.channel, member.weight as f32, &mut direction);
     }
-    let direction = Tensor::from_vec(direction, (1, columns.width), &Device::Cpu)?;
-    let scores = rows::to_vec(&models.dense.direct_effect(&direction)?)?;
-    let mean = scores.iter().sum::<f32>() / scores.len() as f32;
-    // What all logits share changes no probability.
-    let mut ranked: Vec<TokenScore> = (0u32..)
-        .zip(&scores)
-        .map(|(token, score)| TokenScore {
-            token,
-            score: score - mean,
-        })
+    let is_last = |place: Place| matches!(place, Place::Site(site) if site.is_last());
+    let (scores, method) = match (is_last(columns.target), &models.reference.text) {
+        (true, _) => {
+            let direction = Tensor::from_vec(direction, (1, columns.width), &Device::Cpu)?;
+            let scores = rows::to_vec(&models.dense.direct_effect(&direction)?)?;
+            // What all logits share changes no probability.
+            let mean = scores.iter().sum::<f32>() / scores.len() as f32;
+            let scores = scores.iter().map(|score| score - mean).collect();
+            (scores, PromotionMethod::Unembedding)
+        }
+        (false, Some(text)) => measured(models, asked, &columns, &direction, text)?,
+        (false, None) => return Ok(None),
+    };
+    let scores = (0u32..).zip(scores);
+    let mut ranked: Vec<TokenScore> = scores
+        .map(|(token, score)| TokenScore { token, score })
         .collect();
     ranked.sort_by(|a, b| b.score.total_cmp(&a.score));
     Ok(Some(Promotion {
-        promoted: ranked.iter().take(count).copied().collect(),
-        suppressed: ranked.iter().rev().take(count).copied().collect(),
+        method,
+        promoted: ranked.iter().take(asked.count).copied().collect(),
+        suppressed: ranked.iter().rev().take(asked.count).copied().collect(),
     }))
+}
+
+/// The mean change of every token's log-probability when the feature is raised by its standard deviation, or by one
+/// where it never varies. `direction` is what a unit of the feature is at the columns' target.
+fn measured(
+    models: &PairedModels,
+    asked: &Promoting,
+    columns: &ChannelColumns,
+    direction: &[f32],
+    text: &ReferenceText,
+) -> Result<(Vec<f32>, PromotionMethod), FeatureError> {
+    let length = text.length;
+    let most = (MOST_TOKENS / length).max(1) * length;
+    let tokens = &text.tokens[..text.tokens.len().min(most)];
+    let chunks = || tokens.chunks((CHUNK / length).max(1) * length);
+    let varies = |std: f64| std.is_finite() && std > 0.0;
+    // The sparse model says how large a change is.
+    let site = Place::Site(asked.place.site(models.n_layers()));
+    let (mut values, mut factors) = (Vec::new(), Vec::new());
+    if asked.std.is_none() || columns.times_sparse_rms {
+        for ids in chunks() {
+            let mut recorder = Recorder::of([asked.place, site]);
+            let mut token_rows = TokenRows::sequences(ids, length, &Device::Cpu)?;
+            run(&models.sparse, &mut token_rows, &mut recorder)?;
+            for (place, value) in recorder.into_values() {
+                if place == asked.place {
+                    let width = value.dim(1)?;
+                    rows::with_values(&value, |all| {
+                        let rows = all.chunks_exact(width);
+                        values.extend(rows.map(|row| group_value(row, &asked.group)));
+                    })?;
+                }
+                if place == site && columns.times_sparse_rms {
+                    factors.extend(row_rms(&value)?);
+                }
+            }
+        }
+    }
+    let std = asked.std.unwrap_or_else(|| statistics_of(&values).std);
+    let added = if varies(std) { std } else { 1.0 };
+    let vocabulary = models.dense.config.vocab_size;
+    let mut sums = vec![0f64; vocabulary];
+    let mut first_row = 0;
+    for ids in chunks() {
+        let mut change = vec![0f32; ids.len() * columns.width];
+        for (row, out) in change.chunks_exact_mut(columns.width).enumerate() {
+            let factor = match columns.times_sparse_rms {
+                true => factors[first_row + row],
+                false => 1.0,
+            };
+            for (out, direction) in out.iter_mut().zip(direction) {
+                *out = added as f32 * factor * direction;
+            }
+        }
+        first_row += ids.len();
+        add_effects(
+            &models.dense,
+            ids,
+            length,
+            columns.target,
+            change,
+            &mut sums,
+        )?;
+    }
+    let count = tokens.len().max(1) as f64;
+    let scores = sums.iter().map(|sum| (sum / count) as f32).collect();
+    let method = PromotionMethod::Measured {
+        added,
+        tokens: tokens.len(),
+    };
+    Ok((scores, method))
+}
+
+/// Adds to each token's sum what `change`, added at `target`, does to its log-probability after each of `ids`.
+fn add_effects(
+    dense: &Transformer,
+    ids: &[u32],
+    length: usize,
+    target: Place,
+    change: Vec<f32>,
+    sums: &mut [f64],
+) -> Result<(), FeatureError> {
+    let start = target.site_before(dense.config.n_layers);
+    let mut recorder = Recorder::of([Place::Site(start)]);
+    let mut token_rows = TokenRows::sequences(ids, length, &Device::Cpu)?;
+    let unedited = run(dense, &mut token_rows, &mut recorder)?;
+    let mut edited = unedited.clone();
+    for (_, stream) in recorder.into_values() {
+        let change =
+            Tensor::from_slice(&change, (ids.len(), change.len() / ids.len()), &Device::Cpu)?;
+        let mut tap = AddAt {
+            target,
+            change: &change,
+        };
+        let mut token_rows = TokenRows::sequences(ids, length, &Device::Cpu)?;
+        edited = dense.run(start, stream, &mut token_rows, &mut tap)?;
+    }
+    let ids = Tensor::new(ids, &Device::Cpu)?;
+    let at_once = (LOGITS / sums.len().max(1)).max(1);
+    let count = ids.dim(0)?;
+    for first in (0..count).step_by(at_once) {
+        let rows_of = |stream: &Tensor| -> candle_core::Result<Vec<f32>> {
+            let size = at_once.min(count - first);
+            let logits = dense.unembed(
+                &stream.narrow(0, first, size)?,
+                &ids.narrow(0, first, size)?,
+            )?;
+            rows::to_vec(&logits)
+        };
+        let (before, after) = (rows_of(&unedited)?, rows_of(&edited)?);
+        let pairs = before
+            .chunks_exact(sums.len())
+            .zip(after.chunks_exact(sums.len()));
+        for (before, after) in pairs {
+            let shift = log_sum_exp(before) - log_sum_exp(after);
+            let logits = before.iter().zip(after);
+            for (sum, (before, after)) in sums.iter_mut().zip(logits) {
+                *sum += f64::from(after - before + shift);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A pass from the embedding to the last site.
+fn run(
+    model: &Transformer,
+    token_rows: &mut TokenRows,
+    recorder: &mut Recorder,
+) -> candle_core::Result<Tensor> {
+    let first = Site::before_attention(0, model.config.n_layers);
+    let stream = model.embed(token_rows)?;
+    model.run(first, stream, token_rows, recorder)
 }
 
 /// The group as residual channels: itself where its place is one of the stream, what its weights write for neurons

@@ -7,17 +7,21 @@ use std::collections::BTreeMap;
 use candle_core::Device;
 
 use super::FeatureError;
+use super::measured::MeasuredGroup;
 use super::registry::FeatureStatistics;
-use crate::interventions::reference::{PlaceStatistics, ReferenceStatistics};
+use crate::interventions::reference::{PlaceStatistics, ReferenceStatistics, ReferenceText};
 use crate::interventions::request::WeightedChannel;
+use crate::interventions::subject::Group;
 use crate::models::location::{Place, Site};
 use crate::models::tap::Recorder;
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
 use crate::numerics::rows;
 
-/// Sequences run at once.
-const CHUNK: usize = 8;
+/// Tokens run at once, in whole sequences.
+const CHUNK: usize = 1024;
+/// An unnamed group is measured over no more tokens of the reference text.
+const MOST_TOKENS: usize = 1 << 15;
 
 /// Running moments of one value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -88,7 +92,8 @@ pub fn visit_places(
     mut see: impl FnMut(usize, Place, &[f32], usize),
 ) -> Result<(), FeatureError> {
     let n_layers = model.config.n_layers;
-    for (chunk, ids) in sequences.chunks(CHUNK * length).enumerate() {
+    let at_once = (CHUNK / length).max(1) * length;
+    for (chunk, ids) in sequences.chunks(at_once).enumerate() {
         let mut recorder = Recorder::of(places.iter().copied());
         let mut rows = TokenRows::sequences(ids, length, &Device::Cpu)?;
         let stream = model.embed(&rows)?;
@@ -96,9 +101,7 @@ pub fn visit_places(
         model.run(first, stream, &mut rows, &mut recorder)?;
         for (place, value) in recorder.into_values() {
             let width = value.dim(1)?;
-            rows::with_values(&value, |values| {
-                see(chunk * CHUNK * length, place, values, width)
-            })?;
+            rows::with_values(&value, |values| see(chunk * at_once, place, values, width))?;
         }
     }
     Ok(())
@@ -150,6 +153,25 @@ pub fn measure(
     Ok(reference)
 }
 
+/// The statistics of a channel with weight 1 or -1, where its place was measured.
+pub fn of_signed_channel(
+    reference: &ReferenceStatistics,
+    place: Place,
+    channel: usize,
+    weight: f64,
+) -> Option<FeatureStatistics> {
+    let statistics = of_channel(reference, place, channel)?;
+    Some(match weight > 0.0 {
+        true => statistics,
+        false => FeatureStatistics {
+            mean: -statistics.mean,
+            max: -statistics.min,
+            min: -statistics.max,
+            ..statistics
+        },
+    })
+}
+
 /// One channel's statistics, where its place was measured.
 pub fn of_channel(
     reference: &ReferenceStatistics,
@@ -198,6 +220,50 @@ pub fn group_activations(
         },
     )?;
     Ok(activations)
+}
+
+/// Measures groups with weights of unit length over reference text, all in one pass.
+pub fn measure_groups(
+    model: &Transformer,
+    text: &ReferenceText,
+    groups: &[Group],
+) -> Result<Vec<MeasuredGroup>, FeatureError> {
+    let most = (MOST_TOKENS / text.length).max(1) * text.length;
+    let tokens = &text.tokens[..text.tokens.len().min(most)];
+    let mut places: Vec<Place> = groups.iter().map(|group| group.place).collect();
+    places.sort();
+    places.dedup();
+    let mut values = vec![Moments::default(); groups.len()];
+    let sums = groups.iter().map(|group| vec![0f64; group.channels.len()]);
+    let mut sums: Vec<Vec<f64>> = sums.collect();
+    visit_places(
+        model,
+        tokens,
+        text.length,
+        &places,
+        |_, place, rows, width| {
+            let of_place = groups.iter().zip(&mut values).zip(&mut sums);
+            for ((group, values), sums) in of_place.filter(|((group, _), _)| group.place == place) {
+                for row in rows.chunks_exact(width) {
+                    let mut value = 0.0;
+                    let channels = group.channels.iter().zip(&group.weights);
+                    for ((&channel, weight), sum) in channels.zip(sums.iter_mut()) {
+                        value += weight * f64::from(row[channel]);
+                        *sum += f64::from(row[channel]);
+                    }
+                    values.add(value as f32);
+                }
+            }
+        },
+    )?;
+    let count = tokens.len().max(1) as f64;
+    let measured = groups.iter().zip(values).zip(sums);
+    let measured = measured.map(|((group, values), sums)| MeasuredGroup {
+        group: group.clone(),
+        statistics: values.statistics(),
+        channel_means: sums.iter().map(|sum| (sum / count) as f32).collect(),
+    });
+    Ok(measured.collect())
 }
 
 /// `<u, x>`.

@@ -9,15 +9,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use tokio::sync::mpsc::error::TryRecvError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::activations::activations;
 use super::catalog::Catalog;
 use super::request::{
     Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
 };
+use super::request_models::{NeededGroups, may_need_statistics};
 use super::scheduler::{Capacity, Observer, Scheduler, generate};
 use super::vitals::{Load, NoProbe, Probe, Vitals};
+use crate::features::measured::MeasuredGroup;
 
 /// Commands that may lie in the channel; callers beyond them wait to send theirs.
 const QUEUE: usize = 256;
@@ -43,6 +45,8 @@ struct Shared {
     commands: Mutex<Option<mpsc::Sender<Command>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     vitals: Arc<Vitals>,
+    /// Lets one request measure its groups at a time.
+    measuring: Arc<Semaphore>,
 }
 
 impl Engine {
@@ -73,6 +77,7 @@ impl Engine {
             commands: Mutex::new(Some(sender)),
             thread: Mutex::new(Some(thread)),
             vitals,
+            measuring: Arc::new(Semaphore::new(1)),
         };
         Ok(EngineHandle {
             shared: Arc::new(shared),
@@ -138,7 +143,11 @@ fn recover(catalog: &Catalog, scheduler: &mut Scheduler, vitals: &Vitals) {
 
 impl EngineHandle {
     /// Completes prompts.
-    pub async fn generate(&self, request: GenerationRequest) -> Result<Generation, EngineError> {
+    pub async fn generate(
+        &self,
+        mut request: GenerationRequest,
+    ) -> Result<Generation, EngineError> {
+        self.measure_groups(&mut request).await?;
         let (reply, answer) = oneshot::channel();
         let caller = Caller {
             reply,
@@ -152,7 +161,8 @@ impl EngineHandle {
 
     /// The same, piece by piece. Returns once there is something to tell, so that a refusal, or a failure before
     /// that, is an error here. Dropping the future gives the request up.
-    pub async fn stream(&self, request: GenerationRequest) -> Result<Stream, EngineError> {
+    pub async fn stream(&self, mut request: GenerationRequest) -> Result<Stream, EngineError> {
+        self.measure_groups(&mut request).await?;
         let (reply, mut answer) = oneshot::channel();
         // No more pieces can wait here than the request may generate tokens.
         let (sender, pieces) = mpsc::unbounded_channel();
@@ -171,6 +181,48 @@ impl EngineHandle {
                 Ok(Ok(_)) | Err(_) => Err(EngineError::Stopped),
             },
         }
+    }
+
+    /// Measures those groups of a request's edits that have no statistics yet, beside the engine's thread. One
+    /// request measures at a time; the others wait as long as they may wait for their first token.
+    async fn measure_groups(&self, request: &mut GenerationRequest) -> Result<(), EngineError> {
+        let Some(steer) = request.steer.clone().filter(may_need_statistics) else {
+            return Ok(());
+        };
+        let model = request.model.clone();
+        let needed = self.work(move |catalog| Ok(NeededGroups::of(catalog, &model, &steer)));
+        let Some(needed) = needed.await? else {
+            return Ok(());
+        };
+        let wait = request.first_token_within.or(request.deadline);
+        request.measured = match wait {
+            None => self.measured(needed).await?,
+            Some(wait) => {
+                let measured = tokio::time::timeout(wait, self.measured(needed)).await;
+                measured.map_err(|_| EngineError::Busy)??
+            }
+        };
+        Ok(())
+    }
+
+    async fn measured(&self, needed: NeededGroups) -> Result<Vec<Arc<MeasuredGroup>>, EngineError> {
+        if let Some(known) = needed.known() {
+            return Ok(known);
+        }
+        let turn = self.shared.measuring.clone().acquire_owned().await;
+        let turn = turn.map_err(|_| EngineError::Stopped)?;
+        // Who came before may have measured the same.
+        if let Some(known) = needed.known() {
+            return Ok(known);
+        }
+        let measured = tokio::task::spawn_blocking(move || {
+            let measured = needed.measure();
+            drop(turn);
+            measured
+        });
+        let failed = |error: &dyn std::fmt::Display| EngineError::Failed(error.to_string());
+        let measured = measured.await.map_err(|error| failed(&error))?;
+        measured.map_err(|error| failed(&error))
     }
 
     /// Reads values inside a model.

@@ -1,8 +1,10 @@
 //! What the engine is asked and what it answers: token ids and numbers, never tensors.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::features::measured::MeasuredGroup;
 use crate::interventions::receipt::{EditActivations, Receipt};
 use crate::interventions::request::{SteerRequest, Variant};
 
@@ -23,6 +25,8 @@ pub struct GenerationRequest {
     /// The prompt is part of the answer, with its log-probabilities where they are asked for.
     pub echo: bool,
     pub steer: Option<SteerRequest>,
+    /// What the edits need to know of groups that have no statistics of their own; the engine's handle fills it in.
+    pub measured: Vec<Arc<MeasuredGroup>>,
     /// The most bytes that its log-probabilities, receipts, activations and control arms may take together.
     pub answer_bytes: Option<usize>,
     /// How long it may take, waiting included.
@@ -55,6 +59,7 @@ impl GenerationRequest {
             logprobs: None,
             echo: false,
             steer: None,
+            measured: Vec::new(),
             answer_bytes: None,
             deadline: None,
             first_token_within: None,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::batch::{self, Computed, Share};
 use super::catalog::Catalog;
 use super::request::{Delta, EngineError, Generation, GenerationRequest};
+use super::request_models::NeededGroups;
 use super::session::Session;
 use super::slots::Caches;
 use super::vitals::{Load, NoProbe, Vitals};
@@ -418,13 +419,19 @@ pub fn generate(
     request: &GenerationRequest,
     mut observe: impl FnMut(Delta) -> bool,
 ) -> Result<Generation, EngineError> {
+    let mut request = request.clone();
+    let steer = request.steer.as_ref();
+    if let Some(needed) = steer.and_then(|steer| NeededGroups::of(catalog, &request.model, steer)) {
+        let measured = needed.known().map_or_else(|| needed.measure(), Ok);
+        request.measured = measured.map_err(|error| EngineError::Failed(error.to_string()))?;
+    }
     let mut answer = None;
     let mut scheduler = Scheduler::new(Capacity::default());
     let alone = Alone {
         observe: &mut observe,
         answer: &mut answer,
     };
-    scheduler.submit(catalog, request.clone(), Box::new(alone));
+    scheduler.submit(catalog, request, Box::new(alone));
     while !scheduler.is_idle() {
         scheduler.step();
     }

@@ -11,8 +11,9 @@ use super::admission::{check, check_bytes, keys, limits};
 use super::arms::Arm;
 use super::catalog::{Catalog, JoinedModels, LoadedModel, ModelKind};
 use super::request::{Choice, Delta, EngineError, Finish, Generation, GenerationRequest};
+use super::request_models::RequestModels;
 use crate::interventions::cost::work_per_token;
-use crate::interventions::plan::{Plan, PlanError, Scene};
+use crate::interventions::plan::{Plan, PlanError};
 use crate::interventions::request::Variant;
 use crate::interventions::rows_of_arms::Row;
 use crate::interventions::steering::{ArmPlan, ArmSlots, SlotNeeds, Steering};
@@ -54,29 +55,10 @@ impl From<candle_core::Error> for EngineError {
 impl Session {
     /// Checks a request and sets up its arms; no model runs yet.
     pub fn admit(catalog: &Catalog, request: GenerationRequest) -> Result<Self, EngineError> {
-        let model = catalog.model(&request.model)?.clone();
-        check(&request, &model)?;
+        let models = RequestModels::of(catalog, &request.model, request.steer.as_ref())?;
+        check(&request, &models.model)?;
+        let scene = models.scene(&request.prompts, &request.measured);
         let steer = request.steer.as_ref();
-        let (bridge, unjoined) =
-            match steer.map(|steer| catalog.bridge_of(&model, steer.bridge.as_deref())) {
-                None => (None, None),
-                Some(Ok(bridge)) => (bridge, None),
-                // Several bridges and none named: no matter to edits that need none.
-                Some(Err(error)) if steer.is_some_and(|steer| steer.bridge.is_none()) => {
-                    (None, Some(error.to_string()))
-                }
-                Some(Err(error)) => return Err(error),
-            };
-        let joined = bridge.map(|bridge| catalog.joined(bridge)).transpose()?;
-        let scene = Scene {
-            model: &model.transformer,
-            model_id: &model.id,
-            native: model.kind == ModelKind::Sparse,
-            joined: joined.as_ref().map(JoinedModels::view),
-            unjoined,
-            tokenizer: &model.tokenizer,
-            prompts: &request.prompts,
-        };
         let plan = steer.map(|steer| Plan::new(steer, &scene)).transpose()?;
         let limits = limits(&request, plan.as_ref(), &scene)?;
         let keys = keys(&request, plan.as_ref())?;
@@ -107,6 +89,7 @@ impl Session {
                 Arm::new(&request, key, limit)
             })
             .collect();
+        let RequestModels { model, joined, .. } = models;
         Ok(Session {
             slots: vec![None; arms.len()],
             request,

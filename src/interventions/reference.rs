@@ -7,11 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
 use crate::artifacts::ArtifactError;
 use crate::artifacts::tensors::{self, FloatPrecision};
+use crate::features::measured::MeasuredGroups;
 use crate::models::config::TransformerConfig;
 use crate::models::location::Place;
 use crate::numerics::rows;
@@ -35,6 +37,8 @@ pub enum ReferenceError {
 pub struct ReferenceStatistics {
     places: BTreeMap<Place, PlaceStatistics>,
     pub text: Option<ReferenceText>,
+    /// What was measured over the text since.
+    pub measured: Arc<MeasuredGroups>,
 }
 
 /// One place's statistics, each `[channels]`.
@@ -84,7 +88,11 @@ impl ReferenceStatistics {
             Some(tensor) => Some(ReferenceText::from_tensor(tensor, config)?),
             None => None,
         };
-        Ok(ReferenceStatistics { places, text })
+        Ok(ReferenceStatistics {
+            places,
+            text,
+            measured: Arc::default(),
+        })
     }
 
     /// Writes [`REFERENCE_FILE`] into a pair's directory.

@@ -274,9 +274,10 @@ documented! {
     pub enum Unit {
         /// The activations themselves.
         Raw,
-        /// The feature's standard deviation over reference text.
+        /// The feature's standard deviation over reference text. What has no statistics yet, such as a group without a
+        /// name, is measured over the text that the bridge came with, at its first use.
         Std,
-        /// The feature's maximum over reference text.
+        /// The feature's maximum over reference text, measured likewise.
         Max,
         /// `add` on a vector: the norm of the residual at that token.
         Residual,

@@ -45,7 +45,7 @@ fn the_shipped_ones_are_listed_and_found() {
 /// A feature as lists show it.
 fn summary(detail: &Value) -> Value {
     let mut summary = detail.clone();
-    for known in ["promoted", "suppressed", "weights", "examples"] {
+    for known in ["promoted", "suppressed", "promotion", "weights", "examples"] {
         let removed = summary.as_object_mut().unwrap().remove(known);
         assert!(removed.is_some(), "no {known}");
     }
@@ -86,6 +86,20 @@ fn what_is_known_of_a_channel_is_told() {
     );
     assert_eq!((up.len(), down.len()), (10, 10));
     assert!(up.is_sorted_by(|a, b| a >= b) && down.is_sorted() && up[9] > down[9]);
+    // Layer 1 is the last, and its attention is not: what it reads is written to a stream that two sublayers read yet.
+    assert_eq!(feature["promotion"]["scored_by"], "measured");
+    assert_eq!(feature["promotion"]["added"], feature["stats"]["std"]);
+    assert!(feature["promotion"]["tokens"].as_u64() > Some(0));
+    for (last, scored_by) in [
+        ("final_resid:3", "unembedding"),
+        ("1.mlp.post_act:3", "unembedding"),
+        ("1.resid_mid:3", "measured"),
+    ] {
+        let address = format!("/v1/features/{last}?examples=0");
+        let basis = &server.get(&address).ok()["promotion"];
+        assert_eq!(basis["scored_by"], scored_by, "{last}");
+        assert_eq!(basis["tokens"] == 0, scored_by == "unembedding", "{last}");
+    }
     let examples = &feature["examples"];
     for kind in ["top", "bottom", "quantiles"] {
         assert_eq!(examples[kind].as_array().unwrap().len(), 4, "{kind}");
@@ -112,6 +126,7 @@ fn what_is_known_of_a_channel_is_told() {
         (&query["promoted"], &query["weights"][0]["n_outgoing"]),
         (&Value::Null, &json!(0))
     );
+    assert_eq!(query["promotion"], Value::Null);
 }
 
 #[test]

@@ -148,6 +148,33 @@ fn what_callers_name_can_be_steered_at_once() {
     assert_eq!(steered(&server).status, 400);
 }
 
+/// What an unnamed group's units are is what the same group has as statistics once it is named.
+#[test]
+fn units_of_unnamed_groups_are_measured_on_the_reference_text() {
+    let server = Server::new();
+    let channels = json!([{"channel": 1, "weight": 3.0}, {"channel": 2, "weight": -4.0}]);
+    let named = json!({"name": "own", "node": "0.mlp.post_act", "channels": channels});
+    let made = server.post("/v1/features", &named);
+    assert_eq!(made.status, 201, "{}", made.body);
+    let group = json!({"node": "0.mlp.post_act", "channels": channels});
+    let logprobs = |edit: Value| {
+        let steer = json!({"edits": [edit]});
+        let changes = json!({"steer": steer, "logprobs": 5, "max_tokens": 1});
+        ask(&server, changes).ok()["choices"][0]["logprobs"]["top_logprobs"][0].clone()
+    };
+    for unit in ["std", "max"] {
+        let statistic = made.json()["stats"][unit].as_f64().unwrap();
+        assert!(statistic > 0.0 && statistic != 1.0, "{unit} {statistic}");
+        let by_unit = logprobs(json!({"feature": group, "op": "add", "value": 4, "unit": unit}));
+        let raw = logprobs(json!({"feature": group, "op": "add", "value": 4.0 * statistic}));
+        let (by_unit, raw) = (by_unit.as_object().unwrap(), raw.as_object().unwrap());
+        for (token, logprob) in by_unit {
+            let apart = logprob.as_f64().unwrap() - raw[token].as_f64().unwrap();
+            assert!(apart.abs() < 1e-4, "{unit}, {token:?}: {apart}");
+        }
+    }
+}
+
 #[test]
 fn a_contrast_ranks_channels_and_verify_runs_claims_again() {
     let server = Server::new();

@@ -88,6 +88,7 @@ pub fn check(
         logprobs: asked.logprobs,
         echo: asked.echo,
         steer,
+        measured: Vec::new(),
         answer_bytes: Some(limits.max_answer_bytes),
         deadline: Some(Duration::from_secs(limits.deadline_seconds)),
         first_token_within: Some(Duration::from_secs(limits.first_token_seconds)),

@@ -10,10 +10,12 @@ use super::wire::{FeatureObject, FeatureOrigin};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::state::State;
+use crate::documented::documented;
 use crate::features::FeatureError;
 use crate::features::examples::{self, Example};
 use crate::features::paired_models::PairedModels;
-use crate::features::promotion::{TokenScore, promotion};
+use crate::features::promoted_tokens::{Promoting, PromotionMethod, TokenScore};
+use crate::features::promotion::promotion;
 use crate::features::registry;
 use crate::features::statistics::group_activations;
 use crate::features::wiring::{Edge, wiring};
@@ -44,13 +46,16 @@ pub struct DetailQuery {
 pub struct FeatureDetail {
     #[serde(flatten)]
     pub feature: FeatureObject,
-    /// The tokens that its direction, carried into the dense model, raises most through the unembedding, layers
-    /// in between left out; null where its node has no direction in the residual stream.
+    /// The tokens that it makes more probable, as `promotion` says; null where its node has no direction in the
+    /// residual stream, or where the effect would have to be measured and the bridge came without reference text.
     #[schema(required = true)]
     pub promoted: Option<Vec<ScoredToken>>,
-    /// And those that it lowers most.
+    /// And those that it makes less probable.
     #[schema(required = true)]
     pub suppressed: Option<Vec<ScoredToken>>,
+    /// How these tokens were found; null where there are none.
+    #[schema(required = true)]
+    pub promotion: Option<PromotionBasis>,
     /// Channel by channel, its nonzero weights in the sparse model.
     pub weights: Vec<ChannelWeights>,
     /// Where in reference text it shows; null where the bridge came without any, or none were asked for.
@@ -58,13 +63,38 @@ pub struct FeatureDetail {
     pub examples: Option<Examples>,
 }
 
+documented! {
+    /// How the tokens that a feature promotes are found.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum ScoredBy {
+        /// The feature is written to the last site, where nothing but the unembedding follows: scores are logits for a
+        /// unit of the feature, less their mean over the vocabulary. Scores of one feature compare with each other
+        /// only.
+        Unembedding,
+        /// The feature is written before other layers, so its effect is measured: scores are mean changes of the next
+        /// token's log-probability in the dense model, in nats.
+        Measured,
+    }
+}
+
+/// What the scores of `promoted` and `suppressed` are.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PromotionBasis {
+    pub scored_by: ScoredBy,
+    /// What is added to the feature at every token: its standard deviation over reference text, or 1 where it never
+    /// varies or is not measured.
+    pub added: f64,
+    /// The tokens of reference text that the scores are means over; 0 where they are not measured.
+    pub tokens: usize,
+}
+
 /// A token of the vocabulary.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ScoredToken {
     pub id: u32,
     pub text: String,
-    /// Logits for a unit of the feature, less the vocabulary's mean. Scores of one feature compare with each
-    /// other only.
+    /// In logits or nats, as `promotion.scored_by` says.
     pub score: f32,
 }
 
@@ -149,11 +179,15 @@ pub async fn retrieve(
         FeatureOrigin::Unnamed => None,
         _ => Some(feature.name.clone()),
     };
-    let (promoted, suppressed) = known.tokens.unzip();
+    let (promoted, suppressed, promotion) = match known.tokens {
+        Some((promoted, suppressed, basis)) => (Some(promoted), Some(suppressed), Some(basis)),
+        None => (None, None, None),
+    };
     Ok(HttpResponse::Ok().json(FeatureDetail {
         feature: FeatureObject::new(feature.name.clone(), name, bridge, feature, origin),
         promoted,
         suppressed,
+        promotion,
         weights: known.weights,
         examples: known.examples,
     }))
@@ -161,7 +195,7 @@ pub async fn retrieve(
 
 /// What an examination finds out.
 struct Known {
-    tokens: Option<(Vec<ScoredToken>, Vec<ScoredToken>)>,
+    tokens: Option<(Vec<ScoredToken>, Vec<ScoredToken>, PromotionBasis)>,
     weights: Vec<ChannelWeights>,
     examples: Option<Examples>,
 }
@@ -182,8 +216,30 @@ impl Known {
             };
             tokens.iter().map(told).collect()
         };
-        let tokens = promotion(models, place, &feature.channels, TOKENS)?
-            .map(|ends| (scored(&ends.promoted), scored(&ends.suppressed)));
+        let asked = Promoting {
+            place,
+            group: feature.channels.clone(),
+            write: feature.write,
+            std: feature.stats.map(|statistics| statistics.std),
+            count: TOKENS,
+        };
+        let ends = promotion(models, &asked)?;
+        let ends = ends.as_ref().as_ref();
+        let tokens = ends.map(|ends| {
+            let basis = match ends.method {
+                PromotionMethod::Unembedding => PromotionBasis {
+                    scored_by: ScoredBy::Unembedding,
+                    added: 1.0,
+                    tokens: 0,
+                },
+                PromotionMethod::Measured { added, tokens } => PromotionBasis {
+                    scored_by: ScoredBy::Measured,
+                    added,
+                    tokens,
+                },
+            };
+            (scored(&ends.promoted), scored(&ends.suppressed), basis)
+        });
         let weights = feature.channels.iter().map(|member| {
             let (weights, config) = (&models.sparse_weights, &models.sparse.config);
             let wiring = wiring(weights, config, place, member.channel)?;

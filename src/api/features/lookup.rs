@@ -8,7 +8,7 @@ use crate::api::inventory::{BridgeCard, ModelCard, shortened};
 use crate::api::state::State;
 use crate::features::paired_models::PairedModels;
 use crate::features::registry::{Feature, FeatureStatistics};
-use crate::features::statistics::{group_activations, of_channel, statistics_of};
+use crate::features::statistics::{group_activations, of_signed_channel, statistics_of};
 use crate::interventions::nearest::suggestion;
 use crate::interventions::request::{WeightedChannel, Write};
 use crate::models::location::{NodeKind, Place};
@@ -123,20 +123,10 @@ pub fn statistics(
     place: Place,
     channels: &[WeightedChannel],
 ) -> Option<FeatureStatistics> {
-    let [WeightedChannel { channel, weight }] = channels else {
-        return None;
-    };
-    let stats = of_channel(&bridge.statistics, place, *channel)?;
-    // Its weight is 1 or -1.
-    Some(match *weight > 0.0 {
-        true => stats,
-        false => FeatureStatistics {
-            mean: -stats.mean,
-            max: -stats.min,
-            min: -stats.max,
-            ..stats
-        },
-    })
+    match channels {
+        [only] => of_signed_channel(&bridge.statistics, place, only.channel, only.weight),
+        _ => None,
+    }
 }
 
 /// What a feature does over reference text: known of one channel, measured for a group on the excerpt that the

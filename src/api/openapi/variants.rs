@@ -4,6 +4,7 @@ use serde::Serialize;
 use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Type};
 use utoipa::openapi::{OpenApi, RefOr, Schema};
 
+use crate::api::features::detail::ScoredBy;
 use crate::api::models::ModelKind;
 use crate::documented::Documented;
 use crate::interventions::request::{
@@ -19,6 +20,7 @@ pub fn describe(document: &mut OpenApi) {
     describe_one::<Operation>(document);
     describe_one::<Read>(document);
     describe_one::<Return>(document);
+    describe_one::<ScoredBy>(document);
     describe_one::<Unit>(document);
     describe_one::<Variant>(document);
     describe_one::<Write>(document);

@@ -7,6 +7,7 @@ mod carrying;
 mod conditions;
 mod controls;
 pub mod forward;
+mod group_statistics;
 mod loading;
 pub mod pair;
 mod scheduling;

@@ -274,6 +274,7 @@ pub fn request(prompts: &[&[u32]]) -> GenerationRequest {
         logprobs: Some(3),
         echo: false,
         steer: None,
+        measured: Vec::new(),
         answer_bytes: None,
         deadline: None,
         first_token_within: None,

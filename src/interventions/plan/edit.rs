@@ -1,11 +1,16 @@
 //! One edit of a request, checked and resolved.
 
+use std::sync::Arc;
+
 use super::address::{Resolved, resolve};
 use super::condition::{Condition, Reach};
 use super::counterfactual::{Stream, StreamModel, stream};
 use super::scene::{PlanError, Scene, refused};
 use super::source::Source;
 use super::span::Span;
+use crate::features::measured::MeasuredGroup;
+use crate::features::registry::FeatureStatistics;
+use crate::features::statistics::of_signed_channel;
 use crate::interventions::carry::{Carrier, KnownColumns, NotCarried, is_sublayer_input};
 use crate::interventions::operation::Action;
 use crate::interventions::reference::PlaceStatistics;
@@ -325,35 +330,78 @@ fn statistic(
             param,
         ));
     };
-    let of_place = reference(group.place, scene);
-    let value = match (&resolved.statistics, of_place, group.channels.as_slice()) {
-        (Some(known), _, _) => Some(if unit == Unit::Std {
-            known.std
-        } else {
-            known.max
-        }),
-        (None, Some(place), &[channel]) => match unit {
-            Unit::Std => Some(f64::from(place.std[channel])),
-            // The largest value of a channel counted negatively would be minus its smallest, which is not kept.
-            _ if group.weights[0] > 0.0 => Some(f64::from(place.max[channel])),
-            _ => None,
-        },
-        _ => None,
+    let known = match known_statistics(resolved, group, scene) {
+        Some(known) => known,
+        None => return Err(refused(not_measured(group.place, scene), param)),
     };
-    match value {
-        Some(value) if value > 0.0 && value.is_finite() => Ok(value),
-        Some(value) => Err(refused(
-            format!("the feature's statistic is {value}; it is no unit"),
-            param,
-        )),
-        None => {
+    let (name, value) = match unit {
+        Unit::Max => ("largest value", known.max),
+        _ => ("standard deviation", known.std),
+    };
+    match value > 0.0 && value.is_finite() {
+        true => Ok(value),
+        false => {
             let message = format!(
-                "there are no reference statistics of this feature of {}; use `raw`",
-                group.place
+                "the feature's {name} over reference text is {value}, which is no unit; use `raw`"
             );
             Err(refused(message, param))
         }
     }
+}
+
+/// What is known of a feature over reference text: its own statistics, its channel's, or what was measured for the
+/// request.
+fn known_statistics(
+    resolved: &Resolved,
+    group: &Group,
+    scene: &Scene,
+) -> Option<FeatureStatistics> {
+    let of_channel = || {
+        let reference = scene.joined?.reference;
+        match (group.channels.as_slice(), group.weights.as_slice()) {
+            (&[channel], &[weight]) => of_signed_channel(reference, group.place, channel, weight),
+            _ => None,
+        }
+    };
+    let measured = || measured(group, scene).map(|known| known.statistics);
+    resolved.statistics.or_else(of_channel).or_else(measured)
+}
+
+fn measured<'a>(group: &Group, scene: &Scene<'a>) -> Option<&'a MeasuredGroup> {
+    let mut known = scene.measured.iter();
+    known.find(|known| known.group == *group).map(Arc::as_ref)
+}
+
+fn not_measured(place: Place, scene: &Scene) -> String {
+    match scene.joined {
+        Some(joined) => format!(
+            "bridge {:?} came without statistics of {place} and without reference text to measure them over",
+            joined.id
+        ),
+        None => format!(
+            "{:?} has no bridge that has statistics of {place}",
+            scene.model_id
+        ),
+    }
+}
+
+/// The group that an edit must know more of than the pair's files say; none where it needs nothing more, or is
+/// faulty.
+pub fn unmeasured(request: &EditRequest, scene: &Scene) -> Option<Group> {
+    let resolved = resolve(&request.feature, scene, "").ok()?;
+    let Subject::Channels(group) = &resolved.subject else {
+        return None;
+    };
+    let is_known = match (request.op, &request.to, request.unit) {
+        (Operation::Add | Operation::Set | Operation::Clamp, _, Some(Unit::Std | Unit::Max)) => {
+            known_statistics(&resolved, group, scene).is_some()
+        }
+        (Operation::Ablate, Some(Destination::Ablation(AblateTo::Mean)), _) => {
+            reference(group.place, scene).is_some()
+        }
+        _ => true,
+    };
+    (!is_known).then(|| group.clone())
 }
 
 fn reference<'a>(place: Place, scene: &Scene<'a>) -> Option<&'a PlaceStatistics> {
@@ -369,16 +417,13 @@ fn means(subject: &Subject, scene: &Scene, param: &str) -> Result<Vec<f32>, Plan
             param,
         ));
     };
-    match reference(group.place, scene) {
-        Some(place) => Ok(group
-            .channels
-            .iter()
-            .map(|&channel| place.mean[channel])
-            .collect()),
-        None => Err(refused(
-            format!("there are no reference statistics of {}", group.place),
-            param,
-        )),
+    if let Some(place) = reference(group.place, scene) {
+        let means = group.channels.iter().map(|&channel| place.mean[channel]);
+        return Ok(means.collect());
+    }
+    match measured(group, scene) {
+        Some(known) => Ok(known.channel_means.clone()),
+        None => Err(refused(not_measured(group.place, scene), param)),
     }
 }
 

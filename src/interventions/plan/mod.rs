@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::carry::{Carrier, KnownColumns};
 use super::operation::Action;
 use super::request::{EditRequest, Return, SteerRequest, Strength, Variant, Write};
+use super::subject::Group;
 use crate::models::location::{Place, Site};
 
 use counterfactual::{Stream, StreamModel};
@@ -68,6 +69,15 @@ pub struct Plan {
     pub steps: BTreeMap<Site, Vec<Step>>,
     /// Where the answering model is looked at or changed.
     pub places: BTreeSet<Place>,
+}
+
+/// The groups of a request that must be measured over reference text before it can be planned.
+pub fn unmeasured_groups(request: &SteerRequest, scene: &Scene) -> Vec<Group> {
+    let mut groups = Vec::new();
+    for edit in request.edits.iter().take(MOST_EDITS) {
+        groups.extend(edit::unmeasured(edit, scene).filter(|group| !groups.contains(group)));
+    }
+    groups
 }
 
 impl Plan {

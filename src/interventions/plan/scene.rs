@@ -1,9 +1,11 @@
 //! What a request is held against: the model that answers, its bridge, and the prompts.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::bridge::Bridge;
 use crate::bridge::record::BridgeRecord;
+use crate::features::measured::MeasuredGroup;
 use crate::features::registry::Feature;
 use crate::interventions::reference::ReferenceStatistics;
 use crate::models::tokenizer::Tokenizer;
@@ -44,6 +46,8 @@ pub struct Scene<'a> {
     pub unjoined: Option<String>,
     pub tokenizer: &'a Tokenizer,
     pub prompts: &'a [Vec<u32>],
+    /// Groups that were measured for this request.
+    pub measured: &'a [Arc<MeasuredGroup>],
 }
 
 /// A bridge with the models it joins and what is known of their features.
