@@ -2,9 +2,9 @@
 
 use rand_chacha::ChaCha8Rng;
 
-use super::Split;
 use super::draw::Draw;
 use super::idioms::{self, Place};
+use super::split::Split;
 use super::statements::{INDENT, comment, imports, indented, parameters, return_line, statement};
 
 /// Documents aim at no fewer than this many lines.

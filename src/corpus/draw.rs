@@ -8,7 +8,7 @@
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::Split;
+use super::split::Split;
 use super::words::{LETTERS, NOUNS, PROSE, Pool, SUFFIXES, VERBS};
 
 /// How one text is written. Drawn once per text, as people keep to one habit in a file.

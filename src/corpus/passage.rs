@@ -5,10 +5,10 @@
 
 use rand_chacha::ChaCha8Rng;
 
-use super::Split;
 use super::document::function;
 use super::draw::Draw;
 use super::idioms::{Contrast, IN_BODY, Idiom, Place, Snippet};
+use super::split::Split;
 use super::statements::{imports, indented, parameters, statement};
 
 /// Prompts are kept below this many bytes by leaving out what precedes; the idiom itself always

@@ -5,7 +5,7 @@
 //! reads documents to make sure), so that a feature found on training text is tried on names it was
 //! never fitted to. All nouns form their plural with a plain `s`, and no word is a Python keyword.
 
-use super::Split;
+use super::split::Split;
 
 /// The three pools of one kind of word.
 pub(crate) struct Pool {

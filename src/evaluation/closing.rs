@@ -15,11 +15,10 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::EvaluationError;
-use super::report::site_table;
+use super::site_table::{SiteFigures, site_table};
 use super::task_table::{TableOptions, TaskRow, task_row};
 use crate::artifacts::atomic;
 use crate::bridge::fidelity;
-use crate::bridge::record::SiteRecord;
 use crate::features::paired_models::PairedModels;
 use crate::features::route::Route;
 use crate::features::statistics::visit_places;
@@ -78,20 +77,6 @@ pub struct SourceFigures {
     pub sites: Vec<SiteFigures>,
 }
 
-/// The bridge at one site.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct SiteFigures {
-    #[schema(example = "1.resid_mid")]
-    pub site: String,
-    /// Normalised mean squared errors of both maps.
-    pub encoder_nmse: f64,
-    pub decoder_nmse: f64,
-    /// KL(dense || hybrid) in nats a token, when the sparse model goes on from the encoder's output.
-    pub dense_to_sparse_kl: f64,
-    /// The same when the dense model goes on from the decoder's.
-    pub sparse_to_dense_kl: f64,
-}
-
 /// Channels of one node that never wake.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeadChannels {
@@ -123,18 +108,6 @@ pub struct SteeringScore {
     /// The same at the same norm: along a random direction, and along another live channel's column.
     pub random_flips: f64,
     pub random_feature_flips: f64,
-}
-
-impl From<&SiteRecord> for SiteFigures {
-    fn from(record: &SiteRecord) -> Self {
-        SiteFigures {
-            site: record.site.clone(),
-            encoder_nmse: record.encoder_nmse,
-            decoder_nmse: record.decoder_nmse,
-            dense_to_sparse_kl: record.dense_to_sparse_kl,
-            sparse_to_dense_kl: record.sparse_to_dense_kl,
-        }
-    }
 }
 
 impl From<&TaskRow> for SteeringScore {

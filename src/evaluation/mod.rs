@@ -1,7 +1,8 @@
 //! Evaluation: what a pair can do, in figures that can be checked.
 //!
 //! - [`steering`]: the dose-response curve of one feature, drawn by [`crate::plot`].
-//! - [`task_table`]: every task natively and through the bridge; [`report`] writes it as a table.
+//! - [`task_table`]: every task natively and through the bridge; [`report`] writes it as a table,
+//!   [`site_table`] the bridge's figures.
 //! - [`losses`]: held-out losses beside those of [`ngram`] models, and the bridge's fidelity.
 //! - [`closing`]: all that a training's end is worth writing down, for its card and its job.
 //! - [`unrelated`], [`real_strings`]: what a feature does where it should do nothing, and on real code.
@@ -16,6 +17,7 @@ pub mod losses;
 pub mod ngram;
 pub mod real_strings;
 pub mod report;
+pub mod site_table;
 pub mod steering;
 pub mod task_table;
 #[cfg(test)]

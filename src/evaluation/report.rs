@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::closing::SiteFigures;
 use super::losses::SourceLosses;
+use super::site_table::{SiteFigures, site_table};
 use super::task_table::{RouteFigures, TaskRow};
 
 /// The table of tasks.
@@ -87,27 +87,6 @@ pub fn loss_tables(sources: &[SourceLosses]) -> String {
     for source in sources {
         let sites = source.sites.iter().map(SiteFigures::from);
         table.push_str(&site_table(source.source, sites));
-    }
-    table
-}
-
-/// The bridge's sites on text of one source, after an empty line.
-pub fn site_table(source: &str, sites: impl Iterator<Item = SiteFigures>) -> String {
-    let mut table = format!(
-        "\n| site ({source}) | encoder NMSE | decoder NMSE | dense to sparse KL | sparse to dense KL |\n\
-         |---|---|---|---|---|\n"
-    );
-    for site in sites {
-        // Writing to a string does not fail.
-        let _ = writeln!(
-            table,
-            "| {} | {:.3} | {:.3} | {:.4} | {:.4} |",
-            site.site,
-            site.encoder_nmse,
-            site.decoder_nmse,
-            site.dense_to_sparse_kl,
-            site.sparse_to_dense_kl
-        );
     }
     table
 }

@@ -1,9 +1,6 @@
 //! Minimal pairs as text.
 
-use rand_chacha::ChaCha8Rng;
-
-use super::Task;
-use crate::corpus::{Passage, Split};
+use crate::corpus::Passage;
 
 /// A prompt and what follows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +27,7 @@ pub struct TextPair {
     /// The same with the other fact.
     pub counterfactual: Side,
     /// Whether the counterfactual answer is only one of many, so that what counts is that the
-    /// presented candidate does not follow there: see [`Task::anything_else`].
+    /// presented candidate does not follow there: see [`super::Task::anything_else`].
     pub anything_else: bool,
 }
 
@@ -55,13 +52,4 @@ impl TextPair {
             anything_else: self.anything_else,
         }
     }
-}
-
-/// The two full texts of a pair, presented first: prompt, answer, and a few plausible lines more.
-///
-/// Given the same random stream, the texts begin with the prompts and answers of
-/// [`Task::text_pair`].
-pub fn pair_documents(rng: &mut ChaCha8Rng, split: Split, task: Task) -> (String, String) {
-    let [presented, counterfactual] = task.passage(rng, split).texts();
-    (presented, counterfactual)
 }

@@ -11,7 +11,8 @@ use std::ops::Range;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::{Side, Task, TextPair};
+use super::pairs::{Side, TextPair};
+use super::task::Task;
 use crate::corpus::Split;
 
 /// Text pairs drawn for each pair asked for, at most.

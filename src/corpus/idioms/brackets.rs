@@ -1,6 +1,6 @@
 //! Idioms of brackets: how many are open, and which kind.
 
-use super::{Contrast, Snippet};
+use super::contrast::{Contrast, Snippet};
 use crate::corpus::draw::Draw;
 
 /// The elements of a list: all numbers, or all names.

@@ -1,6 +1,6 @@
 //! Idioms of branches: what ends the header, and whether a line compares or assigns.
 
-use super::{Contrast, Snippet};
+use super::contrast::{Contrast, Snippet};
 use crate::corpus::draw::Draw;
 use crate::corpus::statements::{INDENT, indented, short_statement};
 

@@ -1,6 +1,6 @@
 //! Idioms of repeated names: an attribute set from its parameter, and two variables exchanged.
 
-use super::{Contrast, Snippet};
+use super::contrast::{Contrast, Snippet};
 use crate::corpus::draw::Draw;
 use crate::corpus::statements::INDENT;
 

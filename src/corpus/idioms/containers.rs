@@ -1,6 +1,6 @@
 //! Idioms of a variable that is filled step by step: a set takes `.add`, a string takes ` +=`.
 
-use super::{Contrast, Snippet};
+use super::contrast::{Contrast, Snippet};
 use crate::corpus::draw::Draw;
 use crate::corpus::statements::{INDENT, short_statement};
 

@@ -1,6 +1,6 @@
 //! Idioms of opening files: what follows the call, and the mode.
 
-use super::{Contrast, Snippet};
+use super::contrast::{Contrast, Snippet};
 use crate::corpus::draw::Draw;
 use crate::corpus::statements::INDENT;
 

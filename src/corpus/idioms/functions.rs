@@ -1,6 +1,6 @@
 //! Idioms of functions: the last parameter, `lambda` beside `def`, and what ends `return True`.
 
-use super::{Contrast, Snippet};
+use super::contrast::{Contrast, Snippet};
 use crate::corpus::draw::Draw;
 use crate::corpus::statements::{INDENT, indented, short_statement};
 

@@ -1,6 +1,6 @@
 //! Idioms of loops: what follows the loop variable, the sequence, and the indentation of the body.
 
-use super::{Contrast, Snippet};
+use super::contrast::{Contrast, Snippet};
 use crate::corpus::draw::Draw;
 use crate::corpus::statements::{INDENT, indented, short_statement};
 

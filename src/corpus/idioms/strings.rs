@@ -1,6 +1,6 @@
 //! Idioms of string literals: which quote closes, and whether a brace opens a replacement field.
 
-use super::{Contrast, Snippet};
+use super::contrast::{Contrast, Snippet};
 use crate::corpus::draw::Draw;
 
 /// A call whose last argument is a string: `")` after a double quote (presented), `')` after a
