@@ -11,6 +11,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// `mi_option_purge_delay` of `mimalloc.h`, which the bindings leave out.
 const PURGE_DELAY: c_int = 15;
 const NEVER: c_long = -1;
+/// Where Linux tells the bytes that a container's processes may take together, in its two ways of grouping them.
+const CONTAINER_LIMITS: [&str; 2] = [
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+];
 
 /// Keeps freed memory from now on. A training step frees and takes the same large buffers again; given back to the
 /// system each time, their pages would be cleared anew, which takes longer than the arithmetic.
@@ -32,6 +37,16 @@ pub fn peak_mib() -> Option<u64> {
 /// What the machine has left for all processes, in MiB.
 pub fn available_mib() -> Option<u64> {
     mib_of("/proc/meminfo", "MemAvailable:")
+}
+
+/// What the machine has in all, or what the container lets its processes have, in MiB.
+pub fn total_mib() -> Option<u64> {
+    let machine = mib_of("/proc/meminfo", "MemTotal:");
+    let container = CONTAINER_LIMITS.iter().find_map(|path| {
+        let limit = std::fs::read_to_string(path).ok()?;
+        Some(limit.trim().parse::<u64>().ok()? >> 20)
+    });
+    machine.into_iter().chain(container).min()
 }
 
 /// Lets this process take at most so many bytes more than it has; an allocation beyond them fails. Nothing is bounded

@@ -29,6 +29,8 @@ mod examples;
 mod faults;
 #[path = "api/features.rs"]
 mod features;
+#[path = "api/job_limits.rs"]
+mod job_limits;
 #[path = "api/jobs.rs"]
 mod jobs;
 #[path = "api/keys.rs"]

@@ -4,10 +4,16 @@
 
 #[path = "jobs/artifacts.rs"]
 mod artifacts;
+#[path = "jobs/damaged_store.rs"]
+mod damaged_store;
 #[path = "jobs/disturbances.rs"]
 mod disturbances;
+#[path = "jobs/full_disk.rs"]
+mod full_disk;
 #[path = "jobs/installation.rs"]
 mod installation;
+#[path = "jobs/results.rs"]
+mod results;
 #[path = "jobs/served.rs"]
 mod served;
 #[path = "jobs/store.rs"]

@@ -9,6 +9,8 @@ mod files;
 mod server;
 #[path = "memory/steering.rs"]
 mod steering;
+#[path = "memory/uploads.rs"]
+mod uploads;
 
 use serde_json::json;
 use server::Server;

@@ -11,6 +11,7 @@ use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::artifacts::is_full;
 use crate::generation::request::EngineError;
 use crate::settings::keys::Role;
 
@@ -60,6 +61,11 @@ pub enum ApiError {
     Unsent { bytes: usize },
     #[error("the server is not ready: {0}")]
     NotReady(String),
+    #[error(
+        "the server's disk is full, or it may not write any more to it: nothing of this was kept. Try again when there \
+         is room; deleting files, models and ended jobs makes some"
+    )]
+    DiskFull,
     #[error("the server has as many requests as it can carry; try again in a few seconds")]
     Busy,
     #[error("{0}")]
@@ -144,6 +150,17 @@ impl ApiError {
         ApiError::Internal(error.to_string())
     }
 
+    /// For `map_err`: something could not be kept, for want of room or for another reason.
+    pub fn storage(error: impl std::error::Error + 'static) -> Self {
+        match is_full(&error) {
+            true => {
+                tracing::error!(%error, "there is no room");
+                ApiError::DiskFull
+            }
+            false => ApiError::internal(error),
+        }
+    }
+
     /// Tells the log what the client is not told.
     pub fn log(&self) {
         if let ApiError::Internal(details) = self {
@@ -186,6 +203,7 @@ impl ApiError {
                 (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded"))
             }
             ApiError::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("not_ready")),
+            ApiError::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, SERVER, Some("disk_full")),
             ApiError::Unauthorized(_) => {
                 (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key"))
             }

@@ -9,7 +9,7 @@ use actix_web::{App, HttpResponse, HttpServer, web};
 
 use super::addresses::{self, Address, at};
 use super::body::query_config;
-use super::jobs::{creation, events, files, handlers, plot, trained};
+use super::jobs::{archive, creation, events, files, handlers, plot, trained};
 use super::keys::Access;
 use super::openapi::Document;
 use super::state::State;
@@ -99,12 +99,15 @@ fn training_addresses() -> Vec<Address> {
         at("/v1/files/{id}")
             .get(Access::Train, files::retrieve)
             .delete(Access::Train, files::delete),
+        at("/v1/models/{id}/archive").get(Access::Train, archive::download),
         at("/v1/files/{id}/content").get(Access::Train, files::content),
         at("/v1/fine_tuning/jobs")
             .get(Access::Train, handlers::list)
             .post(Access::Train, creation::create),
         at("/v1/fine_tuning/jobs/estimate").post(Access::Train, creation::estimate),
-        at("/v1/fine_tuning/jobs/{id}").get(Access::Train, handlers::retrieve),
+        at("/v1/fine_tuning/jobs/{id}")
+            .get(Access::Train, handlers::retrieve)
+            .delete(Access::Train, handlers::delete),
         at("/v1/fine_tuning/jobs/{id}/cancel").post(Access::Train, handlers::cancel),
         at("/v1/fine_tuning/jobs/{id}/pause").post(Access::Train, handlers::pause),
         at("/v1/fine_tuning/jobs/{id}/resume").post(Access::Train, handlers::resume),

@@ -75,3 +75,53 @@ impl ArtifactError {
         }
     }
 }
+
+/// Whether there was no room on a disk, or no leave for more of it, somewhere down in an error.
+pub fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind;
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(system) = error.downcast_ref::<std::io::Error>() {
+            let full = [
+                ErrorKind::StorageFull,
+                ErrorKind::QuotaExceeded,
+                ErrorKind::FileTooLarge,
+            ];
+            if full.contains(&system.kind()) {
+                return true;
+            }
+            // The source of an error that wraps another is that one's source, not the other itself.
+            if system.get_ref().is_some_and(|inner| is_full(inner)) {
+                return true;
+            }
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_found_wherever_it_is_wrapped() {
+        let path = Path::new("weights");
+        for number in [libc::ENOSPC, libc::EDQUOT, libc::EFBIG] {
+            let full = || io::Error::from_raw_os_error(number);
+            assert!(is_full(&full()));
+            assert!(is_full(&io::Error::other(full())));
+            assert!(is_full(&ArtifactError::io("write", path)(full())));
+            let wrapped = ArtifactError::io("write", path)(io::Error::other(full()));
+            assert!(is_full(&io::Error::other(wrapped)));
+        }
+        let refused = io::Error::from_raw_os_error(libc::EACCES);
+        assert!(!is_full(&ArtifactError::io("write", path)(refused)));
+        // Only the words of one.
+        assert!(!is_full(&io::Error::other(
+            "No space left on device (os error 28)"
+        )));
+    }
+}

@@ -20,5 +20,5 @@ pub mod tensors;
 pub mod text_files;
 pub mod torch_pickle;
 
-pub use error::ArtifactError;
+pub use error::{ArtifactError, is_full};
 pub use manifest::{ArtifactId, Manifest, hexadecimal};

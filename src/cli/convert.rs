@@ -6,16 +6,8 @@ use anyhow::{Context, ensure};
 use clap::Args;
 
 use crate::artifacts::atomic;
+use crate::models::companions;
 use crate::models::layout::ModelFiles;
-
-/// What stands beside a model's weights and is copied as it is.
-const COPIED: [&str; 3] = [
-    "chat_template.jinja",
-    "tokenizer_config.json",
-    "generation_config.json",
-];
-/// Each is a small text; a larger file is none.
-const LARGEST_COPIED: u64 = 64 << 20;
 
 /// Write a model in Causeway's own form: safetensors, with the zeros of sparse matrices left out. Pickled checkpoints
 /// cannot be loaded from a server's library until they are written so.
@@ -37,13 +29,7 @@ impl ConvertArguments {
         let model = ModelFiles::read(&self.from)?;
         // The configuration comes last, so that what was cut short is no model.
         atomic::create_directory(&self.to)?;
-        for name in COPIED {
-            let from = self.from.join(name);
-            if from.exists() {
-                let content = atomic::read_small(&from, LARGEST_COPIED)?;
-                atomic::write(&self.to.join(name), &content)?;
-            }
-        }
+        companions::copy(&self.from, &self.to)?;
         model
             .write(&self.to)
             .with_context(|| format!("cannot write {}", self.to.display()))

@@ -18,6 +18,7 @@ use clap::{Parser, Subcommand};
 
 use crate::settings::TelemetrySettings;
 use crate::telemetry::Telemetry;
+use crate::training::exit::TrainingExit;
 
 /// Edit named features of a weight-sparse model inside a dense one: serve, train, measure.
 #[derive(Debug, Parser)]
@@ -54,6 +55,11 @@ pub enum Command {
     Trial(trial::TrialArguments),
     /// Carry out the trainings that a server was asked for.
     Worker(worker::WorkerArguments),
+}
+
+/// What a process exits with that has failed: a training's says why.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    TrainingExit::of_error(error.as_ref()).map_or(1, TrainingExit::code)
 }
 
 impl Arguments {

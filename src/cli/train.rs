@@ -8,9 +8,10 @@ use clap::{Args, ValueEnum};
 
 use crate::evaluation::closing;
 use crate::memory;
+use crate::training::exit::TrainingExit;
 use crate::training::progress::tell_trained;
 use crate::training::recipe::{self, Batches, BridgeRecipe, ModelRecipe, Output};
-use crate::training::run::{ASKED_TO_END, ENDED_EARLY, End, Mode, STOP};
+use crate::training::run::{ASKED_TO_END, End, Mode, STOP};
 use crate::training::{bridge, model, tokenizer};
 
 /// The lowest priority.
@@ -112,7 +113,7 @@ impl TrainArguments {
         };
         match end {
             End::Trained => {}
-            End::Early => std::process::exit(ENDED_EARLY),
+            End::Early => end_early(),
             End::Measured(cost) => println!("{}", serde_json::to_string_pretty(&cost)?),
         }
         Ok(())
@@ -159,8 +160,12 @@ fn begin_evaluation(output: &Output, batches: &Batches) -> anyhow::Result<()> {
 
 fn end_if_asked() {
     if TRAINED.load(Ordering::SeqCst) && ASKED_TO_END.load(Ordering::SeqCst) {
-        std::process::exit(ENDED_EARLY);
+        end_early();
     }
+}
+
+fn end_early() -> ! {
+    std::process::exit(i32::from(TrainingExit::Early.code()))
 }
 
 /// The device called `name`.

@@ -19,12 +19,13 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::OnceCell;
 
 use super::store::artifacts::Artifact;
 use super::store::{Store, StoreError};
 use crate::artifacts::atomic::sync_directory;
 use crate::artifacts::manifest::{FileRecord, Links, records};
-use crate::artifacts::{ArtifactError, hexadecimal, regular};
+use crate::artifacts::{ArtifactError, hexadecimal, is_full, regular};
 use crate::settings::{ArtifactSettings, Settings};
 
 /// Bytes that are read at once, and what a part of a long upload has.
@@ -67,23 +68,11 @@ pub enum ArtifactStoreError {
 impl ArtifactStoreError {
     /// There was no room.
     pub fn is_full(&self) -> bool {
-        is_full(self)
-    }
-}
-
-/// Whether there was no room, or no leave for more of it: ENOSPC, EFBIG or EDQUOT somewhere down.
-pub fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let number = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::raw_os_error);
-        if matches!(number, Some(28 | 27 | 122)) {
-            return true;
+        match self {
+            ArtifactStoreError::Record(error) => error.is_full(),
+            error => is_full(error),
         }
-        cause = error.source();
     }
-    false
 }
 
 /// A file's content as it comes; the last word is whether it was what was kept.
@@ -100,6 +89,8 @@ pub struct ArtifactStore {
     store: Store,
     /// How long what nobody holds is kept.
     keep: Duration,
+    /// Set once it is known that the artifacts are this installation's.
+    claimed: Arc<OnceCell<()>>,
 }
 
 impl ArtifactStore {
@@ -124,9 +115,21 @@ impl ArtifactStore {
             folder,
             store: store.clone(),
             keep: Duration::from_secs(place.keep_hours.saturating_mul(3600)),
+            claimed: Arc::default(),
         };
-        artifacts.claim().await?;
-        Ok(artifacts)
+        match artifacts.claim_once().await {
+            Err(error) if error.is_full() => {
+                tracing::error!(%error, "nothing can be kept until there is room again");
+                Ok(artifacts)
+            }
+            claimed => claimed.map(|()| artifacts),
+        }
+    }
+
+    /// [`ArtifactStore::claim`], until it has succeeded: a disk may be full when a server starts.
+    async fn claim_once(&self) -> Result<(), ArtifactStoreError> {
+        let claimed = self.claimed.get_or_try_init(|| self.claim()).await;
+        claimed.copied()
     }
 
     /// Writes down whose artifacts these are, or finds that they are another's.
@@ -135,6 +138,11 @@ impl ArtifactStore {
             self.store.installation().await?,
             self.root.clone().join("installation"),
         );
+        match self.objects.get(&key).await {
+            Ok(found) => return is_own(&found.bytes().await?, &own),
+            Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
         let options = PutOptions::from(PutMode::Create);
         let text = PutPayload::from(own.clone().into_bytes());
         match self.objects.put_opts(&key, text, options).await {
@@ -142,11 +150,8 @@ impl ArtifactStore {
             Err(object_store::Error::AlreadyExists { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        let found = self.objects.get(&key).await?.bytes().await?;
-        match found == own.as_bytes() {
-            true => Ok(()),
-            false => Err(ArtifactStoreError::OfOthers),
-        }
+        // Somebody else has just written it.
+        is_own(&self.objects.get(&key).await?.bytes().await?, &own)
     }
 
     /// The same, but keeping what nobody holds for so long.
@@ -156,6 +161,7 @@ impl ArtifactStore {
 
     /// Keeps the files of a folder; the artifact's sha256. What is kept already is not written again.
     pub async fn put(&self, folder: &Path) -> Result<String, ArtifactStoreError> {
+        self.claim_once().await?;
         let began = self.store.now().await?;
         let files = files_of(folder).await?;
         let list = serde_json::to_vec(&files).map_err(std::io::Error::other)?;
@@ -244,6 +250,8 @@ impl ArtifactStore {
             while let Some(piece) = pieces.next().await {
                 written.write_all(&piece?).await?;
             }
+            // A write's failure is told by the next call; syncing alone would pass over it.
+            written.flush().await?;
             written.sync_all().await?;
             if let Some(folder) = target.parent() {
                 sync_directory(folder)?;
@@ -279,12 +287,14 @@ impl ArtifactStore {
         Ok(())
     }
 
-    async fn record(&self, sha256: &str) -> Result<Artifact, ArtifactStoreError> {
+    /// The artifact of that content, which is then kept for a while.
+    pub(super) async fn record(&self, sha256: &str) -> Result<Artifact, ArtifactStoreError> {
         let artifact = self.store.take_up(sha256).await?;
         artifact.ok_or_else(|| ArtifactStoreError::Gone(sha256.to_owned()))
     }
 
-    async fn pieces(
+    /// What a file of an artifact holds; an error instead of the last piece where it is not what was kept.
+    pub(super) async fn pieces(
         &self,
         artifact: &Artifact,
         file: &FileRecord,
@@ -421,6 +431,13 @@ impl ArtifactStore {
         let name = file.name.to_string();
         let folder = self.root.clone().join(PLACES).join(place);
         name.split('/').fold(folder, |key, part| key.join(part))
+    }
+}
+
+fn is_own(found: &[u8], own: &str) -> Result<(), ArtifactStoreError> {
+    match found == own.as_bytes() {
+        true => Ok(()),
+        false => Err(ArtifactStoreError::OfOthers),
     }
 }
 

@@ -38,9 +38,11 @@ pub struct JobCurves {
     /// All steps of the job, done or not: where every curve ends at last.
     pub steps: u64,
     /// What was measured in training, by name. `loss` is what is minimised, in nats per token (of a bridge: the weighted
-    /// sum of its other terms); cross-entropies and divergences are in nats per token; a bridge's `encoder` and
-    /// `decoder` are normalised mean squared errors and without a unit; `gradient_norm` is the gradient's before
-    /// clipping, `rate` the learning rate; `kept` is the fraction of weights that are not zero.
+    /// sum of its other terms). A bridge's terms have the names of their weights in `terms`; those of its twin term are
+    /// `twin` (`weight`), `twin_native` (`native_weight`) and `twin_counterfactual` (`counterfactual_weight`).
+    /// Cross-entropies and divergences are in nats per token; `encoder` and `decoder` are normalised mean squared errors
+    /// and without a unit; `gradient_norm` is the gradient's before clipping, `rate` the learning rate, `kept_fraction`
+    /// the fraction of weights that may be other than zero.
     pub training: BTreeMap<String, Vec<CurvePoint>>,
     /// The same on held-out text, by name and only from steps with an evaluation: losses and divergences in nats per
     /// token; names that end in `nmse` are normalised mean squared errors and without a unit.

@@ -60,10 +60,7 @@ pub async fn measure(
         .stderr(Stdio::piped())
         .spawn()?;
     let half = memory::available_mib().map(|available| available / 2);
-    let limit = match (settings.memory_mib, half) {
-        (0, half) => half.unwrap_or(0),
-        (limit, half) => half.map_or(limit, |half| half.min(limit)),
-    };
+    let limit = settings.most_memory_mib().min(half.unwrap_or(u64::MAX));
     let number = child.id().map(|number| number.to_string());
     let too_large = async {
         loop {

@@ -2,7 +2,7 @@
 //!
 //! A job is plain data ([`job`]): what is to be trained ([`spec`]), where it stands, who works on it. The [`store`] keeps
 //! jobs, their events and their files' records in SQLite or PostgreSQL, and is the only place where two processes meet.
-//! What they begin with and what comes of them is in the [`artifact_store`]. A [`worker`] takes one job after the other
+//! What they begin with and what comes of them is in the [`artifact_store`], from where it is downloaded as an [`archive`]. A [`worker`] takes one job after the other
 //! and carries each out in a process of its own ([`process`]), which it follows ([`following`]); a result is published
 //! by the row of the store that ends its job. What its steps told of becomes [`curves`].
 //!
@@ -11,6 +11,7 @@
 //! changes nothing. What a step computes follows from the recipe and the step alone, so that a step told twice says the
 //! same twice: events are kept by what they tell of, and nothing is lost or doubled.
 
+pub mod archive;
 pub mod artifact_store;
 pub mod curves;
 pub mod estimate;

@@ -21,8 +21,9 @@ use super::spec::JobSpec;
 use crate::memory;
 use crate::settings::JobSettings;
 use crate::training::checkpoint::is_whole;
+use crate::training::exit::TrainingExit;
 use crate::training::progress::{METRICS, keep_before};
-use crate::training::run::{ENDED_EARLY, STOP};
+use crate::training::run::STOP;
 
 const CHECKPOINTS: &str = "checkpoints";
 /// The end of what a process said is told when it fails.
@@ -76,7 +77,7 @@ impl Process {
     pub fn ended(&mut self) -> io::Result<Option<End>> {
         Ok(self.child.try_wait()?.map(|status| match status.code() {
             Some(0) => End::Done,
-            Some(ENDED_EARLY) => End::Early,
+            Some(code) if TrainingExit::of_code(code) == Some(TrainingExit::Early) => End::Early,
             _ => End::Failed(self.failure(status)),
         }))
     }
@@ -95,10 +96,10 @@ impl Process {
         self.child.kill().await
     }
 
-    /// What is wrong with the memory that it takes, if the settings bound it and it takes more.
+    /// What is wrong with the memory that it takes, if it takes more than the settings allow.
     pub fn takes_too_much(&self, settings: &JobSettings) -> Option<String> {
         let used = memory::resident_mib(&self.child.id()?.to_string())?;
-        too_much_memory(used, settings.memory_mib)
+        too_much_memory(used, settings.most_memory_mib())
     }
 
     /// Why a training that ended with `status` failed.
@@ -106,7 +107,7 @@ impl Process {
         let said = fs::read(log(&self.directory)).unwrap_or_default();
         let message = explanation(&said, status);
         Failure {
-            code: code(&message, status).to_owned(),
+            code: code(status).to_owned(),
             message,
             param: None,
         }
@@ -134,11 +135,12 @@ pub fn training(
     Ok(command)
 }
 
-/// What is wrong with a training's memory, if anything is; `limit` is in MiB, 0 for none.
+/// What is wrong with a training's memory, if anything is; `limit` is in MiB.
 pub fn too_much_memory(used_mib: u64, limit: u64) -> Option<String> {
-    (limit > 0 && used_mib > limit).then(|| {
+    (used_mib > limit).then(|| {
         format!(
-            "the training took {used_mib} MiB of memory; at most {limit} are allowed. A smaller batch takes less"
+            "the training took {used_mib} MiB of memory; at most {limit} are allowed (jobs.memory_mib). A smaller batch \
+             takes less"
         )
     })
 }
@@ -163,16 +165,15 @@ fn log(directory: &Path) -> PathBuf {
 }
 
 /// What programs call a failure.
-fn code(message: &str, status: ExitStatus) -> &'static str {
-    // ENOSPC, EFBIG, EDQUOT: errors reach the message through many layers, their number stays.
-    let full = ["(os error 28)", "(os error 27)", "(os error 122)"];
-    let diverged = message.contains("lower the learning rate or clip harder");
-    match status.code() {
-        // What a process is sent that writes past its limit.
-        None if status.signal() == Some(libc::SIGXFSZ) => "disk_full",
-        _ if full.iter().any(|number| message.contains(number)) => "disk_full",
-        Some(1) if diverged => "diverged",
-        Some(1) => "training_failed",
+fn code(status: ExitStatus) -> &'static str {
+    // What a process is sent that writes past its limit.
+    if status.signal() == Some(libc::SIGXFSZ) {
+        return "disk_full";
+    }
+    match (status.code(), status.code().and_then(TrainingExit::of_code)) {
+        (_, Some(TrainingExit::DiskFull)) => "disk_full",
+        (_, Some(TrainingExit::Diverged)) => "diverged",
+        (Some(1), _) => "training_failed",
         _ => "crashed",
     }
 }

@@ -14,6 +14,7 @@ use crate::models::config::TransformerConfig;
 use crate::tasks::Task;
 use crate::training::recipe::{
     Batches, BridgeRecipe, Check, Fault, ModelRecipe, Optimizer, Output, Source, Sparsity, Terms,
+    written,
 };
 
 /// One job's work, as it is kept.
@@ -92,9 +93,11 @@ pub struct Hyper<H> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelHyperparameters {
-    /// What the model is made of; its vocabulary is that of the job's `model`, whose tokenizer it gets.
-    pub model: TransformerConfig,
-    /// Go on from the weights of the job's `model`, which must have this configuration, instead of random ones.
+    /// What the model is made of; its vocabulary is that of the job's `model`, whose tokenizer it gets. With
+    /// `start_from_model` it is that model's configuration, and need not be given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<TransformerConfig>,
+    /// Go on from the weights of the job's `model` instead of random ones.
     #[serde(default)]
     pub start_from_model: bool,
     /// How weights are made sparse; only, and always, for the type `sparse`.
@@ -112,8 +115,10 @@ pub struct ModelHyperparameters {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BridgeHyperparameters {
-    /// What the sparse model is made of; as many layers and as large a vocabulary as the dense one.
-    pub sparse: TransformerConfig,
+    /// What the sparse model is made of; as many layers and as large a vocabulary as the dense one. With `start_from` it
+    /// is the configuration of that bridge's sparse model, and need not be given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sparse: Option<TransformerConfig>,
     /// The id of a bridge of the dense model, to go on from it and its sparse model instead of random weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_from: Option<ArtifactId>,
@@ -141,6 +146,7 @@ fn default_encoder_fraction() -> f64 {
 #[serde(deny_unknown_fields)]
 pub struct GeneratedText {
     pub documents: usize,
+    /// Of the programs: the same seed gives the same ones.
     pub seed: u64,
     /// Its share of a batch, beside the 1 of the uploaded text.
     #[serde(default = "one")]
@@ -200,6 +206,10 @@ pub struct Places {
     pub start_from: Option<PathBuf>,
     /// The uploaded text.
     pub training_file: Option<PathBuf>,
+    /// What the job's `model` is made of.
+    pub model_config: Option<TransformerConfig>,
+    /// What the sparse model of the pair in `start_from` is made of.
+    pub start_config: Option<TransformerConfig>,
 }
 
 /// The part of a job's `model` among what it holds; other parts are called as here, or `step-N` for a checkpoint.
@@ -217,6 +227,8 @@ impl Places {
             model: inputs.join(MODEL),
             start_from: start_from.then(|| inputs.join(START_FROM)),
             training_file: training_file.map(|name| inputs.join(TRAINING_FILE).join(name)),
+            model_config: None,
+            start_config: None,
         }
     }
 }
@@ -243,7 +255,8 @@ impl Recipe {
                     let fault = Fault::new("watch.tasks", "is for the type bridge; leave it out");
                     return Err(in_method(kind, fault));
                 }
-                let recipe = model_recipe(fields, places)?;
+                let recipe =
+                    model_recipe(fields, places).map_err(|fault| in_request(kind, fault))?;
                 match (method.kind, &recipe.sparsity) {
                     (MethodKind::Dense, None) => Recipe::Dense(recipe),
                     (MethodKind::Sparse, Some(_)) => Recipe::Sparse(recipe),
@@ -263,11 +276,20 @@ impl Recipe {
             }
             MethodKind::Bridge => {
                 let fields = &method.bridge.as_ref().ok_or_else(missing)?.hyperparameters;
-                Recipe::Bridge(Box::new(bridge_recipe(fields, output, places)?))
+                let recipe = bridge_recipe(fields, output, places);
+                Recipe::Bridge(Box::new(recipe.map_err(|fault| in_request(kind, fault))?))
             }
         };
         recipe.check().map_err(|fault| in_method(kind, fault))?;
-        Ok(recipe)
+        // What the training's process could not read would fail only then.
+        let problem = recipe.to_toml().err();
+        match problem {
+            None => Ok(recipe),
+            Some(problem) => Err(Fault::new(
+                format!("method.{kind}.hyperparameters"),
+                format!("cannot be carried out: {problem}"),
+            )),
+        }
     }
 
     /// What a result with the id `output` is called: a bridge's sparse model is served too.
@@ -303,10 +325,10 @@ impl Recipe {
     }
 
     /// As `causeway train` reads it.
-    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+    pub fn to_toml(&self) -> Result<String, String> {
         match self {
-            Recipe::Dense(recipe) | Recipe::Sparse(recipe) => toml::to_string(recipe),
-            Recipe::Bridge(recipe) => toml::to_string(recipe),
+            Recipe::Dense(recipe) | Recipe::Sparse(recipe) => written(recipe),
+            Recipe::Bridge(recipe) => written(recipe.as_ref()),
         }
     }
 
@@ -328,6 +350,14 @@ impl Recipe {
     }
 }
 
+/// A fault of a field of the request, or of its method's.
+fn in_request(kind: &str, fault: Fault) -> Fault {
+    match fault.field.as_str() {
+        "training_file" => fault,
+        _ => in_method(kind, fault),
+    }
+}
+
 /// A fault of a recipe's field as the caller knows it.
 fn in_method(kind: &str, fault: Fault) -> Fault {
     let field = match fault.field.as_str() {
@@ -344,9 +374,13 @@ fn in_method(kind: &str, fault: Fault) -> Fault {
 }
 
 fn model_recipe(fields: &ModelHyperparameters, places: &Places) -> Result<ModelRecipe, Fault> {
+    let start = places
+        .model_config
+        .as_ref()
+        .filter(|_| fields.start_from_model);
     Ok(ModelRecipe {
         tokenizer: places.model.join("tokenizer.json"),
-        model: fields.model.clone(),
+        model: configuration("model", fields.model.as_ref(), start)?,
         start_from: fields.start_from_model.then(|| places.model.clone()),
         sources: sources(fields.generated.as_ref(), places)?,
         batches: fields.batches.clone(),
@@ -364,7 +398,11 @@ fn bridge_recipe(
     Ok(BridgeRecipe {
         id: Some(id.clone()),
         dense: places.model.clone(),
-        sparse: fields.sparse.clone(),
+        sparse: configuration(
+            "sparse",
+            fields.sparse.as_ref(),
+            places.start_config.as_ref(),
+        )?,
         start_from: places.start_from.clone(),
         encoder_fraction: fields.encoder_fraction,
         sources: sources(fields.generated.as_ref(), places)?,
@@ -375,6 +413,26 @@ fn bridge_recipe(
         terms: fields.terms.clone(),
         output: output(&fields.watch),
     })
+}
+
+/// The configuration that is given, or that of the weights to start from. Where there are both they are the same.
+fn configuration(
+    field: &str,
+    given: Option<&TransformerConfig>,
+    start: Option<&TransformerConfig>,
+) -> Result<TransformerConfig, Fault> {
+    match (given, start) {
+        (Some(given), Some(start)) if given != start => Err(Fault::new(
+            field,
+            "is another configuration than that of the weights to start from; leave it out",
+        )),
+        (given, start) => given.or(start).cloned().ok_or_else(|| {
+            Fault::new(
+                field,
+                "is missing; it is needed where nothing is started from",
+            )
+        }),
+    }
 }
 
 fn sources(generated: Option<&GeneratedText>, places: &Places) -> Result<Vec<Source>, Fault> {

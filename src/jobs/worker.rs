@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::artifact_store::{ArtifactStore, ArtifactStoreError, is_full};
+use super::artifact_store::{ArtifactStore, ArtifactStoreError};
 use super::following::Metrics;
 use super::job::{Claim, Failure, Job, Level, NewEvent, Wish};
 use super::process::{self, End, Process};
 use super::spec::{INPUTS, JobSpec, MODEL};
 use super::store::claims::{NewCheckpoint, Outcome, held_checkpoints};
 use super::store::{Store, StoreError};
-use crate::artifacts::Manifest;
+use crate::artifacts::{Manifest, atomic, is_full};
 use crate::evaluation::closing;
 use crate::settings::{JobSettings, Settings};
 
+/// Beside a result: what it was trained by. Paths in it begin where the training ran.
+const RECIPE: &str = "recipe.toml";
 /// How often a training is looked at, and the store for a job.
 const LOOK: Duration = Duration::from_millis(300);
 /// A process that is killed by somebody else is started anew this often without a new checkpoint.
@@ -28,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PATIENCE_OF_A_STOP: Duration = Duration::from_secs(15);
 /// A job that is interrupted so often without getting further has failed.
 const MOST_INTERRUPTIONS: i64 = 5;
-/// How long a worker rests after an interruption.
+/// How long a worker rests after an interruption, and when the store gives no answer.
 const REST: Duration = Duration::from_secs(2);
 /// How often what nobody needs is looked for.
 const SWEEP: Duration = Duration::from_secs(3600);
@@ -142,6 +144,7 @@ impl Worker {
                 Ok(taken) => taken,
                 Err(error) => {
                     tracing::error!(%error, "no job could be taken");
+                    wait(REST, &mut stop).await;
                     None
                 }
             };
@@ -478,7 +481,7 @@ impl Attempt<'_> {
     }
 }
 
-/// Writes down where a result came from.
+/// Writes down where a result came from, and how.
 fn sign(folder: &Path, job: &str, spec: &JobSpec) -> Result<(), ArtifactStoreError> {
     let provenance = [
         ("job", Some(Value::from(job))),
@@ -491,6 +494,9 @@ fn sign(folder: &Path, job: &str, spec: &JobSpec) -> Result<(), ArtifactStoreErr
     ];
     let provenance = provenance.into_iter();
     let provenance = provenance.filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let recipe = spec.recipe.clone().into_directory(Path::new("."));
+    let text = recipe.to_toml().map_err(std::io::Error::other)?;
+    atomic::write(&folder.join(RECIPE), text.as_bytes())?;
     let (id, description) = (spec.output.clone(), format!("Trained by job {job}"));
     let manifest = Manifest::of_directory(folder, id, description, provenance.collect())?;
     Ok(manifest.write(folder)?)

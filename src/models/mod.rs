@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod chat_template;
+pub mod companions;
 pub mod config;
 pub mod gpt2;
 pub mod kv_cache;

@@ -4,6 +4,7 @@
 //! A key `limits.max_prompts` of the file is `CAUSEWAY_LIMITS__MAX_PROMPTS` in the environment. A key that
 //! does not exist is refused wherever it stands: a misspelt limit must not silently be no limit.
 
+pub mod jobs;
 pub mod keys;
 mod limits;
 
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+pub use self::jobs::{ArtifactSettings, JobSettings};
 use self::keys::KeySettings;
 pub use self::limits::Limits;
 use crate::artifacts::{ArtifactError, ArtifactId, atomic};
@@ -23,8 +25,6 @@ use crate::generation::scheduler::Capacity;
 const PREFIX: &str = "CAUSEWAY_";
 /// Between the parts of a nested key in the environment.
 const NESTING: &str = "__";
-/// Hours.
-const LONGEST_KEPT: u64 = 87_600;
 /// A longer file is no settings file.
 const LONGEST_FILE: u64 = 1 << 20;
 
@@ -70,75 +70,6 @@ pub struct Settings {
 
 fn this_program() -> PathBuf {
     std::env::current_exe().unwrap_or_default()
-}
-
-/// Where uploaded text, checkpoints and trained models are kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ArtifactSettings {
-    /// A folder, or `s3://BUCKET` or `s3://BUCKET/PREFIX` in a service that speaks S3; empty for `artifacts` in
-    /// `data_dir`. The key to a service is in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
-    pub url: String,
-    /// The service's address, where it is not Amazon's: `https://minio.example.org`.
-    pub endpoint: String,
-    /// The service's region; empty for AWS_REGION's.
-    pub region: String,
-    /// Hours that something is kept after nothing needs it any more, and what a failed job could go on from.
-    pub keep_hours: u64,
-}
-
-impl ArtifactSettings {
-    /// The bucket and what keys begin with in it, where a bucket is named.
-    pub fn bucket(&self) -> Option<(&str, &str)> {
-        let place = self.url.strip_prefix("s3://")?;
-        Some(place.split_once('/').unwrap_or((place, "")))
-    }
-}
-
-impl Default for ArtifactSettings {
-    fn default() -> Self {
-        ArtifactSettings {
-            url: String::new(),
-            endpoint: String::new(),
-            region: String::new(),
-            keep_hours: 24,
-        }
-    }
-}
-
-/// How trainings asked for over the API are kept and carried out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct JobSettings {
-    /// Where jobs are kept, as `postgres://...`; empty for SQLite in `data_dir`, which is for one machine.
-    pub database: String,
-    /// Jobs that this server carries out at once; with 0 it only serves, and `causeway worker` carries them out.
-    pub workers: usize,
-    /// Threads of a training's process.
-    pub threads: usize,
-    /// How far a training stands back behind everything else on the machine: 0 not at all, 19 up to using idle cores
-    /// only.
-    pub nice: i32,
-    /// A training that takes more memory is ended, in MiB; 0 for no such limit.
-    pub memory_mib: u64,
-    /// Seconds after which a job whose worker is not heard of is taken over.
-    pub lease_seconds: u64,
-    /// The longest file that may be uploaded, in bytes.
-    pub max_file_bytes: u64,
-}
-
-impl Default for JobSettings {
-    fn default() -> Self {
-        JobSettings {
-            database: String::new(),
-            workers: 1,
-            threads: 1,
-            nice: 19,
-            memory_mib: 0,
-            lease_seconds: 30,
-            max_file_bytes: 1 << 30,
-        }
-    }
 }
 
 /// What the server tells of its work.
@@ -271,38 +202,15 @@ impl Settings {
             ("limits.body_seconds", self.limits.body_seconds as usize),
             ("limits.unread_seconds", self.limits.unread_seconds as usize),
             ("limits.max_unsent_bytes", self.limits.max_unsent_bytes),
-            ("jobs.threads", self.jobs.threads),
-            ("jobs.lease_seconds", self.jobs.lease_seconds as usize),
-            ("artifacts.keep_hours", self.artifacts.keep_hours as usize),
         ] {
             if value == 0 {
                 return Err(invalid(&format!("{name} is 0; at least 1 is needed")));
             }
         }
-        if self.artifacts.url.contains("://")
-            && self
-                .artifacts
-                .bucket()
-                .is_none_or(|(bucket, _)| bucket.is_empty())
-        {
-            return Err(invalid(
-                "artifacts.url must be a folder or s3://BUCKET/PREFIX",
-            ));
-        }
-        if self.artifacts.keep_hours > LONGEST_KEPT {
-            return Err(invalid(&format!(
-                "artifacts.keep_hours is above {LONGEST_KEPT}, ten years"
-            )));
-        }
-        let service = !self.artifacts.endpoint.is_empty() || !self.artifacts.region.is_empty();
-        if service && self.artifacts.bucket().is_none() {
-            return Err(invalid(
-                "artifacts.endpoint and artifacts.region are for an artifacts.url of s3://BUCKET",
-            ));
-        }
-        if !(0..=19).contains(&self.jobs.nice) {
-            return Err(invalid("jobs.nice must be between 0 and 19"));
-        }
+        self.artifacts
+            .check()
+            .and_then(|()| self.jobs.check())
+            .map_err(|problem| invalid(&problem))?;
         match self.listen.ip().is_loopback() || self.allow_remote || !self.keys.is_empty() {
             true => Ok(()),
             false => Err(SettingsError::Remote(self.listen)),

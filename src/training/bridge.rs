@@ -35,6 +35,7 @@ use crate::bridge::least_squares::LeastSquares;
 use crate::bridge::pair::PairFiles;
 use crate::bridge::record::BridgeRecord;
 use crate::bridge::{self, Bridge};
+use crate::models::companions;
 use crate::models::layers::Purpose;
 use crate::models::layout::ModelFiles;
 use crate::models::location::Site;
@@ -117,7 +118,12 @@ pub fn train_bridge(
         tensors: parameters.tensors(Group::Bridge),
         dense: dense_files,
     };
-    pair.write(&recipe.output.directory.join("pair"))?;
+    let folder = recipe.output.directory.join("pair");
+    pair.write(&folder)?;
+    // Both models have the dense one's tokenizer, and with it its way of writing conversations.
+    for half in ["dense", "sparse"] {
+        companions::copy(&recipe.dense, &folder.join(half))?;
+    }
     let data = objective.data;
     Ok(Ended { end, data })
 }
@@ -283,10 +289,10 @@ impl<'a> BridgeObjective<'a> {
         let (sparse_logits, sparse_sites) = self.run(&self.sparse, batch)?;
         let mut sum = WeightedSum::default();
         let targets = batch.targets(&self.device)?;
-        sum.add("ce", terms.cross_entropy, || {
+        sum.add("cross_entropy", terms.cross_entropy, || {
             mean(&cross_entropy(&sparse_logits, &targets)?)
         })?;
-        sum.add("kl", terms.distillation, || {
+        sum.add("distillation", terms.distillation, || {
             mean(&kl_divergence(&dense_logits, &sparse_logits)?)
         })?;
         let streams = Streams {
@@ -370,13 +376,13 @@ impl<'a> BridgeObjective<'a> {
                 .collect::<CandleResult<_>>()?;
             Tensor::stack(&all, 0)?.mean_all()
         };
-        sum.add("d2s", terms.dense_to_sparse, || {
+        sum.add("dense_to_sparse", terms.dense_to_sparse, || {
             over(&to_sparse, &|site| {
                 let stream = self.bridge.encode(site, &window(streams.at(site).0)?)?;
                 hybrid(&self.sparse, site, stream)
             })
         })?;
-        sum.add("s2d", terms.sparse_to_dense, || {
+        sum.add("sparse_to_dense", terms.sparse_to_dense, || {
             over(&to_dense, &|site| {
                 let stream = self.bridge.decode(site, &window(streams.at(site).1)?)?;
                 hybrid(&self.dense, site, stream)
@@ -448,7 +454,7 @@ impl<'a> BridgeObjective<'a> {
                 all.extend(part);
             }
         }
-        for ((name, weight), part) in ["twin", "native", "counterfactual"]
+        for ((name, weight), part) in ["twin", "twin_native", "twin_counterfactual"]
             .into_iter()
             .zip(weights)
             .zip(&parts)

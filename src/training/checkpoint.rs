@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::TrainingError;
 use crate::artifacts::tensors::FloatPrecision;
-use crate::artifacts::{atomic, hexadecimal, tensors};
+use crate::artifacts::{ArtifactError, atomic, hexadecimal, tensors};
 
 const WEIGHTS: &str = "weights.safetensors";
 const MOMENTS: &str = "moments.safetensors";
@@ -57,10 +57,7 @@ fn file_hash(path: &Path) -> Result<String, TrainingError> {
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> TrainingError + '_ {
-    move |error| TrainingError::Checkpoint {
-        path: path.display().to_string(),
-        problem: error.to_string(),
-    }
+    move |error| ArtifactError::io("replace", path)(error).into()
 }
 
 /// Whether a folder has all files of a checkpoint.

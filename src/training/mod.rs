@@ -6,6 +6,7 @@
 pub mod bridge;
 pub mod checkpoint;
 pub mod data;
+pub mod exit;
 pub mod initialise;
 pub mod model;
 pub mod optimizer;

@@ -14,6 +14,7 @@ use super::initialise;
 use super::parameters::{Group, Parameters};
 use super::recipe::{Batches, ModelRecipe};
 use super::run::{End, Ended, Loss, Mode, Objective, Plan, train};
+use crate::models::companions;
 use crate::models::config::TransformerConfig;
 use crate::models::layers::Purpose;
 use crate::models::layout::ModelFiles;
@@ -69,7 +70,11 @@ pub fn train_model(
         tensors: parameters.tensors(Group::Model),
         tokenizer: Some(json),
     };
-    files.write(&recipe.output.directory.join("model"))?;
+    let folder = recipe.output.directory.join("model");
+    files.write(&folder)?;
+    if let Some(directory) = recipe.tokenizer.parent() {
+        companions::copy(directory, &folder)?;
+    }
     let data = objective.data;
     Ok(Ended { end, data })
 }

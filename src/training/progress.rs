@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
 use super::TrainingError;
+use crate::artifacts::ArtifactError;
 
 /// The name of the file that programs follow a training by.
 pub const METRICS: &str = "metrics.jsonl";
@@ -146,7 +147,7 @@ fn last_checkpoint(lines: &str) -> Option<usize> {
 }
 
 fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> TrainingError + '_ {
-    move |error| TrainingError::Data(format!("{}: {error}", path.display()))
+    move |error| ArtifactError::io("write", path)(error).into()
 }
 
 fn lines_before(path: &Path, step: usize) -> String {

@@ -4,14 +4,18 @@
 //! recipes of the shipped pair.
 
 pub mod checks;
+mod fault;
+mod reading;
 
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use self::checks::{Check, Fault};
-use super::TrainingError;
+pub use self::checks::Check;
+pub use self::fault::Fault;
+pub use self::reading::{LONGEST, read, written};
 use crate::artifacts::ArtifactId;
 use crate::models::config::TransformerConfig;
 use crate::models::location::Site;
@@ -45,6 +49,9 @@ pub enum Source {
         held_out_every: u64,
     },
 }
+
+/// Characters of a wrong name that an error repeats.
+const LONGEST_SHOWN: usize = 60;
 
 fn default_held_out() -> u64 {
     50
@@ -80,6 +87,9 @@ pub struct Batches {
     pub sequences: usize,
     /// Tokens a sequence.
     pub length: usize,
+    /// Of all random draws of the training: a new model's and a new bridge's first weights, which text a step's sequences
+    /// are cut from, and which sites, channels and pairs its terms take. The same request with the same seed gives the
+    /// same weights on the same kind of machine; which programs are generated says `generated.seed`.
     pub seed: u64,
 }
 
@@ -357,14 +367,22 @@ impl Twin {
         if self.at.is_empty() {
             return Ok(Site::all(n_layers).skip(1).take(2 * n_layers - 1).collect());
         }
+        let fault = |problem: String| Fault::new("terms.twin.at", problem);
+        let known: HashMap<String, Site> = Site::all(n_layers)
+            .map(|site| (site.to_string(), site))
+            .collect();
+        if self.at.len() > known.len() {
+            let (named, most) = (self.at.len(), known.len());
+            return Err(fault(format!("names {named} sites; the model has {most}")));
+        }
         let named = |name: &String| {
-            Site::all(n_layers)
-                .find(|site| site.to_string() == *name)
-                .ok_or_else(|| {
-                    let known: Vec<String> = Site::all(n_layers).map(|s| s.to_string()).collect();
-                    let problem = format!("has \"{name}\"; the sites are {}", known.join(", "));
-                    Fault::new("terms.twin.at", problem)
-                })
+            known.get(name).copied().ok_or_else(|| {
+                let name: String = name.chars().take(LONGEST_SHOWN).collect();
+                let last = n_layers.saturating_sub(1);
+                fault(format!(
+                    "has {name:?}; the sites are 0.resid_in, 0.resid_mid and so on to {last}.resid_mid, and final_resid"
+                ))
+            })
         };
         self.at.iter().map(named).collect()
     }
@@ -380,21 +398,10 @@ fn default_decisive_weight() -> f32 {
     1.0
 }
 
-/// Reads and checks a recipe.
-pub fn read<R: for<'de> Deserialize<'de> + Check>(path: &Path) -> Result<R, TrainingError> {
-    let bytes = crate::artifacts::atomic::read_small(path, 1 << 20)?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| TrainingError::Recipe(format!("{} is not UTF-8", path.display())))?;
-    let recipe: R = toml::from_str(&text)
-        .map_err(|error| TrainingError::Recipe(format!("{}: {error}", path.display())))?;
-    recipe
-        .check()
-        .map_err(|problem| TrainingError::Recipe(format!("{}: {problem}", path.display())))?;
-    Ok(recipe)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

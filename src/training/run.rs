@@ -14,13 +14,12 @@ use super::parameters::{Group, Parameters};
 use super::progress::Progress;
 use super::recipe::{Batches, Optimizer, Output, Sparsity};
 use super::schedule::{kept_fraction, sparse_rate, warmup_and_decay};
+use crate::artifacts::atomic;
 
 /// Set when this process has been asked to end: its training then writes a checkpoint after its step and stops.
 pub static ASKED_TO_END: AtomicBool = AtomicBool::new(false);
 /// What says so on the standard input of a training that is attended.
 pub const STOP: &str = "stop\n";
-/// What a process exits with whose training has stopped so.
-pub const ENDED_EARLY: i32 = 75;
 /// Steps of a measurement; the first is not counted.
 const MEASURED: usize = 4;
 
@@ -125,10 +124,7 @@ pub fn train(
     }
     let directory = &plan.output.directory;
     let checkpoints = directory.join("checkpoints");
-    std::fs::create_dir_all(&checkpoints).map_err(|error| TrainingError::Checkpoint {
-        path: checkpoints.display().to_string(),
-        problem: error.to_string(),
-    })?;
+    atomic::create_directory(&checkpoints)?;
     let mut optimizer = AdamW::new(plan.optimizer.clone(), parameters);
     let first = first_step(plan, parameters, &mut optimizer, &checkpoints, mode)?;
     if mode == Mode::Export {
@@ -260,7 +256,7 @@ fn one_step(
     terms.push(("gradient_norm".into(), norm as f32));
     terms.push(("rate".into(), rates.model as f32));
     if let Some(kept) = rates.kept_fraction {
-        terms.push(("kept".into(), kept as f32));
+        terms.push(("kept_fraction".into(), kept as f32));
     }
     Ok((terms, loss.tokens))
 }

@@ -19,7 +19,7 @@ pub fn train_tokenizer(recipe: &TokenizerRecipe) -> Result<Tokenizer, TrainingEr
     }
     let tokenizer = train_bpe(texts.into_iter(), recipe.vocab_size)?;
     if let Some(parent) = recipe.output.parent() {
-        std::fs::create_dir_all(parent).map_err(|error| TrainingError::Data(error.to_string()))?;
+        atomic::create_directory(parent)?;
     }
     atomic::write(&recipe.output, &tokenizer.to_json()?)?;
     Ok(tokenizer)

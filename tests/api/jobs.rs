@@ -14,10 +14,10 @@ use crate::client::{Response, Server};
 use crate::keys::key;
 use crate::tiny_pair;
 
-const JOBS: &str = "/v1/fine_tuning/jobs";
+pub const JOBS: &str = "/v1/fine_tuning/jobs";
 
 /// Sends a form with these fields; a name with a `/` is a file's field and its name.
-fn upload(server: &Server, fields: &[(&str, &[u8])]) -> Response {
+pub fn upload(server: &Server, fields: &[(&str, &[u8])]) -> Response {
     let mut body = Vec::new();
     for (name, value) in fields {
         let disposition = match name.split_once('/') {

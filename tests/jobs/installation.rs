@@ -118,6 +118,11 @@ impl Installation {
         self.here().listening_server(workers).await
     }
 
+    /// The same by a command of its own.
+    pub async fn listening_server_by(&self, workers: &str, command: &mut Command) -> Server {
+        self.here().listening_server_by(workers, command).await
+    }
+
     /// One of the two, by a command that goes before it.
     pub fn command(&self, what: &str, command: &mut Command) -> Worker {
         self.here().command(what, command, "127.0.0.1:0", 1)
@@ -154,13 +159,17 @@ impl Elsewhere<'_> {
     }
 
     pub async fn listening_server(&self, workers: &str) -> Server {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_causeway"));
+        self.listening_server_by(workers, &mut command).await
+    }
+
+    async fn listening_server_by(&self, workers: &str, command: &mut Command) -> Server {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap().to_string();
         drop(free);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_causeway"));
         let workers = usize::from(workers == "all");
         let server = Server {
-            process: self.command("serve", &mut command, &address, workers),
+            process: self.command("serve", command, &address, workers),
             address: format!("http://{address}"),
             client: client(),
         };
@@ -337,6 +346,13 @@ impl Server {
             .await
     }
 
+    pub async fn bytes(&self, path: &str) -> Vec<u8> {
+        let answer = self.client.get(format!("{}{path}", self.address)).send();
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status().as_u16(), 200, "{path}");
+        answer.bytes().await.unwrap().to_vec()
+    }
+
     pub async fn text(&self, path: &str) -> String {
         let answer = self.client.get(format!("{}{path}", self.address)).send();
         answer.await.unwrap().text().await.unwrap()
@@ -344,6 +360,19 @@ impl Server {
 
     pub async fn delete(&self, path: &str) -> (u16, Value) {
         self.ask(self.client.delete(format!("{}{path}", self.address)))
+            .await
+    }
+
+    /// Uploads a file of this name.
+    pub async fn upload(&self, name: &str, text: &str) -> (u16, Value) {
+        let body = format!(
+            "--limit\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n\
+             --limit\r\ncontent-disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n{text}\r\n\
+             --limit--\r\n"
+        );
+        let request = self.client.post(format!("{}/v1/files", self.address));
+        let form = "multipart/form-data; boundary=limit";
+        self.ask(request.header("content-type", form).body(body))
             .await
     }
 

@@ -66,7 +66,7 @@ fn a_sparse_model_learns_with_its_mask_and_protected_weights_exact() {
     let kept: Vec<f64> = workshop
         .metrics()
         .iter()
-        .filter_map(|line| line["kept"].as_f64())
+        .filter_map(|line| line["kept_fraction"].as_f64())
         .collect();
     assert!(
         kept[0] > 0.9 && kept.windows(2).all(|pair| pair[1] <= pair[0]),

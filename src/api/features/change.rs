@@ -192,7 +192,7 @@ async fn keep(
     guard
         .apply(bridge, change)
         .await
-        .map_err(ApiError::internal)?;
+        .map_err(ApiError::storage)?;
     let features = state.features.by_name(bridge);
     let bridge = bridge.to_owned();
     let replace = move |catalog: &mut Catalog| {

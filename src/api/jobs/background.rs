@@ -1,6 +1,5 @@
 //! What goes on beside the requests: workers that carry jobs out, and the one that serves what was trained.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::trained::TrainedModels;
+use super::uploads::Uploads;
 use crate::api::state::State;
 use crate::jobs::artifact_store::{ArtifactStore, ArtifactStoreError};
 use crate::jobs::process::old_folders;
@@ -25,8 +25,7 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct Jobs {
     pub store: Store,
     pub artifacts: ArtifactStore,
-    /// Where uploads are until they are checked.
-    pub uploads: PathBuf,
+    pub uploads: Uploads,
     /// Which of the store's models are served here.
     pub trained: TrainedModels,
     /// One estimate at a time.
@@ -68,7 +67,7 @@ impl Jobs {
         Ok(Jobs {
             store,
             artifacts,
-            uploads: settings.data_dir.join("uploads"),
+            uploads: Uploads::new(settings.data_dir.join("uploads")),
             trained: TrainedModels::new(settings.data_dir.join("models")),
             estimates: Semaphore::new(1),
             settings: settings.clone(),
@@ -137,10 +136,15 @@ async fn told(mut stop: watch::Receiver<bool>) {
 
 /// Serves what the store has, and no more what it has no longer.
 async fn keep_up(state: Weak<State>) {
+    // What does not change is said once.
+    let mut said = None;
     while let Some(state) = state.upgrade().map(web::Data::from) {
-        if let Err(error) = state.jobs.trained.update(&state).await {
-            tracing::warn!(%error, "trained models cannot be brought up to date");
+        let problem = state.jobs.trained.update(&state).await.err();
+        let problem = problem.map(|error| error.to_string());
+        if let Some(problem) = problem.as_ref().filter(|_| problem != said) {
+            tracing::warn!(problem, "trained models cannot be brought up to date");
         }
+        said = problem;
         drop(state);
         tokio::time::sleep(LOOK).await;
     }

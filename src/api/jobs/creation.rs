@@ -27,6 +27,7 @@ use crate::serving::trial::Tried;
 use crate::serving::trial_process::TrialFailure;
 use crate::settings::Limits;
 use crate::training::recipe::Fault;
+use crate::training::task_pairs::check_tasks;
 
 const MOST_METADATA: usize = 16;
 const LONGEST_KEY: usize = 64;
@@ -66,8 +67,10 @@ impl From<Fault> for ApiError {
     responses(
         (status = 200, description = "The job", body = FineTuningJob),
         (status = 400, description = "A field is unknown, wrong or out of range, does not fit the model or its text, \
-            or the result's id is taken (code `already_exists`); `param` names the field", body = ErrorBody),
-        (status = 404, description = "No model has this id: code `model_not_found`", body = ErrorBody)
+            or the result's id is taken (code `already_exists`): `param` names the field; or there are as many jobs as \
+            are kept: code `quota_exceeded`", body = ErrorBody),
+        (status = 404, description = "No model has this id: code `model_not_found`", body = ErrorBody),
+        (status = 507, description = "There is no room on the server's disk: code `disk_full`", body = ErrorBody)
     ))]
 pub async fn create(
     http: HttpRequest,
@@ -85,6 +88,16 @@ pub async fn create(
         .await?
     {
         return Ok(answer(job));
+    }
+    let (jobs, most) = (store.job_count().await?, state.jobs.settings.jobs.max_jobs);
+    if jobs >= most {
+        return Err(ApiError::Invalid {
+            message: format!(
+                "there are {jobs} jobs, and {most} are kept (jobs.max_jobs); delete some that have ended first"
+            ),
+            param: None,
+            code: Some("quota_exceeded"),
+        });
     }
     let metadata = metadata(request.metadata.take().unwrap_or_default())?;
     let output = match request.suffix.take() {
@@ -150,7 +163,7 @@ pub async fn estimate(
             code: Some("cannot_train"),
         }),
         Err(EstimateError::Slow) => Err(ApiError::NotReady(EstimateError::Slow.to_string())),
-        Err(error) => Err(ApiError::internal(error)),
+        Err(error) => Err(ApiError::storage(error)),
     }
 }
 
@@ -336,20 +349,16 @@ fn spec(
     let start_from = bridge.and_then(|bridge| bridge.hyperparameters.start_from.as_ref());
     let start_from = start_from.map(|id| start_from_pair(state, &inventory, &base.id, id));
     let start_from = start_from.transpose()?;
-    if let (Some(pair), Some(bridge)) = (&start_from, bridge)
-        && pair.sparse != bridge.hyperparameters.sparse
-    {
-        return Err(ApiError::invalid(
-            "method.bridge.hyperparameters.sparse",
-            "sparse has another configuration than the sparse model of the bridge in start_from, whose weights are to \
-             be its first",
-        ));
-    }
+    let places = Places {
+        model_config: Some(base.config.clone()),
+        start_config: start_from.as_ref().map(|pair| pair.sparse.clone()),
+        ..Places::of_job(start_from.is_some(), file.map(|file| file.name))
+    };
     let start_from = start_from.map(|pair| pair.folder);
-    let places = Places::of_job(start_from.is_some(), file.map(|file| file.name));
     let recipe = Recipe::of(&request.method, &output, &places)?;
     fits(&recipe, &base.config, request.method.kind.as_str())?;
     can_be_served(&recipe, request.method.kind.as_str(), &state.limits)?;
+    has_task_pairs(&recipe, &base)?;
     let served =
         |id: &String| inventory.models.contains_key(id) || inventory.bridges.contains_key(id);
     if let Some(taken) = recipe.names(&output).iter().find(|id| served(id)) {
@@ -445,15 +454,7 @@ fn start_from_pair(
 /// What a recipe's checks cannot see: the model it begins with.
 fn fits(recipe: &Recipe, base: &TransformerConfig, kind: &str) -> Result<(), ApiError> {
     let (config, name, same): (_, _, &[_]) = match recipe {
-        Recipe::Dense(recipe) | Recipe::Sparse(recipe) => {
-            if recipe.start_from.is_some() && recipe.model != *base {
-                return Err(ApiError::invalid(
-                    format!("method.{kind}.hyperparameters.model"),
-                    "model has another configuration than the model whose weights are to be its first",
-                ));
-            }
-            (&recipe.model, "model", &["vocab_size"])
-        }
+        Recipe::Dense(recipe) | Recipe::Sparse(recipe) => (&recipe.model, "model", &["vocab_size"]),
         Recipe::Bridge(recipe) => (&recipe.sparse, "sparse", &["vocab_size", "n_layers"]),
     };
     for field in same {
@@ -469,6 +470,21 @@ fn fits(recipe: &Recipe, base: &TransformerConfig, kind: &str) -> Result<(), Api
         }
     }
     Ok(())
+}
+
+/// The twin term's pairs of prompts must be alike to the model's tokenizer.
+fn has_task_pairs(recipe: &Recipe, base: &ModelCard) -> Result<(), ApiError> {
+    let Recipe::Bridge(recipe) = recipe else {
+        return Ok(());
+    };
+    let twin = recipe.terms.twin.as_ref();
+    if twin.is_none_or(|twin| twin.task_pairs == 0) {
+        return Ok(());
+    }
+    check_tasks(&base.tokenizer).map_err(|error| {
+        let field = "method.bridge.hyperparameters.terms.twin.task_pairs";
+        ApiError::invalid(field, format!("task_pairs: {error}"))
+    })
 }
 
 /// A result that could not be served is not trained.

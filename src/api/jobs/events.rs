@@ -8,13 +8,15 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use utoipa::IntoParams;
 
+use super::handlers::serve_result;
+use super::paging::page;
 use super::response::{EVENT, JobEvent, JobEventList};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::event_stream;
 use crate::api::state::State;
+use crate::jobs::store::StoreError;
 use crate::jobs::store::events::Order;
-use crate::jobs::store::{Store, StoreError};
 
 /// How often a follower is told what is new, or that there is nothing.
 const LOOK: Duration = Duration::from_millis(500);
@@ -58,7 +60,7 @@ pub async fn list(
     store.job(&id).await?.ok_or(StoreError::NoSuchJob)?;
     let after = query.after.as_deref().map(number).transpose()?;
     if query.stream == Some(true) {
-        return Ok(follow(&state, id, after));
+        return Ok(follow(state, id, after));
     }
     let limit = page(query.limit, MOST)?;
     let mut events = store
@@ -73,18 +75,6 @@ pub async fn list(
     }))
 }
 
-/// How many a page has.
-pub fn page(limit: Option<usize>, most: usize) -> Result<usize, ApiError> {
-    let limit = limit.unwrap_or(20);
-    match (1..=most).contains(&limit) {
-        true => Ok(limit),
-        false => Err(ApiError::invalid(
-            "limit",
-            format!("limit is {limit}; it must be between 1 and {most}"),
-        )),
-    }
-}
-
 fn number(id: &str) -> Result<i64, ApiError> {
     let number = id
         .strip_prefix(EVENT)
@@ -97,13 +87,13 @@ fn number(id: &str) -> Result<i64, ApiError> {
     })
 }
 
-fn follow(state: &State, job: String, after: Option<i64>) -> HttpResponse {
+fn follow(state: web::Data<State>, job: String, after: Option<i64>) -> HttpResponse {
     let (sender, receiver) = mpsc::channel::<Bytes>(BUFFERED);
-    let (store, mut stopping) = (state.jobs.store.clone(), state.jobs.stopping());
+    let mut stopping = state.jobs.stopping();
     rt::spawn(async move {
         // Ends with the job, when nobody takes what is sent, or when the server stops: followers then ask again.
         let told = tokio::select! {
-            told = tell(&store, &job, after, &sender) => told,
+            told = tell(&state, &job, after, &sender) => told,
             _ = stopping.wait_for(|stopping| *stopping) => Ok(()),
         };
         if let Err(error) = told {
@@ -114,17 +104,19 @@ fn follow(state: &State, job: String, after: Option<i64>) -> HttpResponse {
 }
 
 async fn tell(
-    store: &Store,
+    state: &web::Data<State>,
     job: &str,
     mut after: Option<i64>,
     sender: &mpsc::Sender<Bytes>,
 ) -> Result<(), StoreError> {
+    let store = &state.jobs.store;
     loop {
         // Before its events: what happened up to the end is then among them.
-        let ended = store
-            .job(job)
-            .await?
-            .is_none_or(|job| job.status.is_final());
+        let found = store.job(job).await?;
+        if let Some(found) = &found {
+            serve_result(state, found).await;
+        }
+        let ended = found.is_none_or(|job| job.status.is_final());
         let events = store.events(job, Order::OldestFirst, after, MOST).await?;
         let (count, last) = (events.len(), events.last().map(|event| event.number));
         for event in events.into_iter().map(JobEvent::of) {

@@ -1,5 +1,7 @@
 //! `/v1/files`: training text, streamed to disk, checked line by line, and kept with its hash.
 
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use actix_multipart::{Field, Multipart, MultipartError};
@@ -8,17 +10,18 @@ use actix_web::{HttpResponse, web};
 use futures_util::TryStreamExt;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::uploads::Upload;
 use crate::api::ApiError;
+use crate::api::body::in_time;
 use crate::api::error::ErrorBody;
 use crate::api::inventory::shortened;
 use crate::api::state::State;
 use crate::artifacts::hexadecimal;
-use crate::artifacts::text_files::{self, TextDocument};
+use crate::artifacts::text_files::{DocumentReader, TextError, TextFormat};
 use crate::jobs::job::StoredFile;
 
 /// A longer field than the file itself.
@@ -94,43 +97,43 @@ impl From<StoredFile> for FileObject {
 
 /// What a file called `name` is called in its artifact: readers tell by the ending what it is.
 pub fn name_of_text(name: &str) -> &'static str {
-    match is_jsonl(name) {
-        true => "text.jsonl",
-        false => "text.txt",
+    match TextFormat::of(name) {
+        TextFormat::JsonLines => "text.jsonl",
+        TextFormat::Plain => "text.txt",
     }
 }
 
-fn is_jsonl(name: &str) -> bool {
-    name.to_ascii_lowercase().ends_with(".jsonl")
-}
-
-/// Keeps training text.
+/// Keeps training text. It is written to the disk as it comes, so that a file may be long; a part that does not come
+/// within `limits.body_seconds` ends the upload.
 #[utoipa::path(post, path = "/v1/files", tag = "files", operation_id = "createFile",
     request_body(content = UploadFile, content_type = "multipart/form-data"),
     responses(
         (status = 200, description = "The file", body = FileObject),
-        (status = 400, description = "The form is not as it should be, or the text is not: `message` names the first \
-            line at fault", body = ErrorBody),
+        (status = 400, description = "The form is not as it should be, or the text is not (code `invalid_file`): \
+            `message` names the first line at fault; or there are as many files, or bytes of them, as are kept: code \
+            `quota_exceeded`", body = ErrorBody),
         (status = 413, description = "The file is longer than the server keeps: code `body_too_large`",
             body = ErrorBody),
         (status = 415, description = "The body is no `multipart/form-data`: code `unsupported_media_type`",
-            body = ErrorBody)
+            body = ErrorBody),
+        (status = 507, description = "There is no room on the server's disk: code `disk_full`", body = ErrorBody)
     ))]
 pub async fn create(
     state: web::Data<State>,
     mut form: Multipart,
 ) -> Result<HttpResponse, ApiError> {
     let id = format!("file-{}", Uuid::new_v4().simple());
-    let folder = upload_folder(&state.jobs.uploads).await?;
+    let settings = &state.jobs.settings.jobs;
+    let uploads = &state.jobs.uploads;
+    let mut upload = uploads.begin(&state.jobs.store, settings).await?;
     let (mut purpose, mut received) = (None, None);
-    while let Some(field) = form.try_next().await.map_err(broken)? {
+    while let Some(field) = in_time(&state, form.try_next()).await?.map_err(broken)? {
         let name = field.name().unwrap_or_default().to_owned();
         match name.as_str() {
             "file" if received.is_none() => {
-                let limit = state.jobs.settings.jobs.max_file_bytes;
-                received = Some(receive(field, folder.path(), limit).await?);
+                received = Some(receive(&state, field, &mut upload).await?);
             }
-            "purpose" => purpose = Some(short_field(field).await?),
+            "purpose" => purpose = Some(short_field(&state, field).await?),
             _ => {
                 let name = shortened(&name);
                 let message =
@@ -147,17 +150,19 @@ pub async fn create(
     }
     let received = received
         .ok_or_else(|| ApiError::invalid_with_code("file", "missing_field", "file is missing"))?;
-    let (path, jsonl) = (received.path.clone(), is_jsonl(&received.name));
-    let documents = web::block(move || documents(&path, jsonl)).await;
+    let turn = uploads.checks.acquire().await.map_err(ApiError::internal)?;
+    let (path, longest_line) = (received.path.clone(), settings.max_line_bytes);
+    let documents = web::block(move || documents(&path, longest_line)).await;
+    drop(turn);
     let file = StoredFile {
         id,
         name: received.name,
-        bytes: received.bytes,
+        bytes: i64::try_from(upload.bytes).unwrap_or(i64::MAX),
         documents: documents.map_err(ApiError::internal)??,
         sha256: received.sha256,
         created_at: 0,
     };
-    let artifact = state.jobs.artifacts.put(folder.path()).await?;
+    let artifact = state.jobs.artifacts.put(upload.folder.path()).await?;
     let file = state.jobs.store.add_file(&file, &artifact).await?;
     Ok(HttpResponse::Ok().json(FileObject::from(file)))
 }
@@ -238,54 +243,50 @@ async fn find(state: &State, id: &str) -> Result<StoredFile, ApiError> {
     })
 }
 
-/// A folder that is removed again when the upload is in the artifact store, or refused.
-async fn upload_folder(uploads: &Path) -> Result<TempDir, ApiError> {
-    tokio::fs::create_dir_all(uploads)
-        .await
-        .map_err(ApiError::internal)?;
-    TempDir::new_in(uploads).map_err(ApiError::internal)
-}
-
 /// What has come in.
 struct Received {
     name: String,
     path: PathBuf,
-    bytes: i64,
     sha256: String,
 }
 
-async fn receive(mut field: Field, folder: &Path, limit: u64) -> Result<Received, ApiError> {
+async fn receive(
+    state: &State,
+    mut field: Field,
+    upload: &mut Upload<'_>,
+) -> Result<Received, ApiError> {
+    let limit = state.jobs.settings.jobs.max_file_bytes;
     let disposition = field.content_disposition();
     let name = disposition.and_then(|disposition| disposition.get_filename());
     let name: String = name.unwrap_or("file.txt").chars().take(255).collect();
-    let path = folder.join(name_of_text(&name));
+    let path = upload.folder.path().join(name_of_text(&name));
     let mut file = tokio::fs::File::create(&path)
         .await
-        .map_err(ApiError::internal)?;
-    let (mut hasher, mut bytes) = (Sha256::new(), 0u64);
-    while let Some(piece) = field.try_next().await.map_err(broken)? {
-        bytes += piece.len() as u64;
-        if bytes > limit {
+        .map_err(ApiError::storage)?;
+    let mut hasher = Sha256::new();
+    while let Some(piece) = in_time(state, field.try_next()).await?.map_err(broken)? {
+        upload.take(piece.len() as u64)?;
+        if upload.bytes > limit {
             return Err(ApiError::TooLarge {
                 limit: usize::try_from(limit).unwrap_or(usize::MAX),
             });
         }
         hasher.update(&piece);
-        file.write_all(&piece).await.map_err(ApiError::internal)?;
+        file.write_all(&piece).await.map_err(ApiError::storage)?;
     }
-    file.sync_all().await.map_err(ApiError::internal)?;
-    let digest = hasher.finalize();
+    // A write's failure is told by the next call; syncing alone would pass over it.
+    file.flush().await.map_err(ApiError::storage)?;
+    file.sync_all().await.map_err(ApiError::storage)?;
     Ok(Received {
         name,
         path,
-        bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
-        sha256: hexadecimal(&digest),
+        sha256: hexadecimal(&hasher.finalize()),
     })
 }
 
-async fn short_field(mut field: Field) -> Result<String, ApiError> {
+async fn short_field(state: &State, mut field: Field) -> Result<String, ApiError> {
     let mut bytes = Vec::new();
-    while let Some(piece) = field.try_next().await.map_err(broken)? {
+    while let Some(piece) = in_time(state, field.try_next()).await?.map_err(broken)? {
         bytes.extend_from_slice(&piece);
         if bytes.len() > LONGEST_FIELD {
             let message = format!("the field is longer than {LONGEST_FIELD} bytes");
@@ -308,26 +309,23 @@ fn broken(error: MultipartError) -> ApiError {
     }
 }
 
-/// How many documents a file has; the first thing wrong with it otherwise.
-fn documents(path: &Path, jsonl: bool) -> Result<i64, ApiError> {
+/// How many documents a file has, read line by line; the first thing wrong with it otherwise.
+fn documents(path: &Path, longest_line: u64) -> Result<i64, ApiError> {
     let wrong = |message: String| ApiError::invalid_with_code("file", "invalid_file", message);
-    let bytes = std::fs::read(path).map_err(ApiError::internal)?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = good.iter().filter(|&&byte| byte == b'\n').count() + 1;
-        wrong(format!("line {line} is not UTF-8"))
-    })?;
-    let documents = match jsonl {
-        true => text_files::lines_of_jsonl(&text)
-            .map_err(|(line, problem)| wrong(format!("line {line}: {problem}")))?,
-        false => text_files::pieces(&text),
-    };
-    let written = |document: &&TextDocument| !document.text.trim().is_empty();
-    match documents.iter().filter(written).count() {
+    let file = File::open(path).map_err(ApiError::internal)?;
+    let format = TextFormat::of(&path.to_string_lossy());
+    let mut count = 0;
+    for document in DocumentReader::of(BufReader::new(file), format, longest_line) {
+        match document {
+            Ok(document) => count += i64::from(!document.text.trim().is_empty()),
+            Err(error @ TextError::Line { .. }) => return Err(wrong(error.to_string())),
+            Err(TextError::Read(error)) => return Err(ApiError::internal(error)),
+        }
+    }
+    match count {
         0 | 1 => Err(wrong(format!(
-            "the file has {} documents with text in them; at least two are needed, one to train on and one held out",
-            documents.iter().filter(written).count()
+            "the file has {count} documents with text in them; at least two are needed, one to train on and one held out"
         ))),
-        count => Ok(count as i64),
+        count => Ok(count),
     }
 }

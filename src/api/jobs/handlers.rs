@@ -4,19 +4,20 @@ use std::collections::HashMap;
 
 use actix_web::{HttpResponse, web};
 
-use super::events::page;
-use super::response::{FineTuningJob, JobCheckpoint, JobCheckpointList, JobList};
+use super::paging::page;
+use super::response::{FineTuningJob, JobCheckpoint, JobCheckpointList, JobDeleted, JobList};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::inventory::{shortened, unix_seconds};
 use crate::api::state::State;
-use crate::jobs::job::{Job, Wish};
+use crate::jobs::job::{Job, Status, Wish};
 use crate::jobs::store::StoreError;
 use crate::jobs::store::jobs::Query;
 
 const MOST_JOBS: usize = 100;
 
-/// The jobs, newest first; `metadata[name]=value` in the query leaves those with that metadata.
+/// The jobs, newest first; `metadata[name]=value` in the query leaves those with that metadata. In a list the `method` of
+/// a job is its type alone and `evaluation` is null: ask for a job to see all of it.
 #[utoipa::path(get, path = "/v1/fine_tuning/jobs", tag = "fine_tuning", operation_id = "listJobs",
     params(
         ("after" = Option<String>, Query, description = "The id of the job before the first"),
@@ -65,12 +66,15 @@ pub async fn list(
         }
     }
     let (jobs, has_more) = state.jobs.store.jobs(&wanted).await?;
+    for job in &jobs {
+        serve_result(&state, job).await;
+    }
     let now = unix_seconds() as i64;
     Ok(HttpResponse::Ok().json(JobList {
         object: "list",
         data: jobs
             .into_iter()
-            .map(|job| FineTuningJob::of(job, now))
+            .map(|job| FineTuningJob::of(job, now).in_list())
             .collect(),
         has_more,
     }))
@@ -87,7 +91,9 @@ pub async fn retrieve(
     state: web::Data<State>,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    Ok(answer(find(&state, &id).await?))
+    let job = find(&state, &id).await?;
+    serve_result(&state, &job).await;
+    Ok(answer(job))
 }
 
 /// Ends a job for good. One that runs ends within a second or two; one that failed lets go of its checkpoints.
@@ -135,6 +141,28 @@ pub async fn resume(
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     Ok(answer(state.jobs.store.wish(&id, Wish::Resume).await?))
+}
+
+/// Forgets a job that has ended, with its events and checkpoints. A result that is still there has to be deleted first.
+#[utoipa::path(delete, path = "/v1/fine_tuning/jobs/{id}", tag = "fine_tuning", operation_id = "deleteJob",
+    params(("id" = String, Path, description = "The job's id")),
+    responses(
+        (status = 200, description = "It is deleted", body = JobDeleted),
+        (status = 400, description = "It has not ended: code `wrong_status`; or its result is still there: code `in_use`",
+            body = ErrorBody),
+        (status = 404, description = "There is no such job: code `job_not_found`", body = ErrorBody)
+    ))]
+pub async fn delete(
+    state: web::Data<State>,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let id = id.into_inner();
+    state.jobs.store.remove_job(&id).await?;
+    Ok(HttpResponse::Ok().json(JobDeleted {
+        id,
+        object: "fine_tuning.job",
+        deleted: true,
+    }))
 }
 
 /// The checkpoints that a job has written, newest first.
@@ -193,6 +221,23 @@ pub struct CheckpointQuery {
 pub async fn find(state: &State, id: &str) -> Result<Job, ApiError> {
     let job = state.jobs.store.job(id).await?;
     Ok(job.ok_or(StoreError::NoSuchJob)?)
+}
+
+/// Serves what a job has made, if it has succeeded: nobody is told so by a server that does not serve the result yet. What
+/// cannot be served is told in the log.
+pub async fn serve_result(state: &web::Data<State>, job: &Job) {
+    let is_served = || {
+        state
+            .inventory()
+            .models
+            .contains_key(job.spec.output.as_str())
+    };
+    if job.status != Status::Succeeded || is_served() {
+        return;
+    }
+    if let Err(error) = state.jobs.trained.update(state).await {
+        tracing::warn!(job = job.id, %error, "a job's result cannot be served yet");
+    }
 }
 
 /// A job as an answer.

@@ -22,7 +22,8 @@ pub struct CreateJob {
     /// The id that the result is to be served under; a bridge's sparse model is served under it with `-sparse`. One
     /// that begins with `ft-` is made up unless said.
     pub suffix: Option<ArtifactId>,
-    /// Overrides `batches.seed`.
+    /// Takes the place of `batches.seed`, as OpenAI's clients send it. The seed of generated text is its own
+    /// (`generated.seed`).
     pub seed: Option<u64>,
     /// Up to 16 short texts by name, to find the job by.
     pub metadata: Option<BTreeMap<String, String>>,

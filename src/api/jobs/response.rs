@@ -43,7 +43,9 @@ pub struct FineTuningJob {
     /// Always null.
     #[schema(required = true)]
     pub validation_file: Option<String>,
+    /// As it was asked for; in a list its type alone.
     pub method: Method,
+    /// Of the training's random draws: `batches.seed` of its method, or the `seed` that took its place.
     pub seed: u64,
     /// Steps done.
     pub step: i64,
@@ -55,7 +57,7 @@ pub struct FineTuningJob {
     pub error: Option<Failure>,
     /// Held-out figures of the last evaluation by name: losses and divergences in nats.
     pub results: BTreeMap<String, f64>,
-    /// What the result was found to be worth at the end, as on its card; null before.
+    /// What the result was found to be worth at the end, as on its card; null before, and in lists.
     #[schema(required = true, value_type = Option<Closing>)]
     pub evaluation: Option<Value>,
     /// Always empty.
@@ -75,6 +77,15 @@ pub struct JobEstimate {
     pub threads: usize,
     #[serde(flatten)]
     pub cost: Cost,
+}
+
+/// A job that is no more.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobDeleted {
+    pub id: String,
+    #[schema(example = "fine_tuning.job")]
+    pub object: &'static str,
+    pub deleted: bool,
 }
 
 /// A page of jobs, newest first.
@@ -180,6 +191,22 @@ impl FineTuningJob {
             organization_id: "",
             result_files: Vec::new(),
             id: job.id,
+        }
+    }
+}
+
+impl FineTuningJob {
+    /// As it stands in a list: without what may be long.
+    pub fn in_list(self) -> Self {
+        FineTuningJob {
+            method: Method {
+                kind: self.method.kind,
+                dense: None,
+                sparse: None,
+                bridge: None,
+            },
+            evaluation: None,
+            ..self
         }
     }
 }

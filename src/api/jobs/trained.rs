@@ -164,36 +164,12 @@ pub async fn delete(
 ) -> Result<HttpResponse, ApiError> {
     let id = id.into_inner();
     if !state.jobs.store.remove_model(&id).await? {
-        let inventory = state.inventory();
-        let model = inventory.model(&id)?;
-        let trained = state.library.trained();
-        let mut bridges = inventory.bridges_of(&model.id);
-        let pair = bridges.find(|bridge| trained.contains_key(bridge.record.id.as_str()));
-        let (message, code) = match pair {
-            Some(bridge) => (
-                format!(
-                    "{id:?} belongs to the pair {:?}; delete that",
-                    bridge.record.id.as_str()
-                ),
-                "in_use",
-            ),
+        if state.library.trained().contains_key(&id) {
             // Somebody else has just deleted it.
-            None if trained.contains_key(&id) => {
-                library::give_up(&state, &id).await?;
-                return Err(not_found(&id));
-            }
-            None => (
-                format!(
-                    "{id:?} is served by the server's settings; only what jobs have trained can be deleted"
-                ),
-                "not_trained",
-            ),
-        };
-        return Err(ApiError::Invalid {
-            message,
-            param: None,
-            code: Some(code),
-        });
+            library::give_up(&state, &id).await?;
+            return Err(not_found(&id));
+        }
+        return Err(not_trained(&state, &id, "deleted"));
     }
     library::give_up(&state, &id).await?;
     Ok(HttpResponse::Ok().json(ModelDeleted {
@@ -201,6 +177,38 @@ pub async fn delete(
         object: "model",
         deleted: true,
     }))
+}
+
+/// Why a model that is no job's result is not `done` (deleted, say).
+pub fn not_trained(state: &State, id: &str, done: &str) -> ApiError {
+    let inventory = state.inventory();
+    let model = match inventory.model(id) {
+        Ok(model) => model,
+        Err(error) => return error,
+    };
+    let trained = state.library.trained();
+    let mut bridges = inventory.bridges_of(&model.id);
+    let pair = bridges.find(|bridge| trained.contains_key(bridge.record.id.as_str()));
+    let (message, code) = match pair {
+        Some(bridge) => (
+            format!(
+                "{id:?} belongs to the pair {:?}, which is {done} as one",
+                bridge.record.id.as_str()
+            ),
+            "in_use",
+        ),
+        None => (
+            format!(
+                "{id:?} is served by the server's settings; only what jobs have trained can be {done}"
+            ),
+            "not_trained",
+        ),
+    };
+    ApiError::Invalid {
+        message,
+        param: None,
+        code: Some(code),
+    }
 }
 
 fn not_found(id: &str) -> ApiError {
@@ -215,7 +223,7 @@ impl From<ArtifactStoreError> for ApiError {
     fn from(error: ArtifactStoreError) -> Self {
         match error {
             ArtifactStoreError::Record(error) => error.into(),
-            error => ApiError::internal(error),
+            error => ApiError::storage(error),
         }
     }
 }

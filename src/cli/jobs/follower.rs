@@ -6,8 +6,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::server::{Server, Trouble, address, innermost, say};
 use super::shown::Job;
-use super::{Server, Trouble, address, innermost, say};
 
 /// What a line of a stream of events is.
 #[derive(Debug, PartialEq, Eq)]
@@ -146,11 +146,14 @@ mod tests {
             let event = json!({"id": "e", "level": level, "message": message, "data": data});
             serde_json::from_value(event).expect("an event")
         };
-        let figures = json!({"step": 4, "kept": 0.5, "loss": 2.0});
+        let figures = json!({"step": 4, "kept_fraction": 0.5, "loss": 2.0});
         assert_eq!(event("info", "step 4", figures.clone()).step(), Some(4));
         let evaluation = event("info", "evaluation", figures);
         assert_eq!(evaluation.step(), None);
-        assert_eq!(evaluation.line(), "evaluation: loss 2.000 kept 0.500");
+        assert_eq!(
+            evaluation.line(),
+            "evaluation: loss 2.000 kept_fraction 0.500"
+        );
         assert_eq!(event("warn", "killed", json!({})).line(), "warn: killed");
     }
 }

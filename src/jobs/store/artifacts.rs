@@ -10,9 +10,8 @@ use std::time::Duration;
 use sqlx::any::Any;
 use sqlx::{Row, Transaction};
 
-use super::claims::milliseconds;
-use super::jobs::free_names;
-use super::{Store, StoreError, json, text};
+use super::names::free_names;
+use super::{Store, StoreError, json, milliseconds, text};
 use crate::artifacts::manifest::FileRecord;
 use crate::jobs::job::Milliseconds;
 
@@ -64,7 +63,7 @@ impl Store {
             "UPDATE artifacts SET used_at = {now} WHERE sha256 = $1 RETURNING place, files",
         ))
         .bind(sha256)
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool().await?)
         .await?;
         let artifact = row.map(|row| {
             Ok(Artifact {
@@ -94,7 +93,7 @@ impl Store {
         .bind(text(&artifact.files)?)
         .bind(began)
         .bind(milliseconds(longest))
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool().await?)
         .await?;
         Ok(row.map(|row| row.try_get(0)).transpose()?)
     }
@@ -103,10 +102,10 @@ impl Store {
     pub async fn installation(&self) -> Result<String, StoreError> {
         sqlx::query("INSERT INTO installation (number, id) VALUES (1, $1) ON CONFLICT DO NOTHING")
             .bind(uuid::Uuid::new_v4().to_string())
-            .execute(&self.pool)
+            .execute(self.pool().await?)
             .await?;
         let row = sqlx::query("SELECT id FROM installation")
-            .fetch_one(&self.pool)
+            .fetch_one(self.pool().await?)
             .await?;
         Ok(row.try_get(0)?)
     }
@@ -116,7 +115,7 @@ impl Store {
         let rows =
             sqlx::query("SELECT part, artifact FROM holds WHERE kind = 'job' AND owner = $1")
                 .bind(job)
-                .fetch_all(&self.pool)
+                .fetch_all(self.pool().await?)
                 .await?;
         let held = rows
             .iter()
@@ -128,7 +127,7 @@ impl Store {
     pub async fn held_by_file(&self, file: &str) -> Result<Option<String>, StoreError> {
         let row = sqlx::query("SELECT artifact FROM holds WHERE kind = 'file' AND owner = $1")
             .bind(file)
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.pool().await?)
             .await?;
         Ok(row.map(|row| row.try_get(0)).transpose()?)
     }
@@ -139,7 +138,7 @@ impl Store {
             "SELECT models.id, models.job, holds.artifact, models.created_at FROM models \
              JOIN holds ON holds.kind = 'model' AND holds.owner = models.id ORDER BY models.created_at, models.id",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool().await?)
         .await?;
         let model = |row: &sqlx::any::AnyRow| {
             Ok(TrainedModel {
@@ -154,7 +153,7 @@ impl Store {
 
     /// Deletes a trained model and frees its names; whether there was one.
     pub async fn remove_model(&self, id: &str) -> Result<bool, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool().await?.begin().await?;
         let row = sqlx::query("DELETE FROM models WHERE id = $1 RETURNING job")
             .bind(id)
             .fetch_optional(&mut *transaction)
@@ -174,7 +173,7 @@ impl Store {
              (SELECT id FROM jobs WHERE status = 'failed' AND finished_at <= {now} - $1 {locked})",
         ))
         .bind(milliseconds(after))
-        .execute(&self.pool)
+        .execute(self.pool().await?)
         .await?;
         Ok(done.rows_affected())
     }
@@ -186,7 +185,7 @@ impl Store {
              AND NOT EXISTS (SELECT 1 FROM holds WHERE holds.artifact = artifacts.sha256) RETURNING place",
         ))
         .bind(milliseconds(unused_for))
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool().await?)
         .await?;
         Ok(rows
             .iter()
@@ -201,7 +200,7 @@ impl Store {
              AND NOT EXISTS (SELECT 1 FROM holds WHERE holds.artifact = artifacts.sha256) RETURNING place",
         )
         .bind(sha256)
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool().await?)
         .await?;
         Ok(row.map(|row| row.try_get(0)).transpose()?)
     }
@@ -209,7 +208,7 @@ impl Store {
     /// The places of all artifacts.
     pub async fn places(&self) -> Result<BTreeSet<String>, StoreError> {
         let rows = sqlx::query("SELECT place FROM artifacts")
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool().await?)
             .await?;
         Ok(rows
             .iter()

@@ -9,8 +9,8 @@ use sqlx::{Row, Transaction};
 
 use super::artifacts::{Holder, hold, let_go};
 use super::events::insert;
-use super::jobs::free_names;
-use super::{Store, StoreError, text};
+use super::names::free_names;
+use super::{Store, StoreError, milliseconds, text};
 use crate::jobs::job::{Claim, Failure, Job, NewEvent, Status, Wish};
 
 /// What a step of a training has come to.
@@ -81,7 +81,7 @@ impl Store {
         ))
         .bind(worker)
         .bind(milliseconds(lease))
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool().await?)
         .await?;
         let Some(row) = row else {
             return Ok(None);
@@ -97,7 +97,7 @@ impl Store {
 
     /// Keeps the job for another `lease`, and tells what has been asked of its worker.
     pub async fn renew(&self, claim: &Claim, lease: Duration) -> Result<Option<Wish>, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool().await?.begin().await?;
         let wish = self.hold(&mut transaction, claim, lease).await?;
         transaction.commit().await?;
         Ok(wish)
@@ -111,7 +111,7 @@ impl Store {
         events: &[NewEvent],
         position: Option<Position>,
     ) -> Result<Option<Wish>, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool().await?.begin().await?;
         let wish = self.hold(&mut transaction, claim, lease).await?;
         insert(self, &mut transaction, &claim.job, events).await?;
         if let Some(position) = position {
@@ -137,7 +137,7 @@ impl Store {
         lease: Duration,
         checkpoint: &NewCheckpoint<'_>,
     ) -> Result<Vec<String>, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool().await?.begin().await?;
         self.hold(&mut transaction, claim, lease).await?;
         sqlx::query(self.statement(
             "INSERT INTO checkpoints (job, step, created_at, metrics) VALUES ($1, $2, {now}, $3) ON CONFLICT DO NOTHING",
@@ -165,7 +165,7 @@ impl Store {
         outcome: Outcome,
         farewell: impl Fn(&Outcome) -> NewEvent,
     ) -> Result<Outcome, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool().await?.begin().await?;
         let wish = self.hold(&mut transaction, claim, Duration::ZERO).await?;
         let outcome = match (wish, outcome) {
             (Some(Wish::Cancel), Outcome::Paused | Outcome::Released) => Outcome::Cancelled,
@@ -284,8 +284,4 @@ async fn let_old_checkpoints_go(
         dropped.push(artifact);
     }
     Ok(dropped)
-}
-
-pub(super) fn milliseconds(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4)
 }

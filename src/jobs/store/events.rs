@@ -67,7 +67,7 @@ impl Store {
             .bind(job)
             .bind(after)
             .bind(limit as i64)
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool().await?)
             .await?;
         let event = |row: &sqlx::any::AnyRow| {
             let metrics: String = row.try_get(4)?;
@@ -93,7 +93,7 @@ impl Store {
              (SELECT COALESCE(MAX(number), 0) FROM events WHERE job = $1 AND key LIKE 'checkpoint:%')",
         )
         .bind(job)
-        .fetch_one(&self.pool)
+        .fetch_one(self.pool().await?)
         .await?;
         Ok(row.try_get(0)?)
     }
@@ -104,7 +104,7 @@ impl Store {
             "SELECT step, created_at, metrics FROM checkpoints WHERE job = $1 ORDER BY step",
         )
         .bind(job)
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool().await?)
         .await?;
         let record = |row: &sqlx::any::AnyRow| {
             Ok(CheckpointRecord {

@@ -14,7 +14,7 @@ impl Store {
         file: &StoredFile,
         artifact: &str,
     ) -> Result<StoredFile, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool().await?.begin().await?;
         let row = sqlx::query(self.statement(
             "INSERT INTO files (id, name, bytes, documents, sha256, created_at) VALUES ($1, $2, $3, $4, $5, {now}) \
              RETURNING id, name, bytes, documents, sha256, created_at",
@@ -31,12 +31,22 @@ impl Store {
         file_of(&row)
     }
 
+    /// How many files are kept, and their bytes together.
+    pub async fn files_kept(&self) -> Result<(u64, u64), StoreError> {
+        let row =
+            sqlx::query("SELECT COUNT(*), CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM files")
+                .fetch_one(self.pool().await?)
+                .await?;
+        let number = |column: usize| row.try_get::<i64, _>(column).map(i64::unsigned_abs);
+        Ok((number(0)?, number(1)?))
+    }
+
     pub async fn file(&self, id: &str) -> Result<Option<StoredFile>, StoreError> {
         let row = sqlx::query(
             "SELECT id, name, bytes, documents, sha256, created_at FROM files WHERE id = $1",
         )
         .bind(id)
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool().await?)
         .await?;
         row.as_ref().map(file_of).transpose()
     }
@@ -46,14 +56,14 @@ impl Store {
         let rows = sqlx::query(
             "SELECT id, name, bytes, documents, sha256, created_at FROM files ORDER BY created_at DESC, id DESC",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool().await?)
         .await?;
         rows.iter().map(file_of).collect()
     }
 
     /// Whether there was such a file. Jobs that begin with it hold its content on.
     pub async fn remove_file(&self, id: &str) -> Result<bool, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool().await?.begin().await?;
         let done = sqlx::query("DELETE FROM files WHERE id = $1")
             .bind(id)
             .execute(&mut *transaction)

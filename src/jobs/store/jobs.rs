@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::any::{Any, AnyRow};
-use sqlx::{AssertSqlSafe, Row, Transaction};
+use sqlx::any::AnyRow;
+use sqlx::{AssertSqlSafe, Row};
 
 use super::artifacts::{Holder, hold, let_go};
+use super::names::{free_names, take_names};
 use super::{Store, StoreError, json, text};
 use crate::jobs::job::{Job, Status, Step, Wish};
 use crate::jobs::spec::JobSpec;
@@ -63,7 +64,7 @@ impl Store {
         {
             return Ok(job);
         }
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool().await?.begin().await?;
         let inserted = sqlx::query(self.statement(
             "INSERT INTO jobs (id, spec, output, metadata, idempotency_key, request_sha256, status, wish, attempt, \
              worker, lease_until, created_at, started_at, finished_at, step, trained_tokens, step_milliseconds, \
@@ -103,7 +104,7 @@ impl Store {
             "SELECT id, request_sha256 FROM jobs WHERE idempotency_key = $1 AND $1 <> ''",
         )
         .bind(idempotency_key)
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool().await?)
         .await?;
         match row {
             None => Ok(None),
@@ -119,7 +120,7 @@ impl Store {
         let query = format!("SELECT {COLUMNS} FROM jobs WHERE id = $1");
         let row = sqlx::query(AssertSqlSafe(query))
             .bind(id)
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.pool().await?)
             .await?;
         row.as_ref().map(job_of).transpose()
     }
@@ -130,7 +131,7 @@ impl Store {
             Some(id) => {
                 let row = sqlx::query("SELECT created_at FROM jobs WHERE id = $1")
                     .bind(id)
-                    .fetch_optional(&self.pool)
+                    .fetch_optional(self.pool().await?)
                     .await?;
                 let row = row.ok_or(StoreError::NoSuchJob)?;
                 (row.try_get::<i64, _>(0)?, id.clone())
@@ -144,26 +145,77 @@ impl Store {
         let mut rows = sqlx::query(AssertSqlSafe(sql))
             .bind(after.0)
             .bind(after.1)
-            .fetch(&self.pool);
+            .fetch(self.pool().await?);
         let mut found = Vec::new();
         while let Some(row) = futures_util::TryStreamExt::try_next(&mut rows).await? {
-            let job = job_of(&row)?;
-            let wanted = |(key, value): (&String, &String)| job.metadata.get(key) == Some(value);
-            if query.metadata.iter().all(wanted) {
-                if found.len() == query.limit {
-                    return Ok((found, true));
+            // Before the rest of the row is looked at: a recipe is long.
+            if !query.metadata.is_empty() {
+                let own: BTreeMap<String, String> = json(&row.try_get::<String, _>("metadata")?)?;
+                let wanted = |(key, value): (&String, &String)| own.get(key) == Some(value);
+                if !query.metadata.iter().all(wanted) {
+                    continue;
                 }
-                found.push(job);
             }
+            if found.len() == query.limit {
+                return Ok((found, true));
+            }
+            found.push(job_of(&row)?);
         }
         Ok((found, false))
+    }
+
+    /// How many jobs are kept.
+    pub async fn job_count(&self) -> Result<u64, StoreError> {
+        let row = sqlx::query("SELECT COUNT(*) FROM jobs")
+            .fetch_one(self.pool().await?)
+            .await?;
+        Ok(row.try_get::<i64, _>(0)?.unsigned_abs())
+    }
+
+    /// Forgets a job that has ended and has no result any more, with its events and checkpoints.
+    pub async fn remove_job(&self, id: &str) -> Result<(), StoreError> {
+        let job = self.job(id).await?.ok_or(StoreError::NoSuchJob)?;
+        if !job.status.is_final() {
+            return Err(StoreError::NotEnded(job.status));
+        }
+        let mut transaction = self.pool().await?.begin().await?;
+        let model = sqlx::query("SELECT id FROM models WHERE job = $1")
+            .bind(id)
+            .fetch_optional(&mut *transaction)
+            .await?;
+        if let Some(model) = model {
+            return Err(StoreError::HasResult(model.try_get(0)?));
+        }
+        // A failed job may be resumed at this moment; then it stays as it is.
+        let ended = sqlx::query("UPDATE jobs SET wish = '' WHERE id = $1 AND status = $2")
+            .bind(id)
+            .bind(job.status.as_str())
+            .execute(&mut *transaction)
+            .await?;
+        if ended.rows_affected() == 0 {
+            return Err(StoreError::NotEnded(Status::Queued));
+        }
+        let_go(&mut transaction, "job", id).await?;
+        free_names(&mut transaction, id).await?;
+        for statement in [
+            "DELETE FROM events WHERE job = $1",
+            "DELETE FROM checkpoints WHERE job = $1",
+            "DELETE FROM jobs WHERE id = $1",
+        ] {
+            sqlx::query(statement)
+                .bind(id)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
     }
 
     /// How all jobs stand.
     pub async fn tally(&self) -> Result<Tally, StoreError> {
         let mut tally = Tally::default();
         let states = sqlx::query("SELECT status, COUNT(*) FROM jobs GROUP BY status");
-        for row in states.fetch_all(&self.pool).await? {
+        for row in states.fetch_all(self.pool().await?).await? {
             let status: String = row.try_get(0)?;
             let count: i64 = row.try_get(1)?;
             let status = status.parse().map_err(StoreError::Unreadable)?;
@@ -174,7 +226,7 @@ impl Store {
                 WHERE job = jobs.id AND key LIKE 'step:%' ORDER BY number DESC LIMIT 1), '{}') \
              FROM jobs WHERE status = 'running' ORDER BY created_at",
         );
-        for row in running.fetch_all(&self.pool).await? {
+        for row in running.fetch_all(self.pool().await?).await? {
             let terms: BTreeMap<String, serde_json::Value> = json(&row.try_get::<String, _>(3)?)?;
             let numbers = terms.into_iter().filter(|(name, _)| name != "step");
             tally.running.push(Training {
@@ -212,7 +264,7 @@ impl Store {
     }
 
     async fn become_status(&self, id: &str, from: Status, to: Status) -> Result<u64, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool().await?.begin().await?;
         let done = sqlx::query(self.statement(
             "UPDATE jobs SET status = $3, wish = '', failure = '', finished_at = CASE WHEN $4 = 1 THEN {now} ELSE 0 END \
              WHERE id = $1 AND status = $2",
@@ -252,42 +304,10 @@ impl Store {
         let done = sqlx::query("UPDATE jobs SET wish = $2 WHERE id = $1 AND status = 'running'")
             .bind(id)
             .bind(wish)
-            .execute(&self.pool)
+            .execute(self.pool().await?)
             .await?;
         Ok(done.rows_affected())
     }
-}
-
-/// Takes what the result is to be called.
-async fn take_names(
-    transaction: &mut Transaction<'_, Any>,
-    job: &str,
-    spec: &JobSpec,
-) -> Result<(), StoreError> {
-    for name in spec.names() {
-        let taken =
-            sqlx::query("INSERT INTO names (name, job) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-                .bind(&name)
-                .bind(job)
-                .execute(&mut **transaction)
-                .await?;
-        if taken.rows_affected() == 0 {
-            return Err(StoreError::NameTaken(name));
-        }
-    }
-    Ok(())
-}
-
-/// Leaves what a job's result is, or was to be, called to others.
-pub(super) async fn free_names(
-    transaction: &mut Transaction<'_, Any>,
-    job: &str,
-) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM names WHERE job = $1")
-        .bind(job)
-        .execute(&mut **transaction)
-        .await?;
-    Ok(())
 }
 
 /// A job of a row with [`COLUMNS`].

@@ -9,57 +9,41 @@
 
 pub mod artifacts;
 pub mod claims;
+pub mod error;
 pub mod events;
 pub mod files;
 pub mod jobs;
+mod names;
 
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sqlx::any::AnyPoolOptions;
-use sqlx::{AnyPool, AssertSqlSafe, Executor, Row};
+use sqlx::{AnyConnection, AnyPool, AssertSqlSafe, Connection, Executor, Row};
+use tokio::sync::OnceCell;
 
-use super::job::{Milliseconds, Wish};
+pub use self::error::StoreError;
+use super::job::Milliseconds;
 use crate::settings::Settings;
 
 /// How long a statement waits for another process's.
 const PATIENCE: Duration = Duration::from_secs(20);
 const CONNECTIONS: u32 = 4;
+/// Before a database that is just starting is asked again.
+const REST: Duration = Duration::from_millis(250);
 
-/// Why the store did not do it.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("the job store: {0}")]
-    Database(#[from] sqlx::Error),
-    #[error("the job store: {0}")]
-    Migration(#[from] sqlx::migrate::MigrateError),
-    #[error("the job store: {0}")]
-    System(#[from] std::io::Error),
-    #[error("the job store holds what cannot be read: {0}")]
-    Unreadable(String),
-    /// The lease has lapsed and somebody else has the job, or the job has ended.
-    #[error("the job is no longer this worker's")]
-    Lost,
-    #[error("there is no such job")]
-    NoSuchJob,
-    #[error("a job that is {from} cannot be asked to {wish}", wish = wish.as_str())]
-    Refused {
-        wish: Wish,
-        from: super::job::Status,
-    },
-    #[error("the idempotency key belongs to a job with another request")]
-    OtherRequest,
-    #[error("{0:?} is the name of another job's result")]
-    NameTaken(String),
-    #[error("what the job would go on from is not kept any more; create it anew")]
-    GivenUp,
-}
+/// How a connection to SQLite writes, and that it waits for others.
+const AS_CAREFUL: &str = "PRAGMA synchronous = FULL; PRAGMA busy_timeout = 20000";
 
 /// The jobs of one installation.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: AnyPool,
     dialect: Dialect,
+    url: Arc<str>,
+    /// Set once the tables are up to date.
+    prepared: Arc<OnceCell<()>>,
 }
 
 /// What the two databases say differently.
@@ -104,7 +88,8 @@ impl Store {
     }
 
     /// Opens the database at `url` (`postgres://...`), or the SQLite file at `file` where there is none, and brings its
-    /// tables up to date.
+    /// tables up to date. Where there is no room for that it is done when there is; until then everything asked of the
+    /// store fails with [`StoreError::Full`].
     pub async fn open(url: Option<&str>, file: &Path) -> Result<Self, StoreError> {
         sqlx::any::install_default_drivers();
         let (url, dialect) = match url {
@@ -121,27 +106,80 @@ impl Store {
             .after_connect(move |connection, _| {
                 Box::pin(async move {
                     if dialect == Dialect::Sqlite {
-                        connection
-                            .execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 20000")
-                            .await?;
+                        // A pool makes connections anew, until its time is up, where this fails. What is wrong with the
+                        // file the first statement says.
+                        let set = connection.execute(AS_CAREFUL).await;
+                        let _ = set.inspect_err(|error| tracing::warn!(%error, "the job store"));
                     }
                     Ok(())
                 })
             })
-            .connect(&url)
-            .await?;
+            .connect_lazy(&url)?;
+        let store = Store {
+            pool,
+            dialect,
+            url: url.into(),
+            prepared: Arc::default(),
+        };
+        match store.pool().await {
+            Err(error) if error.is_full() => {
+                tracing::error!(%error, "no job or file can be kept until there is room again");
+            }
+            prepared => drop(prepared?),
+        }
+        Ok(store)
+    }
+
+    /// The connections to a database whose tables are up to date.
+    async fn pool(&self) -> Result<&AnyPool, StoreError> {
+        self.prepared.get_or_try_init(|| self.prepare()).await?;
+        Ok(&self.pool)
+    }
+
+    /// Brings the tables up to date, by a connection of its own: what fails here says why, where a pool would only say
+    /// that its time is up.
+    async fn prepare(&self) -> Result<(), StoreError> {
+        let mut connection = self.connect().await?;
+        if self.dialect == Dialect::Sqlite {
+            connection.execute("PRAGMA busy_timeout = 20000").await?;
+            connection.execute("PRAGMA journal_mode = WAL").await?;
+        }
         // Two processes that open a new SQLite file at once: one is told that the tables are there.
         let migrations = sqlx::migrate!("src/jobs/migrations");
-        if migrations.run(&pool).await.is_err() {
-            migrations.run(&pool).await?;
+        let first = migrations.run_direct(None, &mut connection, false).await;
+        if first.is_err() {
+            migrations.run_direct(None, &mut connection, false).await?;
         }
-        Ok(Store { pool, dialect })
+        connection.close().await?;
+        Ok(())
+    }
+
+    /// Waits for a database that is just starting.
+    async fn connect(&self) -> Result<AnyConnection, sqlx::Error> {
+        let begun = Instant::now();
+        loop {
+            let starting = match AnyConnection::connect(&self.url).await {
+                Err(sqlx::Error::Io(error))
+                    if error.kind() == std::io::ErrorKind::ConnectionRefused =>
+                {
+                    sqlx::Error::Io(error)
+                }
+                Err(sqlx::Error::Database(error)) if error.is_transient_in_connect_phase() => {
+                    sqlx::Error::Database(error)
+                }
+                connected => return connected,
+            };
+            if begun.elapsed() > PATIENCE {
+                return Err(starting);
+            }
+            tokio::time::sleep(REST).await;
+        }
     }
 
     /// The database's time.
     pub async fn now(&self) -> Result<Milliseconds, StoreError> {
         let row = sqlx::query(self.statement("SELECT {now}"))
-            .fetch_one(&self.pool)
+            .fetch_one(self.pool().await?)
             .await?;
         Ok(row.try_get(0)?)
     }
@@ -163,4 +201,8 @@ fn json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, StoreError> {
 /// The JSON of a column.
 fn text(value: &impl serde::Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::Unreadable(error.to_string()))
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4)
 }

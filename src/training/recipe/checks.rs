@@ -1,5 +1,8 @@
 //! What makes a recipe wrong, field by field: ranges, and fields that do not fit each other. Nothing is opened.
 
+use std::collections::BTreeSet;
+
+use super::fault::Fault;
 use super::{
     Batches, BridgeRecipe, Clip, ModelRecipe, Optimizer, Output, Source, Sparsity, TokenizerRecipe,
 };
@@ -9,24 +12,6 @@ use crate::models::config::TransformerConfig;
 pub trait Check {
     /// The first thing wrong, said so that it can be put right.
     fn check(&self) -> Result<(), Fault>;
-}
-
-/// A field that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field} {problem}")]
-pub struct Fault {
-    /// Its path in the recipe, such as `batches.length`.
-    pub field: String,
-    pub problem: String,
-}
-
-impl Fault {
-    pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Fault {
-            field: field.into(),
-            problem: problem.into(),
-        }
-    }
 }
 
 fn in_range(field: &str, value: f64, low: f64, high: f64) -> Result<(), Fault> {
@@ -96,6 +81,7 @@ impl Batches {
 impl Optimizer {
     fn check(&self) -> Result<(), Fault> {
         in_range("optimizer.rate", self.rate, 1e-9, 1.0)?;
+        in_range("optimizer.warmup_steps", self.warmup_steps as f64, 0.0, 1e9)?;
         in_range("optimizer.final_fraction", self.final_fraction, 0.0, 1.0)?;
         in_range("optimizer.beta1", self.beta1, 0.0, 0.9999)?;
         in_range("optimizer.beta2", self.beta2, 0.0, 0.999_999)?;
@@ -121,6 +107,10 @@ impl Output {
             1e6,
         )?;
         in_range("output.task_pairs", self.task_pairs as f64, 8.0, 4096.0)?;
+        let tasks: BTreeSet<&str> = self.tasks.iter().map(|task| task.name()).collect();
+        if tasks.len() < self.tasks.len() {
+            return Err(Fault::new("output.tasks", "names a task twice"));
+        }
         in_range(
             "output.evaluate_every",
             self.evaluate_every as f64,
@@ -183,18 +173,24 @@ impl Check for BridgeRecipe {
         self.sparsity.check(&self.sparse)?;
         let terms = &self.terms;
         let weights = [
-            terms.cross_entropy,
-            terms.distillation,
-            terms.encoder,
-            terms.decoder,
-            terms.dense_to_sparse,
-            terms.sparse_to_dense,
+            ("cross_entropy", terms.cross_entropy),
+            ("distillation", terms.distillation),
+            ("encoder", terms.encoder),
+            ("decoder", terms.decoder),
+            ("dense_to_sparse", terms.dense_to_sparse),
+            ("sparse_to_dense", terms.sparse_to_dense),
         ];
-        if terms.twin.is_none() && weights.iter().all(|weight| *weight == 0.0) {
+        for (name, weight) in weights {
+            in_range(&format!("terms.{name}"), f64::from(weight), 0.0, 1e6)?;
+        }
+        if terms.twin.is_none() && weights.iter().all(|(_, weight)| *weight == 0.0) {
             return Err(Fault::new(
                 "terms",
                 "has no weight above 0: there is nothing to train for",
             ));
+        }
+        if let Some(count) = terms.hybrid_sequences {
+            in_range("terms.hybrid_sequences", count as f64, 1.0, 1e5)?;
         }
         if let Some(twin) = &self.terms.twin {
             in_range(
@@ -215,6 +211,7 @@ impl Check for BridgeRecipe {
                 ("weight", twin.weight),
                 ("native_weight", twin.native_weight),
                 ("counterfactual_weight", twin.counterfactual_weight),
+                ("decisive_weight", twin.decisive_weight),
             ] {
                 in_range(&format!("terms.twin.{name}"), f64::from(weight), 0.0, 1e6)?;
             }
