@@ -3,6 +3,7 @@
 use super::arms::ArmKey;
 use super::catalog::LoadedModel;
 use super::request::{EngineError, GenerationRequest};
+use super::sampling::sample_seed;
 use crate::interventions::cost::kept_bytes;
 use crate::interventions::plan::{Plan, Scene};
 use crate::interventions::request::Variant;
@@ -40,43 +41,8 @@ pub fn check(request: &GenerationRequest, model: &LoadedModel) -> Result<(), Eng
     if request.stop.iter().any(String::is_empty) {
         return Err(invalid("a stop text is empty", "stop"));
     }
-    let sampling = &request.sampling;
-    let numbers = [
-        (
-            "temperature",
-            sampling.temperature,
-            sampling.temperature >= 0.0,
-        ),
-        ("top_p", sampling.top_p, sampling.top_p > 0.0),
-        (
-            "min_p",
-            sampling.min_p,
-            (0.0..=1.0).contains(&sampling.min_p),
-        ),
-        ("presence_penalty", sampling.presence_penalty, true),
-        ("frequency_penalty", sampling.frequency_penalty, true),
-        (
-            "repetition_penalty",
-            sampling.repetition_penalty,
-            sampling.repetition_penalty > 0.0,
-        ),
-    ];
-    for (name, number, allowed) in numbers {
-        if !number.is_finite() || !allowed {
-            return Err(invalid(format!("{name} cannot be {number}"), name));
-        }
-    }
-    if let Some((id, _)) = sampling
-        .logit_bias
-        .iter()
-        .find(|(id, bias)| **id as usize >= vocabulary || bias.is_nan())
-    {
-        return Err(invalid(
-            format!("token {id} is outside the vocabulary, or its bias no number"),
-            "logit_bias",
-        ));
-    }
-    Ok(())
+    let checked = request.sampling.check(vocabulary);
+    checked.map_err(|error| invalid(error.message, error.param))
 }
 
 /// How many tokens each prompt's arms may generate: what is asked for, or what the context has room for.
@@ -215,7 +181,7 @@ pub fn keys(request: &GenerationRequest, plan: Option<&Plan>) -> Result<Vec<ArmK
     let mut keys = Vec::with_capacity(count);
     for prompt in 0..request.prompts.len() {
         for sample in 0..request.n {
-            let seed = seed.wrapping_add(sample as u64);
+            let seed = sample_seed(seed, sample);
             for &variant in &variants {
                 for &strength in strengths(variant) {
                     keys.push(ArmKey {

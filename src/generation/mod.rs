@@ -15,6 +15,7 @@ pub mod pass;
 pub mod request;
 pub mod request_models;
 pub mod sampler;
+pub mod sampling;
 pub mod scheduler;
 pub mod session;
 pub mod slots;

@@ -1,9 +1,9 @@
 //! What the engine is asked and what it answers: token ids and numbers, never tensors.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::sampling::Sampling;
 use crate::features::measured::MeasuredGroup;
 use crate::interventions::receipt::{EditActivations, Receipt};
 use crate::interventions::request::{SteerRequest, Variant};
@@ -63,40 +63,6 @@ impl GenerationRequest {
             answer_bytes: None,
             deadline: None,
             first_token_within: None,
-        }
-    }
-}
-
-/// How a token is drawn from the logits.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sampling {
-    /// Zero takes the most probable token.
-    pub temperature: f64,
-    pub top_p: f64,
-    /// Zero considers all tokens.
-    pub top_k: usize,
-    pub min_p: f64,
-    pub seed: Option<u64>,
-    pub logit_bias: BTreeMap<u32, f32>,
-    pub presence_penalty: f64,
-    pub frequency_penalty: f64,
-    /// One leaves the logits as they are.
-    pub repetition_penalty: f64,
-}
-
-impl Sampling {
-    /// Always the most probable token.
-    pub fn greedy() -> Self {
-        Sampling {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            seed: None,
-            logit_bias: BTreeMap::new(),
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            repetition_penalty: 1.0,
         }
     }
 }

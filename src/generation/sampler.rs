@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::request::Sampling;
+use super::sampling::Sampling;
 use crate::numerics::loss::log_sum_exp;
 use crate::numerics::softmax;
 
@@ -274,6 +274,10 @@ mod tests {
             },
             Sampling {
                 top_p: 1e-9,
+                ..sampling()
+            },
+            Sampling {
+                top_p: 0.0,
                 ..sampling()
             },
             Sampling {

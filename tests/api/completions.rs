@@ -111,6 +111,30 @@ fn the_seed_decides() {
 }
 
 #[test]
+fn neighbouring_seeds_have_no_sample_in_common() {
+    let server = Server::new();
+    let ask = |seed: i64| {
+        let changes = json!({"seed": seed, "n": 8, "max_tokens": 24});
+        texts(&server.post(ASK, &request(changes)).ok())
+    };
+    let (first, second) = (ask(5), ask(6));
+    for text in &first {
+        assert!(!second.contains(text), "both seeds give {text:?}");
+    }
+}
+
+#[test]
+fn a_top_p_of_zero_is_greedy() {
+    let server = Server::new();
+    let ask = |changes: Value| texts(&server.post(ASK, &request(changes)).ok());
+    let greedy = ask(json!({"temperature": 0, "max_tokens": 24}));
+    for seed in [1, 2] {
+        let nucleus = json!({"top_p": 0, "temperature": 2, "seed": seed, "max_tokens": 24});
+        assert_eq!(ask(nucleus), greedy);
+    }
+}
+
+#[test]
 fn choices_are_by_prompt_then_sample() {
     let server = Server::new();
     let answer = server

@@ -2,19 +2,20 @@
 //! whole against the budgets: prompts x samples x arms x tokens, before anything of that size exists.
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::request::{Common, StopField};
 use crate::api::ApiError;
 use crate::api::inventory::ModelCard;
-use crate::generation::request::{GenerationRequest, Sampling};
+use crate::generation::request::GenerationRequest;
+use crate::generation::sampling::{
+    self, MOST_SAMPLES, NumberRange, OutOfRange, Sampling, check_bias,
+};
 use crate::interventions::request::{
     CounterfactualPrompt, Destination, SteerRequest, Strength, Variant,
 };
 use crate::settings::Limits;
 
-const MOST_SAMPLES: usize = 128;
 pub const MOST_STOPS: usize = 4;
 /// Text is held back for as long as it could be the beginning of a stop.
 pub const LONGEST_STOP: usize = 1000;
@@ -131,23 +132,17 @@ fn streaming(common: &Common) -> Result<Option<Streaming>, ApiError> {
 }
 
 fn sampling(common: &Common, vocabulary: usize) -> Result<Sampling, ApiError> {
-    let penalty = |param, value| number(param, value, 0.0, -2.0..=2.0);
     Ok(Sampling {
-        temperature: number("temperature", common.temperature, 1.0, 0.0..=2.0)?,
-        top_p: number("top_p", common.top_p, 1.0, 0.0..=1.0)?,
+        temperature: number(&sampling::TEMPERATURE, common.temperature)?,
+        top_p: number(&sampling::TOP_P, common.top_p)?,
         top_k: top_k(common.top_k)?,
-        min_p: number("min_p", common.min_p, 0.0, 0.0..=1.0)?,
+        min_p: number(&sampling::MIN_P, common.min_p)?,
         // Any integer is a seed; which of the 2^64 it is does not matter.
         seed: common.seed.map(i64::cast_unsigned),
         logit_bias: logit_bias(common.logit_bias.as_ref(), vocabulary)?,
-        presence_penalty: penalty("presence_penalty", common.presence_penalty)?,
-        frequency_penalty: penalty("frequency_penalty", common.frequency_penalty)?,
-        repetition_penalty: number(
-            "repetition_penalty",
-            common.repetition_penalty,
-            1.0,
-            f64::MIN_POSITIVE..=10.0,
-        )?,
+        presence_penalty: number(&sampling::PRESENCE_PENALTY, common.presence_penalty)?,
+        frequency_penalty: number(&sampling::FREQUENCY_PENALTY, common.frequency_penalty)?,
+        repetition_penalty: number(&sampling::REPETITION_PENALTY, common.repetition_penalty)?,
     })
 }
 
@@ -241,32 +236,13 @@ fn check_counterfactuals(steer: Option<&SteerRequest>, limits: &Limits) -> Resul
     Ok(())
 }
 
-fn number(
-    param: &str,
-    value: Option<f64>,
-    default: f64,
-    range: RangeInclusive<f64>,
-) -> Result<f64, ApiError> {
-    let value = value.unwrap_or(default);
-    match range.contains(&value) {
-        true => Ok(value),
-        // The smallest positive number stands for "above 0".
-        false if *range.start() == f64::MIN_POSITIVE => {
-            let message = format!(
-                "{param} is {value}; it must be above 0 and at most {}",
-                range.end()
-            );
-            Err(ApiError::invalid(param, message))
-        }
-        false => {
-            let message = format!(
-                "{param} is {value}; it must be between {} and {}",
-                range.start(),
-                range.end()
-            );
-            Err(ApiError::invalid(param, message))
-        }
-    }
+fn number(range: &NumberRange, value: Option<f64>) -> Result<f64, ApiError> {
+    let value = value.unwrap_or(range.default);
+    range.check(value).map_err(out_of_range)
+}
+
+fn out_of_range(error: OutOfRange) -> ApiError {
+    ApiError::invalid(error.param, error.message)
 }
 
 fn top_k(value: Option<i64>) -> Result<usize, ApiError> {
@@ -286,11 +262,7 @@ fn logit_bias(
     vocabulary: usize,
 ) -> Result<BTreeMap<u32, f32>, ApiError> {
     let check = |(key, &bias): (&String, &f64)| {
-        let id = key
-            .parse::<u32>()
-            .ok()
-            .filter(|id| (*id as usize) < vocabulary);
-        let Some(id) = id else {
+        let Ok(id) = key.parse::<u32>() else {
             let shown: String = key.chars().take(80).collect();
             let message = format!(
                 "{shown:?} is no token id of the model; they run from 0 to {}",
@@ -298,11 +270,7 @@ fn logit_bias(
             );
             return Err(ApiError::invalid("logit_bias", message));
         };
-        if !(-100.0..=100.0).contains(&bias) {
-            let message =
-                format!("the bias of token {id} is {bias}; it must be between -100 and 100");
-            return Err(ApiError::invalid("logit_bias", message));
-        }
+        check_bias(id, bias, vocabulary).map_err(out_of_range)?;
         Ok((id, bias as f32))
     };
     biases.into_iter().flatten().map(check).collect()

@@ -9,6 +9,8 @@ use utoipa::ToSchema;
 use utoipa::openapi::Type;
 use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType};
 
+use crate::generation::sampling::LARGEST_BIAS;
+
 /// Declares a struct with its own fields and, after them, the common ones.
 macro_rules! with_common_fields {
     ($(#[$attribute:meta])* pub struct $name:ident { $($own:tt)* }) => {
@@ -16,34 +18,29 @@ macro_rules! with_common_fields {
         pub struct $name {
             $($own)*
             /// Choices for each prompt; 1 unless said.
-            #[schema(minimum = 1, maximum = 128, default = 1)]
+            #[schema(default = 1)]
             pub n: Option<usize>,
             /// Up to four texts that end a completion; they are no part of it.
             pub stop: Option<$crate::api::completions::request::StopField>,
-            /// The same seed and request give the same answer.
+            /// The same seed and request give the same answer. Samples of different seeds have nothing in common.
             pub seed: Option<i64>,
             /// 1 unless said; 0 takes the most probable token.
-            #[schema(minimum = 0, maximum = 2, default = 1.0)]
             pub temperature: Option<f64>,
-            /// Samples from the most probable tokens that together have this probability; 1 unless said.
-            #[schema(minimum = 0, maximum = 1, default = 1.0)]
+            /// Samples from the most probable tokens that together have this probability; 1 unless said; 0 takes the
+            /// most probable token.
             pub top_p: Option<f64>,
             /// Samples from so many of the most probable tokens; 0 or -1, the default, from all.
             #[schema(minimum = -1, default = -1)]
             pub top_k: Option<i64>,
             /// Leaves out tokens with less than this share of the most probable one's probability; 0 unless said.
-            #[schema(minimum = 0, maximum = 1, default = 0.0)]
             pub min_p: Option<f64>,
             #[schema(schema_with = $crate::api::completions::request::biases)]
             pub logit_bias: Option<std::collections::BTreeMap<String, f64>>,
             /// Taken from the logit of every token that has been generated; 0 unless said.
-            #[schema(minimum = -2, maximum = 2, default = 0.0)]
             pub presence_penalty: Option<f64>,
             /// Taken from a token's logit for each time that it has been generated; 0 unless said.
-            #[schema(minimum = -2, maximum = 2, default = 0.0)]
             pub frequency_penalty: Option<f64>,
             /// Divides the positive logits of tokens seen before, and multiplies the negative ones; 1 unless said.
-            #[schema(exclusive_minimum = 0, maximum = 10, default = 1.0)]
             pub repetition_penalty: Option<f64>,
             /// Answer piece by piece, as server-sent events.
             #[schema(default = false)]
@@ -106,8 +103,8 @@ pub struct StreamOptions {
 pub fn biases() -> Object {
     let bias = ObjectBuilder::new()
         .schema_type(Type::Number)
-        .minimum(Some(-100.0))
-        .maximum(Some(100.0));
+        .minimum(Some(-LARGEST_BIAS))
+        .maximum(Some(LARGEST_BIAS));
     let token = ObjectBuilder::new()
         .schema_type(Type::String)
         .pattern(Some("^[0-9]{1,10}$"));

@@ -1,12 +1,16 @@
-//! Bounds of the variants of enumerations, which cannot be written beside them: the library takes bounds of fields
-//! only. Where the server has a constant it is that one.
+//! Bounds that cannot be written beside what they bound: those of the variants of enumerations, for the library takes
+//! bounds of fields only, and those that a check reads too, for it takes literals only. Where the server has a constant
+//! it is that one.
 
 use std::collections::BTreeMap;
 
-use utoipa::openapi::schema::{AdditionalProperties, Array, ArrayItems, Object};
+use utoipa::openapi::schema::{AdditionalProperties, Array, ArrayItems, Object, SchemaType, Type};
 use utoipa::openapi::{OpenApi, RefOr, Schema};
 
+use crate::api::completions::chat::parameters::MOST_TOP_LOGPROBS;
 use crate::api::completions::parameters::{LONGEST_STOP, MOST_STOPS};
+use crate::api::completions::text::parameters::MOST_LOGPROBS;
+use crate::generation::sampling::{MOST_SAMPLES, RANGES};
 use crate::interventions::plan::condition::MOST_THRESHOLDS;
 use crate::interventions::plan::{LARGEST_STRENGTH, LONGEST_SWEEP};
 
@@ -18,6 +22,9 @@ pub fn add(document: &mut OpenApi) {
         return;
     };
     let schemas = &mut components.schemas;
+    for body in ["CreateCompletion", "CreateChatCompletion"] {
+        bound_sampling(schemas, body);
+    }
     for (name, lists) in [
         ("PromptField", 1..=3),
         ("CounterfactualPrompt", 1..=3),
@@ -62,6 +69,51 @@ pub fn add(document: &mut OpenApi) {
                 }
             }
         }
+    }
+}
+
+/// Writes the ranges of sampling into a body's fields.
+fn bound_sampling(schemas: &mut Schemas, body: &str) {
+    for range in RANGES {
+        if let Some(number) = field(schemas, body, range.name) {
+            number.default = Some(range.default.into());
+            number.maximum = Some(range.most.into());
+            match range.excludes_least {
+                true => number.exclusive_minimum = Some(range.least.into()),
+                false => number.minimum = Some(range.least.into()),
+            }
+        }
+    }
+    let counts = [
+        ("n", 1, MOST_SAMPLES),
+        ("best_of", 1, MOST_SAMPLES),
+        // Of text; in a chat it is no number.
+        ("logprobs", 0, MOST_LOGPROBS),
+        ("top_logprobs", 0, MOST_TOP_LOGPROBS),
+    ];
+    for (name, least, most) in counts {
+        if let Some(count) = field(schemas, body, name).filter(|field| is_number(field)) {
+            (count.minimum, count.maximum) = (Some(least.into()), Some(most.into()));
+        }
+    }
+}
+
+fn is_number(field: &Object) -> bool {
+    match &field.schema_type {
+        SchemaType::Type(kind) => *kind == Type::Integer,
+        SchemaType::Array(kinds) => kinds.contains(&Type::Integer),
+        SchemaType::AnyValue => false,
+    }
+}
+
+/// A field of an object.
+fn field<'a>(schemas: &'a mut Schemas, name: &str, field: &str) -> Option<&'a mut Object> {
+    let RefOr::T(Schema::Object(object)) = schemas.get_mut(name)? else {
+        return None;
+    };
+    match inline(object.properties.get_mut(field)?)? {
+        Schema::Object(field) => Some(field),
+        _ => None,
     }
 }
 
@@ -116,6 +168,20 @@ mod tests {
     fn every_bound_reaches_its_variant() {
         let document = serde_json::to_value(ApiDocument::openapi()).expect("a document");
         for (place, bound) in [
+            ("CreateCompletion/properties/temperature/maximum", json!(2)),
+            ("CreateCompletion/properties/top_p/minimum", json!(0)),
+            ("CreateChatCompletion/properties/top_p/default", json!(1.0)),
+            (
+                "CreateChatCompletion/properties/repetition_penalty/exclusiveMinimum",
+                json!(0),
+            ),
+            ("CreateCompletion/properties/n/maximum", json!(128)),
+            ("CreateCompletion/properties/best_of/minimum", json!(1)),
+            ("CreateCompletion/properties/logprobs/maximum", json!(5)),
+            (
+                "CreateChatCompletion/properties/top_logprobs/maximum",
+                json!(20),
+            ),
             ("PromptField/oneOf/1/minItems", json!(1)),
             ("PromptField/oneOf/2/minItems", json!(1)),
             ("PromptField/oneOf/3/minItems", json!(1)),

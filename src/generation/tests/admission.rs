@@ -361,7 +361,7 @@ fn faults_of_the_request_are_refused() {
     let catalog = catalog();
     let long = vec![1; CONTEXT];
     let base = request(&[PROMPT]);
-    let sampling = |change: fn(&mut crate::generation::request::Sampling)| {
+    let sampling = |change: fn(&mut crate::generation::sampling::Sampling)| {
         let mut request = base.clone();
         change(&mut request.sampling);
         request
@@ -414,7 +414,7 @@ fn faults_of_the_request_are_refused() {
             sampling(|sampling| sampling.temperature = -1.0),
             "temperature",
         ),
-        (sampling(|sampling| sampling.top_p = 0.0), "top_p"),
+        (sampling(|sampling| sampling.top_p = -0.1), "top_p"),
         (sampling(|sampling| sampling.min_p = f64::NAN), "min_p"),
         (
             sampling(|sampling| sampling.repetition_penalty = 0.0),

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::pair::{CONTEXT, answer, bits, catalog, request, steered};
-use crate::generation::request::{Delta, Finish, GenerationRequest, Sampling};
+use crate::generation::request::{Delta, Finish, GenerationRequest};
+use crate::generation::sampling::Sampling;
 use crate::generation::scheduler::generate;
 use serde_json::json;
 
@@ -98,11 +99,23 @@ fn samples_differ_and_seeds_repeat_them() {
     };
     assert_eq!(all(&first), all(&again));
     assert_ne!(bits(&first.choices[0]), bits(&first.choices[1]));
-    // Sample 1 of seed 7 is sample 0 of seed 8.
-    request.sampling.seed = Some(8);
+    let neighbour = GenerationRequest {
+        sampling: Sampling {
+            seed: Some(8),
+            ..request.sampling.clone()
+        },
+        ..request.clone()
+    };
+    for choice in all(&answer(&catalog, &neighbour)) {
+        assert!(!all(&first).contains(&choice), "seeds 7 and 8 share it");
+    }
+    let alone = GenerationRequest {
+        n: 1,
+        ..request.clone()
+    };
     assert_eq!(
-        bits(&answer(&catalog, &request).choices[0]),
-        bits(&first.choices[1])
+        bits(&answer(&catalog, &alone).choices[0]),
+        bits(&first.choices[0])
     );
     request.sampling.seed = None;
     assert_ne!(

@@ -15,7 +15,8 @@ use crate::bridge::pair::PairFiles;
 use crate::bridge::record::{BridgeRecord, SiteRecord};
 use crate::features::registry::Feature;
 use crate::generation::catalog::{Catalog, LoadedBridge, LoadedModel, LoadedPair, ModelKind};
-use crate::generation::request::{Choice, EngineError, Generation, GenerationRequest, Sampling};
+use crate::generation::request::{Choice, EngineError, Generation, GenerationRequest};
+use crate::generation::sampling::Sampling;
 use crate::generation::scheduler::generate;
 use crate::interventions::reference::{PlaceStatistics, ReferenceStatistics};
 use crate::models::config::{

@@ -11,7 +11,7 @@ use crate::api::completions::request::common_fields;
 use crate::api::inventory::ModelCard;
 use crate::settings::Limits;
 
-const MOST_TOP_LOGPROBS: usize = 20;
+pub const MOST_TOP_LOGPROBS: usize = 20;
 
 /// A request that is within its ranges and budgets.
 #[derive(Debug)]

@@ -28,7 +28,6 @@ with_common_fields! {
         /// Log-probabilities (in nats) of each token.
         pub logprobs: Option<bool>,
         /// Log-probabilities of so many of the most probable tokens too; only with `logprobs`.
-        #[schema(minimum = 0, maximum = 20)]
         pub top_logprobs: Option<usize>,
         /// Only `{"type": "text"}`.
         #[schema(value_type = Option<Object>)]

@@ -9,7 +9,7 @@ use crate::api::inventory::ModelCard;
 use crate::settings::Limits;
 
 const DEFAULT_MAX_TOKENS: usize = 16;
-const MOST_LOGPROBS: usize = 5;
+pub const MOST_LOGPROBS: usize = 5;
 
 /// A request that is within its ranges and budgets.
 #[derive(Debug)]

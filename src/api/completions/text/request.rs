@@ -21,13 +21,11 @@ with_common_fields! {
         pub max_tokens: Option<usize>,
         /// Samples for each prompt, of which the `n` with the highest mean log-probability a token are kept. Not
         /// with `steer.variants` or a list of strengths.
-        #[schema(minimum = 1, maximum = 128)]
         pub best_of: Option<usize>,
         /// The prompt is the beginning of the text that comes back.
         #[schema(default = false)]
         pub echo: Option<bool>,
         /// Log-probabilities (in nats) of each token and of so many of the most probable ones.
-        #[schema(minimum = 0, maximum = 5)]
         pub logprobs: Option<usize>,
         #[schema(schema_with = unsupported)]
         pub suffix: Option<String>,
