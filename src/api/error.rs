@@ -68,6 +68,12 @@ pub enum ApiError {
     DiskFull,
     #[error("the server has as many requests as it can carry; try again in a few seconds")]
     Busy,
+    #[error(
+        "as many examinations of features wait as may (limits.max_examinations = {most}); try again in a few seconds"
+    )]
+    Examinations { most: usize },
+    #[error("the examination took longer than the {seconds} s that one may (limits.examination_seconds)")]
+    ExaminationDeadline { seconds: u64 },
     #[error("{0}")]
     Unauthorized(&'static str),
     #[error("the API key is for {role}; this needs one for {needed}")]
@@ -215,13 +221,15 @@ impl ApiError {
                 INVALID,
                 Some("rate_limit_exceeded"),
             ),
-            ApiError::Deadline => (
+            ApiError::Deadline | ApiError::ExaminationDeadline { .. } => (
                 StatusCode::GATEWAY_TIMEOUT,
                 SERVER,
                 Some("deadline_exceeded"),
             ),
             ApiError::ClientGone => (client_closed_request(), INVALID, Some("client_gone")),
-            ApiError::Busy => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded")),
+            ApiError::Busy | ApiError::Examinations { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded"))
+            }
             ApiError::Internal(_) => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 SERVER,
@@ -266,12 +274,15 @@ impl ResponseError for ApiError {
             }
             ApiError::NotReady(_)
             | ApiError::Busy
+            | ApiError::Examinations { .. }
             | ApiError::Stopping
             | ApiError::Unsent { .. } => response.insert_header((RETRY_AFTER, RETRY_SECONDS)),
             _ => &mut response,
         };
         let mut response = response.json(self.body());
         if let ApiError::Busy
+        | ApiError::Examinations { .. }
+        | ApiError::ExaminationDeadline { .. }
         | ApiError::RateLimited { .. }
         | ApiError::Deadline
         | ApiError::Unsent { .. } = self

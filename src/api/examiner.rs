@@ -1,18 +1,25 @@
 //! Pairs opened for examination: finding channels and running features' tests need gradients and whole prompts
 //! at once, so they work on a copy of the pair's own and leave the engine to its requests.
 //!
-//! A pair is opened when it is first examined. One examination runs at a time; the others wait.
+//! A pair is opened when it is first examined. Searches and looks have a lane each, so that a look never waits for a
+//! search. One examination of a lane runs at a time; a bounded number wait for it. Each has a deadline, and ends when
+//! its client has gone.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use actix_web::web;
+use actix_web::{HttpRequest, web};
+use tokio::sync::Semaphore;
 
 use super::ApiError;
+use super::disconnect;
 use crate::features::FeatureError;
 use crate::features::paired_models::PairedModels;
+use crate::features::patience::Patience;
 use crate::features::question::PromptPair;
+use crate::settings::Limits;
 
 /// The pairs that can be examined.
 #[derive(Debug)]
@@ -20,16 +27,61 @@ pub struct Examiner {
     /// By bridge.
     directories: Mutex<BTreeMap<String, PathBuf>>,
     open: Arc<Mutex<BTreeMap<String, Arc<PairedModels>>>>,
-    turn: tokio::sync::Mutex<()>,
+    looks: Lane,
+    searches: Lane,
+    /// `limits.max_examinations`.
+    most: usize,
+    /// `limits.examination_seconds`.
+    seconds: u64,
+}
+
+/// What an examination takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// A pass over reference text at most.
+    Look,
+    /// Many passes over what a request says.
+    Search,
+}
+
+/// Examinations that run one after the other.
+#[derive(Debug)]
+struct Lane {
+    /// One for each examination that waits or runs.
+    places: Semaphore,
+    /// Held until an examination has really ended, also where nobody waits for it any more.
+    turn: Arc<Semaphore>,
+}
+
+impl Lane {
+    fn new(most: usize) -> Self {
+        Lane {
+            places: Semaphore::new(most),
+            turn: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+/// Ends the examination when the handler that waits for it ends.
+struct Waiting(Patience);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.lose();
+    }
 }
 
 impl Examiner {
     /// An examiner of the pairs in these directories, by the ids of their bridges.
-    pub fn new(directories: BTreeMap<String, PathBuf>) -> Self {
+    pub fn new(directories: BTreeMap<String, PathBuf>, limits: &Limits) -> Self {
+        let most = limits.max_examinations;
         Examiner {
             directories: Mutex::new(directories),
             open: Arc::default(),
-            turn: tokio::sync::Mutex::new(()),
+            looks: Lane::new(most),
+            searches: Lane::new(most),
+            most,
+            seconds: limits.examination_seconds,
         }
     }
 
@@ -53,12 +105,19 @@ impl Examiner {
         open.remove(bridge);
     }
 
-    /// Does `work` on a bridge's pair, off the threads that serve. What the work refuses is told of the
-    /// request's field `param`.
-    pub async fn examine<T, W>(&self, bridge: &str, param: &str, work: W) -> Result<T, ApiError>
+    /// Does `work` on a bridge's pair for the client of `http`, off the threads that serve. What the work refuses is
+    /// told of the request's field `param`.
+    pub async fn examine<T, W>(
+        &self,
+        http: &HttpRequest,
+        effort: Effort,
+        bridge: &str,
+        param: &str,
+        work: W,
+    ) -> Result<T, ApiError>
     where
         T: Send + 'static,
-        W: FnOnce(&PairedModels) -> Result<T, FeatureError> + Send + 'static,
+        W: FnOnce(&PairedModels, &Patience) -> Result<T, FeatureError> + Send + 'static,
     {
         let directory = {
             let directories = self.directories.lock();
@@ -72,31 +131,82 @@ impl Examiner {
         };
         let open = self.open.clone();
         let bridge = bridge.to_owned();
-        let _turn = self.turn.lock().await;
-        let examined = web::block(move || {
-            let known = open
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get(&bridge)
-                .cloned();
-            let models = match known {
-                Some(models) => models,
-                None => {
-                    let models = Arc::new(PairedModels::read(&directory)?);
-                    open.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .insert(bridge, models.clone());
-                    models
-                }
-            };
-            work(&models)
+        let examined = self.carry_out(http, effort, move |patience| {
+            work(&*opened(&open, &bridge, &directory)?, patience)
         });
-        match examined.await {
-            Ok(Ok(found)) => Ok(found),
-            Ok(Err(error)) => Err(refusal(error, param)),
-            Err(_) => Err(ApiError::Internal("an examination ended early".to_owned())),
+        examined.await?.map_err(|error| refusal(error, param))
+    }
+
+    /// Does `work` when its turn comes; it is given up at its deadline and when the client of `http` has gone.
+    async fn carry_out<T, W>(
+        &self,
+        http: &HttpRequest,
+        effort: Effort,
+        work: W,
+    ) -> Result<Result<T, FeatureError>, ApiError>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Patience) -> Result<T, FeatureError> + Send + 'static,
+    {
+        let until = Instant::now() + Duration::from_secs(self.seconds);
+        let patience = Patience::until(until);
+        let _waiting = Waiting(patience.clone());
+        let overdue = ApiError::ExaminationDeadline {
+            seconds: self.seconds,
+        };
+        let examined = tokio::select! {
+            examined = tokio::time::timeout_at(until.into(), self.in_turn(effort, patience, work)) => examined,
+            () = disconnect::gone(http) => return Err(ApiError::ClientGone),
+        };
+        match examined {
+            Ok(Ok(Err(FeatureError::GivenUp))) | Err(_) => Err(overdue),
+            Ok(examined) => examined,
         }
     }
+
+    async fn in_turn<T, W>(
+        &self,
+        effort: Effort,
+        patience: Patience,
+        work: W,
+    ) -> Result<Result<T, FeatureError>, ApiError>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Patience) -> Result<T, FeatureError> + Send + 'static,
+    {
+        let lane = match effort {
+            Effort::Look => &self.looks,
+            Effort::Search => &self.searches,
+        };
+        let Ok(_place) = lane.places.try_acquire() else {
+            return Err(ApiError::Examinations { most: self.most });
+        };
+        let turn = lane.turn.clone().acquire_owned().await;
+        let turn = turn.map_err(ApiError::internal)?;
+        let examined = web::block(move || {
+            let _turn = turn;
+            patience.check()?;
+            work(&patience)
+        });
+        let ended = |_| ApiError::Internal("an examination ended early".to_owned());
+        examined.await.map_err(ended)
+    }
+}
+
+/// A bridge's pair, read when nobody has it open.
+fn opened(
+    open: &Mutex<BTreeMap<String, Arc<PairedModels>>>,
+    bridge: &str,
+    directory: &Path,
+) -> Result<Arc<PairedModels>, FeatureError> {
+    // Held while a pair is read: no two lanes read it at once.
+    let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(models) = open.get(bridge) {
+        return Ok(models.clone());
+    }
+    let models = Arc::new(PairedModels::read(directory)?);
+    open.insert(bridge.to_owned(), models.clone());
+    Ok(models)
 }
 
 fn refusal(error: FeatureError, param: &str) -> ApiError {
@@ -108,7 +218,8 @@ fn refusal(error: FeatureError, param: &str) -> ApiError {
         FeatureError::Compute(_)
         | FeatureError::Artifact(_)
         | FeatureError::Pair(_)
-        | FeatureError::Reference(_) => ApiError::internal(error),
+        | FeatureError::Reference(_)
+        | FeatureError::GivenUp => ApiError::internal(error),
     }
 }
 
@@ -128,5 +239,116 @@ pub fn check_length(pairs: &[PromptPair], models: &PairedModels) -> Result<(), F
             );
             Err(FeatureError::Invalid(problem))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    /// A guard against tests that never end, not a measure of time.
+    const FOREVER: Duration = Duration::from_secs(60);
+
+    fn examiner(most: usize, seconds: u64) -> Examiner {
+        let limits = Limits {
+            max_examinations: most,
+            examination_seconds: seconds,
+            ..Limits::default()
+        };
+        Examiner::new(BTreeMap::new(), &limits)
+    }
+
+    /// An examination that ends only when it is given up: it says when it begins and when it ends.
+    fn endless(
+        told: mpsc::Sender<&'static str>,
+    ) -> impl FnOnce(&Patience) -> Result<(), FeatureError> + Send + 'static {
+        move |patience| {
+            let _ = told.send("begun");
+            while patience.check().is_ok() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let _ = told.send("ended");
+            patience.check()
+        }
+    }
+
+    async fn hear(told: &mpsc::Receiver<&'static str>, expected: &str) {
+        let heard = async {
+            loop {
+                match told.try_recv() {
+                    Ok(word) => return word,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        };
+        let heard = tokio::time::timeout(FOREVER, heard).await;
+        assert_eq!(heard, Ok(expected));
+    }
+
+    #[actix_web::test]
+    async fn a_look_does_not_wait_for_a_search() {
+        let examiner = examiner(2, 600);
+        let http = TestRequest::default().to_http_request();
+        let (tell, told) = mpsc::channel();
+        let search = examiner.carry_out(&http, Effort::Search, endless(tell));
+        let look = async {
+            hear(&told, "begun").await;
+            let look = examiner.carry_out(&http, Effort::Look, |_| Ok(7));
+            tokio::time::timeout(FOREVER, look).await
+        };
+        tokio::select! {
+            _ = search => panic!("nobody gave it up"),
+            look = look => assert!(matches!(look, Ok(Ok(Ok(7))))),
+        }
+        // The search is dropped here, as it is when its client goes.
+        hear(&told, "ended").await;
+    }
+
+    #[actix_web::test]
+    async fn more_than_may_wait_are_turned_away_and_places_come_back() {
+        let examiner = examiner(2, 600);
+        let http = TestRequest::default().to_http_request();
+        let (tell, told) = mpsc::channel();
+        let running = examiner.carry_out(&http, Effort::Search, endless(tell.clone()));
+        let waiting = examiner.carry_out(&http, Effort::Search, endless(tell));
+        let third = async {
+            hear(&told, "begun").await;
+            examiner.carry_out(&http, Effort::Search, |_| Ok(())).await
+        };
+        tokio::select! {
+            biased;
+            _ = running => panic!("nobody gave it up"),
+            _ = waiting => panic!("nobody gave it up"),
+            third = third => {
+                assert!(matches!(third, Err(ApiError::Examinations { most: 2 })));
+            }
+        }
+        hear(&told, "ended").await;
+        // The one that waited has left before it began.
+        let next = examiner.carry_out(&http, Effort::Search, |_| Ok(7));
+        let next = tokio::time::timeout(FOREVER, next).await;
+        assert!(matches!(next, Ok(Ok(Ok(7)))));
+    }
+
+    #[actix_web::test]
+    async fn an_examination_ends_at_its_deadline_and_so_does_one_that_waits() {
+        let examiner = examiner(2, 1);
+        let http = TestRequest::default().to_http_request();
+        let (tell, told) = mpsc::channel();
+        let (first, second) = tokio::join!(
+            examiner.carry_out(&http, Effort::Search, endless(tell.clone())),
+            examiner.carry_out(&http, Effort::Search, endless(tell)),
+        );
+        for outcome in [first, second] {
+            let overdue = ApiError::ExaminationDeadline { seconds: 1 };
+            assert_eq!(outcome.expect_err("late").to_string(), overdue.to_string());
+        }
+        hear(&told, "begun").await;
+        hear(&told, "ended").await;
+        assert!(told.try_recv().is_err(), "the second was never begun");
     }
 }

@@ -7,9 +7,10 @@ use std::sync::{PoisonError, RwLock};
 
 use crate::artifacts::{ArtifactError, atomic};
 use crate::features::registry::Feature;
+use crate::settings::Limits;
 
-/// A longer file is no list of features.
-const LONGEST_FILE: u64 = 64 << 20;
+/// A longer file is no list of features. Settings allow no more, so what was accepted under any of them is read again.
+const LONGEST_FILE: u64 = Limits::LARGEST_FEATURE_BYTES as u64;
 
 /// A feature and where it is from.
 #[derive(Debug, Clone)]
@@ -37,6 +38,7 @@ pub struct FeatureStore {
     bridges: RwLock<BTreeMap<String, BridgeFeatures>>,
     /// Held over a whole change, reading and writing, so that no two overwrite each other.
     changing: tokio::sync::Mutex<()>,
+    limits: Limits,
 }
 
 #[derive(Debug)]
@@ -45,6 +47,8 @@ struct BridgeFeatures {
     path: PathBuf,
     shipped: Vec<Feature>,
     own: Vec<Feature>,
+    /// Of the file.
+    bytes: usize,
 }
 
 /// What a change makes of one name.
@@ -64,6 +68,8 @@ pub enum StoreError {
     Json { path: String, problem: String },
     #[error("the writing of features ended early, or their bridge is gone")]
     Ended,
+    #[error("{0}")]
+    Full(String),
 }
 
 impl FeatureStore {
@@ -71,11 +77,13 @@ impl FeatureStore {
     pub fn open(
         data_directory: &Path,
         shipped: BTreeMap<String, Vec<Feature>>,
+        limits: Limits,
     ) -> Result<Self, StoreError> {
         let store = FeatureStore {
             directory: data_directory.join("features"),
             bridges: RwLock::default(),
             changing: tokio::sync::Mutex::new(()),
+            limits,
         };
         for (bridge, shipped) in shipped {
             store.open_bridge(&bridge, None, shipped)?;
@@ -92,13 +100,18 @@ impl FeatureStore {
         shipped: Vec<Feature>,
     ) -> Result<(), StoreError> {
         let path = self.path(bridge, of);
-        let own = if path.is_file() {
+        let (own, bytes) = if path.is_file() {
             read_features(&path)?
         } else {
-            Vec::new()
+            (Vec::new(), 0)
         };
         let mut bridges = self.bridges.write().unwrap_or_else(PoisonError::into_inner);
-        let features = BridgeFeatures { path, shipped, own };
+        let features = BridgeFeatures {
+            path,
+            shipped,
+            own,
+            bytes,
+        };
         bridges.insert(bridge.to_owned(), features);
         Ok(())
     }
@@ -155,6 +168,22 @@ impl FeatureStore {
             .collect()
     }
 
+    /// What the features of all bridges but this one take.
+    fn taken_beside(&self, bridge: &str) -> Taken {
+        let bridges = self.bridges.read().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = Taken::default();
+        for (name, features) in &*bridges {
+            match name == bridge {
+                true => taken.before = features.bytes,
+                false => {
+                    taken.features += features.own.len();
+                    taken.bytes += features.bytes;
+                }
+            }
+        }
+        taken
+    }
+
     /// Waits until no other change is under way; until the guard is dropped there will be none.
     pub async fn change(&self) -> ChangeGuard<'_> {
         ChangeGuard {
@@ -193,20 +222,62 @@ impl ChangeGuard<'_> {
             },
             Change::Remove(name) => own.retain(|known| known.name != name),
         }
-        let directory = self.store.directory.clone();
-        let written = own.clone();
-        let writing = actix_web::web::block(move || write_features(&directory, &path, &written));
-        writing.await.map_err(|_| StoreError::Ended)??;
+        let others = self.store.taken_beside(bridge);
+        let (directory, limits) = (self.store.directory.clone(), self.store.limits);
+        let writing = actix_web::web::block(move || {
+            let json = written(&path, &own)?;
+            check_quota(&own, json.len(), &others, &limits)?;
+            atomic::create_directory(&directory)?;
+            atomic::write(&path, &json)?;
+            Ok::<_, StoreError>((own, json.len()))
+        });
+        let (own, bytes) = writing.await.map_err(|_| StoreError::Ended)??;
         let mut bridges = self
             .store
             .bridges
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(features) = bridges.get_mut(bridge) {
-            features.own = own;
+            (features.own, features.bytes) = (own, bytes);
         }
         Ok(())
     }
+}
+
+/// What callers' features take.
+#[derive(Debug, Clone, Copy, Default)]
+struct Taken {
+    features: usize,
+    bytes: usize,
+    /// What the bridge in question had before its change.
+    before: usize,
+}
+
+/// Refuses more than may be kept. What makes a file smaller is let through: lowered limits do not stand in its way.
+fn check_quota(
+    own: &[Feature],
+    bytes: usize,
+    others: &Taken,
+    limits: &Limits,
+) -> Result<(), StoreError> {
+    if bytes <= others.before {
+        return Ok(());
+    }
+    let (features, total) = (own.len() + others.features, bytes + others.bytes);
+    if features > limits.max_features {
+        return Err(StoreError::Full(format!(
+            "callers have made {} features already, as many as are kept (limits.max_features); delete some",
+            limits.max_features
+        )));
+    }
+    if total > limits.max_feature_bytes {
+        return Err(StoreError::Full(format!(
+            "with this the features that callers have made would take {total} bytes; at most {} are kept \
+             (limits.max_feature_bytes): give fewer or shorter tests and texts, or delete some features",
+            limits.max_feature_bytes
+        )));
+    }
+    Ok(())
 }
 
 impl BridgeFeatures {
@@ -229,16 +300,21 @@ impl BridgeFeatures {
     }
 }
 
-fn read_features(path: &Path) -> Result<Vec<Feature>, StoreError> {
+fn read_features(path: &Path) -> Result<(Vec<Feature>, usize), StoreError> {
     let json = atomic::read_small(path, LONGEST_FILE)?;
-    serde_json::from_slice(&json).map_err(|error| json_error(path, &error))
+    Ok((parse(path, &json)?, json.len()))
 }
 
-fn write_features(directory: &Path, path: &Path, features: &[Feature]) -> Result<(), StoreError> {
+fn parse(path: &Path, json: &[u8]) -> Result<Vec<Feature>, StoreError> {
+    serde_json::from_slice(json).map_err(|error| json_error(path, &error))
+}
+
+/// The file of these features. It is read once before it is written: a number that has no JSON would be refused at the
+/// next start.
+fn written(path: &Path, features: &[Feature]) -> Result<Vec<u8>, StoreError> {
     let json = serde_json::to_vec_pretty(features).map_err(|error| json_error(path, &error))?;
-    atomic::create_directory(directory)?;
-    atomic::write(path, &json)?;
-    Ok(())
+    parse(path, &json)?;
+    Ok(json)
 }
 
 fn json_error(path: &Path, error: &serde_json::Error) -> StoreError {

@@ -105,7 +105,7 @@ pub fn load_probed(
             bridge.features.values().cloned().collect::<Vec<Feature>>(),
         )
     });
-    let features = FeatureStore::open(&settings.data_dir, shipped.collect())?;
+    let features = FeatureStore::open(&settings.data_dir, shipped.collect(), settings.limits)?;
     let configs: BTreeMap<&str, &TransformerConfig> = catalog
         .models
         .iter()
@@ -129,7 +129,7 @@ pub fn load_probed(
             seconds: settings.limits.load_seconds,
         },
         features,
-        examiner: Examiner::new(directories),
+        examiner: Examiner::new(directories, &settings.limits),
         keys: Keys::new(&settings.keys),
         limits: settings.limits,
         parsing: Semaphore::new(1),

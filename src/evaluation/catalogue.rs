@@ -10,6 +10,7 @@ use super::EvaluationError;
 use super::task_table::{RouteFigures, TaskRow};
 use crate::corpus::Split;
 use crate::features::paired_models::PairedModels;
+use crate::features::patience::Patience;
 use crate::features::patching::Patching;
 use crate::features::question::{PromptPair, share};
 use crate::features::registry::{Feature, FeatureTest};
@@ -205,7 +206,7 @@ fn tests(
         tests: candidates,
         ..feature.clone()
     };
-    let outcomes = verify(models, &tried)?;
+    let outcomes = verify(models, &tried, Patience::endless())?;
     let clear = tried
         .tests
         .into_iter()

@@ -353,7 +353,7 @@ impl<'s, 'm> Selection<'s, 'm> {
     fn answers(&mut self, members: &[usize], also: Option<usize>) -> Result<Answers, FeatureError> {
         let channels: Vec<usize> = members.iter().copied().chain(also).collect();
         let change = self.patch.group(&channels, 1.0);
-        Ok(self.patching.answers_with(&self.patch, change)?)
+        self.patching.answers_with(&self.patch, change)
     }
 
     fn finish(self, ranking: Vec<ChannelEffect>) -> Contrast {

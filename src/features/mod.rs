@@ -7,13 +7,14 @@
 //! - [`statistics`], [`examples`]: channels and groups over reference text; [`measured`] keeps what
 //!   took a pass, among the [`recent`] findings.
 //! - [`wiring`], [`promotion`]: what a channel is connected to, and which tokens it speaks for ([`promoted_tokens`]).
-//! - [`verify`]: a feature's own tests, run again.
+//! - [`verify`]: a feature's own tests, run again. [`patience`] ends what nobody waits for any more.
 
 pub mod contrast;
 pub mod examples;
 pub mod measured;
 pub mod paired_models;
 pub mod patching;
+pub mod patience;
 pub mod promoted_tokens;
 pub mod promotion;
 pub mod prompt_run;
@@ -57,4 +58,6 @@ pub enum FeatureError {
     Reference(#[from] ReferenceError),
     #[error("{0}")]
     Invalid(String),
+    #[error("the examination was given up")]
+    GivenUp,
 }

@@ -10,6 +10,7 @@ use candle_core::{Result as CandleResult, Tensor};
 
 use super::FeatureError;
 use super::paired_models::PairedModels;
+use super::patience::Patience;
 use super::prompt_run::PromptRun;
 use super::question::{Answers, PromptPair};
 use super::route::{ChannelColumns, Route};
@@ -28,6 +29,7 @@ pub struct Patching<'m> {
     /// The dense stream on the counterfactual prompts, `[rows, D]` for each site.
     dense_counterfactual: Vec<Tensor>,
     pub answers: UneditedAnswers,
+    patience: Patience,
 }
 
 /// What the models answer when nothing is edited.
@@ -63,6 +65,16 @@ impl<'m> Patching<'m> {
         pairs: Vec<PromptPair>,
         places: &[Place],
     ) -> Result<Self, FeatureError> {
+        Self::patient(models, pairs, places, Patience::endless())
+    }
+
+    /// The same, as long as `patience` lasts: what is done with the pairs ends with it.
+    pub fn patient(
+        models: &'m PairedModels,
+        pairs: Vec<PromptPair>,
+        places: &[Place],
+        patience: Patience,
+    ) -> Result<Self, FeatureError> {
         let vocabulary = models.dense.config.vocab_size;
         for (index, pair) in pairs.iter().enumerate() {
             if pair.presented.len() != pair.counterfactual.len() {
@@ -85,7 +97,9 @@ impl<'m> Patching<'m> {
             .map(|pair| pair.counterfactual.as_slice())
             .collect();
         let run = |model, prompts: &[&[u32]], places: &[Place]| {
-            PromptRun::new(model, prompts, &from, places.iter().copied())
+            patience.check()?;
+            let run = PromptRun::new(model, prompts, &from, places.iter().copied());
+            run.map_err(FeatureError::from)
         };
         let answers =
             |run: &PromptRun| Answers::read(pairs.iter().map(|pair| pair.question), run.logits());
@@ -115,6 +129,7 @@ impl<'m> Patching<'m> {
             counterfactual,
             dense_counterfactual,
             answers,
+            patience,
         })
     }
 
@@ -133,6 +148,7 @@ impl<'m> Patching<'m> {
 
     /// The patch of every channel of a place.
     pub fn place_patch(&self, place: Place, route: Route) -> Result<PlacePatch, FeatureError> {
+        self.patience.check()?;
         let columns = ChannelColumns::new(self.models, place, route)?;
         let Some(counterfactual) = self.counterfactual.get(&place) else {
             return Err(FeatureError::Invalid(format!("{place} was not recorded")));
@@ -165,17 +181,27 @@ impl<'m> Patching<'m> {
     }
 
     /// The answers when `change [rows, width]` is added at the patch's target.
-    pub fn answers_with(&mut self, patch: &PlacePatch, change: Vec<f32>) -> CandleResult<Answers> {
+    pub fn answers_with(
+        &mut self,
+        patch: &PlacePatch,
+        change: Vec<f32>,
+    ) -> Result<Answers, FeatureError> {
+        self.patience.check()?;
         let logits = self
             .run_of(patch.route)
             .with_change(patch.columns.target, change)?;
-        self.read(&logits)
+        Ok(self.read(&logits)?)
     }
 
     /// The answers when `change [rows, D]` is added to the dense stream at a site.
-    pub fn answers_with_dense(&mut self, site: Site, change: Vec<f32>) -> CandleResult<Answers> {
+    pub fn answers_with_dense(
+        &mut self,
+        site: Site,
+        change: Vec<f32>,
+    ) -> Result<Answers, FeatureError> {
+        self.patience.check()?;
         let logits = self.dense.with_change(Place::Site(site), change)?;
-        self.read(&logits)
+        Ok(self.read(&logits)?)
     }
 
     fn read(&self, logits: &Tensor) -> CandleResult<Answers> {

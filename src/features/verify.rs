@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use super::FeatureError;
 use super::paired_models::PairedModels;
 use super::patching::Patching;
+use super::patience::Patience;
 use super::question::{PromptPair, Question, share};
 use super::registry::{Feature, FeatureTest};
 use super::route::Route;
@@ -28,7 +29,11 @@ pub struct TestOutcome {
 }
 
 /// Runs every test of a feature, patching it from the counterfactual through the bridge at full strength.
-pub fn verify(models: &PairedModels, feature: &Feature) -> Result<Vec<TestOutcome>, FeatureError> {
+pub fn verify(
+    models: &PairedModels,
+    feature: &Feature,
+    patience: Patience,
+) -> Result<Vec<TestOutcome>, FeatureError> {
     if feature.tests.is_empty() {
         return Ok(Vec::new());
     }
@@ -39,7 +44,7 @@ pub fn verify(models: &PairedModels, feature: &Feature) -> Result<Vec<TestOutcom
         .iter()
         .map(|test| test_pair(test, tokenizer))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut patching = Patching::new(models, pairs, &[place])?;
+    let mut patching = Patching::patient(models, pairs, &[place], patience)?;
     let patch = patching.place_patch(place, Route::Bridge(feature.write))?;
     let channels: Vec<usize> = feature
         .channels

@@ -33,6 +33,16 @@ pub struct Limits {
     pub body_seconds: u64,
     /// Seconds after which a connection is closed whose client reads nothing of its answer.
     pub unread_seconds: u64,
+    /// Examinations of features (contrasts and verifications; looks apart from them) that may wait or run at once.
+    pub max_examinations: usize,
+    /// Seconds that one may take, waiting included.
+    pub examination_seconds: u64,
+    /// Features that callers have made or changed, of all bridges together.
+    pub max_features: usize,
+    /// Tests of one feature.
+    pub max_feature_tests: usize,
+    /// Bytes that those features take on the disk, of all bridges together.
+    pub max_feature_bytes: usize,
     /// Seconds that a completion may take, waiting included.
     pub deadline_seconds: u64,
     /// Seconds that its first token may take, waiting included: a request that would wait longer is turned away.
@@ -40,6 +50,9 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The most that `max_feature_bytes` may be: a longer file of features is not read.
+    pub const LARGEST_FEATURE_BYTES: usize = 1 << 30;
+
     /// [`Limits::max_model_mib`] in bytes.
     pub fn max_model_bytes(&self) -> u64 {
         self.max_model_mib.saturating_mul(1 << 20)
@@ -62,6 +75,11 @@ impl Default for Limits {
             max_unsent_bytes: 64 << 20,
             body_seconds: 30,
             unread_seconds: 30,
+            max_examinations: 16,
+            examination_seconds: 300,
+            max_features: 10_000,
+            max_feature_tests: 100,
+            max_feature_bytes: 16 << 20,
             deadline_seconds: 300,
             first_token_seconds: 30,
         }

@@ -197,6 +197,11 @@ impl Settings {
                 "limits.first_token_seconds",
                 self.limits.first_token_seconds as usize,
             ),
+            ("limits.max_examinations", self.limits.max_examinations),
+            (
+                "limits.examination_seconds",
+                self.limits.examination_seconds as usize,
+            ),
             ("limits.max_model_mib", self.limits.max_model_mib as usize),
             ("limits.load_seconds", self.limits.load_seconds as usize),
             ("limits.body_seconds", self.limits.body_seconds as usize),
@@ -206,6 +211,12 @@ impl Settings {
             if value == 0 {
                 return Err(invalid(&format!("{name} is 0; at least 1 is needed")));
             }
+        }
+        if self.limits.max_feature_bytes > Limits::LARGEST_FEATURE_BYTES {
+            return Err(invalid(&format!(
+                "limits.max_feature_bytes is above {}, the most that is read at the next start",
+                Limits::LARGEST_FEATURE_BYTES
+            )));
         }
         self.artifacts
             .check()

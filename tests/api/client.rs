@@ -283,6 +283,11 @@ impl Response {
         data.into_iter().map(parse).collect()
     }
 
+    #[track_caller]
+    pub fn status_is(&self, status: u16) {
+        assert_eq!(self.status, status, "{}", self.body);
+    }
+
     /// The body of a 200.
     #[track_caller]
     pub fn ok(&self) -> Value {

@@ -334,3 +334,64 @@ fn a_feature_that_cannot_be_is_refused() {
         .patch("/v1/features/shipped_feature", &json!({"node": "x"}))
         .is_error(400, Some("node"), Some("unknown_field"));
 }
+
+#[test]
+fn features_are_kept_within_quotas_and_what_was_accepted_is_there_after_a_restart() {
+    let server = Server::new();
+    // Close to the longest body.
+    let long = |name: &str| {
+        let mut feature = own(name);
+        let test = json!({"prompt": "a".repeat(40_000), "counterfactual": "b", "expected": "c", "instead": "d",
+            "at_least": 0.9, "at_most_before": 0.1});
+        feature["tests"] = json!(vec![test; 100]);
+        feature
+    };
+    let mut accepted = Vec::new();
+    let refused = (0..17).find_map(|number| {
+        let name = format!("long_{number}");
+        let answer = server.post("/v1/features", &long(&name));
+        match answer.status {
+            201 => {
+                accepted.push(name);
+                None
+            }
+            _ => Some(answer),
+        }
+    });
+    let refused = refused.expect("seventeen of them are more than is kept");
+    refused.is_error(400, None, Some("over_budget"));
+    assert!(refused.body.contains("limits.max_feature_bytes"), "{}", refused.body);
+    assert!(accepted.len() > 1, "{accepted:?}");
+    // A change may not do it either, and what is smaller is welcome.
+    server.post("/v1/features", &own("short")).status_is(201);
+    let tests = json!({"tests": long("short")["tests"]});
+    server.patch("/v1/features/short", &tests).is_error(400, None, Some("over_budget"));
+    server.patch("/v1/features/long_0", &json!({"tests": []})).ok();
+    server.patch("/v1/features/short", &tests).ok();
+    let server = server.restarted();
+    let listed = server.get("/v1/features").ok();
+    for name in accepted.iter().map(String::as_str).chain(["short"]) {
+        assert!(ids(&listed).contains(&name), "{name}");
+    }
+}
+
+#[test]
+fn how_many_features_and_tests_there_are_is_a_setting() {
+    let server = Server::with(|settings| {
+        settings.limits.max_features = 2;
+        settings.limits.max_feature_tests = 1;
+    });
+    let mut tested = own("first");
+    tested["tests"] = json!(vec![tested["tests"][0].clone(); 2]);
+    let refused = server.post("/v1/features", &tested);
+    refused.is_error(400, Some("tests"), None);
+    assert!(refused.body.contains("limits.max_feature_tests"), "{}", refused.body);
+    for name in ["first", "second"] {
+        server.post("/v1/features", &own(name)).status_is(201);
+    }
+    let third = server.post("/v1/features", &own("third"));
+    third.is_error(400, None, Some("over_budget"));
+    assert!(third.body.contains("limits.max_features"), "{}", third.body);
+    server.delete("/v1/features/first").ok();
+    server.post("/v1/features", &own("third")).status_is(201);
+}

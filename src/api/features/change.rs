@@ -2,24 +2,24 @@
 
 use std::sync::Arc;
 
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::lookup;
 use super::wire::{BridgeQuery, CreateFeature, DeletedFeature, FeatureObject, UpdateFeature};
 use crate::api::ApiError;
 use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
-use crate::api::feature_store::{Change, ChangeGuard, Origin, StoredFeature};
+use crate::api::feature_store::{Change, ChangeGuard, Origin, StoreError, StoredFeature};
 use crate::api::state::State;
 use crate::artifacts::ArtifactId;
 use crate::features::registry::{self, FeatureTest};
 use crate::generation::catalog::Catalog;
 use crate::interventions::request::WeightedChannel;
 use crate::models::location::Place;
+use crate::settings::Limits;
 
 /// The longest description, in characters.
 const LONGEST_DESCRIPTION: usize = 10_000;
-const MOST_TESTS: usize = 100;
 /// A feature of this name could not be reached.
 const CONTRAST: &str = "contrast";
 
@@ -35,11 +35,15 @@ const CONTRAST: &str = "contrast";
     })),
     responses(
         (status = 201, description = "The feature", body = FeatureObject),
-        (status = 400, description = "A field is wrong; a name already used has the code `already_exists`",
-            body = ErrorBody),
-        (status = 503, description = "The engine is not running: code `not_ready`", body = ErrorBody)
+        (status = 400, description = "A field is wrong; a name already used has the code `already_exists`, more features \
+            than are kept the code `over_budget`", body = ErrorBody),
+        (status = 503, description = "The engine is not running: code `not_ready`; or too many examinations wait: code \
+            `overloaded`", body = ErrorBody),
+        (status = 504, description = "Its channels' statistics took longer than they may: code `deadline_exceeded`",
+            body = ErrorBody)
     ))]
 pub async fn create(
+    http: HttpRequest,
     state: web::Data<State>,
     body: JsonBody<CreateFeature>,
 ) -> Result<HttpResponse, ApiError> {
@@ -60,7 +64,11 @@ pub async fn create(
     let place = Place::parse(&request.node, config.n_layers)
         .map_err(|error| ApiError::invalid("node", error.to_string()))?;
     let channels = unit_length(&request.channels, place.width(config), place)?;
-    check_texts(Some(&request.description), Some(&request.tests))?;
+    check_texts(
+        Some(&request.description),
+        Some(&request.tests),
+        &state.limits,
+    )?;
     let feature = registry::Feature {
         name: name.to_string(),
         description: request.description,
@@ -69,7 +77,7 @@ pub async fn create(
             .write
             .unwrap_or_else(|| lookup::default_write(place)),
         tasks: request.tasks,
-        stats: lookup::group_statistics(&state, &bridge, place, &channels).await?,
+        stats: lookup::group_statistics(&http, &state, &bridge, place, &channels).await?,
         channels,
         tests: request.tests,
     };
@@ -110,7 +118,8 @@ pub async fn create(
     request_body(content = UpdateFeature, example = json!({"description": "Which quote opened the string."})),
     responses(
         (status = 200, description = "The feature as it is now", body = FeatureObject),
-        (status = 400, description = "A field is wrong", body = ErrorBody),
+        (status = 400, description = "A field is wrong, or there would be more than is kept: code `over_budget`",
+            body = ErrorBody),
         (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
         (status = 503, description = "The engine is not running: code `not_ready`", body = ErrorBody)
     ))]
@@ -121,7 +130,11 @@ pub async fn update(
     body: JsonBody<UpdateFeature>,
 ) -> Result<HttpResponse, ApiError> {
     let changes = body.0;
-    check_texts(changes.description.as_deref(), changes.tests.as_deref())?;
+    check_texts(
+        changes.description.as_deref(),
+        changes.tests.as_deref(),
+        &state.limits,
+    )?;
     let guard = state.features.change().await;
     let StoredFeature {
         bridge,
@@ -189,10 +202,15 @@ async fn keep(
     bridge: &str,
     change: Change,
 ) -> Result<(), ApiError> {
-    guard
-        .apply(bridge, change)
-        .await
-        .map_err(ApiError::storage)?;
+    let kept = guard.apply(bridge, change).await;
+    kept.map_err(|error| match error {
+        StoreError::Full(message) => ApiError::Invalid {
+            message,
+            param: None,
+            code: Some("over_budget"),
+        },
+        other => ApiError::storage(other),
+    })?;
     let features = state.features.by_name(bridge);
     let bridge = bridge.to_owned();
     let replace = move |catalog: &mut Catalog| {
@@ -255,17 +273,23 @@ pub fn unit_length(
     Ok(channels.iter().map(scaled).collect())
 }
 
-fn check_texts(description: Option<&str>, tests: Option<&[FeatureTest]>) -> Result<(), ApiError> {
+fn check_texts(
+    description: Option<&str>,
+    tests: Option<&[FeatureTest]>,
+    limits: &Limits,
+) -> Result<(), ApiError> {
     if description.is_some_and(|text| text.chars().count() > LONGEST_DESCRIPTION) {
         let message = format!("a description has at most {LONGEST_DESCRIPTION} characters");
         return Err(ApiError::invalid("description", message));
     }
     let tests = tests.unwrap_or_default();
-    if tests.len() > MOST_TESTS {
-        return Err(ApiError::invalid(
-            "tests",
-            format!("a feature has at most {MOST_TESTS} tests"),
-        ));
+    let most = limits.max_feature_tests;
+    if tests.len() > most {
+        let message = format!(
+            "there are {} tests; a feature has at most {most} (limits.max_feature_tests)",
+            tests.len()
+        );
+        return Err(ApiError::invalid("tests", message));
     }
     for (index, test) in tests.iter().enumerate() {
         for (name, value) in [

@@ -1,7 +1,7 @@
 //! `POST /v1/features/contrast`: which channels of the sparse model make the difference between two sets of
 //! prompts, by what patching them does to the dense model's answers.
 
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -9,12 +9,13 @@ use super::lookup;
 use crate::api::ApiError;
 use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
-use crate::api::examiner::check_length;
+use crate::api::examiner::{Effort, check_length};
 use crate::api::inventory::BridgeCard;
 use crate::api::state::State;
 use crate::features::contrast::{self, ContrastOptions};
 use crate::features::paired_models::PairedModels;
 use crate::features::patching::{Patching, UneditedAnswers};
+use crate::features::patience::Patience;
 use crate::features::question::PromptPair;
 use crate::features::registry::FeatureTest;
 use crate::features::route::Route;
@@ -137,9 +138,12 @@ pub struct GroupStep {
     })),
     responses(
         (status = 200, description = "The channels, ranked", body = Contrast),
-        (status = 400, description = "A field is wrong, or a pair's prompts differ in length", body = ErrorBody)
+        (status = 400, description = "A field is wrong, or a pair's prompts differ in length", body = ErrorBody),
+        (status = 503, description = "Too many examinations wait: code `overloaded`", body = ErrorBody),
+        (status = 504, description = "It took longer than it may: code `deadline_exceeded`", body = ErrorBody)
     ))]
 pub async fn create(
+    http: HttpRequest,
     state: web::Data<State>,
     body: JsonBody<CreateContrast>,
 ) -> Result<HttpResponse, ApiError> {
@@ -166,13 +170,19 @@ pub async fn create(
     let write = request.write;
     let found = state
         .examiner
-        .examine(&id, "pairs", move |models| {
+        .examine(&http, Effort::Search, &id, "pairs", move |models, patience| {
             let places = if places.is_empty() {
                 models.inner_inputs()
             } else {
                 places
             };
-            run(models, &tests, &places, write, limit, &options)
+            let search = Search {
+                places: &places,
+                write,
+                limit,
+                options: &options,
+            };
+            search.run(models, &tests, patience)
         })
         .await?;
     let (dense_accuracy, sparse_accuracy, found) = found;
@@ -257,37 +267,41 @@ fn check_pairs(state: &State, pairs: &[ContrastPair]) -> Result<(), ApiError> {
 
 type Found = (f64, f64, Vec<contrast::Contrast>);
 
-fn run(
-    models: &PairedModels,
-    tests: &[FeatureTest],
-    places: &[Place],
+/// Where channels are searched, and how.
+struct Search<'a> {
+    places: &'a [Place],
     write: Option<Write>,
+    /// The most places that are searched in earnest.
     limit: usize,
-    options: &ContrastOptions,
-) -> Result<Found, FeatureError> {
-    let tokenizer = models.tokenizer()?;
-    let pairs: Vec<PromptPair> = tests
-        .iter()
-        .map(|test| verify::test_pair(test, tokenizer))
-        .collect::<Result<_, _>>()?;
-    check_length(&pairs, models)?;
-    let mut patching = Patching::new(models, pairs, places)?;
-    let routes: Vec<(Place, Route)> = places
-        .iter()
-        .map(|&place| {
-            (
-                place,
-                Route::Bridge(write.unwrap_or_else(|| lookup::default_write(place))),
-            )
-        })
-        .collect();
-    let answers = &patching.answers;
-    let dense = UneditedAnswers::accuracy(&answers.dense_presented, &answers.dense_counterfactual);
-    let sparse =
-        UneditedAnswers::accuracy(&answers.sparse_presented, &answers.sparse_counterfactual);
-    let slopes = Slopes::new(&patching, routes[0].1)?;
-    let found = search(&mut patching, &slopes, &routes, limit, options)?;
-    Ok((dense, sparse, found))
+    options: &'a ContrastOptions,
+}
+
+impl Search<'_> {
+    fn run(
+        &self,
+        models: &PairedModels,
+        tests: &[FeatureTest],
+        patience: &Patience,
+    ) -> Result<Found, FeatureError> {
+        let tokenizer = models.tokenizer()?;
+        let pairs: Vec<PromptPair> = tests
+            .iter()
+            .map(|test| verify::test_pair(test, tokenizer))
+            .collect::<Result<_, _>>()?;
+        check_length(&pairs, models)?;
+        let mut patching = Patching::patient(models, pairs, self.places, patience.clone())?;
+        let route = |place| Route::Bridge(self.write.unwrap_or_else(|| lookup::default_write(place)));
+        let places = self.places.iter();
+        let routes: Vec<(Place, Route)> = places.map(|&place| (place, route(place))).collect();
+        let answers = &patching.answers;
+        let dense =
+            UneditedAnswers::accuracy(&answers.dense_presented, &answers.dense_counterfactual);
+        let sparse =
+            UneditedAnswers::accuracy(&answers.sparse_presented, &answers.sparse_counterfactual);
+        let slopes = Slopes::new(&patching, routes[0].1)?;
+        let found = search(&mut patching, &slopes, &routes, self.limit, self.options)?;
+        Ok((dense, sparse, found))
+    }
 }
 
 impl ContrastPair {

@@ -1,7 +1,7 @@
 //! `GET /v1/features/{id}`: all that is known of one feature: what it is, where in reference text it shows, which
 //! tokens it speaks for, and what it is connected to.
 
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -9,6 +9,7 @@ use super::lookup::{self, Found};
 use super::wire::{FeatureObject, FeatureOrigin};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
+use crate::api::examiner::Effort;
 use crate::api::state::State;
 use crate::documented::documented;
 use crate::features::FeatureError;
@@ -148,9 +149,12 @@ pub struct ExampleWindow {
         (status = 200, description = "The feature", body = FeatureDetail),
         (status = 400, description = "Which bridge is meant is not clear, or it does not exist; or too many examples \
             are asked for", body = ErrorBody),
-        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody)
+        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
+        (status = 503, description = "Too many look at features: code `overloaded`", body = ErrorBody),
+        (status = 504, description = "It took longer than it may: code `deadline_exceeded`", body = ErrorBody)
     ))]
 pub async fn retrieve(
+    http: HttpRequest,
     state: web::Data<State>,
     id: web::Path<String>,
     query: web::Query<DetailQuery>,
@@ -171,7 +175,7 @@ pub async fn retrieve(
     let examined = feature.clone();
     let known = state
         .examiner
-        .examine(&bridge, "id", move |models| {
+        .examine(&http, Effort::Look, &bridge, "id", move |models, _| {
             Known::of(models, place, &examined, count)
         })
         .await?;

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use actix_web::HttpRequest;
+
 use crate::api::ApiError;
+use crate::api::examiner::Effort;
 use crate::api::feature_store::StoredFeature;
 use crate::api::inventory::{BridgeCard, ModelCard, shortened};
 use crate::api::state::State;
 use crate::features::paired_models::PairedModels;
+use crate::features::patience::Patience;
 use crate::features::registry::{Feature, FeatureStatistics};
 use crate::features::statistics::{group_activations, of_signed_channel, statistics_of};
 use crate::interventions::nearest::suggestion;
@@ -132,6 +136,7 @@ pub fn statistics(
 /// What a feature does over reference text: known of one channel, measured for a group on the excerpt that the
 /// bridge came with; none where it came without.
 pub async fn group_statistics(
+    http: &HttpRequest,
     state: &State,
     bridge: &BridgeCard,
     place: Place,
@@ -141,7 +146,7 @@ pub async fn group_statistics(
         return Ok(statistics(bridge, place, channels));
     }
     let channels = channels.to_vec();
-    let measure = move |models: &PairedModels| {
+    let measure = move |models: &PairedModels, _: &Patience| {
         let Some(text) = &models.reference.text else {
             return Ok(None);
         };
@@ -151,7 +156,13 @@ pub async fn group_statistics(
     };
     state
         .examiner
-        .examine(bridge.record.id.as_str(), "channels", measure)
+        .examine(
+            http,
+            Effort::Look,
+            bridge.record.id.as_str(),
+            "channels",
+            measure,
+        )
         .await
 }
 

@@ -1,6 +1,6 @@
 //! `POST /v1/features/{id}/verify`: what is claimed of a feature, run again on its bridge.
 
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -8,9 +8,10 @@ use super::lookup;
 use super::wire::BridgeQuery;
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
-use crate::api::examiner::check_length;
+use crate::api::examiner::{Effort, check_length};
 use crate::api::state::State;
 use crate::features::paired_models::PairedModels;
+use crate::features::patience::Patience;
 use crate::features::question::PromptPair;
 use crate::features::verify;
 
@@ -54,16 +55,19 @@ pub struct TestResult {
         (status = 200, description = "What the tests found; `passed` says whether all held", body = Verification),
         (status = 400, description = "A test cannot be run: its prompts differ in length, or the feature cannot be \
             carried over", body = ErrorBody),
-        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody)
+        (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
+        (status = 503, description = "Too many examinations wait: code `overloaded`", body = ErrorBody),
+        (status = 504, description = "It took longer than it may: code `deadline_exceeded`", body = ErrorBody)
     ))]
 pub async fn create(
+    http: HttpRequest,
     state: web::Data<State>,
     id: web::Path<String>,
     query: web::Query<BridgeQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let stored = lookup::find_named(&state, &id, query.bridge.as_deref())?;
     let feature = stored.feature;
-    let verify = move |models: &PairedModels| {
+    let verify = move |models: &PairedModels, patience: &Patience| {
         let tokenizer = models.tokenizer()?;
         let pairs: Vec<PromptPair> = feature
             .tests
@@ -71,11 +75,11 @@ pub async fn create(
             .map(|test| verify::test_pair(test, tokenizer))
             .collect::<Result<_, _>>()?;
         check_length(&pairs, models)?;
-        verify::verify(models, &feature)
+        verify::verify(models, &feature, patience.clone())
     };
     let outcomes = state
         .examiner
-        .examine(&stored.bridge, "tests", verify)
+        .examine(&http, Effort::Search, &stored.bridge, "tests", verify)
         .await?;
     let tests: Vec<TestResult> = outcomes
         .into_iter()
