@@ -72,7 +72,9 @@ pub enum ApiError {
         "as many examinations of features wait as may (limits.max_examinations = {most}); try again in a few seconds"
     )]
     Examinations { most: usize },
-    #[error("the examination took longer than the {seconds} s that one may (limits.examination_seconds)")]
+    #[error(
+        "the examination took longer than the {seconds} s that one may (limits.examination_seconds)"
+    )]
     ExaminationDeadline { seconds: u64 },
     #[error("{0}")]
     Unauthorized(&'static str),

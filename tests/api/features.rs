@@ -360,13 +360,21 @@ fn features_are_kept_within_quotas_and_what_was_accepted_is_there_after_a_restar
     });
     let refused = refused.expect("seventeen of them are more than is kept");
     refused.is_error(400, None, Some("over_budget"));
-    assert!(refused.body.contains("limits.max_feature_bytes"), "{}", refused.body);
+    assert!(
+        refused.body.contains("limits.max_feature_bytes"),
+        "{}",
+        refused.body
+    );
     assert!(accepted.len() > 1, "{accepted:?}");
     // A change may not do it either, and what is smaller is welcome.
     server.post("/v1/features", &own("short")).status_is(201);
     let tests = json!({"tests": long("short")["tests"]});
-    server.patch("/v1/features/short", &tests).is_error(400, None, Some("over_budget"));
-    server.patch("/v1/features/long_0", &json!({"tests": []})).ok();
+    server
+        .patch("/v1/features/short", &tests)
+        .is_error(400, None, Some("over_budget"));
+    server
+        .patch("/v1/features/long_0", &json!({"tests": []}))
+        .ok();
     server.patch("/v1/features/short", &tests).ok();
     let server = server.restarted();
     let listed = server.get("/v1/features").ok();
@@ -385,7 +393,11 @@ fn how_many_features_and_tests_there_are_is_a_setting() {
     tested["tests"] = json!(vec![tested["tests"][0].clone(); 2]);
     let refused = server.post("/v1/features", &tested);
     refused.is_error(400, Some("tests"), None);
-    assert!(refused.body.contains("limits.max_feature_tests"), "{}", refused.body);
+    assert!(
+        refused.body.contains("limits.max_feature_tests"),
+        "{}",
+        refused.body
+    );
     for name in ["first", "second"] {
         server.post("/v1/features", &own(name)).status_is(201);
     }

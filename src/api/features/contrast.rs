@@ -170,20 +170,26 @@ pub async fn create(
     let write = request.write;
     let found = state
         .examiner
-        .examine(&http, Effort::Search, &id, "pairs", move |models, patience| {
-            let places = if places.is_empty() {
-                models.inner_inputs()
-            } else {
-                places
-            };
-            let search = Search {
-                places: &places,
-                write,
-                limit,
-                options: &options,
-            };
-            search.run(models, &tests, patience)
-        })
+        .examine(
+            &http,
+            Effort::Search,
+            &id,
+            "pairs",
+            move |models, patience| {
+                let places = if places.is_empty() {
+                    models.inner_inputs()
+                } else {
+                    places
+                };
+                let search = Search {
+                    places: &places,
+                    write,
+                    limit,
+                    options: &options,
+                };
+                search.run(models, &tests, patience)
+            },
+        )
         .await?;
     let (dense_accuracy, sparse_accuracy, found) = found;
     let data = found.into_iter().map(NodeContrast::from).collect();
@@ -290,7 +296,8 @@ impl Search<'_> {
             .collect::<Result<_, _>>()?;
         check_length(&pairs, models)?;
         let mut patching = Patching::patient(models, pairs, self.places, patience.clone())?;
-        let route = |place| Route::Bridge(self.write.unwrap_or_else(|| lookup::default_write(place)));
+        let route =
+            |place| Route::Bridge(self.write.unwrap_or_else(|| lookup::default_write(place)));
         let places = self.places.iter();
         let routes: Vec<(Place, Route)> = places.map(|&place| (place, route(place))).collect();
         let answers = &patching.answers;
