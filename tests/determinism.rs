@@ -3,6 +3,7 @@
 //! threads, or on what else the cache holds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use causeway::models::config::{
@@ -350,10 +351,13 @@ fn sparse_storage_gives_the_bits_of_dense_storage() -> Result<()> {
     Ok(())
 }
 
-fn columns(weight: Vec<f32>, outputs: usize, inputs: usize, bias: Vec<f32>) -> Result<Columns> {
+fn columns(
+    weight: Vec<f32>,
+    outputs: usize,
+    inputs: usize,
+    bias: Vec<f32>,
+) -> Result<Arc<Columns>> {
     let weight = Tensor::from_vec(weight, (outputs, inputs), &Device::Cpu)?;
-    Columns::new(
-        &weight,
-        Some(&Tensor::from_vec(bias, outputs, &Device::Cpu)?),
-    )
+    let bias = Tensor::from_vec(bias, outputs, &Device::Cpu)?;
+    Ok(Arc::new(Columns::new(&weight, Some(&bias))?))
 }

@@ -443,7 +443,7 @@ fn no_two_types_have_one_name() {
 
 /// Modules some of whose files still use each other in circles. No other may, and one that has none any more leaves
 /// this list.
-const WITH_CIRCLES: [&str; 2] = ["api", "cli"];
+const WITH_CIRCLES: [&str; 1] = ["cli"];
 
 #[test]
 fn no_files_use_one_another_in_a_circle() {

@@ -5,6 +5,8 @@
 mod clients;
 #[path = "memory/files.rs"]
 mod files;
+#[path = "memory/results.rs"]
+mod results;
 #[path = "memory/server.rs"]
 mod server;
 #[path = "memory/steering.rs"]

@@ -10,10 +10,10 @@ use super::ApiError;
 use super::body::JsonBody;
 use super::completions::prompt;
 use super::error::ErrorBody;
-use super::inventory::ModelCard;
 use super::state::State;
 use crate::generation::request::ActivationsRequest;
 use crate::models::location::Place;
+use crate::serving::snapshot::ModelCard;
 
 /// Which activations to return.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -107,7 +107,7 @@ pub async fn create(
     body: JsonBody<CreateActivations>,
 ) -> Result<HttpResponse, ApiError> {
     let request = body.0;
-    let card = &*state.inventory().model(&request.model)?;
+    let card = &*state.snapshot().model(&request.model)?;
     let logits = request.logits.unwrap_or(false);
     let places = check(&request, card, logits)?;
     let prompt = match request.prompt {
@@ -125,7 +125,7 @@ pub async fn create(
         state.limits.max_activation_values,
     )?;
     let asked = ActivationsRequest {
-        model: card.id.clone(),
+        model: card.model().await?,
         tokens: tokens.clone(),
         places: names(&places),
         logits,

@@ -12,19 +12,16 @@ use actix_web::{FromRequest, HttpRequest, dev, web};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment, Track};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::ApiError;
-use super::inventory::shortened;
 use super::objects::Objects;
 use super::parse_message::in_words;
 use super::state::State;
 use crate::interventions::nearest::suggestion;
+use crate::serving::snapshot::shortened;
 
 /// A body so short takes no time to parse.
 const PARSED_AT_ONCE: usize = 1 << 14;
-/// In which room for bodies is counted.
-const UNIT: usize = 1 << 10;
 
 /// A request's body, parsed.
 #[derive(Debug)]
@@ -124,24 +121,6 @@ async fn collect(
         bytes.extend_from_slice(&piece);
     }
     Ok(bytes)
-}
-
-/// The room for long bodies that are being read or parsed.
-#[derive(Debug)]
-pub struct Unparsed(Semaphore);
-
-impl Unparsed {
-    /// Room for `bytes`.
-    pub fn new(bytes: usize) -> Self {
-        Unparsed(Semaphore::new(bytes / UNIT + 1))
-    }
-
-    /// Waits for room for a body of `bytes`.
-    async fn take(&self, bytes: usize) -> Result<SemaphorePermit<'_>, ApiError> {
-        let units = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX);
-        let room = self.0.acquire_many(units).await;
-        room.map_err(ApiError::internal)
-    }
 }
 
 /// Parses JSON of one value.

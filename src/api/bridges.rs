@@ -8,8 +8,8 @@ use utoipa::ToSchema;
 
 use super::ApiError;
 use super::error::ErrorBody;
-use super::inventory::BridgeCard;
 use super::state::State;
+use crate::serving::snapshot::ServedPair;
 
 /// One bridge.
 #[derive(Debug, Serialize, ToSchema)]
@@ -67,7 +67,7 @@ pub struct BridgeList {
     pub data: Vec<Bridge>,
 }
 
-fn bridge(card: &BridgeCard, features: usize) -> Bridge {
+fn bridge(card: &ServedPair, features: usize) -> Bridge {
     let record = &card.record;
     let sites = record.sites.iter().map(|site| BridgeSite {
         site: site.site.clone(),
@@ -96,8 +96,8 @@ fn bridge(card: &BridgeCard, features: usize) -> Bridge {
 #[utoipa::path(get, path = "/v1/bridges", tag = "bridges", operation_id = "listBridges",
     responses((status = 200, description = "The bridges", body = BridgeList)))]
 pub async fn list(state: web::Data<State>) -> HttpResponse {
-    let inventory = state.inventory();
-    let cards = inventory.bridges.values();
+    let snapshot = state.snapshot();
+    let cards = snapshot.bridges.values();
     let data = cards
         .map(|card| bridge(card, state.features.count(card.record.id.as_str())))
         .collect();
@@ -118,6 +118,6 @@ pub async fn retrieve(
     state: web::Data<State>,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let card = state.inventory().bridge(&id, None)?;
+    let card = state.snapshot().bridge(&id, None)?;
     Ok(HttpResponse::Ok().json(bridge(&card, state.features.count(&id))))
 }

@@ -13,6 +13,8 @@ use utoipa::ToSchema;
 
 use crate::artifacts::is_full;
 use crate::generation::request::EngineError;
+use crate::serving::snapshot::NotServed;
+use crate::serving::weights::WeightsError;
 use crate::settings::keys::Role;
 
 /// Seconds after which a client may try again what failed for want of an engine, or of room in it.
@@ -313,19 +315,6 @@ impl From<EngineError> for ApiError {
                 param,
                 code: None,
             },
-            // A name inside the steer field is a mistake in the request, not an address that does not exist.
-            EngineError::NotFound { message, param } if in_steer(param.as_deref()) => {
-                ApiError::Invalid {
-                    message,
-                    param,
-                    code: Some("not_found"),
-                }
-            }
-            EngineError::NotFound { message, param } => ApiError::NotFound {
-                message,
-                param,
-                code: None,
-            },
             EngineError::Failed(details) => ApiError::Internal(details),
             EngineError::NoMemory(problem) => ApiError::NotReady(problem),
             EngineError::Busy => ApiError::Busy,
@@ -335,11 +324,46 @@ impl From<EngineError> for ApiError {
     }
 }
 
+impl From<NotServed> for ApiError {
+    fn from(error: NotServed) -> Self {
+        match error {
+            NotServed::Model { message } => ApiError::NotFound {
+                message,
+                param: Some("model".to_owned()),
+                code: Some("model_not_found"),
+            },
+            // A name inside a body is a mistake in the request, not an address that does not exist.
+            NotServed::Bridge {
+                message,
+                param: Some(param),
+            } => ApiError::invalid_with_code(&param, "bridge_not_found", message),
+            NotServed::Bridge {
+                message,
+                param: None,
+            } => ApiError::NotFound {
+                message,
+                param: None,
+                code: Some("bridge_not_found"),
+            },
+            NotServed::NotJoined { message, param } => ApiError::invalid(param, message),
+        }
+    }
+}
+
+impl From<WeightsError> for ApiError {
+    fn from(error: WeightsError) -> Self {
+        match error {
+            WeightsError::NoRoom { .. }
+            | WeightsError::TooLarge { .. }
+            | WeightsError::Slow { .. } => ApiError::NotReady(error.to_string()),
+            WeightsError::Pair(_) | WeightsError::Model(_) | WeightsError::Ended { .. } => {
+                ApiError::internal(error)
+            }
+        }
+    }
+}
+
 /// Whole seconds until something may be tried again, never none.
 fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs_f64().ceil().max(1.0) as u64
-}
-
-fn in_steer(param: Option<&str>) -> bool {
-    param.is_some_and(|param| param.starts_with("steer"))
 }

@@ -1,13 +1,10 @@
-//! Pairs opened for examination: finding channels and running features' tests need gradients and whole prompts
-//! at once, so they work on a copy of the pair's own and leave the engine to its requests.
+//! Examinations of pairs: finding channels and running features' tests takes gradients and whole prompts at once, so
+//! they run beside the engine, on the weights that the engine runs too.
 //!
-//! A pair is opened when it is first examined. Searches and looks have a lane each, so that a look never waits for a
-//! search. One examination of a lane runs at a time; a bounded number wait for it. Each has a deadline, and ends when
-//! its client has gone.
+//! Searches and looks have a lane each, so that a look never waits for a search. One examination of a lane runs at a
+//! time; a bounded number wait for it. Each has a deadline, and ends when its client has gone.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::{HttpRequest, web};
@@ -16,17 +13,15 @@ use tokio::sync::Semaphore;
 use super::ApiError;
 use super::disconnect;
 use crate::features::FeatureError;
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::patience::Patience;
 use crate::features::question::PromptPair;
+use crate::serving::snapshot::ServedPair;
 use crate::settings::Limits;
 
-/// The pairs that can be examined.
+/// Lets examinations wait for their turn.
 #[derive(Debug)]
 pub struct Examiner {
-    /// By bridge.
-    directories: Mutex<BTreeMap<String, PathBuf>>,
-    open: Arc<Mutex<BTreeMap<String, Arc<PairedModels>>>>,
     looks: Lane,
     searches: Lane,
     /// `limits.max_examinations`.
@@ -72,37 +67,14 @@ impl Drop for Waiting {
 }
 
 impl Examiner {
-    /// An examiner of the pairs in these directories, by the ids of their bridges.
-    pub fn new(directories: BTreeMap<String, PathBuf>, limits: &Limits) -> Self {
+    pub fn new(limits: &Limits) -> Self {
         let most = limits.max_examinations;
         Examiner {
-            directories: Mutex::new(directories),
-            open: Arc::default(),
             looks: Lane::new(most),
             searches: Lane::new(most),
             most,
             seconds: limits.examination_seconds,
         }
-    }
-
-    /// From now on the pair of `bridge` in `directory` can be examined.
-    pub fn open(&self, bridge: &str, directory: &Path) {
-        let mut directories = self
-            .directories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        directories.insert(bridge.to_owned(), directory.to_path_buf());
-    }
-
-    /// Lets go of a bridge's pair.
-    pub fn close(&self, bridge: &str) {
-        let mut directories = self
-            .directories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        directories.remove(bridge);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.remove(bridge);
     }
 
     /// Does `work` on a bridge's pair for the client of `http`, off the threads that serve. What the work refuses is
@@ -111,29 +83,16 @@ impl Examiner {
         &self,
         http: &HttpRequest,
         effort: Effort,
-        bridge: &str,
+        bridge: &ServedPair,
         param: &str,
         work: W,
     ) -> Result<T, ApiError>
     where
         T: Send + 'static,
-        W: FnOnce(&PairedModels, &Patience) -> Result<T, FeatureError> + Send + 'static,
+        W: FnOnce(&Pair, &Patience) -> Result<T, FeatureError> + Send + 'static,
     {
-        let directory = {
-            let directories = self.directories.lock();
-            let directories = directories.unwrap_or_else(PoisonError::into_inner);
-            directories.get(bridge).cloned()
-        };
-        let Some(directory) = directory else {
-            return Err(ApiError::Internal(format!(
-                "the pair of bridge {bridge} cannot be examined"
-            )));
-        };
-        let open = self.open.clone();
-        let bridge = bridge.to_owned();
-        let examined = self.carry_out(http, effort, move |patience| {
-            work(&*opened(&open, &bridge, &directory)?, patience)
-        });
+        let pair = bridge.pair().await?;
+        let examined = self.carry_out(http, effort, move |patience| work(&pair, patience));
         examined.await?.map_err(|error| refusal(error, param))
     }
 
@@ -193,22 +152,6 @@ impl Examiner {
     }
 }
 
-/// A bridge's pair, read when nobody has it open.
-fn opened(
-    open: &Mutex<BTreeMap<String, Arc<PairedModels>>>,
-    bridge: &str,
-    directory: &Path,
-) -> Result<Arc<PairedModels>, FeatureError> {
-    // Held while a pair is read: no two lanes read it at once.
-    let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(models) = open.get(bridge) {
-        return Ok(models.clone());
-    }
-    let models = Arc::new(PairedModels::read(directory)?);
-    open.insert(bridge.to_owned(), models.clone());
-    Ok(models)
-}
-
 fn refusal(error: FeatureError, param: &str) -> ApiError {
     match error {
         FeatureError::Invalid(_)
@@ -224,7 +167,7 @@ fn refusal(error: FeatureError, param: &str) -> ApiError {
 }
 
 /// Refuses pairs whose prompts are longer than either model's context.
-pub fn check_length(pairs: &[PromptPair], models: &PairedModels) -> Result<(), FeatureError> {
+pub fn check_length(pairs: &[PromptPair], models: &Pair) -> Result<(), FeatureError> {
     let context = models
         .dense
         .config
@@ -259,7 +202,7 @@ mod tests {
             examination_seconds: seconds,
             ..Limits::default()
         };
-        Examiner::new(BTreeMap::new(), &limits)
+        Examiner::new(&limits)
     }
 
     /// An examination that ends only when it is given up: it says when it begins and when it ends.

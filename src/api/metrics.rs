@@ -8,11 +8,11 @@ use prometheus::{
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use super::inventory::Inventory;
 use crate::generation::request::Generation;
 use crate::generation::vitals::Load;
 use crate::jobs::job::Status;
 use crate::jobs::store::jobs::Tally;
+use crate::serving::snapshot::Snapshot;
 
 /// Upper bounds in seconds: from an answer out of memory to a long completion.
 const DURATION_BUCKETS: [f64; 12] = [
@@ -203,7 +203,7 @@ impl Metrics {
     pub fn text(
         &self,
         load: Load,
-        served: &Inventory,
+        served: &Snapshot,
         jobs: &Tally,
     ) -> Result<Vec<u8>, prometheus::Error> {
         self.running.set(load.running as i64);
@@ -220,7 +220,7 @@ impl Metrics {
 }
 
 /// How well the bridges that are served reconstruct.
-fn bridges(served: &Inventory) -> Result<Vec<MetricFamily>, prometheus::Error> {
+fn bridges(served: &Snapshot) -> Result<Vec<MetricFamily>, prometheus::Error> {
     let nmse = GaugeVec::new(
         Opts::new(
             "causeway_bridge_nmse",
@@ -243,7 +243,7 @@ fn bridges(served: &Inventory) -> Result<Vec<MetricFamily>, prometheus::Error> {
 }
 
 /// How sparse the sparse models that are served are.
-fn sparse_models(served: &Inventory) -> Result<Vec<MetricFamily>, prometheus::Error> {
+fn sparse_models(served: &Snapshot) -> Result<Vec<MetricFamily>, prometheus::Error> {
     let active = GaugeVec::new(
         Opts::new(
             "causeway_sparse_active_ratio",

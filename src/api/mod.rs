@@ -1,7 +1,7 @@
 //! The HTTP API: OpenAI's shapes where OpenAI has one, one error shape everywhere, thin handlers.
 //!
 //! A request goes through [`observe`] (id, metrics, panics), is parsed into the wire types beside its route,
-//! checked against the limits and the [`inventory`] before anything is allocated for it, and handed to the
+//! checked against the limits and the [snapshot](crate::serving::snapshot) before anything is allocated for it, and handed to the
 //! engine as plain data. Nothing here touches a tensor, and no path is ever made from a request's text.
 
 pub mod activations;
@@ -15,10 +15,8 @@ pub mod docs;
 pub mod error;
 pub mod event_stream;
 pub mod examiner;
-pub mod feature_store;
 pub mod features;
 pub mod health;
-pub mod inventory;
 pub mod jobs;
 pub mod keys;
 pub mod library;
@@ -32,5 +30,6 @@ pub mod parse_message;
 pub mod server;
 pub mod state;
 pub mod tasks;
+pub mod unparsed;
 
 pub use error::ApiError;

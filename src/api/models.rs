@@ -8,10 +8,10 @@ use utoipa::ToSchema;
 
 use super::ApiError;
 use super::error::ErrorBody;
-use super::inventory::{Inventory, ModelCard};
 use super::state::State;
 use crate::documented::documented;
 use crate::models::location::Site;
+use crate::serving::snapshot::{ModelCard, Snapshot};
 
 /// One model: OpenAI's object and what is particular to these models.
 #[derive(Debug, Serialize, ToSchema)]
@@ -45,8 +45,15 @@ pub struct Model {
     pub end_of_text: Option<u32>,
     /// Whether it has a chat template, and so answers at `/v1/chat/completions`.
     pub chat: bool,
-    /// The bridges that join it to another model.
+    /// The bridges that join it to another model, by their ids.
     pub bridges: Vec<String>,
+    /// The bridge that is meant where a request names none: the first of the model's that came into service. Null
+    /// where it has none.
+    #[schema(required = true, example = "tinypython")]
+    pub default_bridge: Option<String>,
+    /// Whether its weights are in memory. Those of a job's result are read when they are first asked for, and dropped
+    /// when nobody asks for a while.
+    pub in_memory: bool,
     /// Changes with the model's files.
     pub fingerprint: String,
     /// What its maker recorded: recipe, data, time.
@@ -74,7 +81,7 @@ pub struct ModelList {
     pub data: Vec<Model>,
 }
 
-fn model(card: &ModelCard, inventory: &Inventory) -> Model {
+fn model(card: &ModelCard, snapshot: &Snapshot) -> Model {
     let config = &card.config;
     Model {
         id: card.id.clone(),
@@ -99,10 +106,14 @@ fn model(card: &ModelCard, inventory: &Inventory) -> Model {
             .collect(),
         end_of_text: card.tokenizer.end_of_text(),
         chat: card.chat_template.is_some(),
-        bridges: inventory
+        bridges: snapshot
             .bridges_of(&card.id)
             .map(|bridge| bridge.record.id.to_string())
             .collect(),
+        default_bridge: snapshot
+            .default_bridge(&card.id)
+            .map(|bridge| bridge.record.id.to_string()),
+        in_memory: card.weights.in_memory(),
         fingerprint: card.fingerprint.clone(),
         provenance: card.provenance.clone(),
     }
@@ -112,11 +123,11 @@ fn model(card: &ModelCard, inventory: &Inventory) -> Model {
 #[utoipa::path(get, path = "/v1/models", tag = "models", operation_id = "listModels",
     responses((status = 200, description = "The models", body = ModelList)))]
 pub async fn list(state: web::Data<State>) -> HttpResponse {
-    let inventory = &state.inventory();
-    let data = inventory
+    let snapshot = &state.snapshot();
+    let data = snapshot
         .models
         .values()
-        .map(|card| model(card, inventory))
+        .map(|card| model(card, snapshot))
         .collect();
     HttpResponse::Ok().json(ModelList {
         object: "list",
@@ -135,7 +146,7 @@ pub async fn retrieve(
     state: web::Data<State>,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let inventory = state.inventory();
-    let card = inventory.model(&id)?;
-    Ok(HttpResponse::Ok().json(model(&card, &inventory)))
+    let snapshot = state.snapshot();
+    let card = snapshot.model(&id)?;
+    Ok(HttpResponse::Ok().json(model(&card, &snapshot)))
 }

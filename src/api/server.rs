@@ -26,7 +26,7 @@ pub fn run(
     state: web::Data<State>,
     settings: &Settings,
 ) -> std::io::Result<Server> {
-    state.jobs.start(&state)?;
+    state.jobs.start(&state.service)?;
     let document = web::Data::new(Document(document()?));
     let server = HttpServer::new(move || {
         App::new()
@@ -136,8 +136,8 @@ fn routes(config: &mut web::ServiceConfig) {
 
 /// A first page for whoever opens the server's address, with a request that this server can answer.
 async fn front_page(state: web::Data<State>) -> HttpResponse {
-    let inventory = state.inventory();
-    let mut models = inventory.models.values();
+    let snapshot = state.snapshot();
+    let mut models = snapshot.models.values();
     let dense = models.clone().find(|model| !model.sparse);
     let model = dense
         .or_else(|| models.next())

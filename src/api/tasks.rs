@@ -6,10 +6,10 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::inventory::Inventory;
 use super::state::State;
 use crate::corpus::Split;
 use crate::evaluation::catalogue::name_of;
+use crate::serving::snapshot::Snapshot;
 use crate::tasks::{Side, Task, TextPair};
 
 /// A question whose answer turns on one fact of the prompt.
@@ -62,7 +62,7 @@ impl From<Side> for TaskSide {
     }
 }
 
-fn task(task: Task, state: &State, inventory: &Inventory) -> TaskObject {
+fn task(task: Task, state: &State, snapshot: &Snapshot) -> TaskObject {
     let mut random = ChaCha8Rng::seed_from_u64(task as u64);
     let TextPair {
         presented,
@@ -76,7 +76,7 @@ fn task(task: Task, state: &State, inventory: &Inventory) -> TaskObject {
         object: "task",
         description: task.description(),
         feature,
-        bridges: inventory.bridges.keys().filter(has).cloned().collect(),
+        bridges: snapshot.bridges.keys().filter(has).cloned().collect(),
         example: TaskExample {
             presented: presented.into(),
             counterfactual: counterfactual.into(),
@@ -88,10 +88,10 @@ fn task(task: Task, state: &State, inventory: &Inventory) -> TaskObject {
 #[utoipa::path(get, path = "/v1/tasks", tag = "features", operation_id = "listTasks",
     responses((status = 200, description = "The tasks", body = TaskList)))]
 pub async fn list(state: web::Data<State>) -> HttpResponse {
-    let inventory = state.inventory();
+    let snapshot = state.snapshot();
     let data = Task::ALL
         .into_iter()
-        .map(|one| task(one, &state, &inventory))
+        .map(|one| task(one, &state, &snapshot))
         .collect();
     HttpResponse::Ok().json(TaskList {
         object: "list",

@@ -16,7 +16,7 @@ use self::follower::Follower;
 use self::server::{Server, Trouble, address, say};
 use self::shown::{Job, JobList, table};
 use super::client::{client, server_url};
-use crate::api::inventory::unix_seconds;
+use crate::serving::snapshot::unix_seconds;
 
 /// What OpenAI's clients read. `causeway serve` would refuse a `CAUSEWAY_KEY` in its environment as no setting.
 const KEY_VARIABLE: &str = "OPENAI_API_KEY";

@@ -58,7 +58,7 @@ impl ServeArguments {
             .with_context(|| format!("cannot listen on {}", settings.listen))?;
         let address = listener.local_addr()?;
         let state = web::Data::new(loading::load(&settings, address)?);
-        for model in state.inventory().models.values() {
+        for model in state.snapshot().models.values() {
             let kind = if model.sparse { "sparse" } else { "dense" };
             tracing::info!(
                 id = model.id,

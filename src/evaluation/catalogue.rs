@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::EvaluationError;
 use super::task_table::{RouteFigures, TaskRow};
 use crate::corpus::Split;
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::patching::Patching;
 use crate::features::patience::Patience;
 use crate::features::question::{PromptPair, share};
@@ -115,7 +115,7 @@ pub fn name_of(task: Task) -> (&'static str, &'static str) {
 /// Makes the feature of a task from its row, if it earned one: the `whole` group that was selected, or as much of it
 /// as flips more pairs. `reference` holds sequences of `length` tokens. A feature that passes no test is none.
 pub fn feature(
-    models: &PairedModels,
+    models: &Pair,
     row: &TaskRow,
     reference: &[u32],
     length: usize,
@@ -192,12 +192,12 @@ fn with_unit_length(mut channels: Vec<WeightedChannel>) -> Vec<WeightedChannel> 
 
 /// Tests made of held-out pairs that the feature decides clearly.
 fn tests(
-    models: &PairedModels,
+    models: &Pair,
     feature: &Feature,
     task: Task,
     seed: u64,
 ) -> Result<Vec<FeatureTest>, EvaluationError> {
-    let tokenizer = models.tokenizer()?;
+    let tokenizer = models.tokenizer();
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ TEST_STREAM);
     let candidates: Vec<FeatureTest> = (0..CONSIDERED)
         .filter_map(|_| test_of(&task.text_pair(&mut rng, Split::HeldOut), tokenizer).transpose())
@@ -253,7 +253,7 @@ pub struct FeatureFlips {
 
 /// Patches a feature on given pairs.
 pub fn flips(
-    models: &PairedModels,
+    models: &Pair,
     feature: &Feature,
     pairs: Vec<PromptPair>,
 ) -> Result<FeatureFlips, EvaluationError> {

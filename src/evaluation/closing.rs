@@ -19,7 +19,8 @@ use super::site_table::{SiteFigures, site_table};
 use super::task_table::{TableOptions, TaskRow, task_row};
 use crate::artifacts::atomic;
 use crate::bridge::fidelity;
-use crate::features::paired_models::PairedModels;
+use crate::features::FeatureError;
+use crate::features::pair::Pair;
 use crate::features::route::Route;
 use crate::features::statistics::visit_places;
 use crate::interventions::request::Write;
@@ -142,7 +143,7 @@ pub fn of_pair(
     batches: &Batches,
     output: &Output,
 ) -> Result<Closing, EvaluationError> {
-    let models = PairedModels::read(folder)?;
+    let models = Pair::read(folder).map_err(FeatureError::from)?;
     let mut sources = BTreeMap::new();
     let held_out = data.held_out(output.evaluation_sequences, batches.length);
     for (source, batch) in &held_out {
@@ -180,11 +181,10 @@ pub fn of_pair(
         }
         tracing::info!(task = task.name(), "steering is measured");
     }
-    let (parameters, nonzeros) = counted(&models.sparse_weights)?;
     let closing = Closing {
         sources,
-        parameters,
-        nonzeros,
+        parameters: models.sparse.parameters,
+        nonzeros: models.sparse.nonzeros,
         dead_channels: dead_channels(&models.sparse, &held_out)?,
         tasks,
         not_measured,

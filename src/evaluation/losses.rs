@@ -8,7 +8,7 @@ use super::EvaluationError;
 use super::ngram::{Counts, Interpolated, Order};
 use crate::bridge::fidelity;
 use crate::bridge::record::SiteRecord;
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::training::data::TrainingData;
 
 /// What held-out text of one source says; losses in nats a token.
@@ -29,7 +29,7 @@ pub struct SourceLosses {
 
 /// Measures every source on `sequences` held-out sequences of `length` tokens.
 pub fn measure(
-    models: &PairedModels,
+    models: &Pair,
     data: &TrainingData,
     sequences: usize,
     length: usize,

@@ -26,7 +26,7 @@ pub mod unrelated;
 
 use crate::corpus::Split;
 use crate::features::FeatureError;
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::question::PromptPair;
 use crate::models::tokenizer::TokenizerError;
 use crate::tasks::{PairsError, Task, token_pairs};
@@ -51,13 +51,13 @@ pub enum EvaluationError {
 
 /// `count` pairs of a task, cut with the pair's tokenizer.
 pub fn task_pairs(
-    models: &PairedModels,
+    models: &Pair,
     task: Task,
     count: usize,
     seed: u64,
     split: Split,
 ) -> Result<Vec<PromptPair>, EvaluationError> {
-    let tokenizer = models.tokenizer()?;
+    let tokenizer = models.tokenizer();
     let encode = |text: &str| tokenizer.encode_with_offsets(text);
     let pairs = token_pairs(task, count, seed, split, encode)?;
     Ok(pairs.iter().map(PromptPair::from).collect())

@@ -3,7 +3,7 @@
 
 use super::EvaluationError;
 use crate::corpus::literals::{Literal, line_end, literals};
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::question::PromptPair;
 use crate::tasks::{Side, TextPair, token_pair};
 
@@ -41,11 +41,11 @@ pub fn text_pair(code: &str, literal: Literal) -> Option<TextPair> {
 /// Pairs cut from documents, one a document in the first round, then a second one each, until there are `count`.
 /// Pairs that the tokenizer does not cut at the closing quote, or cuts to unequal lengths, are left out.
 pub fn pairs(
-    models: &PairedModels,
+    models: &Pair,
     documents: &[String],
     count: usize,
 ) -> Result<Vec<PromptPair>, EvaluationError> {
-    let tokenizer = models.tokenizer()?;
+    let tokenizer = models.tokenizer();
     let longest = models
         .dense
         .config

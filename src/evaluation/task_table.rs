@@ -10,7 +10,7 @@ use super::controls;
 use super::{EvaluationError, task_pairs};
 use crate::corpus::Split;
 use crate::features::contrast::{Contrast, ContrastOptions, evaluate_prefixes};
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::patching::{Patching, UneditedAnswers};
 use crate::features::route::Route;
 use crate::features::search::search;
@@ -108,7 +108,7 @@ impl TaskRow {
 
 /// Measures one task.
 pub fn task_row(
-    models: &PairedModels,
+    models: &Pair,
     task: Task,
     options: &TableOptions,
 ) -> Result<TaskRow, EvaluationError> {

@@ -11,7 +11,6 @@ use super::task_table::geometric_share;
 use super::unrelated::{code_without_strings, set_everywhere, typical_values};
 use super::{controls, report};
 use crate::corpus::literals::{Literal, literals};
-use crate::features::paired_models::PairedModels;
 use crate::features::patching::{Part, Patching};
 use crate::features::question::{PromptPair, Question};
 use crate::features::route::Route;
@@ -113,7 +112,7 @@ fn intervals_hold_their_mean_and_narrow_with_more_values() {
 
 #[test]
 fn a_dose_response_starts_at_the_baseline_and_has_every_arm() {
-    let models = PairedModels::new(&random_pair(20)).unwrap();
+    let models = random_pair(20).pair();
     let place = Place::parse("1.resid_in", LAYERS).unwrap();
     let mut held_out = Patching::new(&models, pairs(), &[]).unwrap();
     let train = Patching::new(&models, pairs(), &[]).unwrap();
@@ -152,7 +151,7 @@ fn a_dose_response_starts_at_the_baseline_and_has_every_arm() {
 
 #[test]
 fn random_arms_have_the_steered_norm_at_every_token() {
-    let models = PairedModels::new(&random_pair(21)).unwrap();
+    let models = random_pair(21).pair();
     let patching = Patching::new(&models, pairs(), &[]).unwrap();
     let place = Place::parse("1.resid_mid", LAYERS).unwrap();
     let patch = patching
@@ -178,7 +177,7 @@ fn random_arms_have_the_steered_norm_at_every_token() {
 
 #[test]
 fn setting_a_feature_to_the_value_it_has_does_nothing() {
-    let models = PairedModels::new(&random_pair(22)).unwrap();
+    let models = random_pair(22).pair();
     let place = Place::parse("1.resid_in", LAYERS).unwrap();
     let group = [
         WeightedChannel {
@@ -269,7 +268,7 @@ fn unrelated_prompts_begin_and_end_in_code() {
 
 #[test]
 fn rows_are_told_apart_by_where_they_stand() {
-    let models = PairedModels::new(&random_pair(23)).unwrap();
+    let models = random_pair(23).pair();
     let patching = Patching::new(&models, pairs(), &[]).unwrap();
     let expected = [Part::First, Part::Between, Part::Last].repeat(10);
     assert_eq!(patching.parts(), expected);

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::EvaluationError;
 use crate::corpus::literals::strings_and_comments;
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::patching::Patching;
 use crate::features::prompt_run::PromptRun;
 use crate::features::route::{ChannelColumns, Route};
@@ -68,7 +68,7 @@ pub fn typical_values(
 
 /// Sets the group to `value` at every token of each prompt, through the bridge.
 pub fn set_everywhere(
-    models: &PairedModels,
+    models: &Pair,
     prompts: &[Vec<u32>],
     place: Place,
     group: &[WeightedChannel],
@@ -124,12 +124,12 @@ fn effect(
 /// Cuts prompts from code, one a document, each ending inside a line but in no string or comment, and holding at
 /// most `longest` tokens.
 pub fn prompts_without_strings(
-    models: &PairedModels,
+    models: &Pair,
     documents: &[String],
     count: usize,
     longest: usize,
 ) -> Result<Vec<Vec<u32>>, EvaluationError> {
-    let tokenizer = models.tokenizer()?;
+    let tokenizer = models.tokenizer();
     let mut prompts = Vec::new();
     for (index, document) in documents.iter().enumerate() {
         if prompts.len() == count {

@@ -12,7 +12,7 @@
 pub mod contrast;
 pub mod examples;
 pub mod measured;
-pub mod paired_models;
+pub mod pair;
 pub mod patching;
 pub mod patience;
 pub mod promoted_tokens;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use candle_core::{Result as CandleResult, Tensor};
 
 use super::FeatureError;
-use super::paired_models::PairedModels;
+use super::pair::Pair;
 use super::patience::Patience;
 use super::prompt_run::PromptRun;
 use super::question::{Answers, PromptPair};
@@ -20,7 +20,7 @@ use crate::numerics::rows;
 
 /// Pairs and everything both models made of them.
 pub struct Patching<'m> {
-    pub models: &'m PairedModels,
+    pub models: &'m Pair,
     pub pairs: Vec<PromptPair>,
     dense: PromptRun<'m>,
     sparse: PromptRun<'m>,
@@ -61,7 +61,7 @@ impl UneditedAnswers {
 impl<'m> Patching<'m> {
     /// Runs the pairs. Of the sparse model, the given places (and all residual sites) can be patched.
     pub fn new(
-        models: &'m PairedModels,
+        models: &'m Pair,
         pairs: Vec<PromptPair>,
         places: &[Place],
     ) -> Result<Self, FeatureError> {
@@ -70,7 +70,7 @@ impl<'m> Patching<'m> {
 
     /// The same, as long as `patience` lasts: what is done with the pairs ends with it.
     pub fn patient(
-        models: &'m PairedModels,
+        models: &'m Pair,
         pairs: Vec<PromptPair>,
         places: &[Place],
         patience: Patience,

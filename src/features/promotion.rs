@@ -11,7 +11,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use super::FeatureError;
-use super::paired_models::PairedModels;
+use super::pair::Pair;
 use super::promoted_tokens::{Promoting, Promotion, PromotionMethod, TokenScore};
 use super::prompt_run::AddAt;
 use super::route::{ChannelColumns, Route};
@@ -36,10 +36,7 @@ const LOGITS: usize = 1 << 22;
 
 /// The tokens at either end of the vocabulary. None where a channel has no direction in the dense stream, or where the
 /// effect would have to be measured and the pair came without reference text.
-pub fn promotion(
-    models: &PairedModels,
-    asked: &Promoting,
-) -> Result<Arc<Option<Promotion>>, FeatureError> {
+pub fn promotion(models: &Pair, asked: &Promoting) -> Result<Arc<Option<Promotion>>, FeatureError> {
     if let Some(known) = models.promotions.get(asked) {
         return Ok(known);
     }
@@ -48,7 +45,7 @@ pub fn promotion(
     Ok(found)
 }
 
-fn find(models: &PairedModels, asked: &Promoting) -> Result<Option<Promotion>, FeatureError> {
+fn find(models: &Pair, asked: &Promoting) -> Result<Option<Promotion>, FeatureError> {
     let Some((place, group)) = in_the_stream(models, asked.place, &asked.group)? else {
         return Ok(None);
     };
@@ -94,7 +91,7 @@ fn find(models: &PairedModels, asked: &Promoting) -> Result<Option<Promotion>, F
 /// The mean change of every token's log-probability when the feature is raised by its standard deviation, or by one
 /// where it never varies. `direction` is what a unit of the feature is at the columns' target.
 fn measured(
-    models: &PairedModels,
+    models: &Pair,
     asked: &Promoting,
     columns: &ChannelColumns,
     direction: &[f32],
@@ -227,7 +224,7 @@ fn run(
 /// The group as residual channels: itself where its place is one of the stream, what its weights write for neurons
 /// and heads' outputs; none for queries, keys and values, which write nothing themselves.
 fn in_the_stream(
-    models: &PairedModels,
+    models: &Pair,
     place: Place,
     group: &[WeightedChannel],
 ) -> Result<Option<(Place, Vec<WeightedChannel>)>, FeatureError> {
@@ -240,10 +237,9 @@ fn in_the_stream(
         },
         Place::Site(_) => return Ok(Some((place, group.to_vec()))),
     };
-    let (weights, config) = (&models.sparse_weights, &models.sparse.config);
     let mut written: BTreeMap<usize, f64> = BTreeMap::new();
     for member in group {
-        for edge in wiring(weights, config, place, member.channel)?.outgoing {
+        for edge in wiring(&models.sparse, place, member.channel)?.outgoing {
             *written.entry(edge.channel).or_default() += member.weight * f64::from(edge.weight);
         }
     }

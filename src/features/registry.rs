@@ -2,11 +2,21 @@
 //!
 //! `features.json` of a pair's directory ships with it; what callers add lives in the server's data directory.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::artifacts::atomic;
+use crate::bridge::pair::PairError;
 use crate::interventions::request::{WeightedChannel, Write};
+use crate::models::config::TransformerConfig;
+use crate::models::location::Place;
 use crate::tasks::Task;
+
+const FEATURES_FILE: &str = "features.json";
+const LARGEST_FEATURES_FILE: u64 = 8 << 20;
 
 /// A named channel or group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -66,4 +76,67 @@ pub struct FeatureTest {
     /// And at most this without it.
     #[schema(minimum = 0, maximum = 1)]
     pub at_most_before: f64,
+}
+
+/// `features.json`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FeaturesFile {
+    features: Vec<Feature>,
+}
+
+/// The features that the pair in `directory` came with, by name; `sparse` is its sparse model. None where it has no
+/// `features.json`.
+pub fn read_shipped(
+    directory: &Path,
+    sparse: &TransformerConfig,
+) -> Result<BTreeMap<String, Feature>, PairError> {
+    let path = directory.join(FEATURES_FILE);
+    let mut features = BTreeMap::new();
+    if !path.is_file() {
+        return Ok(features);
+    }
+    let invalid = |problem: String| PairError::Invalid {
+        path: path.display().to_string(),
+        problem,
+    };
+    let json = atomic::read_small(&path, LARGEST_FEATURES_FILE)?;
+    let file: FeaturesFile =
+        serde_json::from_slice(&json).map_err(|error| invalid(error.to_string()))?;
+    for feature in file.features {
+        check(&feature, sparse).map_err(&invalid)?;
+        let name = feature.name.clone();
+        if features.insert(name.clone(), feature).is_some() {
+            return Err(invalid(format!("has two features called {name:?}")));
+        }
+    }
+    Ok(features)
+}
+
+/// Whether a feature's place and channels are the sparse model's, and its weights numbers that are not zero.
+pub fn check(feature: &Feature, sparse: &TransformerConfig) -> Result<(), String> {
+    let of = |problem: String| format!("feature {:?}: {problem}", feature.name);
+    let place =
+        Place::parse(&feature.node, sparse.n_layers).map_err(|error| of(error.to_string()))?;
+    let width = place.width(sparse);
+    let channels: BTreeSet<usize> = feature.channels.iter().map(|entry| entry.channel).collect();
+    if channels.is_empty() || channels.len() != feature.channels.len() {
+        return Err(of("names no channel, or one of them twice".into()));
+    }
+    if let Some(entry) = feature
+        .channels
+        .iter()
+        .find(|entry| !entry.weight.is_finite() || entry.weight == 0.0)
+    {
+        return Err(of(format!(
+            "{} is no weight: finite, not zero",
+            entry.weight
+        )));
+    }
+    match channels.iter().find(|&&channel| channel >= width) {
+        Some(channel) => Err(of(format!(
+            "{place} has {width} channels; {channel} is none of them"
+        ))),
+        None => Ok(()),
+    }
 }

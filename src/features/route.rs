@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use super::FeatureError;
-use super::paired_models::PairedModels;
+use super::pair::Pair;
 use crate::interventions::carry::{Carrier, NotCarried, is_sublayer_input};
 use crate::interventions::request::Write;
 use crate::models::location::Place;
@@ -57,7 +57,7 @@ enum Columns {
 
 impl ChannelColumns {
     /// The columns of every channel of `place`.
-    pub fn new(models: &PairedModels, place: Place, route: Route) -> Result<Self, FeatureError> {
+    pub fn new(models: &Pair, place: Place, route: Route) -> Result<Self, FeatureError> {
         let channels = place.width(&models.sparse.config);
         let Route::Bridge(write) = route else {
             return Ok(ChannelColumns {

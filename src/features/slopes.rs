@@ -45,8 +45,8 @@ impl<'m> Slopes<'m> {
     /// Prepares the pairs that the model edited by `route` gets right, or the first of them.
     pub fn new(patching: &Patching<'m>, route: Route) -> Result<Self> {
         let (model, most_pairs) = match route {
-            Route::Native => (&patching.models.sparse_frozen, MOST_SPARSE_PAIRS),
-            Route::Bridge(_) => (&patching.models.dense_frozen, MOST_DENSE_PAIRS),
+            Route::Native => (&*patching.models.sparse, MOST_SPARSE_PAIRS),
+            Route::Bridge(_) => (&*patching.models.dense, MOST_DENSE_PAIRS),
         };
         let right = patching.right(route);
         let mut chosen: Vec<usize> = (0..right.len()).filter(|&pair| right[pair]).collect();

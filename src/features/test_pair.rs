@@ -1,20 +1,26 @@
 //! A small random pair for tests.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
+use super::pair::Pair;
 use crate::bridge::Bridge;
-use crate::bridge::pair::PairFiles;
+use crate::bridge::pair;
 use crate::bridge::record::{BridgeRecord, SiteRecord};
+use crate::interventions::reference::ReferenceStatistics;
 use crate::models::config::{
     Activation, ActiveLocation, Norm, Positions, ResidualActivation, TransformerConfig,
 };
 use crate::models::layout::ModelFiles;
+use crate::models::model::{LoadedModel, ModelKind};
 use crate::models::tensor_names::tensor_shapes;
+use crate::models::tokenizer::Tokenizer;
 
 pub const VOCABULARY: usize = 40;
 pub const D_DENSE: usize = 12;
@@ -73,13 +79,59 @@ fn random_tensors(shapes: BTreeMap<String, Vec<usize>>, seed: u64) -> BTreeMap<S
         .collect()
 }
 
-/// A pair of random weights without a tokenizer.
-pub fn random_pair(seed: u64) -> PairFiles {
+/// What a pair is made of.
+pub struct Parts {
+    pub dense: ModelFiles,
+    pub sparse: ModelFiles,
+    /// The bridge's.
+    pub tensors: BTreeMap<String, Tensor>,
+    pub record: BridgeRecord,
+}
+
+impl Parts {
+    /// Writes the pair's directory.
+    pub fn write(&self, directory: &Path) {
+        let models = (&self.dense, &self.sparse);
+        pair::write(directory, models, &self.tensors, &self.record).unwrap();
+    }
+
+    /// The pair, without named features and reference statistics.
+    pub fn pair(&self) -> Pair {
+        let tokenizer = Arc::new(Tokenizer::from_bytes(&tokenizer()).unwrap());
+        let model = |id: &str, files: &ModelFiles, kind| {
+            Arc::new(LoadedModel::new(id, files, Some(kind), tokenizer.clone()).unwrap())
+        };
+        let (dense, sparse) = (&self.dense.config, &self.sparse.config);
+        Pair {
+            bridge: Arc::new(pair::build(&self.tensors, &self.record, dense, sparse).unwrap()),
+            dense: model("test-dense", &self.dense, ModelKind::Dense),
+            sparse: model("test-sparse", &self.sparse, ModelKind::Sparse),
+            record: Arc::new(self.record.clone()),
+            features: Arc::default(),
+            reference: Arc::new(ReferenceStatistics::default()),
+            promotions: Arc::default(),
+            fingerprint: String::new(),
+        }
+    }
+}
+
+/// The `tokenizer.json` whose tokens are the words `t0`, `t1` and so on.
+fn tokenizer() -> Vec<u8> {
+    let words = (0..VOCABULARY).map(|id| (format!("t{id}"), id));
+    let vocabulary: BTreeMap<String, usize> = words.collect();
+    let json = serde_json::json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t0"}});
+    json.to_string().into_bytes()
+}
+
+/// The parts of a pair of random weights.
+pub fn random_pair(seed: u64) -> Parts {
     let (dense, sparse) = (config(D_DENSE, false), config(D_SPARSE, true));
     let model = |config: &TransformerConfig, seed| ModelFiles {
         config: config.clone(),
         tensors: random_tensors(tensor_shapes(config), seed),
-        tokenizer: None,
+        tokenizer: Some(tokenizer()),
     };
     let n_sites = dense.n_sites();
     let site = |index: usize| SiteRecord {
@@ -94,7 +146,7 @@ pub fn random_pair(seed: u64) -> PairFiles {
         sparse_to_dense_kl: 0.1,
     };
     let id = |text: &str| serde_json::from_value(serde_json::json!(text)).unwrap();
-    PairFiles {
+    Parts {
         tensors: random_tensors(Bridge::tensor_shapes(n_sites, D_DENSE, D_SPARSE), seed + 2),
         record: BridgeRecord {
             id: id("test"),

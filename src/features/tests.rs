@@ -1,10 +1,12 @@
 //! Planted features are found, patches agree with plain forward passes, statistics with plain sums.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
 use super::contrast::{ContrastOptions, contrast, evaluate_prefixes};
 use super::examples::examples;
-use super::paired_models::PairedModels;
+use super::pair::Pair;
 use super::patching::Patching;
 use super::promoted_tokens::{Promoting, PromotionMethod};
 use super::promotion::promotion;
@@ -54,8 +56,8 @@ fn between(_: usize) -> Question {
     }
 }
 
-fn models(seed: u64) -> PairedModels {
-    PairedModels::new(&random_pair(seed)).unwrap()
+fn models(seed: u64) -> Pair {
+    random_pair(seed).pair()
 }
 
 #[test]
@@ -159,7 +161,7 @@ fn first_order_effects_are_the_slopes_of_real_ones() {
 
 /// Token 2 in place of token 1 moves sparse channel 5 alone, and the decoder writes that channel along the
 /// direction that the dense model reads as token 11 rather than 10.
-fn planted() -> PairedModels {
+fn planted() -> Pair {
     let mut files = random_pair(6);
     let embedding = files
         .sparse
@@ -196,11 +198,11 @@ fn planted() -> PairedModels {
         .dense
         .tensors
         .insert("final_logits_bias".to_owned(), bias);
-    PairedModels::new(&files).unwrap()
+    files.pair()
 }
 
 /// The questions that the planted model answers with the presented token.
-fn planted_pairs(models: &PairedModels) -> Vec<PromptPair> {
+fn planted_pairs(models: &Pair) -> Vec<PromptPair> {
     // The prompts end in the differing token, where the change reaches the answer directly.
     let pairs: Vec<PromptPair> = prompts(between)
         .into_iter()
@@ -436,11 +438,11 @@ fn a_forward_pass_without_edits_gives_the_unedited_answers() {
 }
 
 /// The reference text of a random pair, in sequences of `length`.
-fn with_text(seed: u64, length: usize) -> PairedModels {
+fn with_text(seed: u64, length: usize) -> Pair {
     let mut models = models(seed);
     let tokens =
         (0..6 * length as u32).map(|index| (index * 7 + index * index) % VOCABULARY as u32);
-    models.reference.text = Some(ReferenceText {
+    Arc::make_mut(&mut models.reference).text = Some(ReferenceText {
         tokens: tokens.collect(),
         length,
     });
@@ -448,7 +450,7 @@ fn with_text(seed: u64, length: usize) -> PairedModels {
 }
 
 /// By the definition: each beginning of each sequence is a prompt of its own, run with and without the change.
-fn effects_one_by_one(models: &PairedModels, asked: &Promoting, added: f64) -> Vec<f64> {
+fn effects_one_by_one(models: &Pair, asked: &Promoting, added: f64) -> Vec<f64> {
     let text = models.reference.text.as_ref().unwrap();
     let columns = ChannelColumns::new(models, asked.place, Route::Bridge(asked.write)).unwrap();
     let site = Place::Site(asked.place.site(LAYERS));
@@ -596,5 +598,5 @@ fn the_unembedding_speaks_where_nothing_else_follows() {
     // Asked again, it is what was found before.
     let first = promotion(&models, &asked("0.resid_in")).unwrap();
     let again = promotion(&models, &asked("0.resid_in")).unwrap();
-    assert!(std::sync::Arc::ptr_eq(&first, &again));
+    assert!(Arc::ptr_eq(&first, &again));
 }

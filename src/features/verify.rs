@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::FeatureError;
-use super::paired_models::PairedModels;
+use super::pair::Pair;
 use super::patching::Patching;
 use super::patience::Patience;
 use super::question::{PromptPair, Question, share};
@@ -30,14 +30,14 @@ pub struct TestOutcome {
 
 /// Runs every test of a feature, patching it from the counterfactual through the bridge at full strength.
 pub fn verify(
-    models: &PairedModels,
+    models: &Pair,
     feature: &Feature,
     patience: Patience,
 ) -> Result<Vec<TestOutcome>, FeatureError> {
     if feature.tests.is_empty() {
         return Ok(Vec::new());
     }
-    let tokenizer = models.tokenizer()?;
+    let tokenizer = models.tokenizer();
     let place = Place::parse(&feature.node, models.n_layers())?;
     let pairs = feature
         .tests

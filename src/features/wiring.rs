@@ -4,14 +4,10 @@
 //! channel stands for the residual channel it normalises. Attention moves values between tokens, channel by
 //! channel, with no weights of its own: `v` leads to the same channel of `y`.
 
-use std::collections::BTreeMap;
-
-use candle_core::Tensor;
-
 use super::FeatureError;
-use crate::models::config::TransformerConfig;
+use crate::models::layers::Linear;
 use crate::models::location::{Node, NodeKind, Place, Site};
-use crate::numerics::rows;
+use crate::models::transformer::Transformer;
 
 /// One nonzero weight, seen from one of its ends.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,19 +25,14 @@ pub struct Wiring {
     pub outgoing: Vec<Edge>,
 }
 
-/// The wiring of one channel of `place`, from a sparse model's `weights` by name.
-pub fn wiring(
-    weights: &BTreeMap<String, Tensor>,
-    config: &TransformerConfig,
-    place: Place,
-    channel: usize,
-) -> Result<Wiring, FeatureError> {
-    let width = place.width(config);
+/// The wiring of one channel of `place` of a sparse model.
+pub fn wiring(model: &Transformer, place: Place, channel: usize) -> Result<Wiring, FeatureError> {
+    let width = place.width(&model.config);
     if channel >= width {
         let problem = format!("{place} has {width} channels; there is no channel {channel}");
         return Err(FeatureError::Invalid(problem));
     }
-    let reader = Matrices { weights, config };
+    let reader = Matrices { model };
     let mut wiring = Wiring::default();
     match place {
         Place::Site(site) => {
@@ -56,15 +47,17 @@ pub fn wiring(
     Ok(wiring)
 }
 
+/// Queries, keys and values, in the order of the attention's first three layers.
+const ATTENDED: [NodeKind; 3] = [NodeKind::Q, NodeKind::K, NodeKind::V];
+
 struct Matrices<'a> {
-    weights: &'a BTreeMap<String, Tensor>,
-    config: &'a TransformerConfig,
+    model: &'a Transformer,
 }
 
-impl Matrices<'_> {
+impl<'a> Matrices<'a> {
     fn of_node(&self, node: Node, channel: usize, wiring: &mut Wiring) -> Result<(), FeatureError> {
         let Node { layer, kind } = node;
-        let n_layers = self.config.n_layers;
+        let n_layers = self.model.config.n_layers;
         let (before, between) = (
             Site::before_attention(layer, n_layers),
             Site::before_mlp(layer, n_layers),
@@ -80,28 +73,27 @@ impl Matrices<'_> {
                 self.reads_mlp(layer, channel, outgoing)
             }
             NodeKind::Q | NodeKind::K | NodeKind::V => {
-                let block = [NodeKind::Q, NodeKind::K, NodeKind::V];
-                let index = block.iter().position(|part| *part == kind).unwrap_or(0);
-                let row = index * self.config.d_attention() + channel;
-                let name = format!("transformer.h.{layer}.attn.c_attn.weight");
-                self.row(&name, row, at(layer, NodeKind::AttnIn), incoming)
+                let [q, k, v, _] = self.attention(layer)?;
+                let mut layers = [q, k, v].into_iter().zip(ATTENDED);
+                match layers.find(|(_, part)| *part == kind) {
+                    Some((linear, _)) => {
+                        row(linear, channel, at(layer, NodeKind::AttnIn), incoming)
+                    }
+                    None => Ok(()),
+                }
             }
             NodeKind::AttnY => {
-                let name = format!("transformer.h.{layer}.attn.c_proj.weight");
-                self.column(&name, channel, &[NodeKind::AttnOut], layer, outgoing)
+                let [.., project] = self.attention(layer)?;
+                column(project, channel, at(layer, NodeKind::AttnOut), outgoing)
             }
             NodeKind::AttnOut => {
                 self.writes_attention(layer, channel, incoming)?;
                 self.readers(between, channel, outgoing)
             }
             NodeKind::PostAct => {
-                let (name, from) = (
-                    format!("transformer.h.{layer}.mlp.c_fc.weight"),
-                    NodeKind::MlpIn,
-                );
-                self.row(&name, channel, at(layer, from), incoming)?;
-                let name = format!("transformer.h.{layer}.mlp.c_proj.weight");
-                self.column(&name, channel, &[NodeKind::MlpOut], layer, outgoing)
+                let [expand, project] = self.mlp(layer)?;
+                row(expand, channel, at(layer, NodeKind::MlpIn), incoming)?;
+                column(project, channel, at(layer, NodeKind::MlpOut), outgoing)
             }
             NodeKind::MlpOut => {
                 self.writes_mlp(layer, channel, incoming)?;
@@ -121,7 +113,7 @@ impl Matrices<'_> {
         into: &mut Vec<Edge>,
     ) -> Result<(), FeatureError> {
         // Positional channels are read beside the stream and written by nobody.
-        if channel >= self.config.d_model {
+        if channel >= self.model.config.d_model {
             return Ok(());
         }
         for sublayer in 0..site.index() {
@@ -140,7 +132,7 @@ impl Matrices<'_> {
         channel: usize,
         into: &mut Vec<Edge>,
     ) -> Result<(), FeatureError> {
-        for sublayer in site.index()..2 * self.config.n_layers {
+        for sublayer in site.index()..2 * self.model.config.n_layers {
             match sublayer % 2 {
                 0 => self.reads_attention(sublayer / 2, channel, into)?,
                 _ => self.reads_mlp(sublayer / 2, channel, into)?,
@@ -155,8 +147,8 @@ impl Matrices<'_> {
         channel: usize,
         into: &mut Vec<Edge>,
     ) -> Result<(), FeatureError> {
-        let name = format!("transformer.h.{layer}.attn.c_proj.weight");
-        self.row(&name, channel, at(layer, NodeKind::AttnY), into)
+        let [.., project] = self.attention(layer)?;
+        row(project, channel, at(layer, NodeKind::AttnY), into)
     }
 
     fn writes_mlp(
@@ -165,8 +157,8 @@ impl Matrices<'_> {
         channel: usize,
         into: &mut Vec<Edge>,
     ) -> Result<(), FeatureError> {
-        let name = format!("transformer.h.{layer}.mlp.c_proj.weight");
-        self.row(&name, channel, at(layer, NodeKind::PostAct), into)
+        let [_, project] = self.mlp(layer)?;
+        row(project, channel, at(layer, NodeKind::PostAct), into)
     }
 
     fn reads_attention(
@@ -175,9 +167,11 @@ impl Matrices<'_> {
         channel: usize,
         into: &mut Vec<Edge>,
     ) -> Result<(), FeatureError> {
-        let name = format!("transformer.h.{layer}.attn.c_attn.weight");
-        let blocks = [NodeKind::Q, NodeKind::K, NodeKind::V];
-        self.column(&name, channel, &blocks, layer, into)
+        let [q, k, v, _] = self.attention(layer)?;
+        for (linear, kind) in [q, k, v].into_iter().zip(ATTENDED) {
+            column(linear, channel, at(layer, kind), into)?;
+        }
+        Ok(())
     }
 
     fn reads_mlp(
@@ -186,57 +180,56 @@ impl Matrices<'_> {
         channel: usize,
         into: &mut Vec<Edge>,
     ) -> Result<(), FeatureError> {
-        let name = format!("transformer.h.{layer}.mlp.c_fc.weight");
-        self.column(&name, channel, &[NodeKind::PostAct], layer, into)
+        let [expand, _] = self.mlp(layer)?;
+        column(expand, channel, at(layer, NodeKind::PostAct), into)
     }
 
-    /// The nonzero weights of one output; their other ends are channels of `from`.
-    fn row(
-        &self,
-        name: &str,
-        row: usize,
-        from: Node,
-        into: &mut Vec<Edge>,
-    ) -> Result<(), FeatureError> {
-        let values = rows::to_vec(&self.matrix(name)?.narrow(0, row, 1)?)?;
-        into.extend(nonzero(&values).map(|(channel, weight)| Edge {
-            node: from,
-            channel,
-            weight,
-        }));
-        Ok(())
+    /// Queries, keys, values and what projects the heads' outputs.
+    fn attention(&self, layer: usize) -> Result<[&'a Linear; 4], FeatureError> {
+        Ok(self.sublayers(layer)?.0)
     }
 
-    /// The nonzero weights of one input; the outputs are the channels of `blocks`, one after the other.
-    fn column(
-        &self,
-        name: &str,
-        column: usize,
-        blocks: &[NodeKind],
-        layer: usize,
-        into: &mut Vec<Edge>,
-    ) -> Result<(), FeatureError> {
-        let values = rows::to_vec(&self.matrix(name)?.narrow(1, column, 1)?.contiguous()?)?;
-        let size = values.len() / blocks.len();
-        into.extend(nonzero(&values).map(|(output, weight)| Edge {
-            node: at(layer, blocks[output / size]),
-            channel: output % size,
-            weight,
-        }));
-        Ok(())
+    /// Into the neurons and out of them.
+    fn mlp(&self, layer: usize) -> Result<[&'a Linear; 2], FeatureError> {
+        Ok(self.sublayers(layer)?.1)
     }
 
-    fn matrix(&self, name: &str) -> Result<&Tensor, FeatureError> {
-        let missing = || FeatureError::Invalid(format!("the sparse model has no {name}"));
-        self.weights.get(name).ok_or_else(missing)
+    fn sublayers(&self, layer: usize) -> Result<([&'a Linear; 4], [&'a Linear; 2]), FeatureError> {
+        let missing = || FeatureError::Invalid(format!("the sparse model has no layer {layer}"));
+        self.model.layer_linears(layer).ok_or_else(missing)
     }
+}
+
+/// The nonzero weights of one output; their other ends are channels of `from`.
+fn row(
+    linear: &Linear,
+    output: usize,
+    from: Node,
+    into: &mut Vec<Edge>,
+) -> Result<(), FeatureError> {
+    extend(into, from, linear.weights_of_output(output)?);
+    Ok(())
+}
+
+/// The nonzero weights of one input; their other ends are channels of `to`.
+fn column(
+    linear: &Linear,
+    input: usize,
+    to: Node,
+    into: &mut Vec<Edge>,
+) -> Result<(), FeatureError> {
+    extend(into, to, linear.weights_of_input(input)?);
+    Ok(())
+}
+
+fn extend(into: &mut Vec<Edge>, node: Node, weights: Vec<(usize, f32)>) {
+    into.extend(weights.into_iter().map(|(channel, weight)| Edge {
+        node,
+        channel,
+        weight,
+    }));
 }
 
 fn at(layer: usize, kind: NodeKind) -> Node {
     Node { layer, kind }
-}
-
-fn nonzero(values: &[f32]) -> impl Iterator<Item = (usize, f32)> {
-    let values = values.iter().copied().enumerate();
-    values.filter(|(_, weight)| *weight != 0.0)
 }

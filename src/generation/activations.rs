@@ -1,6 +1,5 @@
 //! The values of chosen places on every token of one sequence.
 
-use super::catalog::Catalog;
 use super::request::{Activations, ActivationsRequest, EngineError};
 use crate::interventions::nearest::suggestion;
 use crate::models::location::{Place, Site};
@@ -9,11 +8,8 @@ use crate::models::token_rows::TokenRows;
 use crate::numerics::rows;
 
 /// Answers a request for activations.
-pub fn activations(
-    catalog: &Catalog,
-    request: &ActivationsRequest,
-) -> Result<Activations, EngineError> {
-    let model = &catalog.model(&request.model)?.transformer;
+pub fn activations(request: &ActivationsRequest) -> Result<Activations, EngineError> {
+    let model = &request.model.transformer;
     let config = &model.config;
     let invalid = |message: String, param: String| EngineError::Invalid {
         message,

@@ -1,12 +1,12 @@
 //! What a request must be before it is begun: its fields, its lengths, and the arms it comes to.
 
 use super::arms::ArmKey;
-use super::catalog::LoadedModel;
 use super::request::{EngineError, GenerationRequest};
 use super::sampling::sample_seed;
 use crate::interventions::cost::kept_bytes;
 use crate::interventions::plan::{Plan, Scene};
 use crate::interventions::request::Variant;
+use crate::models::model::LoadedModel;
 
 /// No request has more arms: prompts times samples times variants times strengths.
 pub const MOST_ARMS: usize = 512;

@@ -10,11 +10,10 @@ use std::sync::Arc;
 
 use candle_core::Result;
 
-use super::catalog::LoadedModel;
 use super::pass::{Part, Parting, pass};
 use super::session::Session;
 use super::slots::Caches;
-use crate::interventions::plan::Joined;
+use crate::features::pair::Pair;
 use crate::interventions::plan::counterfactual::StreamModel;
 use crate::interventions::readings::{ReadingTap, Readings};
 use crate::interventions::rows_of_arms::{
@@ -22,6 +21,7 @@ use crate::interventions::rows_of_arms::{
 };
 use crate::interventions::steering::{ArmSlots, Steering, StepReadings};
 use crate::models::location::Site;
+use crate::models::model::LoadedModel;
 use crate::models::tap::RowTap;
 
 /// What one request feeds in a step: arms, and how many of their tokens at most.
@@ -47,7 +47,7 @@ struct Work<'s> {
     slots: BTreeMap<usize, &'s ArmSlots>,
     model: Arc<LoadedModel>,
     sparse: Option<Arc<LoadedModel>>,
-    joined: Option<Joined<'s>>,
+    pair: Option<&'s Pair>,
     steering: Option<&'s mut Steering>,
     edits: Vec<usize>,
     readings: StepReadings,
@@ -90,7 +90,7 @@ impl<'s> Work<'s> {
                 .collect(),
             model: session.model.clone(),
             sparse,
-            joined: session.joined.as_ref().map(|joined| joined.view()),
+            pair: session.pair.as_deref(),
             edits: match &steering {
                 Some(steering) => (0..steering.plan.edits.len()).collect(),
                 None => Vec::new(),
@@ -284,7 +284,7 @@ fn answer(works: &mut [Work], caches: &mut Caches) -> Result<Vec<Computed>> {
             let part = work.answering_rows();
             let wanted = work.wanted.clone();
             let Work {
-                joined,
+                pair,
                 steering,
                 edits,
                 rows,
@@ -294,7 +294,7 @@ fn answer(works: &mut [Work], caches: &mut Caches) -> Result<Vec<Computed>> {
             taps.push(
                 steering
                     .as_deref_mut()
-                    .map(|steering| steering.answering_tap(*joined, edits, rows, readings)),
+                    .map(|steering| steering.answering_tap(*pair, edits, rows, readings)),
             );
             members.push((index, wanted));
             parts.push(part);
@@ -327,12 +327,12 @@ mod tests {
 
     use super::*;
     use crate::generation::tests::forward::{OTHER, PROMPT};
-    use crate::generation::tests::pair::{catalog, request, steered};
+    use crate::generation::tests::pair::{request, steered};
     use crate::interventions::plan::counterfactual::StreamModel::Sparse;
 
     /// The first step of a request whose arms all have slots and take their whole prompt.
     fn first_rows(asked: crate::generation::request::GenerationRequest) -> (usize, Part<'static>) {
-        let mut session = Session::admit(&catalog(), asked).expect("a session");
+        let mut session = Session::admit(asked).expect("a session");
         let mut caches = Caches::new(16);
         for arm in 0..session.arms.len() {
             session.slots[arm] = caches

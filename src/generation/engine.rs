@@ -1,25 +1,25 @@
-//! The engine: one thread (with helpers for large batches) that owns everything loaded, and handles that send it commands.
+//! The engine: one thread (with helpers for large batches) that runs the models, and handles that send it commands.
 //!
-//! Requests go to the [`Scheduler`], which lets them join and leave a running batch; between two of its steps the
-//! thread does what else it was sent, such as reading activations or changing features. The queue is bounded. A
-//! command whose caller has gone is skipped, or given up at its next step; a panic fails its own command and
-//! nothing else.
+//! A request brings what it runs on; the engine knows no names and keeps nothing but caches. Requests go to the
+//! [`Scheduler`], which lets them join and leave a running batch; between two of its steps the thread does what else
+//! it was sent, such as reading activations. The queue is bounded. A command whose caller has gone is skipped, or given
+//! up at its next step; a panic fails its own command and nothing else.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::activations::activations;
-use super::catalog::Catalog;
+use super::needed_groups::NeededGroups;
 use super::request::{
     Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
 };
-use super::request_models::{NeededGroups, may_need_statistics};
 use super::scheduler::{Capacity, Observer, Scheduler, generate};
 use super::vitals::{Load, NoProbe, Probe, Vitals};
 use crate::features::measured::MeasuredGroup;
+use crate::models::model::LoadedModel;
 
 /// Commands that may lie in the channel; callers beyond them wait to send theirs.
 const QUEUE: usize = 256;
@@ -27,8 +27,8 @@ const QUEUE: usize = 256;
 /// Something for the engine to do.
 enum Command {
     Generate(Box<GenerationRequest>, Box<Caller>),
-    /// Something to do with the catalog, between two steps. It answers for itself and minds its own caller.
-    Work(Box<dyn FnOnce(&mut Catalog) + Send>),
+    /// Something to do between two steps. It answers for itself and minds its own caller.
+    Work(Box<dyn FnOnce() + Send>),
 }
 
 /// Starts and stops the engine's thread.
@@ -50,14 +50,13 @@ struct Shared {
 }
 
 impl Engine {
-    /// Starts the thread that owns `catalog`.
-    pub fn start(catalog: Catalog, capacity: Capacity) -> std::io::Result<EngineHandle> {
-        Self::start_probed(catalog, capacity, Box::new(NoProbe))
+    /// Starts the thread.
+    pub fn start(capacity: Capacity) -> std::io::Result<EngineHandle> {
+        Self::start_probed(capacity, Box::new(NoProbe))
     }
 
     /// The same with a probe inside.
     pub fn start_probed(
-        catalog: Catalog,
         capacity: Capacity,
         probe: Box<dyn Probe>,
     ) -> std::io::Result<EngineHandle> {
@@ -72,7 +71,7 @@ impl Engine {
             .map_err(std::io::Error::other)?;
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || pool.install(|| serve(catalog, capacity, receiver, inside)))?;
+            .spawn(move || pool.install(|| serve(capacity, receiver, inside)))?;
         let shared = Shared {
             commands: Mutex::new(Some(sender)),
             thread: Mutex::new(Some(thread)),
@@ -87,13 +86,10 @@ impl Engine {
 
 /// The thread: takes what has come, makes a step, and so on; sleeps while there is nothing to do. It ends when
 /// nobody can send any more and everything taken on is answered.
-fn serve(
-    mut catalog: Catalog,
-    capacity: Capacity,
-    mut receiver: mpsc::Receiver<Command>,
-    vitals: Arc<Vitals>,
-) {
+fn serve(capacity: Capacity, mut receiver: mpsc::Receiver<Command>, vitals: Arc<Vitals>) {
     let mut scheduler = Scheduler::watched(capacity, vitals.clone());
+    // After a panic: the models that had run before it and have not answered since.
+    let mut suspects: Vec<Weak<LoadedModel>> = Vec::new();
     let mut open = true;
     while open || !scheduler.is_idle() {
         // Sleeping only when idle: a command that comes during a step waits for its end.
@@ -104,10 +100,10 @@ fn serve(
         loop {
             match next {
                 Ok(Command::Generate(request, caller)) => {
-                    scheduler.submit(&catalog, *request, caller);
+                    scheduler.submit(*request, caller);
                 }
                 Ok(Command::Work(work)) => {
-                    work(&mut catalog);
+                    work();
                     scheduler.forget_unused();
                 }
                 Err(TryRecvError::Empty) => break,
@@ -120,22 +116,26 @@ fn serve(
         }
         scheduler.step();
         if !vitals.is_sound() {
-            recover(&catalog, &mut scheduler, &vitals);
+            recover(&mut suspects, &mut scheduler, &vitals);
         }
     }
 }
 
-/// After a panic: nothing it may have left half written is used again, and every model must answer. Where one does
-/// not, the engine stays unsound and looks again after the next command.
-fn recover(catalog: &Catalog, scheduler: &mut Scheduler, vitals: &Vitals) {
+/// After a panic: nothing it may have left half written is used again, and every model that had run must answer. Where
+/// one does not, the engine stays unsound and looks again after the next command.
+fn recover(suspects: &mut Vec<Weak<LoadedModel>>, scheduler: &mut Scheduler, vitals: &Vitals) {
     vitals.probe.recovering();
+    suspects.extend(scheduler.models().iter().map(Arc::downgrade));
     scheduler.renew_caches();
-    for model in catalog.models.keys() {
-        let question = GenerationRequest::of_one_token(model);
-        if let Err(error) = generate(catalog, &question, |_| true) {
-            tracing::error!(model, %error, "a model does not answer after a panic");
+    while let Some(suspect) = suspects.last() {
+        // Nobody can ask one that is gone.
+        if let Some(model) = suspect.upgrade()
+            && let Err(error) = generate(&GenerationRequest::of_one_token(model.clone()), |_| true)
+        {
+            tracing::error!(model = model.id, %error, "a model does not answer after a panic");
             return;
         }
+        suspects.pop();
     }
     tracing::warn!("the engine has recovered from a panic");
     vitals.restore();
@@ -186,12 +186,7 @@ impl EngineHandle {
     /// Measures those groups of a request's edits that have no statistics yet, beside the engine's thread. One
     /// request measures at a time; the others wait as long as they may wait for their first token.
     async fn measure_groups(&self, request: &mut GenerationRequest) -> Result<(), EngineError> {
-        let Some(steer) = request.steer.clone().filter(may_need_statistics) else {
-            return Ok(());
-        };
-        let model = request.model.clone();
-        let needed = self.work(move |catalog| Ok(NeededGroups::of(catalog, &model, &steer)));
-        let Some(needed) = needed.await? else {
+        let Some(needed) = NeededGroups::of(request) else {
             return Ok(());
         };
         let wait = request.first_token_within.or(request.deadline);
@@ -230,8 +225,7 @@ impl EngineHandle {
         &self,
         request: ActivationsRequest,
     ) -> Result<Activations, EngineError> {
-        self.work(move |catalog| activations(catalog, &request))
-            .await
+        self.work(move || activations(&request)).await
     }
 
     /// Whether no panic has happened that the engine has not recovered from.
@@ -241,16 +235,13 @@ impl EngineHandle {
 
     /// Returns once the engine has come to this command.
     pub async fn ping(&self) -> Result<(), EngineError> {
-        self.work(|_| Ok(())).await
+        self.work(|| Ok(())).await
     }
 
-    /// Does something with what is loaded. The closure runs on the engine's thread, between two steps; a panic
-    /// in it comes back as an error.
-    pub async fn with_catalog<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Catalog) -> T + Send + 'static,
-    ) -> Result<T, EngineError> {
-        self.work(move |catalog| Ok(work(catalog))).await
+    /// Returns once the engine keeps no caches of models that nobody holds any more.
+    pub async fn forget_unused(&self) -> Result<(), EngineError> {
+        // It looks after every piece of work.
+        self.ping().await
     }
 
     /// What the engine is doing.
@@ -263,18 +254,19 @@ impl EngineHandle {
         self.shared.stop();
     }
 
-    /// Sends work and waits for its answer; it is skipped if the caller has gone before its turn.
-    async fn work<T: Send + 'static>(
+    /// Sends work and waits for its answer; it is skipped if the caller has gone before its turn. It runs on the
+    /// engine's thread, between two steps; a panic in it comes back as an error.
+    pub(super) async fn work<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Catalog) -> Result<T, EngineError> + Send + 'static,
+        work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
         let (reply, answer) = oneshot::channel();
         let vitals = self.shared.vitals.clone();
-        let work = move |catalog: &mut Catalog| {
+        let work = move || {
             if reply.is_closed() {
                 return;
             }
-            let answer = vitals.contain(|| work(catalog));
+            let answer = vitals.contain(work);
             // The caller may have gone meanwhile.
             let _ = reply.send(answer);
         };

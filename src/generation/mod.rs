@@ -1,19 +1,18 @@
-//! Generating text: the engine thread that owns the models, and what is asked of it.
+//! Generating text: the engine thread that runs the models, and what is asked of it.
 //!
-//! [`request`] is the contract; [`engine`] the thread and its handle; [`catalog`] what is loaded. A request's
-//! names are found by [`request_models`]; it passes [`admission`] and becomes a [`session`] of one or more [`arms`]. The
-//! [`scheduler`] lends arms [`slots`] of the models' caches and picks who takes part in the next step; [`mod@batch`]
-//! runs the step, all requests' rows together.
+//! [`request`] is the contract; [`engine`] the thread and its handle. A request brings its model, has what its edits
+//! need measured ([`needed_groups`]), passes
+//! [`admission`] and becomes a [`session`] of one or more [`arms`]. The [`scheduler`] lends arms [`slots`] of the
+//! models' caches and picks who takes part in the next step; [`mod@batch`] runs the step, all requests' rows together.
 
 pub mod activations;
 pub mod admission;
 pub mod arms;
 pub mod batch;
-pub mod catalog;
 pub mod engine;
+pub mod needed_groups;
 pub mod pass;
 pub mod request;
-pub mod request_models;
 pub mod sampler;
 pub mod sampling;
 pub mod scheduler;

@@ -5,14 +5,19 @@ use std::time::Duration;
 
 use super::sampling::Sampling;
 use crate::features::measured::MeasuredGroup;
+use crate::features::pair::Pair;
+use crate::interventions::plan::Scene;
 use crate::interventions::receipt::{EditActivations, Receipt};
 use crate::interventions::request::{SteerRequest, Variant};
+use crate::models::model::{LoadedModel, ModelKind};
 
 /// A completion of one or more prompts.
 #[derive(Debug, Clone)]
 pub struct GenerationRequest {
-    /// The id of a dense or sparse model.
-    pub model: String,
+    /// The model that answers.
+    pub model: Arc<LoadedModel>,
+    /// The pair that its edits go over, where it has one.
+    pub pair: Option<Arc<Pair>>,
     pub prompts: Vec<Vec<u32>>,
     pub max_tokens: usize,
     /// Samples for each prompt.
@@ -47,10 +52,24 @@ impl GenerationRequest {
 }
 
 impl GenerationRequest {
+    /// What its edits are held against.
+    pub fn scene(&self) -> Scene<'_> {
+        Scene {
+            model: &self.model.transformer,
+            model_id: &self.model.id,
+            native: self.model.kind == ModelKind::Sparse,
+            pair: self.pair.as_deref(),
+            tokenizer: &self.model.tokenizer,
+            prompts: &self.prompts,
+            measured: &self.measured,
+        }
+    }
+
     /// The most probable token after token 0: the least that makes a model work.
-    pub fn of_one_token(model: &str) -> Self {
+    pub fn of_one_token(model: Arc<LoadedModel>) -> Self {
         GenerationRequest {
-            model: model.to_owned(),
+            model,
+            pair: None,
             prompts: vec![vec![0]],
             max_tokens: 1,
             n: 1,
@@ -139,7 +158,7 @@ pub enum Finish {
 /// Activations of named places for one sequence of tokens.
 #[derive(Debug, Clone)]
 pub struct ActivationsRequest {
-    pub model: String,
+    pub model: Arc<LoadedModel>,
     pub tokens: Vec<u32>,
     pub places: Vec<String>,
     pub logits: bool,
@@ -161,12 +180,6 @@ pub enum EngineError {
     Invalid {
         message: String,
         /// The field at fault, as a path such as `steer.edits[0].feature`.
-        param: Option<String>,
-    },
-    /// No model or bridge of that name.
-    #[error("{message}")]
-    NotFound {
-        message: String,
         param: Option<String>,
     },
     /// The engine failed; the request may be tried again.

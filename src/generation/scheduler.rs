@@ -12,12 +12,12 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::batch::{self, Computed, Share};
-use super::catalog::Catalog;
+use super::needed_groups::NeededGroups;
 use super::request::{Delta, EngineError, Generation, GenerationRequest};
-use super::request_models::NeededGroups;
 use super::session::Session;
 use super::slots::Caches;
 use super::vitals::{Load, NoProbe, Vitals};
+use crate::models::model::LoadedModel;
 
 /// A token that costs no more, in tokens of a model, is one like all others: its own, a sparse run beside it, a
 /// counterfactual, and edits of a few channels.
@@ -93,12 +93,7 @@ impl<'o> Scheduler<'o> {
     }
 
     /// Takes a request on, or tells its observer why not.
-    pub fn submit(
-        &mut self,
-        catalog: &Catalog,
-        request: GenerationRequest,
-        observer: Box<dyn Observer + 'o>,
-    ) {
+    pub fn submit(&mut self, request: GenerationRequest, observer: Box<dyn Observer + 'o>) {
         if self.queue_is_full() {
             // Of those that came since the last step some may not need to wait.
             self.lend_slots();
@@ -106,7 +101,7 @@ impl<'o> Scheduler<'o> {
                 return observer.done(Err(EngineError::Busy));
             }
         }
-        let admitted = self.vitals.contain(|| Session::admit(catalog, request));
+        let admitted = self.vitals.contain(|| Session::admit(request));
         match admitted.and_then(|session| self.fits(session)) {
             Ok(session) => self.tickets.push_back(Ticket {
                 session,
@@ -312,7 +307,12 @@ impl<'o> Scheduler<'o> {
         }
     }
 
-    /// Drops the caches of models that are loaded no more.
+    /// The models that have run and are still held by somebody.
+    pub fn models(&self) -> Vec<Arc<LoadedModel>> {
+        self.caches.models()
+    }
+
+    /// Drops the caches of models that nobody holds any more.
     pub fn forget_unused(&mut self) {
         self.caches.forget_unused();
     }
@@ -415,13 +415,11 @@ fn compute(
 
 /// Answers one request without a thread of its own.
 pub fn generate(
-    catalog: &Catalog,
     request: &GenerationRequest,
     mut observe: impl FnMut(Delta) -> bool,
 ) -> Result<Generation, EngineError> {
     let mut request = request.clone();
-    let steer = request.steer.as_ref();
-    if let Some(needed) = steer.and_then(|steer| NeededGroups::of(catalog, &request.model, steer)) {
+    if let Some(needed) = NeededGroups::of(&request) {
         let measured = needed.known().map_or_else(|| needed.measure(), Ok);
         request.measured = measured.map_err(|error| EngineError::Failed(error.to_string()))?;
     }
@@ -431,7 +429,7 @@ pub fn generate(
         observe: &mut observe,
         answer: &mut answer,
     };
-    scheduler.submit(catalog, request, Box::new(alone));
+    scheduler.submit(request, Box::new(alone));
     while !scheduler.is_idle() {
         scheduler.step();
     }
@@ -464,7 +462,7 @@ mod tests {
 
     use super::*;
     use crate::generation::tests::forward::PROMPT;
-    use crate::generation::tests::pair::{catalog, request, steered};
+    use crate::generation::tests::pair::{request, steered};
 
     struct Nobody;
 
@@ -484,7 +482,6 @@ mod tests {
 
     #[test]
     fn costly_arms_take_turns_and_hold_up_nobody() {
-        let catalog = catalog();
         let capacity = Capacity {
             sequences: 32,
             prefill_tokens: 16,
@@ -495,8 +492,8 @@ mod tests {
             json!({"feature": {"node": "1.resid_in", "channel": 3}, "op": "add", "value": 1});
         let mut costly = steered(&[PROMPT], json!({"edits": [edit]}));
         costly.n = 12;
-        scheduler.submit(&catalog, costly, Box::new(Nobody));
-        scheduler.submit(&catalog, request(&[PROMPT]), Box::new(Nobody));
+        scheduler.submit(costly, Box::new(Nobody));
+        scheduler.submit(request(&[PROMPT]), Box::new(Nobody));
         scheduler.tickets[0].session.edits_cost = 0;
         while scheduler.tickets.iter().any(|ticket| {
             let mut arms = ticket.session.arms.iter();

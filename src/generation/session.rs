@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use super::admission::{check, check_bytes, keys, limits};
 use super::arms::Arm;
-use super::catalog::{Catalog, JoinedModels, LoadedModel, ModelKind};
 use super::request::{Choice, Delta, EngineError, Finish, Generation, GenerationRequest};
-use super::request_models::RequestModels;
+use crate::features::pair::Pair;
 use crate::interventions::cost::work_per_token;
 use crate::interventions::plan::{Plan, PlanError};
 use crate::interventions::request::Variant;
 use crate::interventions::rows_of_arms::Row;
 use crate::interventions::steering::{ArmPlan, ArmSlots, SlotNeeds, Steering};
+use crate::models::model::{LoadedModel, ModelKind};
 use crate::numerics::loss::divergence;
 
 /// A request that is being answered.
@@ -24,7 +24,8 @@ pub struct Session {
     pub request: GenerationRequest,
     /// The model that answers.
     pub model: Arc<LoadedModel>,
-    pub joined: Option<JoinedModels>,
+    /// Its models and the bridge between them, where the edits go over one.
+    pub pair: Option<Arc<Pair>>,
     pub arms: Vec<Arm>,
     /// By arm, while it runs.
     pub slots: Vec<Option<ArmSlots>>,
@@ -54,10 +55,10 @@ impl From<candle_core::Error> for EngineError {
 
 impl Session {
     /// Checks a request and sets up its arms; no model runs yet.
-    pub fn admit(catalog: &Catalog, request: GenerationRequest) -> Result<Self, EngineError> {
-        let models = RequestModels::of(catalog, &request.model, request.steer.as_ref())?;
-        check(&request, &models.model)?;
-        let scene = models.scene(&request.prompts, &request.measured);
+    pub fn admit(request: GenerationRequest) -> Result<Self, EngineError> {
+        let model = request.model.clone();
+        check(&request, &model)?;
+        let scene = request.scene();
         let steer = request.steer.as_ref();
         let plan = steer.map(|steer| Plan::new(steer, &scene)).transpose()?;
         let limits = limits(&request, plan.as_ref(), &scene)?;
@@ -89,11 +90,10 @@ impl Session {
                 Arm::new(&request, key, limit)
             })
             .collect();
-        let RequestModels { model, joined, .. } = models;
         Ok(Session {
             slots: vec![None; arms.len()],
+            pair: request.pair.clone(),
             request,
-            joined,
             arms,
             edits_cost: steering.as_ref().map_or(0, |steering| {
                 work_per_token(&steering.plan) / model.parameters.max(1)
@@ -107,7 +107,7 @@ impl Session {
     pub fn sparse(&self) -> Option<&Arc<LoadedModel>> {
         match self.model.kind {
             ModelKind::Sparse => Some(&self.model),
-            ModelKind::Dense => self.joined.as_ref().map(|joined| &joined.sparse),
+            ModelKind::Dense => self.pair.as_ref().map(|pair| &pair.sparse),
         }
     }
 
@@ -211,7 +211,7 @@ impl Session {
 
     /// The finished answer.
     pub fn answer(&self) -> Generation {
-        let record = self.joined.as_ref().map(|joined| &joined.bridge.record);
+        let record = self.pair.as_deref().map(|pair| &*pair.record);
         let mut choices = Vec::new();
         for (index, arm) in self
             .arms

@@ -3,13 +3,13 @@
 //! A model has one cache of a bounded number of slots, each as long as its context. An arm gets all slots it will
 //! need, in both models, or none: half an arm cannot run.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use super::catalog::LoadedModel;
 use super::request::EngineError;
 use super::session::Session;
 use crate::interventions::steering::{ArmSlots, SlotNeeds};
 use crate::models::kv_cache::KvCache;
+use crate::models::model::LoadedModel;
 
 /// The caches of all models that have run.
 pub struct Caches {
@@ -19,7 +19,8 @@ pub struct Caches {
 }
 
 struct Pool {
-    model: Arc<LoadedModel>,
+    /// Whoever serves the model and the sessions that it answers keep it; a cache does not.
+    model: Weak<LoadedModel>,
     cache: KvCache,
     free: Vec<usize>,
 }
@@ -130,18 +131,24 @@ impl Caches {
 
     /// Drops the caches of models that nothing else holds any more.
     pub fn forget_unused(&mut self) {
-        self.pools.retain(|pool| Arc::strong_count(&pool.model) > 1);
+        self.pools.retain(|pool| pool.model.strong_count() > 0);
+    }
+
+    /// The models that have caches and that something else still holds.
+    pub fn models(&self) -> Vec<Arc<LoadedModel>> {
+        let models = self.pools.iter().map(|pool| pool.model.upgrade());
+        models.flatten().collect()
     }
 
     fn pool(&mut self, model: &Arc<LoadedModel>) -> &mut Pool {
         let known = self
             .pools
             .iter()
-            .position(|pool| Arc::ptr_eq(&pool.model, model));
+            .position(|pool| pool.model.as_ptr() == Arc::as_ptr(model));
         let index = known.unwrap_or_else(|| {
             let config = &model.transformer.config;
             self.pools.push(Pool {
-                model: model.clone(),
+                model: Arc::downgrade(model),
                 cache: KvCache::empty(config, config.context_length),
                 // The last to come back is the first to go: what was just used is warm.
                 free: Vec::new(),

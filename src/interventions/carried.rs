@@ -13,11 +13,12 @@ use super::carry::is_sublayer_input;
 use super::in_place::touches;
 use super::operation::Action;
 use super::plan::condition::Test;
-use super::plan::{Edit, Joined, Plan, Route, Source, Step, needs_sparse_rms};
+use super::plan::{Edit, Plan, Route, Source, Step, needs_sparse_rms};
 use super::readings::Readings;
 use super::receipt::{Record, Records};
 use super::row_edits::{Change, ReadFrom, RowEdit, RowEdits, WriteTo, add};
 use super::rows_of_arms::{Row, RowBlock, SteeredArm};
+use crate::features::pair::Pair;
 use crate::models::location::{Place, Site};
 use crate::models::tap::{OwnRows, RowTap};
 use crate::numerics::norm::root_mean_square;
@@ -36,7 +37,7 @@ pub struct Beside<'a> {
 /// Changes a dense model's values.
 pub struct CarriedTap<'a> {
     plan: &'a Plan,
-    joined: Option<Joined<'a>>,
+    pair: Option<&'a Pair>,
     arms: &'a [SteeredArm],
     rows: &'a [Row],
     beside: Beside<'a>,
@@ -90,7 +91,7 @@ struct Operands {
 impl<'a> CarriedTap<'a> {
     pub fn new(
         plan: &'a Plan,
-        joined: Option<Joined<'a>>,
+        pair: Option<&'a Pair>,
         arms: &'a [SteeredArm],
         rows: &'a [Row],
         beside: Beside<'a>,
@@ -98,7 +99,7 @@ impl<'a> CarriedTap<'a> {
     ) -> Self {
         CarriedTap {
             plan,
-            joined,
+            pair,
             arms,
             rows,
             beside,
@@ -216,17 +217,17 @@ impl<'a> CarriedTap<'a> {
         positions: &[u32],
         places: impl Iterator<Item = Place>,
     ) -> Result<Vec<(Place, Tensor)>> {
-        let Some(joined) = self.joined else {
+        let Some(pair) = self.pair else {
             return Ok(Vec::new());
         };
-        let encoded = joined.bridge.encode(site, &stream.contiguous()?)?;
+        let encoded = pair.bridge.encode(site, &stream.contiguous()?)?;
         let mut values = vec![(Place::Site(site), encoded.clone())];
         for place in places.filter(|place| is_sublayer_input(*place)) {
-            let Some(input) = joined.sparse.sublayer_input(site) else {
+            let Some(input) = pair.sparse.sublayer_input(site) else {
                 continue;
             };
             let positions = Tensor::new(positions, encoded.device())?;
-            let positional = joined.sparse.positional_channels(&positions)?;
+            let positional = pair.sparse.positional_channels(&positions)?;
             values.push((place, input.forward(&encoded, positional.as_ref())?));
         }
         Ok(values)

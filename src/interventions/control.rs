@@ -144,11 +144,11 @@ fn candidates(edit: &Edit, scene: &Scene) -> Result<(Place, Vec<usize>), PlanErr
         Route::Replayed => sublayer_output(own_place).unwrap_or(own_place),
         Route::InPlace | Route::Carried(_) => own_place,
     };
-    let Some(joined) = scene.joined else {
+    let Some(pair) = scene.pair else {
         let message = "`random_feature` needs a bridge to take a feature from";
         return Err(refused(message, VARIANTS));
     };
-    let Some(statistics) = joined.reference.place(place) else {
+    let Some(statistics) = pair.reference.place(place) else {
         let message =
             format!("`random_feature` needs reference statistics of {place}, and there are none");
         return Err(refused(message, VARIANTS));
@@ -172,16 +172,16 @@ fn counterpart(
     scene: &Scene,
     columns: &mut KnownColumns,
 ) -> candle_core::Result<Option<Vec<f32>>> {
-    let Some(joined) = scene.joined else {
+    let Some(pair) = scene.pair else {
         return Ok(None);
     };
-    let (dense, sparse) = (joined.dense, joined.sparse);
+    let (dense, sparse) = (&pair.dense, &pair.sparse);
     let write = write.unwrap_or(Write::Residual);
     // The scale is of no account: only the direction is kept.
     let carrier = Carrier::sharing(
         dense,
         sparse,
-        joined.bridge,
+        &pair.bridge,
         place,
         &[channel],
         write,

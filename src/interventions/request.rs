@@ -13,7 +13,7 @@ use crate::documented::documented;
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SteerRequest {
-    /// The bridge to carry edits over; may be left out when the model has exactly one.
+    /// The bridge to carry edits over; left out, it is the model's `default_bridge`: the first that came into service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
     /// Made in the order of the forward pass, whatever their order here; at one place in the order of this list,

@@ -12,12 +12,13 @@ use super::carried::{Beside, CarriedTap};
 use super::control::{Directions, Draws};
 use super::in_place::InPlaceTap;
 use super::plan::counterfactual::StreamModel;
-use super::plan::{Joined, Plan, PlanError, Scene};
+use super::plan::{Plan, PlanError, Scene};
 use super::readings::{ReadingNeeds, Readings};
 use super::receipt::Records;
 use super::request::Variant;
 use super::row_edits::RowEdits;
 use super::rows_of_arms::{Feed, PassRows, Row, SteeredArm, cache_rows, ids_of};
+use crate::features::pair::Pair;
 use crate::models::tap::RowTap;
 
 /// One arm before its models are set up.
@@ -100,7 +101,7 @@ impl Steering {
                 follows: arm.variant != Variant::Baseline || plan.activations,
             });
         }
-        let has_sparse = scene.native || scene.joined.is_some();
+        let has_sparse = scene.native || scene.pair.is_some();
         Ok(Steering {
             records: Records::of(&plan),
             arms: steered,
@@ -204,7 +205,7 @@ impl Steering {
     /// The tap of the answering model on `rows`; `edits` numbers all edits of the plan.
     pub fn answering_tap<'a>(
         &'a mut self,
-        joined: Option<Joined<'a>>,
+        pair: Option<&'a Pair>,
         edits: &'a [usize],
         rows: &'a [Row],
         readings: &'a StepReadings,
@@ -236,6 +237,6 @@ impl Steering {
             dense: &readings.dense,
             replays: &readings.replays,
         };
-        Box::new(CarriedTap::new(plan, joined, arms, rows, beside, records))
+        Box::new(CarriedTap::new(plan, pair, arms, rows, beside, records))
     }
 }

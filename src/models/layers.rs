@@ -15,7 +15,7 @@ pub enum Purpose {
     Training,
     /// Gradients flow through the model, not to its weights.
     Frozen,
-    /// No gradients; on the CPU weights are stored by columns, sparse where they are.
+    /// Like `Frozen`; on the CPU weights are stored by columns, sparse where they are.
     Inference,
 }
 
@@ -112,6 +112,22 @@ impl Linear {
         }
     }
 
+    /// The weights of one input that are not zero, each with the output it adds to, in ascending order.
+    pub fn weights_of_input(&self, input: usize) -> Result<Vec<(usize, f32)>> {
+        match self {
+            Linear::Columns(columns) => Ok(columns.weights_of_input(input)),
+            Linear::Matrix { weight, .. } => nonzero(&weight.narrow(1, input, 1)?),
+        }
+    }
+
+    /// The weights of one output that are not zero, each with the input it reads, in ascending order.
+    pub fn weights_of_output(&self, output: usize) -> Result<Vec<(usize, f32)>> {
+        match self {
+            Linear::Columns(columns) => Ok(columns.weights_of_output(output)),
+            Linear::Matrix { weight, .. } => nonzero(&weight.narrow(0, output, 1)?),
+        }
+    }
+
     /// The layer's columns, where it is held for inference.
     pub fn columns(&self) -> Option<&Columns> {
         match self {
@@ -119,6 +135,13 @@ impl Linear {
             Linear::Matrix { .. } => None,
         }
     }
+}
+
+/// A row's or a column's values that are not zero, with their places.
+fn nonzero(values: &Tensor) -> Result<Vec<(usize, f32)>> {
+    let values: Vec<f32> = values.flatten_all()?.to_vec1()?;
+    let values = values.into_iter().enumerate();
+    Ok(values.filter(|(_, weight)| *weight != 0.0).collect())
 }
 
 /// RMSNorm or LayerNorm with its weights.

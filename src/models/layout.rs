@@ -160,6 +160,14 @@ impl ModelFiles {
         Ok(Described::read(directory)?.config)
     }
 
+    /// The `tokenizer.json` of the model in `directory`, whose weights are not looked at; none where it has none.
+    pub fn read_tokenizer(
+        directory: &Path,
+        config: &TransformerConfig,
+    ) -> Result<Option<Vec<u8>>, LayoutError> {
+        read_tokenizer(directory, config.vocab_size)
+    }
+
     /// Whether a directory claims to hold a model in one of the known forms.
     pub fn is_model(directory: &Path) -> bool {
         directory.join(CONFIG_FILE).is_file() || directory.join(RELEASED_CONFIG_FILE).is_file()

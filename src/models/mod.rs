@@ -12,6 +12,7 @@ pub mod layout;
 pub mod location;
 pub mod memory_need;
 pub mod mlp;
+pub mod model;
 pub mod released;
 pub mod tap;
 pub mod tensor_names;

@@ -214,6 +214,12 @@ impl Transformer {
         }
     }
 
+    /// The linear layers of one layer in the order they are applied: its attention's and its MLP's.
+    pub fn layer_linears(&self, layer: usize) -> Option<([&Linear; 4], [&Linear; 2])> {
+        let layer = self.layers.get(layer)?;
+        Some((layer.attention.linears(), layer.mlp.linears()))
+    }
+
     /// Every linear layer, unembedding included.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.layers

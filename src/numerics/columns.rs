@@ -5,6 +5,8 @@
 //! every sum: bias, then the inputs in ascending order, whatever the batch and whatever the storage. Skipped
 //! zeros change no sum, so a sparse layer gives the dense layer's bits.
 
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -145,9 +147,85 @@ impl Columns {
         }
     }
 
-    /// `x [rows, in] -> [rows, out]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op1_no_bwd(&ColumnsOp(self))
+    /// `x [rows, in] -> [rows, out]`; gradients flow to `x`.
+    pub fn forward(self: &Arc<Self>, x: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.apply_op1(ColumnsOp(self.clone()))
+    }
+
+    /// The weights of one input that are not zero, each with its output, in ascending order.
+    pub fn weights_of_input(&self, input: usize) -> Vec<(usize, f32)> {
+        match &self.storage {
+            Storage::Dense(panels) => (0..self.outputs)
+                .map(|output| (output, panels[self.in_panel(input, output)]))
+                .filter(|(_, weight)| *weight != 0.0)
+                .collect(),
+            Storage::Sparse {
+                starts,
+                outputs,
+                weights,
+            } => (starts[input] as usize..starts[input + 1] as usize)
+                .map(|index| (outputs.get(index), weights[index]))
+                .collect(),
+        }
+    }
+
+    /// The weights of one output that are not zero, each with its input, in ascending order.
+    pub fn weights_of_output(&self, output: usize) -> Vec<(usize, f32)> {
+        match &self.storage {
+            Storage::Dense(panels) => (0..self.inputs)
+                .map(|input| (input, panels[self.in_panel(input, output)]))
+                .filter(|(_, weight)| *weight != 0.0)
+                .collect(),
+            Storage::Sparse {
+                starts,
+                outputs,
+                weights,
+            } => (0..self.inputs)
+                .filter_map(|input| {
+                    let mut column = starts[input] as usize..starts[input + 1] as usize;
+                    let index = column.find(|&index| outputs.get(index) == output)?;
+                    Some((input, weights[index]))
+                })
+                .collect(),
+        }
+    }
+
+    /// Where a dense layer's weight is stored.
+    fn in_panel(&self, input: usize, output: usize) -> usize {
+        (output / PANEL * self.inputs + input) * PANEL + output % PANEL
+    }
+
+    /// `grad [rows, out] -> [rows, in]`: the gradient of the layer's input, given that of its output.
+    fn transposed(&self, grad: &[f32], n_rows: usize) -> Vec<f32> {
+        let mut grad_x = vec![0f32; n_rows * self.inputs];
+        rows::map_rows(
+            grad,
+            self.outputs,
+            &mut grad_x,
+            self.inputs,
+            |_, grad, grad_x| match &self.storage {
+                Storage::Dense(panels) => {
+                    let panels = panels.chunks_exact(self.inputs * PANEL);
+                    for (panel, grad) in panels.zip(grad.chunks(PANEL)) {
+                        for (sum, column) in grad_x.iter_mut().zip(panel.chunks_exact(PANEL)) {
+                            *sum += dot(grad, column);
+                        }
+                    }
+                }
+                Storage::Sparse {
+                    starts,
+                    outputs,
+                    weights,
+                } => {
+                    for (sum, column) in grad_x.iter_mut().zip(starts.windows(2)) {
+                        *sum = (column[0] as usize..column[1] as usize)
+                            .map(|index| weights[index] * grad[outputs.get(index)])
+                            .sum();
+                    }
+                }
+            },
+        );
+        grad_x
     }
 
     /// The layer on plain rows.
@@ -210,9 +288,39 @@ impl Columns {
     }
 }
 
-struct ColumnsOp<'a>(&'a Columns);
+impl OutputIndices {
+    fn get(&self, index: usize) -> usize {
+        match self {
+            OutputIndices::Narrow(indices) => usize::from(indices[index]),
+            OutputIndices::Wide(indices) => indices[index] as usize,
+        }
+    }
+}
 
-impl CustomOp1 for ColumnsOp<'_> {
+/// Sums of a dot product that are taken side by side, so that no product waits for the one before it.
+const SUMS: usize = 8;
+
+/// The sum of products over the length of the shorter one.
+fn dot(left: &[f32], right: &[f32]) -> f32 {
+    let length = left.len().min(right.len());
+    let ((left, left_rest), (right, right_rest)) = (
+        left[..length].as_chunks::<SUMS>(),
+        right[..length].as_chunks::<SUMS>(),
+    );
+    let mut sums = [0f32; SUMS];
+    for (left, right) in left.iter().zip(right) {
+        for ((sum, left), right) in sums.iter_mut().zip(left).zip(right) {
+            *sum += left * right;
+        }
+    }
+    let rest = left_rest.iter().zip(right_rest);
+    let rest: f32 = rest.map(|(left, right)| left * right).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
+struct ColumnsOp(Arc<Columns>);
+
+impl CustomOp1 for ColumnsOp {
     fn name(&self) -> &'static str {
         "columns"
     }
@@ -231,6 +339,14 @@ impl CustomOp1 for ColumnsOp<'_> {
             CpuStorage::F32(output),
             Shape::from((n_rows, self.0.outputs)),
         ))
+    }
+
+    fn bwd(&self, x: &Tensor, _result: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let n_rows = x.dim(0)?;
+        let grad = grad.contiguous()?;
+        let grad_x = rows::with_values(&grad, |grad| self.0.transposed(grad, n_rows))?;
+        let grad_x = Tensor::from_vec(grad_x, (n_rows, self.0.inputs), x.device())?;
+        Ok(Some(grad_x))
     }
 }
 

@@ -1,9 +1,20 @@
 //! What is served, apart from how it is asked for: nothing here knows HTTP.
 //!
+//! - [`service`]: what comes into service and goes out of it; [`library`] what could, [`trained`] what jobs have made.
+//! - [`snapshot`]: the models, pairs and features that are served at one moment; [`feature_store`] keeps features.
+//! - [`weights`]: those that stay in memory, and those of jobs' results, which come and go; [`description`] says what
+//!   is known of something without its weights.
 //! - [`data_directory`]: one server at a time keeps what callers make.
-//! - [`trial`]: a pair or a model answers one token, or is told why it cannot be served.
-//! - [`trial_process`]: the same in a process of its own, whose memory and time are bounded.
+//! - [`trial`]: a pair or a model answers one token, or is told why it cannot be served; [`trial_process`] does the
+//!   same in a process of its own, whose memory and time are bounded.
 
 pub mod data_directory;
+pub mod description;
+pub mod feature_store;
+pub mod library;
+pub mod service;
+pub mod snapshot;
+pub mod trained;
 pub mod trial;
 pub mod trial_process;
+pub mod weights;

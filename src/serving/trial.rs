@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::bridge::pair::PairFiles;
-use crate::generation::catalog::{CatalogError, LoadedModel, LoadedPair};
+use crate::bridge::pair::{PairError, is_pair};
+use crate::features::pair::Pair;
 use crate::memory;
 use crate::models::kv_cache::{CacheRow, KvCache};
 use crate::models::layout::{LayoutError, ModelFiles, ReadLimits};
 use crate::models::location::{Place, Site};
 use crate::models::memory_need::MemoryNeed;
+use crate::models::model::{LoadedModel, ModelError, ModelKind};
 use crate::models::tap::{NoTap, Recorder};
 use crate::models::token_rows::TokenRows;
 use crate::numerics::rows;
@@ -37,7 +38,9 @@ const PER_TOKENIZER_BYTE: u64 = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum TrialError {
     #[error(transparent)]
-    Catalog(#[from] CatalogError),
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Pair(#[from] PairError),
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error(transparent)]
@@ -51,6 +54,36 @@ pub enum TrialError {
 pub struct Tried {
     /// Of each model's configuration and weights: a model's own, or a dense and a sparse one's.
     pub fingerprints: Vec<String>,
+    /// Of the same models.
+    #[serde(default)]
+    pub sizes: Vec<ModelSize>,
+    /// Of a pair's bridge.
+    #[serde(default)]
+    pub bridge: Option<String>,
+}
+
+/// What can be told of a model once its weights have been seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelSize {
+    pub is_sparse: bool,
+    pub parameters: usize,
+    pub nonzeros: usize,
+}
+
+impl Tried {
+    fn of(models: &[&LoadedModel], bridge: Option<String>) -> Self {
+        let size = |model: &&LoadedModel| ModelSize {
+            is_sparse: model.kind == ModelKind::Sparse,
+            parameters: model.parameters,
+            nonzeros: model.nonzeros,
+        };
+        let fingerprint = |model: &&LoadedModel| model.fingerprint.clone();
+        Tried {
+            fingerprints: models.iter().map(fingerprint).collect(),
+            sizes: models.iter().map(size).collect(),
+            bridge,
+        }
+    }
 }
 
 /// Bytes that reading and trying the pair or model in `directory` may take: its configurations and the sizes of its
@@ -79,26 +112,26 @@ pub fn memory_bound(directory: &Path, limits: ReadLimits) -> Result<u64, TrialEr
 pub fn bounded(directory: &Path, limits: ReadLimits) -> Result<Tried, TrialError> {
     let bound = memory_bound(directory, limits)?;
     memory::bound_growth(bound).map_err(candle_core::Error::wrap)?;
-    let tried = match PairFiles::is_pair(directory) {
+    match is_pair(directory) {
         true => {
-            let pair = LoadedPair::read_within(directory, limits)?;
+            let pair = Pair::read_within(directory, limits)?;
             pair_answers(&pair, directory)?;
-            vec![pair.dense.fingerprint, pair.sparse.fingerprint]
+            Ok(Tried::of(
+                &[&*pair.dense, &*pair.sparse],
+                Some(pair.fingerprint),
+            ))
         }
         false => {
             let model = LoadedModel::read_within("trial", directory, limits)?;
             model_answers(&model, directory)?;
-            vec![model.fingerprint]
+            Ok(Tried::of(&[&model], None))
         }
-    };
-    Ok(Tried {
-        fingerprints: tried,
-    })
+    }
 }
 
 /// The directories of the models that `directory` holds.
 fn models_of(directory: &Path) -> Vec<PathBuf> {
-    match PairFiles::is_pair(directory) {
+    match is_pair(directory) {
         true => vec![directory.join("dense"), directory.join("sparse")],
         false => vec![directory.to_owned()],
     }
@@ -156,15 +189,15 @@ fn model_answers(model: &LoadedModel, directory: &Path) -> Result<Vec<(Site, Ten
 }
 
 /// Both models answer, and what the bridge makes of the dense one's stream can be gone on from.
-fn pair_answers(pair: &LoadedPair, directory: &Path) -> Result<(), TrialError> {
+fn pair_answers(pair: &Pair, directory: &Path) -> Result<(), TrialError> {
     model_answers(&pair.sparse, &directory.join("sparse"))?;
     let streams = model_answers(&pair.dense, &directory.join("dense"))?;
     let ids = tokens(&pair.dense, directory)?;
     let middle = streams.len() / 2;
     for (index, (site, dense)) in streams.into_iter().enumerate() {
-        let sparse = pair.bridge.bridge.encode(site, &dense)?;
+        let sparse = pair.bridge.encode(site, &dense)?;
         finite(&sparse, &format!("the encoder at {site}"), directory)?;
-        let back = pair.bridge.bridge.decode(site, &sparse)?;
+        let back = pair.bridge.decode(site, &sparse)?;
         finite(&back, &format!("the decoder at {site}"), directory)?;
         if index == middle {
             for (model, stream) in [(&pair.sparse, sparse), (&pair.dense, back)] {

@@ -25,6 +25,11 @@ pub struct Limits {
     pub max_model_mib: u64,
     /// Seconds that a pair or a model may take to be tried, in a process of its own, before it is served.
     pub load_seconds: u64,
+    /// Memory that the weights of jobs' results may take together, in MiB: they are read when they are asked for, and
+    /// those that were asked for longest ago make room for others.
+    pub max_results_mib: u64,
+    /// Seconds after which the weights of a result that nobody asks for are dropped.
+    pub result_idle_seconds: u64,
     /// Bytes of long request bodies that are being read and parsed, of all clients together.
     pub max_unparsed_bytes: usize,
     /// Bytes of long answers that their clients have not read yet, of all clients together.
@@ -71,6 +76,8 @@ impl Default for Limits {
             max_answer_bytes: 64 << 20,
             max_model_mib: 4096,
             load_seconds: 120,
+            max_results_mib: 4096,
+            result_idle_seconds: 600,
             max_unparsed_bytes: 64 << 20,
             max_unsent_bytes: 64 << 20,
             body_seconds: 30,

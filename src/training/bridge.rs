@@ -32,9 +32,8 @@ use super::twin::{TwinBatch, twin_loss};
 use crate::artifacts::ArtifactId;
 use crate::bridge::fidelity::{self, Fidelity};
 use crate::bridge::least_squares::LeastSquares;
-use crate::bridge::pair::PairFiles;
 use crate::bridge::record::BridgeRecord;
-use crate::bridge::{self, Bridge};
+use crate::bridge::{self, Bridge, pair};
 use crate::models::companions;
 use crate::models::layers::Purpose;
 use crate::models::layout::ModelFiles;
@@ -82,7 +81,7 @@ pub fn train_bridge(
     let parameters = initial_parameters(recipe, &dense_files, device)?;
     let mut objective =
         BridgeObjective::new(recipe, &dense_files, &parameters, data, tokenizer, device)?;
-    if !recipe.start_from.as_deref().is_some_and(PairFiles::is_pair) {
+    if !recipe.start_from.as_deref().is_some_and(pair::is_pair) {
         objective.fit_bridge(&parameters, FIT_STEPS)?;
     }
     let plan = Plan {
@@ -101,25 +100,26 @@ pub fn train_bridge(
     }
     let fidelity = objective.fidelity_of_all()?;
     let id = recipe.id.as_ref().map_or("bridge", ArtifactId::as_str);
-    let pair = PairFiles {
-        record: BridgeRecord {
-            id: identifier(id)?,
-            dense: identifier(id)?,
-            sparse: identifier(&format!("{id}-sparse"))?,
-            encoder_fraction: recipe.encoder_fraction,
-            sites: fidelity.sites,
-            training: serde_json::Map::new(),
-        },
-        sparse: ModelFiles {
-            config: recipe.sparse.clone(),
-            tensors: parameters.tensors(Group::Model),
-            tokenizer: Some(json),
-        },
-        tensors: parameters.tensors(Group::Bridge),
-        dense: dense_files,
+    let record = BridgeRecord {
+        id: identifier(id)?,
+        dense: identifier(id)?,
+        sparse: identifier(&format!("{id}-sparse"))?,
+        encoder_fraction: recipe.encoder_fraction,
+        sites: fidelity.sites,
+        training: serde_json::Map::new(),
+    };
+    let sparse_files = ModelFiles {
+        config: recipe.sparse.clone(),
+        tensors: parameters.tensors(Group::Model),
+        tokenizer: Some(json),
     };
     let folder = recipe.output.directory.join("pair");
-    pair.write(&folder)?;
+    pair::write(
+        &folder,
+        (&dense_files, &sparse_files),
+        &parameters.tensors(Group::Bridge),
+        &record,
+    )?;
     // Both models have the dense one's tokenizer, and with it its way of writing conversations.
     for half in ["dense", "sparse"] {
         companions::copy(&recipe.dense, &folder.join(half))?;
@@ -170,10 +170,13 @@ fn start_from(
     directory: &Path,
     recipe: &BridgeRecipe,
 ) -> Result<(Tensors, Option<Tensors>), TrainingError> {
-    let (files, bridge) = match PairFiles::is_pair(directory) {
+    let (files, bridge) = match pair::is_pair(directory) {
         true => {
-            let pair = PairFiles::read(directory)?;
-            (pair.sparse, Some(pair.tensors))
+            let record = pair::read_record(directory)?;
+            let dense = ModelFiles::read_config(&directory.join("dense"))?;
+            let sparse = ModelFiles::read(&directory.join("sparse"))?;
+            let bridge = pair::read_tensors(directory, &record, &dense, &sparse.config)?;
+            (sparse, Some(bridge))
         }
         false => (ModelFiles::read(directory)?, None),
     };

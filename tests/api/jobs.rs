@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use causeway::bridge::pair::PairFiles;
+use causeway::bridge::pair;
 use causeway::models::config::TransformerConfig;
 use causeway::models::layout::ModelFiles;
 use causeway::settings::keys::Role;
@@ -507,13 +507,8 @@ fn pair_with_a_pickle(directory: &Path) {
         "dense_to_sparse_kl": 1, "sparse_to_dense_kl": 1});
     let record = json!({"id": "mixed", "dense": "mixed", "sparse": "mixed-sparse", "encoder_fraction": 0.25,
         "sites": vec![site; sites]});
-    let pair = PairFiles {
-        dense,
-        sparse,
-        tensors,
-        record: serde_json::from_value(record).unwrap(),
-    };
-    pair.write(directory).unwrap();
+    let record = serde_json::from_value(record).unwrap();
+    pair::write(directory, (&dense, &sparse), &tensors, &record).unwrap();
     std::fs::remove_dir_all(directory.join("sparse")).unwrap();
     std::fs::create_dir(directory.join("sparse")).unwrap();
     for file in ["beeg_config.json", "final_model.pt", "tokenizer.json"] {

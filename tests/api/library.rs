@@ -170,3 +170,49 @@ fn what_takes_for_ever_to_try_is_given_up_and_stops_nobody_else() {
         );
     });
 }
+
+/// A job adds one in the same way; its name comes before the other's in every list.
+#[test]
+fn a_second_bridge_changes_nothing_for_requests_that_name_none() {
+    let library = std::env::temp_dir().join(format!("causeway-library-{}", uuid::Uuid::new_v4()));
+    let second = library.join("another");
+    tiny_pair::write(&second);
+    let record = second.join("bridge.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    json["id"] = json!("another");
+    std::fs::write(&record, json.to_string()).unwrap();
+    let server = Server::with(move |settings| settings.library = library);
+    let steered = |bridge: Option<&str>| {
+        let edit =
+            json!({"feature": {"node": "1.mlp.act_in", "channel": 3}, "op": "add", "value": 2});
+        let mut steer = json!({"edits": [edit], "return": ["receipt"]});
+        if let Some(bridge) = bridge {
+            steer["bridge"] = json!(bridge);
+        }
+        let request = json!({"model": "tiny", "prompt": "x = 1", "max_tokens": 2, "steer": steer});
+        let answer = server.post("/v1/completions", &request).ok();
+        answer["choices"][0]["receipt"]["bridge"].clone()
+    };
+    assert_eq!(steered(None), "tiny");
+    server.post("/v1/library/another/load", &json!({})).ok();
+    assert_eq!(
+        (steered(None), steered(Some("another"))),
+        (json!("tiny"), json!("another"))
+    );
+    for model in ["tiny", "tiny-sparse"] {
+        let described = server.get(&format!("/v1/models/{model}")).ok();
+        assert_eq!(described["bridges"], json!(["another", "tiny"]));
+        assert_eq!(described["default_bridge"], "tiny");
+    }
+    let channel = server.get("/v1/features/1.mlp.act_in:3").ok();
+    assert_eq!(channel["bridge"], "tiny");
+    let feature = json!({"name": "mine", "description": "", "node": "1.mlp.act_in",
+        "channels": [{"channel": 3, "weight": 1}]});
+    let made = server.post("/v1/features", &feature);
+    assert_eq!(
+        (made.status, made.json()["bridge"].clone()),
+        (201, json!("tiny"))
+    );
+    server.post("/v1/library/tiny/unload", &json!({})).ok();
+    assert_eq!(steered(None), "another");
+}

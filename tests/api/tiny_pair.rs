@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use causeway::artifacts::atomic;
-use causeway::bridge::pair::PairFiles;
+use causeway::bridge::pair;
 use causeway::bridge::record::{BridgeRecord, SiteRecord};
 use causeway::corpus::{CorpusGenerator, Split};
 use causeway::interventions::reference::{PlaceStatistics, ReferenceStatistics, ReferenceText};
@@ -101,23 +101,18 @@ pub fn write(directory: &Path) {
         tensors,
         tokenizer: Some(tokenizer.clone()),
     };
-    let pair = PairFiles {
-        dense: files(&dense, initialise::model(&dense, 1, &device).unwrap()),
-        sparse: files(
-            &sparse,
-            thinned(initialise::model(&sparse, 2, &device).unwrap()),
-        ),
-        tensors,
-        record: BridgeRecord {
-            id: "tiny".parse().unwrap(),
-            dense: "tiny".parse().unwrap(),
-            sparse: "tiny-sparse".parse().unwrap(),
-            encoder_fraction: 0.25,
-            sites: Site::all(LAYERS).map(site).collect(),
-            training: serde_json::Map::new(),
-        },
+    let record = BridgeRecord {
+        id: "tiny".parse().unwrap(),
+        dense: "tiny".parse().unwrap(),
+        sparse: "tiny-sparse".parse().unwrap(),
+        encoder_fraction: 0.25,
+        sites: Site::all(LAYERS).map(site).collect(),
+        training: serde_json::Map::new(),
     };
-    pair.write(directory).unwrap();
+    let dense_files = files(&dense, initialise::model(&dense, 1, &device).unwrap());
+    let thin = thinned(initialise::model(&sparse, 2, &device).unwrap());
+    let sparse_files = files(&sparse, thin);
+    pair::write(directory, (&dense_files, &sparse_files), &tensors, &record).unwrap();
     let text: Vec<u32> = CorpusGenerator::new(1, Split::Train)
         .take(10)
         .flat_map(|text| pair_tokens(&tokenizer, &text))

@@ -1,8 +1,11 @@
 //! Each differentiable operation of `numerics`, at widths that fill vector registers and at ones that do not.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Result, Tensor, Var};
 use causeway::numerics::activation::{gelu, gelu_tanh, relu};
 use causeway::numerics::attention::{Heads, causal_attention};
+use causeway::numerics::columns::Columns;
 use causeway::numerics::{abs_top_k, linear, loss, norm};
 
 use super::{Argument, check, noise, reference};
@@ -124,6 +127,56 @@ fn linear_layers() -> Result<()> {
             |a| linear::linear(&a[0], &a[1], None, false),
             &|a| reference::linear(&a[0], &a[1], None, inputs),
         )?;
+    }
+    Ok(())
+}
+
+/// What inference runs on passes gradients on as well, whether its zeros are stored or not, and lists its weights.
+#[test]
+fn linear_layers_stored_by_columns() -> Result<()> {
+    for (rows, inputs, outputs) in [(1, 5, 3), (7, 33, 70), (4, 16, 64)] {
+        for sparse in [false, true] {
+            let mut weight = Argument::noise(&[outputs, inputs], 9);
+            if sparse {
+                let thin = |(index, value): (usize, &mut f32)| {
+                    if index % 7 != 0 {
+                        *value = 0.0;
+                    }
+                };
+                weight.values.iter_mut().enumerate().for_each(thin);
+            }
+            let tensor =
+                |values: &[f32], shape: &[usize]| Tensor::from_slice(values, shape, &Device::Cpu);
+            let bias = noise(outputs, 10);
+            let columns = Arc::new(Columns::new(
+                &tensor(&weight.values, &[outputs, inputs])?,
+                Some(&tensor(&bias, &[outputs])?),
+            )?);
+            assert_eq!(columns.is_sparse(), sparse);
+            let exact = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect();
+            let (exact_weight, exact_bias): (Vec<f64>, Vec<f64>) =
+                (exact(&weight.values), exact(&bias));
+            check(
+                &format!("columns {inputs} to {outputs}, sparse: {sparse}"),
+                &[Argument::noise(&[rows, inputs], 8)],
+                &[],
+                |a| columns.forward(&a[0]),
+                &|a| reference::linear(&a[0], &exact_weight, Some(&exact_bias), inputs),
+            )?;
+            let (mut by_input, mut by_output) =
+                (vec![0f32; inputs * outputs], vec![0f32; inputs * outputs]);
+            for input in 0..inputs {
+                for (output, weight) in columns.weights_of_input(input) {
+                    by_input[output * inputs + input] = weight;
+                }
+            }
+            for output in 0..outputs {
+                for (input, weight) in columns.weights_of_output(output) {
+                    by_output[output * inputs + input] = weight;
+                }
+            }
+            assert_eq!((&by_input, &by_output), (&weight.values, &weight.values));
+        }
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use causeway::bridge::pair::PairFiles;
+use causeway::bridge::pair::read_record;
 use causeway::models::layout::ModelFiles;
 
 use super::{VOCABULARY, Workshop, contents};
@@ -110,7 +110,9 @@ fn a_pair_is_trained_and_resumed_bit_for_bit() {
         assert!(at(1) < at(0), "{figure} rose from {} to {}", at(0), at(1));
     }
 
-    let pair = PairFiles::read(&output.join("pair")).expect("a pair");
+    let pair = output.join("pair");
+    let half = |name: &str| ModelFiles::read(&pair.join(name)).expect("a model of the pair");
+    let (pair_dense, pair_sparse) = (half("dense"), half("sparse"));
     let dense = ModelFiles::read(&workshop.0.join("dense/model")).expect("the dense model");
     for (name, tensor) in &dense.tensors {
         let bits = |tensor: &candle_core::Tensor| -> Vec<u32> {
@@ -122,12 +124,12 @@ fn a_pair_is_trained_and_resumed_bit_for_bit() {
         };
         assert_eq!(
             bits(tensor),
-            bits(&pair.dense.tensors[name]),
+            bits(&pair_dense.tensors[name]),
             "the dense model's {name} changed"
         );
     }
-    assert_eq!(pair.record.sites.len(), 5);
-    let weights = pair.sparse.tensors["transformer.h.1.mlp.c_fc.weight"].flatten_all();
+    assert_eq!(read_record(&pair).expect("a record").sites.len(), 5);
+    let weights = pair_sparse.tensors["transformer.h.1.mlp.c_fc.weight"].flatten_all();
     let kept = weights
         .and_then(|w| w.to_vec1::<f32>())
         .expect("weights")

@@ -10,9 +10,9 @@ use super::response::{Frame, Style};
 use super::stream::{self, Chunks};
 use crate::api::ApiError;
 use crate::api::disconnect;
-use crate::api::inventory::{ModelCard, system_fingerprint, unix_seconds};
 use crate::api::state::State;
-use crate::generation::request::{EngineError, GenerationRequest};
+use crate::generation::request::EngineError;
+use crate::serving::snapshot::{ModelCard, system_fingerprint, unix_seconds};
 
 /// Answers `prompts`; `style` makes what its answers look like of the prompts' tokens.
 pub async fn answer<S: Style>(
@@ -23,13 +23,23 @@ pub async fn answer<S: Style>(
     checked: Checked,
     style: impl FnOnce(&[Vec<u32>]) -> S,
 ) -> Result<HttpResponse, ApiError> {
+    let steer = checked.steer.as_ref();
+    let edits = steer.is_some_and(|steer| !steer.edits.is_empty());
+    let bridge = match steer {
+        Some(steer) => {
+            let snapshot = state.snapshot();
+            snapshot.bridge_for(&card.id, steer.bridge.as_deref(), "steer.bridge")?
+        }
+        None => None,
+    };
     let prompts = prompt::encode(prompts, card, &state.limits).await?;
     let style = style(&prompts);
-    let inventory = state.inventory();
-    let steer = checked.engine.steer.as_ref();
-    let bridge = steer
-        .filter(|steer| !steer.edits.is_empty())
-        .and_then(|steer| inventory.bridge_for(&card.id, steer.bridge.as_deref()));
+    let model = card.model().await?;
+    let pair = match &bridge {
+        Some(bridge) => Some(bridge.pair().await?),
+        None => None,
+    };
+    let bridge = bridge.filter(|_| edits);
     let frame = Frame {
         id: format!("{}-{}", S::ID_PREFIX, Uuid::new_v4().simple()),
         created: unix_seconds(),
@@ -37,11 +47,9 @@ pub async fn answer<S: Style>(
         system_fingerprint: system_fingerprint(card, bridge.as_deref()),
     };
     let bridge = bridge.map(|bridge| bridge.record.id.to_string());
-    let asked = GenerationRequest {
-        prompts,
-        ..checked.engine
-    };
-    if let Some(streaming) = checked.streaming {
+    let streaming = checked.streaming;
+    let asked = checked.into_request(model, pair, prompts);
+    if let Some(streaming) = streaming {
         let stream = unless_gone::<S, _>(http, state.engine.stream(asked)).await?;
         let chunks = Chunks::new(frame, streaming.include_usage, style);
         let tokenizer = card.tokenizer.clone();

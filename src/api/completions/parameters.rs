@@ -2,11 +2,12 @@
 //! whole against the budgets: prompts x samples x arms x tokens, before anything of that size exists.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::request::{Common, StopField};
 use crate::api::ApiError;
-use crate::api::inventory::ModelCard;
+use crate::features::pair::Pair;
 use crate::generation::request::GenerationRequest;
 use crate::generation::sampling::{
     self, MOST_SAMPLES, NumberRange, OutOfRange, Sampling, check_bias,
@@ -14,6 +15,8 @@ use crate::generation::sampling::{
 use crate::interventions::request::{
     CounterfactualPrompt, Destination, SteerRequest, Strength, Variant,
 };
+use crate::models::model::LoadedModel;
+use crate::serving::snapshot::ModelCard;
 use crate::settings::Limits;
 
 pub const MOST_STOPS: usize = 4;
@@ -38,8 +41,17 @@ pub struct Asked {
 /// A request that is within its ranges and budgets.
 #[derive(Debug)]
 pub struct Checked {
-    /// What the engine is asked, still without its prompts.
-    pub engine: GenerationRequest,
+    pub max_tokens: usize,
+    /// For each prompt.
+    pub samples: usize,
+    pub sampling: Sampling,
+    pub stop: Vec<String>,
+    pub logprobs: Option<usize>,
+    pub echo: bool,
+    pub steer: Option<SteerRequest>,
+    answer_bytes: usize,
+    deadline: Duration,
+    first_token_within: Duration,
     /// None for an answer in one piece.
     pub streaming: Option<Streaming>,
     /// The choices that one sample becomes.
@@ -79,26 +91,47 @@ pub fn check(
     });
     check_budgets(choices, max_tokens, asked.max_tokens_field, limits)?;
     check_counterfactuals(steer.as_ref(), limits)?;
-    let engine = GenerationRequest {
-        model: card.id.clone(),
-        prompts: Vec::new(),
+    Ok(Checked {
         max_tokens,
-        n: asked.samples,
+        samples: asked.samples,
         sampling,
         stop: stop(common.stop)?,
         logprobs: asked.logprobs,
         echo: asked.echo,
         steer,
-        measured: Vec::new(),
-        answer_bytes: Some(limits.max_answer_bytes),
-        deadline: Some(Duration::from_secs(limits.deadline_seconds)),
-        first_token_within: Some(Duration::from_secs(limits.first_token_seconds)),
-    };
-    Ok(Checked {
-        engine,
+        answer_bytes: limits.max_answer_bytes,
+        deadline: Duration::from_secs(limits.deadline_seconds),
+        first_token_within: Duration::from_secs(limits.first_token_seconds),
         streaming,
         arms,
     })
+}
+
+impl Checked {
+    /// What the engine is asked: to complete `prompts` with `model`, whose edits go over `pair`.
+    pub fn into_request(
+        self,
+        model: Arc<LoadedModel>,
+        pair: Option<Arc<Pair>>,
+        prompts: Vec<Vec<u32>>,
+    ) -> GenerationRequest {
+        GenerationRequest {
+            model,
+            pair,
+            prompts,
+            measured: Vec::new(),
+            max_tokens: self.max_tokens,
+            n: self.samples,
+            sampling: self.sampling,
+            stop: self.stop,
+            logprobs: self.logprobs,
+            echo: self.echo,
+            steer: self.steer,
+            answer_bytes: Some(self.answer_bytes),
+            deadline: Some(self.deadline),
+            first_token_within: Some(self.first_token_within),
+        }
+    }
 }
 
 /// How many samples a field asks for.

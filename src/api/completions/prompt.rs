@@ -6,9 +6,9 @@ use std::sync::Arc;
 use actix_web::web;
 
 use crate::api::ApiError;
-use crate::api::inventory::ModelCard;
 use crate::models::chat_template::{ChatTemplate, Message, RenderError};
 use crate::models::tokenizer::Tokenizer;
+use crate::serving::snapshot::ModelCard;
 use crate::settings::Limits;
 
 /// One prompt as it was sent.

@@ -1,7 +1,5 @@
 //! Making, changing and removing named features.
 
-use std::sync::Arc;
-
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::lookup;
@@ -9,13 +7,12 @@ use super::wire::{BridgeQuery, CreateFeature, DeletedFeature, FeatureObject, Upd
 use crate::api::ApiError;
 use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
-use crate::api::feature_store::{Change, ChangeGuard, Origin, StoreError, StoredFeature};
 use crate::api::state::State;
 use crate::artifacts::ArtifactId;
 use crate::features::registry::{self, FeatureTest};
-use crate::generation::catalog::Catalog;
 use crate::interventions::request::WeightedChannel;
 use crate::models::location::Place;
+use crate::serving::feature_store::{Change, ChangeGuard, Origin, StoreError, StoredFeature};
 use crate::settings::Limits;
 
 /// The longest description, in characters.
@@ -49,8 +46,8 @@ pub async fn create(
 ) -> Result<HttpResponse, ApiError> {
     let request = body.0;
     let bridge = state
-        .inventory()
-        .bridge_or_only(request.bridge.as_deref(), "bridge")?;
+        .snapshot()
+        .bridge_or_first(request.bridge.as_deref(), "bridge")?;
     let model = lookup::sparse_model(&state, &bridge)?;
     let config = &model.config;
     let name: ArtifactId = request
@@ -195,7 +192,7 @@ pub async fn delete(
     }))
 }
 
-/// Makes the change on the disk, here and in the engine.
+/// Makes the change on the disk and in what is served.
 async fn keep(
     state: &State,
     guard: &ChangeGuard<'_>,
@@ -211,18 +208,12 @@ async fn keep(
         },
         other => ApiError::storage(other),
     })?;
-    let features = state.features.by_name(bridge);
-    let bridge = bridge.to_owned();
-    let replace = move |catalog: &mut Catalog| {
-        if let Some(bridge) = catalog.bridges.get_mut(&bridge) {
-            Arc::make_mut(bridge).features = features;
-        }
-    };
-    Ok(state.engine.with_catalog(replace).await?)
+    state.service.renew_features(bridge);
+    Ok(())
 }
 
 /// The channels with their weights scaled to a vector of length one.
-pub fn unit_length(
+fn unit_length(
     channels: &[WeightedChannel],
     width: usize,
     place: Place,

@@ -10,10 +10,9 @@ use crate::api::ApiError;
 use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
 use crate::api::examiner::{Effort, check_length};
-use crate::api::inventory::BridgeCard;
 use crate::api::state::State;
 use crate::features::contrast::{self, ContrastOptions};
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::patching::{Patching, UneditedAnswers};
 use crate::features::patience::Patience;
 use crate::features::question::PromptPair;
@@ -24,6 +23,7 @@ use crate::features::slopes::Slopes;
 use crate::features::{FeatureError, verify};
 use crate::interventions::request::{WeightedChannel, Write};
 use crate::models::location::Place;
+use crate::serving::snapshot::ServedPair;
 
 const MOST_PAIRS: usize = 64;
 const MOST_NODES: usize = 64;
@@ -36,7 +36,7 @@ const DEFAULT_LIMIT: usize = 3;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateContrast {
-    /// The bridge to carry patches over; may be left out where only one is served.
+    /// The bridge to carry patches over; left out, the first that came into service.
     pub bridge: Option<String>,
     /// Pairs of prompts, each pair of equal length in tokens.
     #[schema(min_items = 1, max_items = 64)]
@@ -149,8 +149,8 @@ pub async fn create(
 ) -> Result<HttpResponse, ApiError> {
     let request = body.0;
     let bridge = state
-        .inventory()
-        .bridge_or_only(request.bridge.as_deref(), "bridge")?;
+        .snapshot()
+        .bridge_or_first(request.bridge.as_deref(), "bridge")?;
     let places = places(&state, &bridge, &request)?;
     let options = options(&request)?;
     let limit = request.limit.unwrap_or(DEFAULT_LIMIT);
@@ -173,7 +173,7 @@ pub async fn create(
         .examine(
             &http,
             Effort::Search,
-            &id,
+            &bridge,
             "pairs",
             move |models, patience| {
                 let places = if places.is_empty() {
@@ -204,7 +204,7 @@ pub async fn create(
 
 fn places(
     state: &State,
-    bridge: &BridgeCard,
+    bridge: &ServedPair,
     request: &CreateContrast,
 ) -> Result<Vec<Place>, ApiError> {
     let names = request.nodes.as_deref().unwrap_or_default();
@@ -285,11 +285,11 @@ struct Search<'a> {
 impl Search<'_> {
     fn run(
         &self,
-        models: &PairedModels,
+        models: &Pair,
         tests: &[FeatureTest],
         patience: &Patience,
     ) -> Result<Found, FeatureError> {
-        let tokenizer = models.tokenizer()?;
+        let tokenizer = models.tokenizer();
         let pairs: Vec<PromptPair> = tests
             .iter()
             .map(|test| verify::test_pair(test, tokenizer))

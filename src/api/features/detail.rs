@@ -14,7 +14,7 @@ use crate::api::state::State;
 use crate::documented::documented;
 use crate::features::FeatureError;
 use crate::features::examples::{self, Example};
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::promoted_tokens::{Promoting, PromotionMethod, TokenScore};
 use crate::features::promotion::promotion;
 use crate::features::registry;
@@ -173,11 +173,16 @@ pub async fn retrieve(
     };
     let place = lookup::place_of(&state, &bridge, &feature)?;
     let examined = feature.clone();
+    let examined_pair = state.snapshot().bridge(&bridge, None)?;
     let known = state
         .examiner
-        .examine(&http, Effort::Look, &bridge, "id", move |models, _| {
-            Known::of(models, place, &examined, count)
-        })
+        .examine(
+            &http,
+            Effort::Look,
+            &examined_pair,
+            "id",
+            move |models, _| Known::of(models, place, &examined, count),
+        )
         .await?;
     let name = match origin {
         FeatureOrigin::Unnamed => None,
@@ -206,12 +211,12 @@ struct Known {
 
 impl Known {
     fn of(
-        models: &PairedModels,
+        models: &Pair,
         place: crate::models::location::Place,
         feature: &registry::Feature,
         count: usize,
     ) -> Result<Self, FeatureError> {
-        let tokenizer = models.tokenizer()?;
+        let tokenizer = models.tokenizer();
         let scored = |tokens: &[TokenScore]| -> Vec<ScoredToken> {
             let told = |token: &TokenScore| ScoredToken {
                 id: token.token,
@@ -245,8 +250,7 @@ impl Known {
             (scored(&ends.promoted), scored(&ends.suppressed), basis)
         });
         let weights = feature.channels.iter().map(|member| {
-            let (weights, config) = (&models.sparse_weights, &models.sparse.config);
-            let wiring = wiring(weights, config, place, member.channel)?;
+            let wiring = wiring(&models.sparse, place, member.channel)?;
             Ok(ChannelWeights {
                 channel: member.channel,
                 n_incoming: wiring.incoming.len(),

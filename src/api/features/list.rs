@@ -5,8 +5,8 @@ use actix_web::{HttpResponse, web};
 use super::wire::{FeatureList, FeatureObject, ListQuery};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
-use crate::api::feature_store::StoredFeature;
 use crate::api::state::State;
+use crate::serving::feature_store::StoredFeature;
 use crate::tasks::Task;
 
 const DEFAULT_LIMIT: usize = 100;
@@ -60,7 +60,7 @@ pub async fn list(
 fn model_of(state: &State, query: &ListQuery) -> Result<Option<String>, ApiError> {
     if let Some(model) = &query.model {
         state
-            .inventory()
+            .snapshot()
             .model(model)
             .map_err(|error| ApiError::invalid("model", error.to_string()))?;
         return Ok(Some(model.clone()));
@@ -68,15 +68,15 @@ fn model_of(state: &State, query: &ListQuery) -> Result<Option<String>, ApiError
     if let Some(bridge) = &query.bridge {
         return Ok(Some(
             state
-                .inventory()
+                .snapshot()
                 .bridge(bridge, Some("bridge"))?
                 .record
                 .dense
                 .to_string(),
         ));
     }
-    let inventory = state.inventory();
-    let mut bridges = inventory.bridges.values();
+    let snapshot = state.snapshot();
+    let mut bridges = snapshot.bridges.values();
     let only = bridges.next().filter(|_| bridges.next().is_none());
     Ok(only.map(|bridge| bridge.record.dense.to_string()))
 }
@@ -87,12 +87,12 @@ fn keep_asked_for(
     features: &mut Vec<StoredFeature>,
 ) -> Result<(), ApiError> {
     if let Some(bridge) = &query.bridge {
-        let id = &state.inventory().bridge(bridge, Some("bridge"))?.record.id;
+        let id = &state.snapshot().bridge(bridge, Some("bridge"))?.record.id;
         features.retain(|stored| stored.bridge == id.as_str());
     }
     if let Some(model) = &query.model {
-        let inventory = state.inventory();
-        let bridges: Vec<&str> = inventory
+        let snapshot = state.snapshot();
+        let bridges: Vec<&str> = snapshot
             .bridges_of(model)
             .map(|bridge| bridge.record.id.as_str())
             .collect();

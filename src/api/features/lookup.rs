@@ -6,16 +6,16 @@ use actix_web::HttpRequest;
 
 use crate::api::ApiError;
 use crate::api::examiner::Effort;
-use crate::api::feature_store::StoredFeature;
-use crate::api::inventory::{BridgeCard, ModelCard, shortened};
 use crate::api::state::State;
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::patience::Patience;
 use crate::features::registry::{Feature, FeatureStatistics};
 use crate::features::statistics::{group_activations, of_signed_channel, statistics_of};
 use crate::interventions::nearest::suggestion;
 use crate::interventions::request::{WeightedChannel, Write};
 use crate::models::location::{NodeKind, Place};
+use crate::serving::feature_store::StoredFeature;
+use crate::serving::snapshot::{ModelCard, ServedPair, shortened};
 
 /// What an id stands for.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub fn find_named(
 ) -> Result<StoredFeature, ApiError> {
     let known = match bridge {
         Some(bridge) => state.features.of(state
-            .inventory()
+            .snapshot()
             .bridge(bridge, Some("bridge"))?
             .record
             .id
@@ -78,7 +78,7 @@ fn find_unnamed(
     channel: &str,
     bridge: Option<&str>,
 ) -> Result<Found, ApiError> {
-    let bridge = state.inventory().bridge_or_only(bridge, "bridge")?;
+    let bridge = state.snapshot().bridge_or_first(bridge, "bridge")?;
     let not_found = |message: String| ApiError::NotFound {
         message,
         param: None,
@@ -123,12 +123,12 @@ fn find_unnamed(
 /// What a feature of one channel does over reference text. A group's statistics do not follow from its
 /// channels': [`group_statistics`] takes a pass.
 pub fn statistics(
-    bridge: &BridgeCard,
+    bridge: &ServedPair,
     place: Place,
     channels: &[WeightedChannel],
 ) -> Option<FeatureStatistics> {
     match channels {
-        [only] => of_signed_channel(&bridge.statistics, place, only.channel, only.weight),
+        [only] => of_signed_channel(&bridge.reference, place, only.channel, only.weight),
         _ => None,
     }
 }
@@ -138,15 +138,15 @@ pub fn statistics(
 pub async fn group_statistics(
     http: &HttpRequest,
     state: &State,
-    bridge: &BridgeCard,
+    bridge: &ServedPair,
     place: Place,
     channels: &[WeightedChannel],
 ) -> Result<Option<FeatureStatistics>, ApiError> {
-    if channels.len() == 1 || bridge.statistics.text.is_none() {
+    if channels.len() == 1 || bridge.reference.text.is_none() {
         return Ok(statistics(bridge, place, channels));
     }
     let channels = channels.to_vec();
-    let measure = move |models: &PairedModels, _: &Patience| {
+    let measure = move |models: &Pair, _: &Patience| {
         let Some(text) = &models.reference.text else {
             return Ok(None);
         };
@@ -156,26 +156,20 @@ pub async fn group_statistics(
     };
     state
         .examiner
-        .examine(
-            http,
-            Effort::Look,
-            bridge.record.id.as_str(),
-            "channels",
-            measure,
-        )
+        .examine(http, Effort::Look, bridge, "channels", measure)
         .await
 }
 
 /// The model whose features a bridge has.
-pub fn sparse_model(state: &State, bridge: &BridgeCard) -> Result<Arc<ModelCard>, ApiError> {
+pub fn sparse_model(state: &State, bridge: &ServedPair) -> Result<Arc<ModelCard>, ApiError> {
     let id = bridge.record.sparse.as_str();
-    let card = state.inventory().models.get(id).cloned();
+    let card = state.snapshot().models.get(id).cloned();
     card.ok_or_else(|| ApiError::Internal(format!("model {id} of a bridge is not served")))
 }
 
 /// The place of a feature of a bridge.
 pub fn place_of(state: &State, bridge: &str, feature: &Feature) -> Result<Place, ApiError> {
-    let model = sparse_model(state, &*state.inventory().bridge(bridge, None)?)?;
+    let model = sparse_model(state, &*state.snapshot().bridge(bridge, None)?)?;
     Place::parse(&feature.node, model.config.n_layers).map_err(ApiError::internal)
 }
 

@@ -10,7 +10,7 @@ use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::examiner::{Effort, check_length};
 use crate::api::state::State;
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::patience::Patience;
 use crate::features::question::PromptPair;
 use crate::features::verify;
@@ -67,8 +67,8 @@ pub async fn create(
 ) -> Result<HttpResponse, ApiError> {
     let stored = lookup::find_named(&state, &id, query.bridge.as_deref())?;
     let feature = stored.feature;
-    let verify = move |models: &PairedModels, patience: &Patience| {
-        let tokenizer = models.tokenizer()?;
+    let verify = move |models: &Pair, patience: &Patience| {
+        let tokenizer = models.tokenizer();
         let pairs: Vec<PromptPair> = feature
             .tests
             .iter()
@@ -77,9 +77,10 @@ pub async fn create(
         check_length(&pairs, models)?;
         verify::verify(models, &feature, patience.clone())
     };
+    let bridge = state.snapshot().bridge(&stored.bridge, None)?;
     let outcomes = state
         .examiner
-        .examine(&http, Effort::Search, &stored.bridge, "tests", verify)
+        .examine(&http, Effort::Search, &bridge, "tests", verify)
         .await?;
     let tests: Vec<TestResult> = outcomes
         .into_iter()

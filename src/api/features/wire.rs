@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::api::feature_store::{Origin, StoredFeature};
 use crate::features::registry::{self, FeatureTest};
 use crate::interventions::request::{WeightedChannel, Write};
+use crate::serving::feature_store::{Origin, StoredFeature};
 use crate::tasks::Task;
 
 /// One feature.
@@ -126,7 +126,7 @@ pub struct BridgeQuery {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateFeature {
-    /// The bridge whose sparse model has it; may be left out where only one is served.
+    /// The bridge whose sparse model has it; left out, the first that came into service.
     pub bridge: Option<String>,
     /// 1 to 64 of a-z, 0-9, `.`, `_` and `-`, no dot first or beside another, not yet used in this bridge, and not
     /// `contrast`.

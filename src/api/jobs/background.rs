@@ -3,18 +3,17 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use actix_web::web;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use super::trained::TrainedModels;
 use super::uploads::Uploads;
-use crate::api::state::State;
 use crate::jobs::artifact_store::{ArtifactStore, ArtifactStoreError};
 use crate::jobs::process::old_folders;
 use crate::jobs::store::Store;
 use crate::jobs::worker::Worker;
+use crate::serving::service::Service;
+use crate::serving::trained::TrainedModels;
 use crate::settings::Settings;
 
 const A_DAY: Duration = Duration::from_secs(24 * 3600);
@@ -27,7 +26,7 @@ pub struct Jobs {
     pub artifacts: ArtifactStore,
     pub uploads: Uploads,
     /// Which of the store's models are served here.
-    pub trained: TrainedModels,
+    pub trained: Arc<TrainedModels>,
     /// One estimate at a time.
     pub estimates: Semaphore,
     pub settings: Settings,
@@ -68,7 +67,7 @@ impl Jobs {
             store,
             artifacts,
             uploads: Uploads::new(settings.data_dir.join("uploads")),
-            trained: TrainedModels::new(settings.data_dir.join("models")),
+            trained: Arc::new(TrainedModels::new(settings.data_dir.join("models"))),
             estimates: Semaphore::new(1),
             settings: settings.clone(),
             runtime: Some(runtime),
@@ -78,7 +77,7 @@ impl Jobs {
     }
 
     /// Starts workers and the one that serves their results, for as long as the server is there.
-    pub fn start(&self, state: &Arc<State>) -> std::io::Result<()> {
+    pub fn start(&self, service: &Arc<Service>) -> std::io::Result<()> {
         let Some(runtime) = &self.runtime else {
             return Ok(());
         };
@@ -88,10 +87,16 @@ impl Jobs {
             let stop = self.stop.subscribe();
             tasks.push(runtime.spawn(async move { worker.run(stop).await }));
         }
-        let (stop, state) = (self.stop.subscribe(), Arc::downgrade(state));
+        let kept_up = keep_up(
+            Arc::downgrade(service),
+            self.trained.clone(),
+            self.store.clone(),
+            self.artifacts.clone(),
+        );
+        let stop = self.stop.subscribe();
         tasks.push(runtime.spawn(async move {
             tokio::select! {
-                () = keep_up(state) => {}
+                () = kept_up => {}
                 () = told(stop) => {}
             }
         }));
@@ -135,17 +140,23 @@ async fn told(mut stop: watch::Receiver<bool>) {
 }
 
 /// Serves what the store has, and no more what it has no longer.
-async fn keep_up(state: Weak<State>) {
+async fn keep_up(
+    service: Weak<Service>,
+    trained: Arc<TrainedModels>,
+    store: Store,
+    artifacts: ArtifactStore,
+) {
     // What does not change is said once.
     let mut said = None;
-    while let Some(state) = state.upgrade().map(web::Data::from) {
-        let problem = state.jobs.trained.update(&state).await.err();
+    while let Some(service) = service.upgrade() {
+        let problem = trained.update(&service, &store, &artifacts).await.err();
         let problem = problem.map(|error| error.to_string());
         if let Some(problem) = problem.as_ref().filter(|_| problem != said) {
             tracing::warn!(problem, "trained models cannot be brought up to date");
         }
         said = problem;
-        drop(state);
+        service.drop_idle().await;
+        drop(service);
         tokio::time::sleep(LOOK).await;
     }
 }

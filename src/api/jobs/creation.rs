@@ -14,7 +14,6 @@ use super::response::{FineTuningJob, JobEstimate};
 use crate::api::ApiError;
 use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
-use crate::api::inventory::{Inventory, ModelCard, shortened};
 use crate::api::state::State;
 use crate::artifacts::{ArtifactId, hexadecimal};
 use crate::jobs::artifact_store::ArtifactStoreError;
@@ -23,6 +22,7 @@ use crate::jobs::spec::{JobSpec, MODEL, Method, Places, Recipe, START_FROM, TRAI
 use crate::jobs::store::jobs::NewJob;
 use crate::models::config::TransformerConfig;
 use crate::models::memory_need::MemoryNeed;
+use crate::serving::snapshot::{ModelCard, Snapshot, shortened};
 use crate::serving::trial::Tried;
 use crate::serving::trial_process::TrialFailure;
 use crate::settings::Limits;
@@ -333,8 +333,8 @@ fn spec(
     output: ArtifactId,
     file: Option<&TrainingFile>,
 ) -> Result<(JobSpec, BTreeMap<&'static str, PathBuf>), ApiError> {
-    let inventory = state.inventory();
-    let base = inventory.model(&request.model)?;
+    let snapshot = state.snapshot();
+    let base = snapshot.model(&request.model)?;
     if base.sparse {
         return Err(ApiError::invalid(
             "model",
@@ -342,12 +342,12 @@ fn spec(
         ));
     }
     let folder = state
-        .library
-        .model_directory(&inventory, &base.id)
+        .service
+        .model_directory(&base.id)
         .ok_or_else(|| damaged("model", "its files are not where they were"))?;
     let bridge = request.method.bridge.as_ref();
     let start_from = bridge.and_then(|bridge| bridge.hyperparameters.start_from.as_ref());
-    let start_from = start_from.map(|id| start_from_pair(state, &inventory, &base.id, id));
+    let start_from = start_from.map(|id| start_from_pair(state, &snapshot, &base.id, id));
     let start_from = start_from.transpose()?;
     let places = Places {
         model_config: Some(base.config.clone()),
@@ -360,7 +360,7 @@ fn spec(
     can_be_served(&recipe, request.method.kind.as_str(), &state.limits)?;
     has_task_pairs(&recipe, &base)?;
     let served =
-        |id: &String| inventory.models.contains_key(id) || inventory.bridges.contains_key(id);
+        |id: &String| snapshot.models.contains_key(id) || snapshot.bridges.contains_key(id);
     if let Some(taken) = recipe.names(&output).iter().find(|id| served(id)) {
         let message = format!("{taken:?} is served already; choose another suffix");
         return Err(ApiError::invalid_with_code(
@@ -395,7 +395,7 @@ fn is_as_served(state: &State, model: &ModelCard, folder: &Path) -> Result<(), A
 
 /// What answers in a folder, when tried in a process of its own; `field` named it. For threads that may wait.
 fn tried(state: &State, field: &str, folder: &Path, pickles: bool) -> Result<Tried, ApiError> {
-    let trial = state.trial.run(folder, pickles);
+    let trial = state.service.trial.run(folder, pickles);
     let tried = tokio::runtime::Handle::current().block_on(trial);
     tried.map_err(|failure| match failure {
         TrialFailure::System(error) => ApiError::internal(error),
@@ -422,17 +422,17 @@ struct StartFrom {
 
 fn start_from_pair(
     state: &State,
-    inventory: &Inventory,
+    snapshot: &Snapshot,
     dense: &str,
     id: &ArtifactId,
 ) -> Result<StartFrom, ApiError> {
     const FIELD: &str = "method.bridge.hyperparameters.start_from";
-    let found = inventory
+    let found = snapshot
         .bridges_of(dense)
         .find(|bridge| bridge.record.id == *id);
     let folder = found
         .as_ref()
-        .and_then(|_| state.library.pair_directory(id.as_str()));
+        .and_then(|_| state.service.library.pair_directory(id.as_str()));
     let folder = folder.ok_or_else(|| {
         let id = id.as_str();
         ApiError::invalid(
@@ -441,7 +441,7 @@ fn start_from_pair(
         )
     })?;
     tried(state, FIELD, &folder, true)?;
-    let sparse = found.and_then(|bridge| inventory.models.get(bridge.record.sparse.as_str()));
+    let sparse = found.and_then(|bridge| snapshot.models.get(bridge.record.sparse.as_str()));
     match sparse {
         Some(sparse) => Ok(StartFrom {
             folder,

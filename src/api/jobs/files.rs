@@ -18,11 +18,11 @@ use super::uploads::Upload;
 use crate::api::ApiError;
 use crate::api::body::in_time;
 use crate::api::error::ErrorBody;
-use crate::api::inventory::shortened;
 use crate::api::state::State;
 use crate::artifacts::hexadecimal;
 use crate::artifacts::text_files::{DocumentReader, TextError, TextFormat};
 use crate::jobs::job::StoredFile;
+use crate::serving::snapshot::shortened;
 
 /// A longer field than the file itself.
 const LONGEST_FIELD: usize = 1000;

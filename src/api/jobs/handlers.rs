@@ -8,11 +8,11 @@ use super::paging::page;
 use super::response::{FineTuningJob, JobCheckpoint, JobCheckpointList, JobDeleted, JobList};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
-use crate::api::inventory::{shortened, unix_seconds};
 use crate::api::state::State;
 use crate::jobs::job::{Job, Status, Wish};
 use crate::jobs::store::StoreError;
 use crate::jobs::store::jobs::Query;
+use crate::serving::snapshot::{shortened, unix_seconds};
 
 const MOST_JOBS: usize = 100;
 
@@ -228,14 +228,18 @@ pub async fn find(state: &State, id: &str) -> Result<Job, ApiError> {
 pub async fn serve_result(state: &web::Data<State>, job: &Job) {
     let is_served = || {
         state
-            .inventory()
+            .snapshot()
             .models
             .contains_key(job.spec.output.as_str())
     };
     if job.status != Status::Succeeded || is_served() {
         return;
     }
-    if let Err(error) = state.jobs.trained.update(state).await {
+    let jobs = &state.jobs;
+    let updated = jobs
+        .trained
+        .update(&state.service, &jobs.store, &jobs.artifacts);
+    if let Err(error) = updated.await {
         tracing::warn!(job = job.id, %error, "a job's result cannot be served yet");
     }
 }

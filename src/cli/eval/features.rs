@@ -10,7 +10,7 @@ use super::{find_feature, read_features, sources, write_json, write_outputs};
 use crate::corpus::{CorpusGenerator, Split};
 use crate::evaluation::catalogue::{self, FEATURES_FILE, FeaturesFile};
 use crate::evaluation::report;
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::patience::Patience;
 use crate::features::statistics::measure;
 use crate::features::verify::verify;
@@ -50,7 +50,7 @@ pub struct FeaturesArguments {
 
 impl FeaturesArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = PairedModels::read(&self.pair)?;
+        let models = Pair::read(&self.pair)?;
         let directory = self.output.as_deref().unwrap_or(&self.pair);
         let length = REFERENCE_LENGTH
             .min(models.sparse.config.context_length)
@@ -98,10 +98,10 @@ impl FeaturesArguments {
     /// generated ones, since a pair's files should not carry other people's code.
     fn reference_tokens(
         &self,
-        models: &PairedModels,
+        models: &Pair,
         length: usize,
     ) -> anyhow::Result<(Vec<u32>, Vec<u32>)> {
-        let tokenizer = models.tokenizer()?;
+        let tokenizer = models.tokenizer();
         let texts: Vec<(bool, Vec<String>)> = match &self.recipe {
             Some(recipe) => sources(recipe)?
                 .iter()
@@ -155,7 +155,7 @@ pub struct VerifyArguments {
 
 impl VerifyArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = PairedModels::read(&self.pair)?;
+        let models = Pair::read(&self.pair)?;
         let features = match &self.feature {
             Some(name) => vec![find_feature(&self.pair, name)?],
             None => read_features(&self.pair)?,

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{sources, write_outputs};
 use crate::evaluation::{losses, report};
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::training::data::TrainingData;
 
 #[derive(Debug, Args)]
@@ -29,7 +29,7 @@ pub struct LossesArguments {
 
 impl LossesArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = PairedModels::read(&self.pair)?;
+        let models = Pair::read(&self.pair)?;
         let contexts = [&models.dense, &models.sparse].map(|model| model.config.context_length);
         let context = contexts[0].min(contexts[1]);
         let length = self.length.unwrap_or(context);
@@ -37,7 +37,7 @@ impl LossesArguments {
             (2..=context).contains(&length),
             "--length must be between 2 and {context}"
         );
-        let data = TrainingData::load(&sources(&self.recipe)?, models.tokenizer()?, length)?;
+        let data = TrainingData::load(&sources(&self.recipe)?, models.tokenizer(), length)?;
         let results = losses::measure(&models, &data, self.sequences, length)?;
         let table = report::loss_tables(&results);
         print!("{table}");

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{find_feature, sources, write_json};
 use crate::corpus::Split;
 use crate::evaluation::{catalogue, real_strings, task_pairs, unrelated};
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::patching::Patching;
 use crate::interventions::request::WeightedChannel;
 use crate::models::location::Place;
@@ -52,7 +52,7 @@ struct SourceEffect {
 
 impl QuoteArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = PairedModels::read(&self.pair)?;
+        let models = Pair::read(&self.pair)?;
         let feature = find_feature(&self.pair, &self.feature)?;
         let place = Place::parse(&feature.node, models.n_layers())?;
         let group: &[WeightedChannel] = &feature.channels;

@@ -10,7 +10,7 @@ use crate::artifacts::atomic;
 use crate::corpus::Split;
 use crate::evaluation::steering::{Dose, dose_response};
 use crate::evaluation::task_pairs;
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::features::patching::Patching;
 use crate::interventions::carry::is_sublayer_input;
 use crate::interventions::request::Write;
@@ -57,7 +57,7 @@ enum WriteName {
 
 impl SteeringArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = PairedModels::read(&self.pair)?;
+        let models = Pair::read(&self.pair)?;
         let write = self.write.map(|write| match write {
             WriteName::Residual => Write::Residual,
             WriteName::Sublayer => Write::Sublayer,

@@ -9,7 +9,7 @@ use super::write_outputs;
 use crate::evaluation::report;
 use crate::evaluation::task_table::{RouteFigures, TableOptions, TaskRow, task_row};
 use crate::features::contrast::ContrastOptions;
-use crate::features::paired_models::PairedModels;
+use crate::features::pair::Pair;
 use crate::tasks::Task;
 
 #[derive(Debug, Args)]
@@ -44,7 +44,7 @@ pub struct TasksArguments {
 impl TableArguments {
     /// Rows of the tasks asked for, with a line of progress each. A task that cannot be measured is left out
     /// with a warning.
-    pub fn rows(&self, models: &PairedModels) -> Vec<TaskRow> {
+    pub fn rows(&self, models: &Pair) -> Vec<TaskRow> {
         let options = TableOptions {
             train_pairs: self.train_pairs,
             held_out_pairs: self.pairs,
@@ -87,7 +87,7 @@ impl TableArguments {
 
 impl TasksArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = PairedModels::read(&self.pair)?;
+        let models = Pair::read(&self.pair)?;
         let rows = self.table.rows(&models);
         let table = report::task_table(&rows);
         print!("{table}");

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::pair::{
-    CONTEXT, D_DENSE, D_SPARSE, UNREAD, add_bridge, answer, catalog, refusal, request, steered,
+    CONTEXT, D_DENSE, D_SPARSE, UNREAD, answer, catalog, model, refusal, request, steered,
 };
 use crate::generation::request::{EngineError, GenerationRequest};
 
@@ -264,24 +264,6 @@ fn near_names_are_offered() {
     };
     assert!(message(json!("quote_typ")).contains("quote_type"));
     assert!(message(json!({"node": "1.atn.act_in", "channel": 1})).contains("\"1.attn.act_in\""));
-    let bridge = fault(refusal(
-        &catalog,
-        &steered(&[PROMPT], json!({"bridge": "pairs"})),
-    ));
-    assert!(
-        bridge.0 == "steer.bridge" && bridge.1.contains("\"pair\""),
-        "{bridge:?}"
-    );
-    match refusal(
-        &catalog,
-        &GenerationRequest {
-            model: "dens".into(),
-            ..request(&[PROMPT])
-        },
-    ) {
-        EngineError::NotFound { message, .. } => assert!(message.contains("\"dense\"")),
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]
@@ -312,21 +294,6 @@ fn faults_of_the_whole_field_are_refused() {
 }
 
 #[test]
-fn several_bridges_must_be_told_apart_unless_none_is_needed() {
-    let mut catalog = catalog();
-    add_bridge(&mut catalog);
-    let feature = json!({"feature": "depth", "op": "add", "value": 1});
-    let vector = json!({"feature": {"site": "1.resid_in", "vector": vec![1.0; D_DENSE]}, "op": "add", "value": 1});
-    let ambiguous = steered(&[PROMPT], json!({"edits": [feature]}));
-    assert_eq!(fault(refusal(&catalog, &ambiguous)).0, "steer.bridge");
-    answer(
-        &catalog,
-        &steered(&[PROMPT], json!({"edits": [feature], "bridge": "other"})),
-    );
-    answer(&catalog, &steered(&[PROMPT], json!({"edits": [vector]})));
-}
-
-#[test]
 fn a_sparse_model_refuses_what_only_a_dense_one_has() {
     let catalog = catalog();
     let feature = json!({"node": "1.resid_in", "channel": 1});
@@ -346,7 +313,7 @@ fn a_sparse_model_refuses_what_only_a_dense_one_has() {
     ] {
         let request = steered(&[PROMPT], json!({"edits": [edit]}));
         let request = GenerationRequest {
-            model: "sparse".into(),
+            model: model("sparse"),
             ..request
         };
         assert_eq!(

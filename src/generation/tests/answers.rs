@@ -223,7 +223,8 @@ fn the_pieces_of_an_answer_make_the_answer() {
     };
     request.sampling.temperature = 1.5;
     let mut listener = Listener::default();
-    let answer = generate(&catalog, &request, |delta| listener.more(delta)).expect("an answer");
+    let answer =
+        generate(&catalog.resolved(&request), |delta| listener.more(delta)).expect("an answer");
     assert_eq!(answer.choices.len(), 6);
     for (index, choice) in answer.choices.iter().enumerate() {
         let expected = (
@@ -237,5 +238,5 @@ fn the_pieces_of_an_answer_make_the_answer() {
         left: Some(2),
         ..Listener::default()
     };
-    assert!(generate(&catalog, &request, |delta| leaving.more(delta)).is_err());
+    assert!(generate(&catalog.resolved(&request), |delta| leaving.more(delta)).is_err());
 }

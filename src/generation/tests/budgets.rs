@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use super::forward::PROMPT;
-use super::pair::{D_SPARSE, catalog, request, steered};
+use super::pair::{D_SPARSE, request, steered};
 use crate::generation::request::{EngineError, GenerationRequest};
 use crate::generation::scheduler::generate;
 
 fn outcome(asked: &GenerationRequest) -> Result<usize, (String, String)> {
-    match generate(&catalog(), asked, |_| true) {
+    match generate(asked, |_| true) {
         Ok(answer) => Ok(answer.choices.len()),
         Err(EngineError::Invalid { message, param }) => Err((message, param.unwrap_or_default())),
         Err(other) => panic!("{other}"),

@@ -142,7 +142,7 @@ fn a_node_inside_a_sublayer_is_carried_by_the_change_of_its_output() {
 fn the_encoder_reads_the_dense_stream_as_edited_before() {
     let catalog = catalog();
     let dense = &catalog.models["dense"].transformer;
-    let bridge = &catalog.bridges["pair"].bridge;
+    let bridge = &catalog.pairs["pair"].bridge;
     // A vector at the first site, then a channel read through the encoder at a later one.
     let vector: Vec<f32> = (0..D_DENSE).map(|i| (i as f32 * 0.7).sin()).collect();
     struct AddRow(Vec<f32>);
@@ -193,7 +193,7 @@ fn counterfactuals_of_another_length_are_paired_from_the_end() {
         &catalog.models["dense"].transformer,
         &catalog.models["sparse"].transformer,
     );
-    let bridge = &catalog.bridges["pair"].bridge;
+    let bridge = &catalog.pairs["pair"].bridge;
     let longer: Vec<u32> = [&[9u32, 8], OTHER].concat();
     let column = column(&catalog, "1.resid_in", 4);
     for reads in ["sparse", "encoder"] {

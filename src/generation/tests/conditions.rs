@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::forward::{OTHER, PROMPT};
-use super::pair::{D_DENSE, answer, catalog, request, steered};
-use crate::generation::catalog::Catalog;
+use super::pair::{Catalog, D_DENSE, answer, catalog, request, steered};
+use crate::features::pair::Pair;
 use crate::generation::request::{Choice, GenerationRequest};
 
 /// The prompt's tokens that an edit of a choice touched.
@@ -123,7 +123,6 @@ fn conditions_on_generated_tokens_see_the_arm_s_own_tokens_unedited() {
 #[test]
 fn the_dense_model_runs_beside_itself_only_behind_an_edit() {
     use crate::generation::session::Session;
-    let catalog = catalog();
     let ask = |first: &str, looks: &str| {
         let edits = json!([
             {"feature": vector(first), "op": "add", "value": 1},
@@ -131,10 +130,7 @@ fn the_dense_model_runs_beside_itself_only_behind_an_edit() {
              "when": {"any": [{"feature": vector(looks), "gt": 0}]}},
         ]);
         let asked = steered(&[PROMPT], json!({"edits": edits}));
-        Session::admit(&catalog, asked)
-            .expect("a plan")
-            .needs(0)
-            .dense
+        Session::admit(asked).expect("a plan").needs(0).dense
     };
     assert_eq!(ask("1.resid_in", "1.resid_in"), 0);
     assert_eq!(ask("1.resid_in", "0.resid_mid"), 0);
@@ -145,14 +141,10 @@ fn the_dense_model_runs_beside_itself_only_behind_an_edit() {
 /// touched.
 #[test]
 fn an_edit_before_does_not_make_a_condition_true() {
-    let mut catalog = Catalog::new();
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("bridges/tinypython");
-    catalog.load_pair(&shipped).expect("the shipped pair");
-    let (id, model) = catalog
-        .models
-        .iter()
-        .find(|(_, model)| model.kind == crate::generation::catalog::ModelKind::Dense)
-        .expect("a dense model");
+    let pair = Pair::read(&shipped).expect("the shipped pair");
+    let model = pair.dense.clone();
+    let catalog = Catalog::of(pair);
     let prompt = model
         .tokenizer
         .encode("x = {\"a\": 1, \"b\": [2, 3")
@@ -165,7 +157,7 @@ fn an_edit_before_does_not_make_a_condition_true() {
     let steer = json!({"edits": [edit("0.resid_mid", 1.0), conditional],
         "variants": ["steered", "random"], "return": ["receipt"]});
     let asked = GenerationRequest {
-        model: id.clone(),
+        model: model.clone(),
         max_tokens: 1,
         steer: Some(serde_json::from_value(steer).expect("a steer field")),
         logprobs: None,

@@ -3,8 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 use serde_json::{Value, json};
 
-use super::pair::{LAYERS, assert_near, first_distribution, request, steered};
-use crate::generation::catalog::Catalog;
+use super::pair::{Catalog, LAYERS, assert_near, first_distribution, request, steered};
 use crate::generation::request::GenerationRequest;
 use crate::models::location::{Place, Site};
 use crate::models::tap::{Recorder, ResidualTap};
@@ -107,7 +106,7 @@ pub fn site(name: &str) -> Site {
 }
 
 pub fn column(catalog: &Catalog, at: &str, channel: usize) -> Vec<f32> {
-    catalog.bridges["pair"]
+    catalog.pairs["pair"]
         .bridge
         .decoder_column(site(at), channel)
         .expect("a column")

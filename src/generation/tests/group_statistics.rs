@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::pair::{LAYERS, add_bridge, answer, assert_near, bits, catalog, first_distribution};
-use super::pair::{refusal, steered};
+use super::pair::{
+    Catalog, LAYERS, answer, assert_near, bits, first_distribution, pair, refusal, steered,
+};
 use crate::features::statistics::visit_places;
-use crate::generation::catalog::Catalog;
 use crate::generation::engine::Engine;
 use crate::generation::request::{EngineError, GenerationRequest};
 use crate::generation::scheduler::Capacity;
@@ -28,14 +28,9 @@ fn text() -> ReferenceText {
 
 /// The pair with reference text beside its statistics.
 fn with_text() -> Catalog {
-    let mut catalog = catalog();
-    let bridge = catalog.bridges.get_mut("pair").expect("the bridge");
-    let mut with_text = (**bridge).clone();
-    let mut reference = (*with_text.reference).clone();
-    reference.text = Some(text());
-    with_text.reference = Arc::new(reference);
-    *bridge = Arc::new(with_text);
-    catalog
+    let mut pair = pair("pair", 3);
+    Arc::make_mut(&mut pair.reference).text = Some(text());
+    Catalog::of(pair)
 }
 
 /// The projection on `channels` at every token of the text, by the definition.
@@ -151,16 +146,13 @@ fn bare_channels_have_units_and_means_wherever_they_are() {
 /// A channel with a negative weight is largest where the channel is smallest.
 #[test]
 fn a_negative_channel_counts_from_its_smallest_value() {
-    let mut catalog = with_text();
-    let bridge = catalog.bridges.get_mut("pair").expect("the bridge");
-    let mut lower = (**bridge).clone();
+    let mut lower = pair("pair", 3);
     let place = Place::parse("1.resid_in", LAYERS).expect("a place");
-    let mut reference = (*lower.reference).clone();
+    let reference = Arc::make_mut(&mut lower.reference);
     let mut statistics = reference.place(place).expect("statistics").clone();
     statistics.min[3] = -2.5;
     reference.insert(place, statistics);
-    lower.reference = Arc::new(reference);
-    *bridge = Arc::new(lower);
+    let catalog = Catalog::of(lower);
     let feature = feature("1.resid_in", &[(3, -1.0)]);
     let by_unit = json!({"feature": feature, "op": "add", "value": 1, "unit": "max"});
     let raw = json!({"feature": feature, "op": "add", "value": 2.5});
@@ -172,8 +164,7 @@ fn a_negative_channel_counts_from_its_smallest_value() {
 
 #[test]
 fn without_reference_text_the_refusal_says_what_is_missing() {
-    let mut catalog = with_text();
-    add_bridge(&mut catalog);
+    let catalog = Catalog::of(pair("other", 4));
     let edit = json!({"feature": feature("1.resid_mid", &[(1, 1.0), (2, 1.0)]), "op": "add", "value": 1,
         "unit": "std"});
     let request = steered(&[PROMPT], json!({"edits": [edit], "bridge": "other"}));
@@ -193,23 +184,22 @@ async fn a_group_is_measured_once_beside_the_engine() {
     let edit = json!({"feature": feature("1.resid_mid", &[(1, 3.0), (7, -4.0)]), "op": "add", "value": 1,
         "unit": "std"});
     let expected = answer(&with_text(), &edited(&edit));
-    let engine = Engine::start(with_text(), Capacity::default()).expect("a thread");
+    let catalog = with_text();
+    let engine = Engine::start(Capacity::default()).expect("a thread");
+    let asked = catalog.resolved(&edited(&edit));
     let group = Group {
         place: Place::parse("1.resid_mid", LAYERS).expect("a place"),
         channels: vec![1, 7],
         weights: vec![0.75 / 1.25, -1.0 / 1.25],
     };
-    let kept = || {
-        let group = group.clone();
-        engine.with_catalog(move |catalog| catalog.bridges["pair"].reference.measured.get(&group))
-    };
-    assert_eq!(kept().await.expect("an answer"), None);
-    let whole = engine.generate(edited(&edit)).await.expect("an answer");
+    let kept = || catalog.pairs["pair"].reference.measured.get(&group);
+    assert_eq!(kept(), None);
+    let whole = engine.generate(asked.clone()).await.expect("an answer");
     assert_eq!(bits(&whole.choices[0]), bits(&expected.choices[0]));
-    let first = kept().await.expect("an answer").expect("it was measured");
-    let stream = engine.stream(edited(&edit)).await.expect("taken on");
+    let first = kept().expect("it was measured");
+    let stream = engine.stream(asked).await.expect("taken on");
     let streamed = stream.answer.await.expect("an end").expect("an answer");
     assert_eq!(bits(&streamed.choices[0]), bits(&expected.choices[0]));
-    let second = kept().await.expect("an answer").expect("it is kept");
+    let second = kept().expect("it is kept");
     assert!(Arc::ptr_eq(&first, &second), "it was measured again");
 }

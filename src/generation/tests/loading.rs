@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-use super::pair::{D_SPARSE, answer, bits, catalog, feature_list, pair_files, steered};
+use super::pair::{Catalog, D_SPARSE, answer, bits, catalog, feature_list, pair_files, steered};
 use crate::artifacts::tensors;
-use crate::generation::catalog::{Catalog, ModelKind};
+use crate::features::pair::Pair;
+use crate::models::model::{LoadedModel, ModelKind};
 
 /// A directory of its own, removed in the end.
 struct Folder(PathBuf);
@@ -18,7 +19,7 @@ impl Folder {
     fn with_pair() -> Self {
         let folder =
             Folder(std::env::temp_dir().join(format!("causeway-{}", uuid::Uuid::new_v4())));
-        pair_files("pair", 3).write(&folder.0).expect("written");
+        pair_files("pair", 3).write(&folder.0);
         folder
     }
 
@@ -40,8 +41,7 @@ fn a_pair_read_from_its_directory_answers_like_the_one_that_was_written() {
         "features.json",
         &json!({"features": feature_list()}).to_string(),
     );
-    let mut read = Catalog::new();
-    read.load_pair(&folder.0).expect("a pair");
+    let read = Catalog::of(Pair::read(&folder.0).expect("a pair"));
     let edit = json!({"feature": "quote_type", "op": "add", "value": 1, "unit": "std"});
     let request = steered(
         &[&[40, 257, 33]],
@@ -57,10 +57,8 @@ fn a_pair_read_from_its_directory_answers_like_the_one_that_was_written() {
         (ModelKind::Dense, ModelKind::Sparse)
     );
     assert!(sparse.nonzeros < sparse.parameters);
-    assert!(read.load_pair(&folder.0).is_err(), "loaded twice");
-    read.load_model("alone", &folder.0.join("sparse"))
-        .expect("a model");
-    assert_eq!(read.models["alone"].kind, ModelKind::Sparse);
+    let alone = LoadedModel::read("alone", &folder.0.join("sparse")).expect("a model");
+    assert_eq!(alone.kind, ModelKind::Sparse);
 }
 
 #[test]
@@ -69,10 +67,7 @@ fn statistics_are_read_where_they_are_and_missed_where_they_are_not() {
     let edit =
         json!({"feature": {"node": "1.resid_in", "channel": 2}, "op": "ablate", "to": "mean"});
     let request = steered(&[&[40, 257, 33]], json!({"edits": [edit]}));
-    let load = || {
-        let mut catalog = Catalog::new();
-        catalog.load_pair(&folder.0).map(|()| catalog)
-    };
+    let load = || Pair::read(&folder.0).map(Catalog::of);
     super::pair::refusal(&load().expect("a pair"), &request);
     let write = |width: usize, parts: &[&str]| {
         let values = Tensor::ones(width, candle_core::DType::F32, &Device::Cpu).expect("ones");
@@ -109,9 +104,6 @@ fn features_that_fit_no_place_are_refused() {
         let mut features = feature_list();
         features[0][field] = value.clone();
         folder.put("features.json", &json!({"features": features}).to_string());
-        assert!(
-            Catalog::new().load_pair(&folder.0).is_err(),
-            "{field} {value}"
-        );
+        assert!(Pair::read(&folder.0).is_err(), "{field} {value}");
     }
 }

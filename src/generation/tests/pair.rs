@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng};
@@ -11,10 +11,10 @@ use rand_distr::StandardNormal;
 use serde_json::{Value, json};
 
 use crate::bridge::Bridge;
-use crate::bridge::pair::PairFiles;
+use crate::bridge::pair;
 use crate::bridge::record::{BridgeRecord, SiteRecord};
+use crate::features::pair::Pair;
 use crate::features::registry::Feature;
-use crate::generation::catalog::{Catalog, LoadedBridge, LoadedModel, LoadedPair, ModelKind};
 use crate::generation::request::{Choice, EngineError, Generation, GenerationRequest};
 use crate::generation::sampling::Sampling;
 use crate::generation::scheduler::generate;
@@ -24,6 +24,7 @@ use crate::models::config::{
 };
 use crate::models::layout::ModelFiles;
 use crate::models::location::{Place, Site};
+use crate::models::model::{LoadedModel, ModelKind};
 use crate::models::tensor_names::tensor_shapes;
 use crate::models::tokenizer::{Tokenizer, train_bpe};
 
@@ -132,8 +133,25 @@ fn files(kind: ModelKind, tokenizer: &Tokenizer) -> ModelFiles {
     }
 }
 
-/// The pair as it is written to a directory.
-pub fn pair_files(id: &str, seed: u64) -> PairFiles {
+/// What a pair is made of.
+pub struct Parts {
+    dense: ModelFiles,
+    sparse: ModelFiles,
+    /// The bridge's.
+    tensors: BTreeMap<String, Tensor>,
+    record: BridgeRecord,
+}
+
+impl Parts {
+    /// Writes the pair's directory.
+    pub fn write(&self, directory: &Path) {
+        let models = (&self.dense, &self.sparse);
+        pair::write(directory, models, &self.tensors, &self.record).expect("written");
+    }
+}
+
+/// The parts of a pair of random weights.
+pub fn pair_files(id: &str, seed: u64) -> Parts {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     let shapes = Bridge::tensor_shapes(2 * LAYERS + 1, D_DENSE, D_SPARSE).into_iter();
     let tensors = shapes.map(|(name, shape)| (name, normal(&shape, 0.3, 0.0, &mut generator)));
@@ -155,7 +173,7 @@ pub fn pair_files(id: &str, seed: u64) -> PairFiles {
         training: serde_json::Map::new(),
     };
     let tokenizer = tokenizer();
-    PairFiles {
+    Parts {
         dense: files(ModelKind::Dense, &tokenizer),
         sparse: files(ModelKind::Sparse, &tokenizer),
         tensors: tensors.collect(),
@@ -163,25 +181,23 @@ pub fn pair_files(id: &str, seed: u64) -> PairFiles {
     }
 }
 
-fn pair(id: &str, seed: u64) -> LoadedPair {
+pub fn pair(id: &str, seed: u64) -> Pair {
     let files = pair_files(id, seed);
     let tokenizer = tokenizer();
     let model = |id: &str, files: &ModelFiles, kind| {
-        LoadedModel::new(id, files, Some(kind), tokenizer.clone()).expect("a model")
+        Arc::new(LoadedModel::new(id, files, Some(kind), tokenizer.clone()).expect("a model"))
     };
-    LoadedPair {
+    let (dense, sparse) = (&files.dense.config, &files.sparse.config);
+    let bridge = pair::build(&files.tensors, &files.record, dense, sparse);
+    Pair {
         dense: model("dense", &files.dense, ModelKind::Dense),
         sparse: model("sparse", &files.sparse, ModelKind::Sparse),
-        bridge: LoadedBridge {
-            id: id.to_owned(),
-            dense: "dense".into(),
-            sparse: "sparse".into(),
-            bridge: files.bridge().expect("a bridge"),
-            record: files.record,
-            features: features(),
-            reference: Arc::new(reference()),
-            fingerprint: String::new(),
-        },
+        bridge: Arc::new(bridge.expect("a bridge")),
+        record: Arc::new(files.record),
+        features: Arc::new(features()),
+        reference: Arc::new(reference()),
+        promotions: Arc::default(),
+        fingerprint: String::new(),
     }
 }
 
@@ -236,26 +252,48 @@ fn reference() -> ReferenceStatistics {
     reference
 }
 
-/// Models `dense` and `sparse`, joined by bridge `pair`.
-pub fn catalog() -> Catalog {
-    let mut catalog = Catalog::new();
-    catalog
-        .insert_pair(pair("pair", 3), Path::new("pair"))
-        .expect("a pair");
-    catalog
+/// What requests of a test can name.
+#[derive(Clone)]
+pub struct Catalog {
+    pub models: BTreeMap<String, Arc<LoadedModel>>,
+    pub pairs: BTreeMap<String, Arc<Pair>>,
 }
 
-/// Adds a second bridge between the same models.
-pub fn add_bridge(catalog: &mut Catalog) {
-    catalog
-        .insert_pair(pair("other", 4), Path::new("other"))
-        .expect("a pair");
+impl Catalog {
+    pub fn of(pair: Pair) -> Self {
+        let models = [&pair.dense, &pair.sparse].map(|model| (model.id.clone(), model.clone()));
+        Catalog {
+            models: models.into(),
+            pairs: [(pair.id().to_owned(), Arc::new(pair))].into(),
+        }
+    }
+
+    /// A request on this catalog's model and pair of the same names.
+    pub fn resolved(&self, request: &GenerationRequest) -> GenerationRequest {
+        GenerationRequest {
+            model: self.models[&request.model.id].clone(),
+            pair: self.pairs.values().next().cloned(),
+            ..request.clone()
+        }
+    }
+}
+
+/// Models `dense` and `sparse`, joined by bridge `pair`.
+pub fn catalog() -> Catalog {
+    static CATALOG: LazyLock<Catalog> = LazyLock::new(|| Catalog::of(pair("pair", 3)));
+    CATALOG.clone()
+}
+
+/// One of the models of [`catalog`].
+pub fn model(id: &str) -> Arc<LoadedModel> {
+    catalog().models[id].clone()
 }
 
 /// A greedy request for eight tokens of the dense model.
 pub fn request(prompts: &[&[u32]]) -> GenerationRequest {
     GenerationRequest {
-        model: "dense".into(),
+        model: model("dense"),
+        pair: catalog().pairs.get("pair").cloned(),
         prompts: prompts.iter().map(|prompt| prompt.to_vec()).collect(),
         max_tokens: 8,
         n: 1,
@@ -292,11 +330,11 @@ pub fn steered(prompts: &[&[u32]], steer: Value) -> GenerationRequest {
 }
 
 pub fn answer(catalog: &Catalog, request: &GenerationRequest) -> Generation {
-    generate(catalog, request, |_| true).expect("an answer")
+    generate(&catalog.resolved(request), |_| true).expect("an answer")
 }
 
 pub fn refusal(catalog: &Catalog, request: &GenerationRequest) -> EngineError {
-    generate(catalog, request, |_| true).expect_err("a refusal")
+    generate(&catalog.resolved(request), |_| true).expect_err("a refusal")
 }
 
 /// Everything that two equal answers share, to the bit.

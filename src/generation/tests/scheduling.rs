@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::pair::{answer, bits, catalog, request, steered};
-use crate::generation::catalog::Catalog;
+use super::pair::{Catalog, answer, bits, catalog, model, request, steered};
 use crate::generation::request::{Delta, EngineError, Generation, GenerationRequest};
 use crate::generation::scheduler::{Capacity, Observer, Scheduler};
 use crate::generation::vitals::Load;
+use crate::models::transformer::Transformer;
 
 const PROMPT: &[u32] = &[40, 257, 33, 260, 101, 45];
 const OTHER: &[u32] = &[41, 12, 33, 7, 101, 45];
@@ -48,7 +48,7 @@ impl Observer for Keeper {
 
 fn submit(scheduler: &mut Scheduler, catalog: &Catalog, request: &GenerationRequest) -> Keeper {
     let keeper = Keeper::default();
-    scheduler.submit(catalog, request.clone(), Box::new(keeper.clone()));
+    scheduler.submit(catalog.resolved(request), Box::new(keeper.clone()));
     keeper
 }
 
@@ -63,7 +63,7 @@ fn mixture() -> Vec<GenerationRequest> {
     let mut echoed = request(&[&[40; 11]]);
     echoed.echo = true;
     let native = GenerationRequest {
-        model: "sparse".into(),
+        model: model("sparse"),
         ..steered(
             &[OTHER],
             steer(json!([{"feature": channel, "op": "set", "value": 2.0}])),
@@ -344,10 +344,13 @@ fn requests_of_many_arms_do_not_keep_others_waiting() {
 #[test]
 fn a_cache_that_memory_has_no_room_for_fails_its_request_and_no_other() {
     let sound = catalog();
-    let mut absurd = catalog();
+    let mut absurd = Catalog::of(super::pair::pair("pair", 3));
+    absurd.pairs.clear();
     let model = absurd.models.get_mut("dense").expect("a model");
     let model = std::sync::Arc::get_mut(model).expect("nobody else's");
-    model.transformer.config.context_length = 1 << 56;
+    let mut transformer = Transformer::clone(&model.transformer);
+    transformer.config.context_length = 1 << 56;
+    model.transformer = std::sync::Arc::new(transformer);
     let mut scheduler = Scheduler::new(Capacity::default());
     let before = submit(&mut scheduler, &sound, &request(&[PROMPT]));
     scheduler.step();

@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use super::forward::{OTHER, PROMPT, SetChannel, one, place, read, run};
 use super::pair::{
-    D_DENSE, D_SPARSE, answer, assert_near, bits, catalog, first_distribution, request, steered,
+    D_DENSE, D_SPARSE, answer, assert_near, bits, catalog, first_distribution, model, request,
+    steered,
 };
 use crate::generation::request::{Choice, GenerationRequest};
 use crate::generation::session::Session;
@@ -35,7 +36,7 @@ fn an_empty_edit_list_changes_no_bit() {
     let catalog = catalog();
     for model in ["dense", "sparse"] {
         let plain = GenerationRequest {
-            model: model.into(),
+            model: super::pair::model(model),
             ..request(&[PROMPT, OTHER])
         };
         let empty = steered(
@@ -45,7 +46,7 @@ fn an_empty_edit_list_changes_no_bit() {
         let empty = answer(
             &catalog,
             &GenerationRequest {
-                model: model.into(),
+                model: super::pair::model(model),
                 ..empty
             },
         );
@@ -83,7 +84,7 @@ fn token_by_token_is_the_whole_at_once() {
         let stepwise = answer(
             &catalog,
             &GenerationRequest {
-                model: model.into(),
+                model: super::pair::model(model),
                 ..stepwise
             },
         );
@@ -96,7 +97,7 @@ fn token_by_token_is_the_whole_at_once() {
             .collect();
         let whole = steered(&[&whole], steer);
         let whole = GenerationRequest {
-            model: model.into(),
+            model: super::pair::model(model),
             echo: true,
             max_tokens: 0,
             ..whole
@@ -135,7 +136,7 @@ fn an_add_that_nobody_looks_at_reads_nothing_and_does_the_same() {
                 json!({"edits": edits, "variants": ["steered", "random"], "return": returns});
             steered(&[PROMPT, OTHER], steer)
         };
-        let session = Session::admit(&catalog, ask(json!([]))).expect("a plan");
+        let session = Session::admit(ask(json!([]))).expect("a plan");
         assert_eq!(session.needs(0).sparse, reads, "{edits}");
         let silent = answer(&catalog, &ask(json!([])));
         let recorded = answer(&catalog, &ask(json!(["receipt", "activations"])));
@@ -162,7 +163,7 @@ fn arms_of_a_sweep_inside_a_sublayer_are_what_each_is_alone() {
                 json!({"edits": [edit], "return": ["activations"]}),
             );
             let native = GenerationRequest {
-                model: "sparse".into(),
+                model: model("sparse"),
                 ..asked
             };
             answer(&catalog, &native).choices
@@ -269,12 +270,12 @@ fn patching_everything_becomes_the_counterfactual() {
         let patched = answer(
             &catalog,
             &GenerationRequest {
-                model: "sparse".into(),
+                model: model("sparse"),
                 ..patched
             },
         );
         let plain = GenerationRequest {
-            model: "sparse".into(),
+            model: model("sparse"),
             ..request(&[&counterfactual])
         };
         let plain = answer(&catalog, &plain);
@@ -307,7 +308,7 @@ fn a_sparse_model_is_edited_in_place() {
         let steer = json!({"edits": [{"feature": {"node": node, "channel": 2}, "op": "set", "value": 0.7}],
             "return": ["activations"]});
         let edited = GenerationRequest {
-            model: "sparse".into(),
+            model: model("sparse"),
             ..steered(&[PROMPT], steer)
         };
         assert_near(&first_distribution(&catalog, &edited, 0), &expected, 1e-5);
@@ -354,7 +355,7 @@ fn control_arms_have_the_norm_of_the_steered_change() {
                 "edits": [{"feature": feature, "op": "add", "value": 2, "strength": [0.5, 1]}],
                 "variants": ["steered", "random", "random_feature"], "return": ["receipt"]});
             let request = GenerationRequest {
-                model: model.into(),
+                model: super::pair::model(model),
                 max_tokens: 2,
                 ..steered(&[PROMPT], steer)
             };
@@ -514,7 +515,7 @@ fn a_receipt_tells_what_was_done() {
 #[test]
 fn edits_that_say_the_same_do_the_same() {
     let catalog = catalog();
-    let statistics = catalog.bridges["pair"]
+    let statistics = catalog.pairs["pair"]
         .reference
         .place(place("1.resid_in"))
         .expect("statistics")

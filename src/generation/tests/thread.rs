@@ -1,6 +1,6 @@
 //! The engine's thread: commands in turn, panics contained, an end.
 
-use super::pair::{answer, bits, catalog, request};
+use super::pair::{answer, bits, catalog, model, request};
 use crate::generation::engine::Engine;
 use crate::generation::request::{ActivationsRequest, EngineError, GenerationRequest};
 use crate::generation::scheduler::Capacity;
@@ -10,7 +10,7 @@ const PROMPT: &[u32] = &[40, 257, 33, 260, 101, 45];
 #[tokio::test]
 async fn answers_come_through_the_handle() {
     let expected = answer(&catalog(), &request(&[PROMPT]));
-    let engine = Engine::start(catalog(), Capacity::default()).expect("a thread");
+    let engine = Engine::start(Capacity::default()).expect("a thread");
     engine.ping().await.expect("alive");
     let found = engine
         .generate(request(&[PROMPT]))
@@ -33,18 +33,13 @@ async fn answers_come_through_the_handle() {
         Some(EngineError::Invalid { .. })
     ));
     assert_eq!(text, expected.choices[0].text);
-    let models = engine
-        .with_catalog(|catalog| catalog.models.len())
-        .await
-        .expect("a count");
-    assert_eq!(models, 2);
 }
 
 #[tokio::test]
 async fn a_panic_fails_its_own_command_only() {
-    let engine = Engine::start(catalog(), Capacity::default()).expect("a thread");
+    let engine = Engine::start(Capacity::default()).expect("a thread");
     let failed = engine
-        .with_catalog(|_| -> usize { panic!("on purpose") })
+        .work(|| -> Result<(), EngineError> { panic!("on purpose") })
         .await;
     assert!(matches!(failed, Err(EngineError::Failed(message)) if message.contains("on purpose")));
     engine
@@ -55,7 +50,7 @@ async fn a_panic_fails_its_own_command_only() {
 
 #[tokio::test]
 async fn nothing_runs_after_the_end() {
-    let engine = Engine::start(catalog(), Capacity::default()).expect("a thread");
+    let engine = Engine::start(Capacity::default()).expect("a thread");
     let other = engine.clone();
     engine.shutdown();
     assert!(matches!(other.ping().await, Err(EngineError::Stopped)));
@@ -64,15 +59,14 @@ async fn nothing_runs_after_the_end() {
 
 #[tokio::test]
 async fn callers_that_have_gone_are_skipped() {
-    let engine = Engine::start(catalog(), Capacity::default()).expect("a thread");
+    let engine = Engine::start(Capacity::default()).expect("a thread");
     let (release, gate) = std::sync::mpsc::channel::<()>();
     let blocker = engine.clone();
-    let blocking =
-        tokio::spawn(async move { blocker.with_catalog(move |_| gate.recv().is_ok()).await });
+    let blocking = tokio::spawn(async move { blocker.work(move || Ok(gate.recv().is_ok())).await });
     tokio::task::yield_now().await;
     let leaver = engine.clone();
     let (ran, seen) = std::sync::mpsc::channel::<()>();
-    let leaving = tokio::spawn(async move { leaver.with_catalog(move |_| ran.send(())).await });
+    let leaving = tokio::spawn(async move { leaver.work(move || Ok(ran.send(()))).await });
     tokio::task::yield_now().await;
     leaving.abort();
     assert!(leaving.await.is_err());
@@ -84,9 +78,9 @@ async fn callers_that_have_gone_are_skipped() {
 
 #[tokio::test]
 async fn activations_are_those_of_a_forward_pass() {
-    let engine = Engine::start(catalog(), Capacity::default()).expect("a thread");
+    let engine = Engine::start(Capacity::default()).expect("a thread");
     let ask = |places: &[&str]| ActivationsRequest {
-        model: "sparse".into(),
+        model: model("sparse"),
         tokens: PROMPT.to_vec(),
         places: places.iter().map(|place| (*place).to_owned()).collect(),
         logits: true,
@@ -101,7 +95,7 @@ async fn activations_are_those_of_a_forward_pass() {
     );
     let logits = found.logits.expect("logits");
     let greedy = GenerationRequest {
-        model: "sparse".into(),
+        model: model("sparse"),
         max_tokens: 1,
         ..request(&[PROMPT])
     };

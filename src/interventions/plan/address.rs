@@ -72,10 +72,10 @@ fn channel_of(id: &str) -> Option<(&str, usize)> {
 
 /// A feature of the registry.
 fn named(name: &str, scene: &Scene, param: &str) -> Result<Resolved, PlanError> {
-    let joined = scene.joined(param)?;
-    let Some(feature) = joined.features.get(name) else {
-        let near = suggestion(name, joined.features.keys().map(String::as_str));
-        let message = format!("bridge {:?} has no feature {name:?}{near}", joined.id);
+    let pair = scene.pair(param)?;
+    let Some(feature) = pair.features.get(name) else {
+        let near = suggestion(name, pair.features.keys().map(String::as_str));
+        let message = format!("bridge {:?} has no feature {name:?}{near}", pair.id());
         return Err(refused(message, param));
     };
     let place = parse_place(&feature.node, scene, param)?;

@@ -357,7 +357,7 @@ fn known_statistics(
     scene: &Scene,
 ) -> Option<FeatureStatistics> {
     let of_channel = || {
-        let reference = scene.joined?.reference;
+        let reference = &scene.pair?.reference;
         match (group.channels.as_slice(), group.weights.as_slice()) {
             (&[channel], &[weight]) => of_signed_channel(reference, group.place, channel, weight),
             _ => None,
@@ -373,10 +373,10 @@ fn measured<'a>(group: &Group, scene: &Scene<'a>) -> Option<&'a MeasuredGroup> {
 }
 
 fn not_measured(place: Place, scene: &Scene) -> String {
-    match scene.joined {
-        Some(joined) => format!(
+    match scene.pair {
+        Some(pair) => format!(
             "bridge {:?} came without statistics of {place} and without reference text to measure them over",
-            joined.id
+            pair.id()
         ),
         None => format!(
             "{:?} has no bridge that has statistics of {place}",
@@ -405,9 +405,7 @@ pub fn unmeasured(request: &EditRequest, scene: &Scene) -> Option<Group> {
 }
 
 fn reference<'a>(place: Place, scene: &Scene<'a>) -> Option<&'a PlaceStatistics> {
-    scene
-        .joined
-        .and_then(|joined| joined.reference.place(place))
+    scene.pair.and_then(|pair| pair.reference.place(place))
 }
 
 fn means(subject: &Subject, scene: &Scene, param: &str) -> Result<Vec<f32>, PlanError> {
@@ -558,9 +556,9 @@ fn carry(
     columns: &mut KnownColumns,
     param: &str,
 ) -> Result<Carrier, PlanError> {
-    let joined = scene.joined(&format!("{param}.feature"))?;
-    let site = group.place.site(joined.sparse.config.n_layers);
-    let scales = &joined.record.sites[site.index()];
+    let pair = scene.pair(&format!("{param}.feature"))?;
+    let site = group.place.site(pair.sparse.config.n_layers);
+    let scales = &pair.record.sites[site.index()];
     let ratio = scales.sparse_rms / scales.dense_rms;
     if write == Write::Sublayer && !(ratio > 0.0 && ratio.is_finite()) {
         let message =
@@ -568,9 +566,9 @@ fn carry(
         return Err(refused(message, &format!("{param}.write")));
     }
     let carrier = Carrier::sharing(
-        joined.dense,
-        joined.sparse,
-        joined.bridge,
+        &pair.dense,
+        &pair.sparse,
+        &pair.bridge,
         group.place,
         &group.channels,
         write,

@@ -20,7 +20,7 @@ use crate::models::location::{Place, Site};
 use counterfactual::{Stream, StreamModel};
 
 pub use edit::{Edit, Route, needs_sparse_rms, sublayer_output};
-pub use scene::{Joined, PlanError, Scene, refused};
+pub use scene::{PlanError, Scene, refused};
 pub use source::Source;
 
 /// No request has more edits.
@@ -92,7 +92,7 @@ impl Plan {
             return Err(refused(message, "steer.edits"));
         }
         let mut plan = Plan {
-            bridge: scene.joined.map(|joined| joined.id.to_owned()),
+            bridge: scene.pair.map(|pair| pair.id().to_owned()),
             native: scene.native,
             n_layers: scene.n_layers(),
             edits: Vec::new(),
@@ -177,12 +177,12 @@ impl Plan {
             for &index in &edits {
                 self.edits[index].route = Route::Replayed;
             }
-            let joined = scene.joined("steer.bridge")?;
-            let channels: Vec<usize> = (0..joined.sparse.config.d_model).collect();
+            let pair = scene.pair("steer.bridge")?;
+            let channels: Vec<usize> = (0..pair.sparse.config.d_model).collect();
             let carrier = Carrier::sharing(
-                joined.dense,
-                joined.sparse,
-                joined.bridge,
+                &pair.dense,
+                &pair.sparse,
+                &pair.bridge,
                 output,
                 &channels,
                 Write::Residual,

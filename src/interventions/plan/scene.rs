@@ -1,13 +1,9 @@
 //! What a request is held against: the model that answers, its bridge, and the prompts.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::bridge::Bridge;
-use crate::bridge::record::BridgeRecord;
 use crate::features::measured::MeasuredGroup;
-use crate::features::registry::Feature;
-use crate::interventions::reference::ReferenceStatistics;
+use crate::features::pair::Pair;
 use crate::models::tokenizer::Tokenizer;
 use crate::models::transformer::Transformer;
 
@@ -40,46 +36,29 @@ pub struct Scene<'a> {
     pub model_id: &'a str,
     /// The answering model is a sparse one: edits are made in it directly.
     pub native: bool,
-    /// Its bridge: the one the request named, or its only one.
-    pub joined: Option<Joined<'a>>,
-    /// Why there is none, where something better can be said than that the model has none.
-    pub unjoined: Option<String>,
+    /// The pair of its bridge: the one the request named, or its first.
+    pub pair: Option<&'a Pair>,
     pub tokenizer: &'a Tokenizer,
     pub prompts: &'a [Vec<u32>],
     /// Groups that were measured for this request.
     pub measured: &'a [Arc<MeasuredGroup>],
 }
 
-/// A bridge with the models it joins and what is known of their features.
-#[derive(Clone, Copy)]
-pub struct Joined<'a> {
-    pub id: &'a str,
-    pub dense: &'a Transformer,
-    pub sparse: &'a Transformer,
-    pub bridge: &'a Bridge,
-    pub record: &'a BridgeRecord,
-    pub features: &'a BTreeMap<String, Feature>,
-    pub reference: &'a ReferenceStatistics,
-}
-
 impl<'a> Scene<'a> {
-    pub fn joined(&self, param: &str) -> Result<Joined<'a>, PlanError> {
-        self.joined.ok_or_else(|| match &self.unjoined {
-            Some(reason) => refused(reason, "steer.bridge"),
-            None => {
-                let message = format!(
-                    "{:?} has no bridge; only a raw vector can steer it",
-                    self.model_id
-                );
-                refused(message, param)
-            }
+    pub fn pair(&self, param: &str) -> Result<&'a Pair, PlanError> {
+        self.pair.ok_or_else(|| {
+            let message = format!(
+                "{:?} has no bridge; only a raw vector can steer it",
+                self.model_id
+            );
+            refused(message, param)
         })
     }
 
     pub fn sparse(&self, param: &str) -> Result<&'a Transformer, PlanError> {
         match self.native {
             true => Ok(self.model),
-            false => Ok(self.joined(param)?.sparse),
+            false => Ok(&self.pair(param)?.sparse),
         }
     }
 
@@ -90,8 +69,8 @@ impl<'a> Scene<'a> {
     /// The longest sequence that every model of the request can hold.
     pub fn context_length(&self) -> usize {
         let own = self.model.config.context_length;
-        match (&self.joined, self.native) {
-            (Some(joined), false) => own.min(joined.sparse.config.context_length),
+        match (self.pair, self.native) {
+            (Some(pair), false) => own.min(pair.sparse.config.context_length),
             _ => own,
         }
     }

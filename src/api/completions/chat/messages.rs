@@ -11,8 +11,8 @@ use utoipa::ToSchema;
 
 use crate::api::ApiError;
 use crate::api::completions::parameters::unsupported;
-use crate::api::inventory::shortened;
 use crate::models::chat_template::{Message, Role};
+use crate::serving::snapshot::shortened;
 
 /// One message of a conversation.
 #[derive(Debug, Deserialize, ToSchema)]

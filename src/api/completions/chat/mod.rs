@@ -46,8 +46,8 @@ pub async fn create(
     state: web::Data<State>,
     body: JsonBody<CreateChatCompletion>,
 ) -> Result<HttpResponse, ApiError> {
-    let inventory = state.inventory();
-    let card = &*inventory.model(&body.0.model)?;
+    let snapshot = state.snapshot();
+    let card = &*snapshot.model(&body.0.model)?;
     let CheckedChat {
         prompt,
         checked,

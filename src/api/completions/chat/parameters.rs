@@ -8,7 +8,7 @@ use crate::api::ApiError;
 use crate::api::completions::parameters::{self, Asked, Checked, unsupported};
 use crate::api::completions::prompt::Prompt;
 use crate::api::completions::request::common_fields;
-use crate::api::inventory::ModelCard;
+use crate::serving::snapshot::ModelCard;
 use crate::settings::Limits;
 
 pub const MOST_TOP_LOGPROBS: usize = 20;
@@ -55,7 +55,7 @@ pub fn check(
     let mut checked = parameters::check(common_fields!(request), asked, card, limits)?;
     // The token that ends a turn need not be the one that ends a document, which the engine stops at.
     let end_of_turn = template.eos_token().filter(|token| !token.is_empty());
-    checked.engine.stop.extend(end_of_turn.map(str::to_owned));
+    checked.stop.extend(end_of_turn.map(str::to_owned));
     Ok(CheckedChat {
         prompt: Prompt::Conversation { template, messages },
         checked,

@@ -65,8 +65,8 @@ pub async fn create(
     state: web::Data<State>,
     body: JsonBody<CreateCompletion>,
 ) -> Result<HttpResponse, ApiError> {
-    let inventory = state.inventory();
-    let card = &*inventory.model(&body.0.model)?;
+    let snapshot = state.snapshot();
+    let card = &*snapshot.model(&body.0.model)?;
     let CheckedText {
         prompts,
         checked,

@@ -5,7 +5,7 @@ use crate::api::ApiError;
 use crate::api::completions::parameters::{self, Asked, Checked, unsupported};
 use crate::api::completions::prompt::Prompt;
 use crate::api::completions::request::common_fields;
-use crate::api::inventory::ModelCard;
+use crate::serving::snapshot::ModelCard;
 use crate::settings::Limits;
 
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -73,7 +73,7 @@ pub fn check(
         echo,
     };
     let checked = parameters::check(common_fields!(request), asked, card, limits)?;
-    let steer = checked.engine.steer.as_ref();
+    let steer = checked.steer.as_ref();
     let several_arms = checked.arms > 1 || steer.is_some_and(|steer| steer.variants.is_some());
     if chosen && several_arms {
         let message =

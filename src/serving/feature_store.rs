@@ -224,7 +224,7 @@ impl ChangeGuard<'_> {
         }
         let others = self.store.taken_beside(bridge);
         let (directory, limits) = (self.store.directory.clone(), self.store.limits);
-        let writing = actix_web::web::block(move || {
+        let writing = tokio::task::spawn_blocking(move || {
             let json = written(&path, &own)?;
             check_quota(&own, json.len(), &others, &limits)?;
             atomic::create_directory(&directory)?;

@@ -1,0 +1,161 @@
+//! A pair: both models, the bridge between them, and what is known of the sparse one's channels.
+//!
+//! It is read from its directory once, held once in memory, and shared by whatever runs it: completions and steering
+//! on the engine's thread, examinations beside it, evaluations. Changing its named features makes another pair of the
+//! same weights.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::promoted_tokens::KnownPromotions;
+use super::registry::{self, Feature};
+use crate::bridge::Bridge;
+use crate::bridge::pair::{self, PairError};
+use crate::bridge::record::BridgeRecord;
+use crate::interventions::reference::{ReferenceError, ReferenceStatistics};
+use crate::models::layout::{ModelFiles, ReadLimits};
+use crate::models::location::{Node, NodeKind, Place, Site};
+use crate::models::model::{LoadedModel, ModelKind, fingerprint};
+use crate::models::tokenizer::Tokenizer;
+
+/// Both models of a pair and what joins them.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    pub dense: Arc<LoadedModel>,
+    pub sparse: Arc<LoadedModel>,
+    pub bridge: Arc<Bridge>,
+    pub record: Arc<BridgeRecord>,
+    /// The named features by name: those that it came with, or as they have been changed since.
+    pub features: Arc<BTreeMap<String, Feature>>,
+    /// What single channels of the sparse model do over reference text, where that was measured.
+    pub reference: Arc<ReferenceStatistics>,
+    /// Which tokens features speak for, as far as anyone asked.
+    pub promotions: Arc<KnownPromotions>,
+    /// Sha256 of the bridge's weights, in hexadecimal.
+    pub fingerprint: String,
+}
+
+impl Pair {
+    /// Reads a pair's directory and checks that its parts fit each other.
+    pub fn read(directory: &Path) -> Result<Self, PairError> {
+        Self::read_within(directory, ReadLimits::NONE)
+    }
+
+    /// The same of a pair neither of whose models may exceed `limits`.
+    pub fn read_within(directory: &Path, limits: ReadLimits) -> Result<Self, PairError> {
+        let record = pair::read_record(directory)?;
+        // One after the other, so that the tensors of no more than one lie beside what is made of them.
+        let half =
+            |name: &str, id: &str, kind| -> Result<(LoadedModel, Option<Vec<u8>>), PairError> {
+                let directory = directory.join(name);
+                let files = ModelFiles::read_within(&directory, limits)?;
+                let model = LoadedModel::from_files(&files, id, Some(kind), &directory)?;
+                Ok((model, files.tokenizer))
+            };
+        let (dense, dense_tokens) = half("dense", record.dense.as_str(), ModelKind::Dense)?;
+        let (sparse, sparse_tokens) = half("sparse", record.sparse.as_str(), ModelKind::Sparse)?;
+        if dense_tokens != sparse_tokens {
+            return Err(PairError::Invalid {
+                path: directory.display().to_string(),
+                problem: pair::DIFFERENT_TOKENIZERS.to_owned(),
+            });
+        }
+        let tensors = pair::read_tensors(directory, &record, &dense.config, &sparse.config)?;
+        Ok(Pair {
+            features: Arc::new(registry::read_shipped(directory, &sparse.config)?),
+            reference: Arc::new(ReferenceStatistics::read(directory, &sparse.config)?),
+            bridge: Arc::new(pair::build(
+                &tensors,
+                &record,
+                &dense.config,
+                &sparse.config,
+            )?),
+            record: Arc::new(record),
+            dense: Arc::new(dense),
+            sparse: Arc::new(sparse),
+            promotions: Arc::default(),
+            fingerprint: fingerprint(&[], &tensors)?,
+        })
+    }
+
+    /// The same pair with other named features.
+    pub fn with_features(&self, features: BTreeMap<String, Feature>) -> Self {
+        Pair {
+            features: Arc::new(features),
+            ..self.clone()
+        }
+    }
+
+    /// The name under which requests find it.
+    pub fn id(&self) -> &str {
+        self.record.id.as_str()
+    }
+
+    /// The tokenizer that both models share.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.dense.tokenizer
+    }
+
+    /// Layers of either model.
+    pub fn n_layers(&self) -> usize {
+        self.sparse.config.n_layers
+    }
+
+    /// Mean RMS of the sparse stream at a site over that of the dense one.
+    pub fn rms_ratio(&self, site: Site) -> f64 {
+        match self.record.sites.get(site.index()) {
+            Some(record) if record.dense_rms > 0.0 => record.sparse_rms / record.dense_rms,
+            _ => 1.0,
+        }
+    }
+
+    /// The residual sites that a steering figure may be about: neither the first, where a change is one of the
+    /// input, nor the last, where it is one of the output.
+    pub fn inner_sites(&self) -> Vec<Place> {
+        Site::all(self.n_layers())
+            .filter(|site| site.index() > 0 && !site.is_last())
+            .map(Place::Site)
+            .collect()
+    }
+
+    /// The sublayer inputs that read an inner site.
+    pub fn inner_inputs(&self) -> Vec<Place> {
+        (0..self.n_layers())
+            .flat_map(|layer| {
+                [NodeKind::AttnIn, NodeKind::MlpIn].map(|kind| Place::Node(Node { layer, kind }))
+            })
+            .filter(|place| place.site(self.n_layers()).index() > 0)
+            .collect()
+    }
+
+    /// The places whose channels are described by reference statistics.
+    pub fn described_places(&self) -> Vec<Place> {
+        Place::all(self.n_layers())
+            .into_iter()
+            .filter(|place| match place {
+                Place::Site(_) => true,
+                Place::Node(node) => matches!(
+                    node.kind,
+                    NodeKind::AttnIn
+                        | NodeKind::AttnOut
+                        | NodeKind::MlpIn
+                        | NodeKind::PostAct
+                        | NodeKind::MlpOut
+                ),
+            })
+            .collect()
+    }
+}
+
+impl From<ReferenceError> for PairError {
+    fn from(error: ReferenceError) -> Self {
+        match error {
+            ReferenceError::Artifact(error) => error.into(),
+            ReferenceError::Invalid { path, problem } => PairError::Invalid {
+                path: path.display().to_string(),
+                problem,
+            },
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! A model that answers: its weights with its tokenizer and its chat template, held once and shared.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use candle_core::Tensor;
+use sha2::{Digest, Sha256};
+
+use super::chat_template::{ChatTemplate, ChatTemplateError};
+use super::layers::Purpose;
+use super::layout::{LayoutError, ModelFiles, ReadLimits};
+use super::tokenizer::{Tokenizer, TokenizerError};
+use super::transformer::Transformer;
+use crate::artifacts::hexadecimal;
+use crate::numerics::rows;
+
+/// Why a directory's model cannot answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    ChatTemplate(#[from] ChatTemplateError),
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    #[error("{}: has no tokenizer.json; a model cannot answer without", .0.display())]
+    NoTokenizer(PathBuf),
+}
+
+/// Which side of a bridge a model can stand on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelKind {
+    Dense,
+    Sparse,
+}
+
+/// A model that answers; it is used like its [`Transformer`].
+#[derive(Debug)]
+pub struct LoadedModel {
+    /// The name that requests give.
+    pub id: String,
+    pub kind: ModelKind,
+    /// Held for inference; gradients flow through it, never to its weights.
+    pub transformer: Arc<Transformer>,
+    pub tokenizer: Arc<Tokenizer>,
+    /// How conversations are written out for it, where its maker says so.
+    pub chat_template: Option<Arc<ChatTemplate>>,
+    pub parameters: usize,
+    pub nonzeros: usize,
+    /// Sha256 of its configuration and weights, in hexadecimal.
+    pub fingerprint: String,
+}
+
+impl LoadedModel {
+    /// Reads a model's directory. A model with an AbsTopK or mostly zero weights counts as sparse.
+    pub fn read(id: &str, directory: &Path) -> Result<Self, ModelError> {
+        Self::read_within(id, directory, ReadLimits::NONE)
+    }
+
+    /// The same of a model that may not exceed `limits`.
+    pub fn read_within(id: &str, directory: &Path, limits: ReadLimits) -> Result<Self, ModelError> {
+        let files = ModelFiles::read_within(directory, limits)?;
+        Self::from_files(&files, id, None, directory)
+    }
+
+    /// A model whose files were read from `directory`, where its chat template is.
+    pub fn from_files(
+        files: &ModelFiles,
+        id: &str,
+        kind: Option<ModelKind>,
+        directory: &Path,
+    ) -> Result<Self, ModelError> {
+        let Some(json) = &files.tokenizer else {
+            return Err(ModelError::NoTokenizer(directory.to_owned()));
+        };
+        let tokenizer = shared_tokenizer(json)?;
+        Ok(LoadedModel {
+            chat_template: ChatTemplate::read(directory)?.map(Arc::new),
+            ..Self::new(id, files, kind, tokenizer)?
+        })
+    }
+
+    /// A model from its tensors. `kind` is taken from the weights where it is not known.
+    pub fn new(
+        id: &str,
+        files: &ModelFiles,
+        kind: Option<ModelKind>,
+        tokenizer: Arc<Tokenizer>,
+    ) -> candle_core::Result<Self> {
+        let (mut parameters, mut nonzeros) = (0, 0);
+        for tensor in files.tensors.values() {
+            parameters += tensor.elem_count();
+            nonzeros += rows::with_values(tensor, |values| {
+                values.iter().filter(|value| **value != 0.0).count()
+            })?;
+        }
+        let sparse = files.config.active_fraction.is_some() || 2 * nonzeros < parameters;
+        let guessed = if sparse {
+            ModelKind::Sparse
+        } else {
+            ModelKind::Dense
+        };
+        let config = serde_json::to_vec(&files.config).map_err(candle_core::Error::wrap)?;
+        let fingerprint = fingerprint(&config, &files.tensors)?;
+        let transformer = TRANSFORMERS.get_or(&fingerprint, || {
+            Transformer::new(files.config.clone(), &files.tensors, Purpose::Inference)
+        })?;
+        Ok(LoadedModel {
+            id: id.to_owned(),
+            kind: kind.unwrap_or(guessed),
+            transformer,
+            tokenizer,
+            chat_template: None,
+            parameters,
+            nonzeros,
+            fingerprint,
+        })
+    }
+}
+
+impl Deref for LoadedModel {
+    type Target = Transformer;
+
+    fn deref(&self) -> &Transformer {
+        &self.transformer
+    }
+}
+
+/// Values that are held once however often they are read, by the sha256 of what they are made of. They go with their
+/// last user.
+struct HeldOnce<T>(Mutex<BTreeMap<String, Weak<T>>>);
+
+static TRANSFORMERS: HeldOnce<Transformer> = HeldOnce(Mutex::new(BTreeMap::new()));
+static TOKENIZERS: HeldOnce<Tokenizer> = HeldOnce(Mutex::new(BTreeMap::new()));
+
+impl<T> HeldOnce<T> {
+    /// The value of this content, made if nobody holds one.
+    fn get_or<E>(&self, content: &str, make: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
+        let held = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = held().get(content).and_then(Weak::upgrade);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let made = Arc::new(make()?);
+        let mut held = held();
+        held.retain(|_, value| value.strong_count() > 0);
+        held.insert(content.to_owned(), Arc::downgrade(&made));
+        Ok(made)
+    }
+}
+
+/// The tokenizer of a `tokenizer.json`; models with the same one share it.
+pub fn shared_tokenizer(json: &[u8]) -> Result<Arc<Tokenizer>, TokenizerError> {
+    let content = hexadecimal(&Sha256::digest(json));
+    TOKENIZERS.get_or(&content, || Tokenizer::from_bytes(json))
+}
+
+/// Sha256 of a text and named tensors, in hexadecimal.
+pub fn fingerprint(text: &[u8], tensors: &BTreeMap<String, Tensor>) -> candle_core::Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(text);
+    for (name, tensor) in tensors {
+        hash.update(name.as_bytes());
+        rows::with_values(tensor, |values| {
+            for block in values.chunks(1 << 14) {
+                let bytes: Vec<u8> = block.iter().flat_map(|value| value.to_le_bytes()).collect();
+                hash.update(&bytes);
+            }
+        })?;
+    }
+    Ok(hexadecimal(&hash.finalize()))
+}
