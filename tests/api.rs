@@ -51,5 +51,7 @@ mod steering;
 mod streaming;
 #[path = "api/tiny_pair.rs"]
 mod tiny_pair;
+#[path = "api/tokenizers.rs"]
+mod tokenizers;
 #[path = "api/wire_errors.rs"]
 mod wire_errors;

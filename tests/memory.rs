@@ -11,6 +11,8 @@ mod results;
 mod server;
 #[path = "memory/steering.rs"]
 mod steering;
+#[path = "memory/texts.rs"]
+mod texts;
 #[path = "memory/uploads.rs"]
 mod uploads;
 

@@ -114,9 +114,7 @@ pub async fn create(
         ActivationsPrompt::Text(text) => prompt::Prompt::Text(text),
         ActivationsPrompt::Tokens(tokens) => prompt::Prompt::Tokens(tokens),
     };
-    let tokens = prompt::encode(vec![prompt], card, &state.limits)
-        .await?
-        .remove(0);
+    let tokens = prompt::encode(vec![prompt], card, &state).await?.remove(0);
     check_size(
         &places,
         tokens.len(),

@@ -17,6 +17,7 @@ use crate::generation::engine::Engine;
 use crate::generation::vitals::{NoProbe, Probe};
 use crate::serving::data_directory::{DataDirectory, DataInUse};
 use crate::serving::service::{Service, StartError};
+use crate::serving::template_process::TemplateProcesses;
 use crate::settings::Settings;
 
 /// Why a server cannot start.
@@ -52,10 +53,16 @@ pub fn load_probed(
         engine,
         features: service.features.clone(),
         service,
+        templates: TemplateProcesses::new(
+            settings.program.clone(),
+            settings.limits.template_mib,
+            settings.limits.template_seconds,
+        ),
         examiner: Examiner::new(&settings.limits),
         keys: Keys::new(&settings.keys),
         limits: settings.limits,
         parsing: Semaphore::new(1),
+        tokenising: Arc::new(Semaphore::new(settings.limits.max_tokenisations)),
         unparsed: Unparsed::new(settings.limits.max_unparsed_bytes),
         unsent: Unsent::new(
             settings.limits.max_unsent_bytes,

@@ -40,9 +40,12 @@ pub struct Model {
     pub nonzeros: usize,
     /// The residual sites, in the order of the forward pass.
     pub sites: Vec<String>,
-    /// The id of the token that separates documents and ends completions; null where the tokenizer has none.
+    /// The first of `ends`; null where there is none.
     #[schema(required = true)]
     pub end_of_text: Option<u32>,
+    /// The ids of the tokens that end a completion: those of `eos_token_id` in the model's `generation_config.json` or
+    /// else its `config.json`, or else of `<|endoftext|>`.
+    pub ends: Vec<u32>,
     /// Whether it has a chat template, and so answers at `/v1/chat/completions`.
     pub chat: bool,
     /// The bridges that join it to another model, by their ids.
@@ -104,7 +107,8 @@ fn model(card: &ModelCard, snapshot: &Snapshot) -> Model {
         sites: Site::all(config.n_layers)
             .map(|site| site.to_string())
             .collect(),
-        end_of_text: card.tokenizer.end_of_text(),
+        end_of_text: card.tokenizer.ends().first().copied(),
+        ends: card.tokenizer.ends().to_vec(),
         chat: card.chat_template.is_some(),
         bridges: snapshot
             .bridges_of(&card.id)

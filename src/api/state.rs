@@ -16,6 +16,7 @@ use crate::serving::data_directory::DataDirectory;
 use crate::serving::feature_store::FeatureStore;
 use crate::serving::service::Service;
 use crate::serving::snapshot::Snapshot;
+use crate::serving::template_process::TemplateProcesses;
 use crate::settings::Limits;
 
 /// One server's state; handlers get it as `web::Data<State>`. It is made by [`super::loading`].
@@ -24,11 +25,15 @@ pub struct State {
     pub service: Arc<Service>,
     /// Those of the service.
     pub features: Arc<FeatureStore>,
+    /// Run chat templates.
+    pub templates: TemplateProcesses,
     pub examiner: Examiner,
     pub keys: Keys,
     pub limits: Limits,
     /// Lets one long body be parsed at a time.
     pub parsing: Semaphore,
+    /// Lets `limits.max_tokenisations` texts be tokenised at a time.
+    pub tokenising: Arc<Semaphore>,
     pub unparsed: Unparsed,
     pub unsent: Unsent,
     /// How long the engine may take to answer before the server is not ready.

@@ -8,6 +8,7 @@ use clap::Args;
 use crate::artifacts::atomic;
 use crate::models::companions;
 use crate::models::layout::ModelFiles;
+use crate::models::text_bounds::TextBounds;
 
 /// Write a model in Causeway's own form: safetensors, with the zeros of sparse matrices left out. Pickled checkpoints
 /// cannot be loaded from a server's library until they are written so.
@@ -30,6 +31,8 @@ impl ConvertArguments {
         // The configuration comes last, so that what was cut short is no model.
         atomic::create_directory(&self.to)?;
         companions::copy(&self.from, &self.to)?;
+        // A configuration of Causeway's own does not say what ends a text.
+        TextBounds::read(&self.from)?.keep(&self.to)?;
         model
             .write(&self.to)
             .with_context(|| format!("cannot write {}", self.to.display()))

@@ -10,6 +10,7 @@ pub mod manifest;
 pub mod openapi;
 pub mod ready;
 pub mod serve;
+pub mod template;
 pub mod train;
 pub mod trial;
 pub mod worker;
@@ -50,6 +51,9 @@ pub enum Command {
     Serve(serve::ServeArguments),
     /// Train a tokenizer, a dense or sparse model, or a sparse model with its bridge to a dense one.
     Train(train::TrainArguments),
+    /// Write out conversations by chat templates: what the server runs in a process of its own.
+    #[command(hide = true)]
+    Template(template::TemplateArguments),
     /// Let a directory's models answer one token.
     #[command(hide = true)]
     Trial(trial::TrialArguments),
@@ -81,6 +85,7 @@ impl Arguments {
             Command::Ready(arguments) => arguments.run(),
             Command::Serve(arguments) => arguments.run(),
             Command::Train(arguments) => arguments.run(),
+            Command::Template(arguments) => arguments.run(),
             Command::Trial(arguments) => arguments.run(),
             Command::Worker(arguments) => arguments.run(),
         }

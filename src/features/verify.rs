@@ -127,16 +127,63 @@ fn cut(
         tokenizer.encode_with_offsets(&format!("{prompt}{following}"))?;
     let at = tokens
         .iter()
-        .position(|(_, bytes)| bytes.start == prompt.len());
+        .position(|(_, bytes)| bytes.start >= prompt.len());
     match at {
-        Some(at) if at > 0 => Ok((
-            tokens[..at].iter().map(|(id, _)| *id).collect(),
-            tokens[at].0,
-        )),
+        // A tokenizer may leave the space between two tokens to neither.
+        Some(at) if at > 0 && tokens[at - 1].1.end <= prompt.len() => {
+            let before = tokens[..at].iter().map(|(id, _)| *id).collect();
+            Ok((tokenizer.begun(before), tokens[at].0))
+        }
         _ => {
             let problem =
                 format!("no token starts where the prompt {prompt:?} ends before {following:?}");
             Err(FeatureError::Invalid(problem))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_test_is_cut_as_its_tokenizer_cuts_and_begins_as_a_prompt_does() {
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true});
+        let vocabulary = json!({"?": 0, "<s>": 1, "\u{120}The": 2, "\u{120}A": 3, "\u{120}boat": 4, "\u{120}ship": 5});
+        let begin = json!({"id": "<s>", "ids": [1], "tokens": ["<s>"]});
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+            "added_tokens": [{"id": 1, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true}],
+            "pre_tokenizer": byte_level, "decoder": byte_level,
+            "post_processor": {"type": "Sequence", "processors": [byte_level, {"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [], "special_tokens": {"<s>": begin}}]},
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "?"}
+        });
+        let tokenizer = Tokenizer::from_bytes(tokenizer.to_string().as_bytes()).expect("JSON");
+        let test = FeatureTest {
+            prompt: "The".to_owned(),
+            counterfactual: "A".to_owned(),
+            expected: " boat".to_owned(),
+            instead: " ship".to_owned(),
+            at_least: 0.5,
+            at_most_before: 0.5,
+        };
+        let pair = test_pair(&test, &tokenizer).expect("a pair");
+        assert_eq!(
+            (pair.presented, pair.counterfactual),
+            (vec![1, 2], vec![1, 3])
+        );
+        assert!(matches!(
+            pair.question,
+            Question::Between {
+                presented: 5,
+                counterfactual: 4
+            }
+        ));
     }
 }

@@ -28,8 +28,8 @@ pub struct Arm {
     /// The most tokens it may generate.
     limit: usize,
     sampler: Sampler,
-    /// Where each generated token's bytes end.
-    ends: Vec<usize>,
+    /// Generated tokens whose place in the text is known.
+    placed: usize,
     reported: usize,
     /// The prompt is still to be told.
     echoes: bool,
@@ -50,7 +50,12 @@ pub struct ArmKey {
 }
 
 impl Arm {
-    pub fn new(request: &GenerationRequest, key: ArmKey, limit: usize) -> Self {
+    pub fn new(
+        request: &GenerationRequest,
+        key: ArmKey,
+        limit: usize,
+        tokenizer: &Tokenizer,
+    ) -> Self {
         let prompt = &request.prompts[key.prompt];
         Arm {
             prompt: key.prompt,
@@ -62,12 +67,12 @@ impl Arm {
             first_logits: None,
             echoed: Vec::new(),
             generated: Vec::new(),
-            text: GrowingText::new(&request.stop),
+            text: GrowingText::new(&request.stop, prompt, tokenizer),
             tokens: prompt.clone(),
             fed: 0,
             limit,
             sampler: Sampler::new(&request.sampling, key.seed, prompt),
-            ends: Vec::new(),
+            placed: 0,
             reported: 0,
             echoes: request.echo,
             named: request
@@ -131,6 +136,7 @@ impl Arm {
     pub fn prompt_tokens(&self) -> Vec<Token> {
         let plain = |&id: &u32| Token {
             id,
+            start: 0,
             logprob: None,
             top: Vec::new(),
         };
@@ -160,34 +166,36 @@ impl Arm {
         let Some(id) = self.sampler.draw(logits) else {
             return Err(EngineError::Failed("no token can be drawn".into()));
         };
-        if tokenizer.end_of_text() == Some(id) {
-            self.finish = Some(Finish::Stop);
+        if tokenizer.ends().contains(&id) {
+            self.end(Finish::Stop, tokenizer);
             return Ok(());
         }
         self.tokens.push(id);
         self.generated.push(token(id, logits, logprobs));
-        let start = self.text.length();
-        let stopped = self.text.push(tokenizer.token_bytes(id));
-        self.ends.push(start + tokenizer.token_bytes(id).len());
-        if stopped {
-            self.finish = Some(Finish::Stop);
-            self.drop_tokens_past_the_text();
+        if self.text.push(id, tokenizer) {
+            self.end(Finish::Stop, tokenizer);
         } else if self.generated.len() == self.limit {
-            self.finish = Some(Finish::Length);
+            self.end(Finish::Length, tokenizer);
         }
         Ok(())
     }
 
-    /// Tokens that lie wholly in the stop text, or behind it, are not part of the answer.
-    fn drop_tokens_past_the_text(&mut self) {
-        let length = self.text.length();
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        let kept = starts
-            .take(self.ends.len())
-            .filter(|start| *start < length)
-            .count();
+    /// No token comes any more. What the decoder held back may complete a stop text; tokens that lie wholly in the stop
+    /// text, or behind it, are not part of the answer.
+    fn end(&mut self, finish: Finish, tokenizer: &Tokenizer) {
+        let stopped = self.text.finish(tokenizer);
+        self.finish = Some(if stopped { Finish::Stop } else { finish });
+        let kept = self.text.tokens_within(self.generated.len());
         self.generated.truncate(kept);
-        self.ends.truncate(kept);
+        self.place(kept);
+    }
+
+    /// Says of the first `count` tokens where in the text they begin.
+    fn place(&mut self, count: usize) {
+        for index in self.placed..count {
+            self.generated[index].start = self.text.start_of(index);
+        }
+        self.placed = self.placed.max(count);
     }
 
     /// The variant, where the request named them.
@@ -204,12 +212,9 @@ impl Arm {
         let text = self.text.release(self.finish.is_some());
         let ready = match self.finish {
             Some(_) => self.generated.len(),
-            None => self
-                .ends
-                .iter()
-                .filter(|end| **end <= self.text.released())
-                .count(),
+            None => self.text.tokens_released().min(self.generated.len()),
         };
+        self.place(ready);
         let from = self.reported.min(ready);
         self.reported = ready.max(self.reported);
         let choice = self.choice?;
@@ -239,6 +244,7 @@ fn token(id: u32, logits: &[f32], logprobs: Option<usize>) -> Token {
     match logprobs {
         None => Token {
             id,
+            start: 0,
             logprob: None,
             top: Vec::new(),
         },
@@ -246,6 +252,7 @@ fn token(id: u32, logits: &[f32], logprobs: Option<usize>) -> Token {
             let (logprob, top) = log_probabilities(logits, id, count);
             Token {
                 id,
+                start: 0,
                 logprob: Some(logprob),
                 top,
             }

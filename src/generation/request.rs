@@ -140,6 +140,9 @@ pub struct Delta {
 #[derive(Debug, Clone)]
 pub struct Token {
     pub id: u32,
+    /// Of a generated token: the characters of the completion's text before it. One that begins inside a character has
+    /// that character's start.
+    pub start: usize,
     /// Nats; none for a first prompt token, which nothing predicted, and where logprobs were not asked for.
     pub logprob: Option<f32>,
     /// The most probable tokens instead, most probable first.
@@ -149,7 +152,7 @@ pub struct Token {
 /// Why a completion ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// A stop text or the end-of-text token.
+    /// A stop text or a token that ends a text.
     Stop,
     /// `max_tokens` or the context's length.
     Length,

@@ -4,11 +4,12 @@
 //! else `chat_template` in `tokenizer_config.json`, one text or a list of named ones of which `default` is taken.
 //! The same file names the texts of the tokens that begin and end a sequence.
 //!
-//! A template comes with a model, from whoever made it. It reads no files, its work is counted in fuel, which also
-//! pays for every byte that it makes, and its text is cut off at a limit.
+//! A template comes with a model, from whoever made it. It reads no files, its work is counted in fuel, and its text is
+//! cut off at a limit; but what it nests and what some of its functions make is bounded by nothing here. A server
+//! therefore neither parses nor runs a template itself: processes of their own do.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
@@ -33,18 +34,11 @@ const LONGEST_JSON: usize = 4 << 20;
 /// What errors call the template.
 const NAME: &str = "chat_template";
 
-/// Why a directory's chat template cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ChatTemplateError {
-    #[error(transparent)]
-    Artifact(#[from] ArtifactError),
-    #[error("{}: the chat template is no Jinja that can be run: {problem}", path.display())]
-    Syntax { path: PathBuf, problem: String },
-}
-
 /// Why a conversation could not be written out.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum RenderError {
+    #[error("the model's chat template is no Jinja that can be run: {0}")]
+    Syntax(String),
     /// In the template's own words.
     #[error("the model's chat template does not take these messages: {0}")]
     Raised(String),
@@ -62,7 +56,7 @@ pub enum RenderError {
 }
 
 /// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     System,
@@ -71,7 +65,7 @@ pub enum Role {
 }
 
 /// What somebody says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     pub role: Role,
     pub content: String,
@@ -79,13 +73,20 @@ pub struct Message {
     pub name: Option<String>,
 }
 
-/// A model's chat template, ready to be run.
-#[derive(Debug)]
+/// A model's chat template, as it stands in the model's directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
     source: String,
     bos_token: Option<String>,
     eos_token: Option<String>,
+}
+
+/// A conversation to be written out in at most so many characters.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Conversation {
+    pub template: ChatTemplate,
+    pub messages: Vec<Message>,
+    pub limit: usize,
 }
 
 /// What is read of `tokenizer_config.json`.
@@ -139,7 +140,7 @@ impl TemplateField {
 
 impl ChatTemplate {
     /// The template of the model in `directory`, if it has one.
-    pub fn read(directory: &Path) -> Result<Option<Self>, ChatTemplateError> {
+    pub fn read(directory: &Path) -> Result<Option<Self>, ArtifactError> {
         let config_path = directory.join(TOKENIZER_CONFIG_FILE);
         let config = match config_path.is_file() {
             true => {
@@ -151,37 +152,38 @@ impl ChatTemplate {
             false => TokenizerConfig::default(),
         };
         let template_path = directory.join(TEMPLATE_FILE);
-        let (path, source) = match template_path.is_file() {
+        let source = match template_path.is_file() {
             true => {
                 let bytes = atomic::read_small(&template_path, LONGEST_TEMPLATE)?;
                 let source = String::from_utf8(bytes).map_err(|error| {
                     ArtifactError::damaged(&template_path, "the template", error.to_string())
                 })?;
-                (template_path, Some(source))
+                Some(source)
             }
-            false => (
-                config_path,
-                config.chat_template.and_then(TemplateField::into_default),
-            ),
-        };
-        let Some(source) = source else {
-            return Ok(None);
+            false => config.chat_template.and_then(TemplateField::into_default),
         };
         let text = |token: Option<TokenField>| token.map(TokenField::into_text);
-        Self::new(source, text(config.bos_token), text(config.eos_token))
-            .map(Some)
-            .map_err(|error| ChatTemplateError::Syntax {
-                path,
-                problem: error.to_string(),
-            })
+        let (bos_token, eos_token) = (text(config.bos_token), text(config.eos_token));
+        Ok(source.map(|source| Self::new(source, bos_token, eos_token)))
     }
 
     /// A template from its text, with the texts of the tokens that begin and end a sequence.
-    pub fn new(
-        source: String,
-        bos_token: Option<String>,
-        eos_token: Option<String>,
-    ) -> Result<Self, minijinja::Error> {
+    pub fn new(source: String, bos_token: Option<String>, eos_token: Option<String>) -> Self {
+        ChatTemplate {
+            source,
+            bos_token,
+            eos_token,
+        }
+    }
+
+    /// Whether the template can be parsed. Only for a process of its own: what is nested too deep overflows its stack.
+    pub fn check(&self) -> Result<(), RenderError> {
+        let environment = self.environment();
+        let checked = environment.map(drop);
+        checked.map_err(|error| RenderError::Syntax(error.to_string()))
+    }
+
+    fn environment(&self) -> Result<Environment<'_>, minijinja::Error> {
         let mut environment = Environment::new();
         environment.set_syntax(
             SyntaxConfig::builder()
@@ -194,13 +196,8 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", tojson);
-        environment.add_template_owned(NAME, source.clone())?;
-        Ok(ChatTemplate {
-            environment,
-            source,
-            bos_token,
-            eos_token,
-        })
+        environment.add_template(NAME, &self.source)?;
+        Ok(environment)
     }
 
     /// The template's own text.
@@ -213,8 +210,12 @@ impl ChatTemplate {
         self.eos_token.as_deref()
     }
 
-    /// The text of a conversation up to where the assistant's next words begin; at most `limit` characters.
+    /// The text of a conversation up to where the assistant's next words begin; at most `limit` characters. Only for a
+    /// process of its own.
     pub fn render(&self, messages: &[Message], limit: usize) -> Result<String, RenderError> {
+        let environment = self
+            .environment()
+            .map_err(|error| RenderError::Syntax(error.to_string()))?;
         let context = context! {
             messages => Value::from(Serde(messages)),
             add_generation_prompt => true,
@@ -222,8 +223,7 @@ impl ChatTemplate {
             eos_token => self.eos_token.as_deref().map_or(Value::UNDEFINED, Value::from),
         };
         let mut text = BoundedText::new(limit);
-        let rendered = self
-            .environment
+        let rendered = environment
             .get_template(NAME)
             .and_then(|template| template.render_captured_to(context, &mut text).map(drop));
         if text.is_full {
@@ -360,7 +360,7 @@ mod tests {
 
     fn rendered(source: &str, messages: &[Message]) -> Result<String, RenderError> {
         let (bos, eos) = (Some("<s>".to_owned()), Some("</s>".to_owned()));
-        let template = ChatTemplate::new(source.to_owned(), bos, eos).expect("a template");
+        let template = ChatTemplate::new(source.to_owned(), bos, eos);
         template.render(messages, 1000)
     }
 

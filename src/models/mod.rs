@@ -16,6 +16,7 @@ pub mod model;
 pub mod released;
 pub mod tap;
 pub mod tensor_names;
+pub mod text_bounds;
 pub mod token_rows;
 pub mod tokenizer;
 pub mod transformer;

@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use candle_core::Tensor;
 use sha2::{Digest, Sha256};
 
-use super::chat_template::{ChatTemplate, ChatTemplateError};
+use super::chat_template::ChatTemplate;
 use super::layers::Purpose;
 use super::layout::{LayoutError, ModelFiles, ReadLimits};
+use super::text_bounds::TextBounds;
 use super::tokenizer::{Tokenizer, TokenizerError};
 use super::transformer::Transformer;
-use crate::artifacts::hexadecimal;
+use crate::artifacts::{ArtifactError, hexadecimal};
 use crate::numerics::rows;
 
 /// Why a directory's model cannot answer.
@@ -24,7 +25,7 @@ pub enum ModelError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
-    ChatTemplate(#[from] ChatTemplateError),
+    Artifact(#[from] ArtifactError),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
     #[error("{}: has no tokenizer.json; a model cannot answer without", .0.display())]
@@ -77,7 +78,7 @@ impl LoadedModel {
         let Some(json) = &files.tokenizer else {
             return Err(ModelError::NoTokenizer(directory.to_owned()));
         };
-        let tokenizer = shared_tokenizer(json)?;
+        let tokenizer = shared_tokenizer(json, directory)?;
         Ok(LoadedModel {
             chat_template: ChatTemplate::read(directory)?.map(Arc::new),
             ..Self::new(id, files, kind, tokenizer)?
@@ -153,10 +154,16 @@ impl<T> HeldOnce<T> {
     }
 }
 
-/// The tokenizer of a `tokenizer.json`; models with the same one share it.
-pub fn shared_tokenizer(json: &[u8]) -> Result<Arc<Tokenizer>, TokenizerError> {
-    let content = hexadecimal(&Sha256::digest(json));
-    TOKENIZERS.get_or(&content, || Tokenizer::from_bytes(json))
+/// The tokenizer of a `tokenizer.json` with the bounds of texts that the model's directory names; models with the same
+/// ones share it.
+pub fn shared_tokenizer(json: &[u8], directory: &Path) -> Result<Arc<Tokenizer>, ModelError> {
+    let bounds = TextBounds::read(directory)?;
+    let mut hash = Sha256::new_with_prefix(json);
+    hash.update(format!("{bounds:?}"));
+    let content = hexadecimal(&hash.finalize());
+    TOKENIZERS.get_or(&content, || {
+        Ok(Tokenizer::from_bytes(json)?.with_bounds(bounds))
+    })
 }
 
 /// Sha256 of a text and named tensors, in hexadecimal.

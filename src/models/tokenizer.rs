@@ -1,22 +1,27 @@
-//! Text to token ids and back, byte for byte.
+//! Text to token ids and back.
 //!
-//! A pair of models shares one byte-level BPE tokenizer, stored as a Hugging Face `tokenizer.json`. A token of
-//! such a tokenizer stands for an exact run of bytes, which need not be whole characters; streaming and
-//! `text_offset` work on those bytes ([`Tokenizer::token_bytes`]), never on a decoded text with replacement
-//! characters in it. [`train_bpe`] makes a new tokenizer; [`formats`] converts older file formats.
+//! A pair of models shares one tokenizer, stored as a Hugging Face `tokenizer.json`. A token of a byte-level tokenizer
+//! stands for an exact run of bytes, which need not be whole characters ([`Tokenizer::token_bytes`]). What a token of
+//! any other tokenizer stands for depends on the tokens around it: text is what the tokenizer's decoder makes of the
+//! whole sequence, which [`decoding`] makes token by token. [`train_bpe`] makes a new tokenizer; [`formats`] converts
+//! older file formats.
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use tokenizers::decoders::DecoderWrapper;
 use tokenizers::decoders::byte_level::ByteLevel;
-use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::models::{ModelWrapper, TrainerWrapper};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
+use tokenizers::{AddedToken, Encoding, SplitDelimiterBehavior, Token};
 
+use self::decoding::{DecoderRules, TextDecoder};
+use super::text_bounds::TextBounds;
+
+pub mod decoding;
 pub mod formats;
 pub mod growth;
 
@@ -53,8 +58,23 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The bytes of every token, by id; empty where an id is unused.
     pieces: Vec<Vec<u8>>,
-    byte_level: bool,
+    /// How far later tokens change what the decoder makes of earlier ones.
+    rules: DecoderRules,
     end_of_text: Option<u32>,
+    bounds: TextBounds,
+    /// What the post-processor puts before a text.
+    beginning: Vec<u32>,
+    /// Characters of the longest token.
+    longest: usize,
+}
+
+/// One token of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextToken {
+    pub id: u32,
+    /// The characters of the text that it stands for, as the tokenizer itself says; empty for a token that was added
+    /// to the text. Two tokens may share a character, and a tokenizer may leave white space to none.
+    pub characters: Range<usize>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -62,8 +82,10 @@ impl std::fmt::Debug for Tokenizer {
         formatter
             .debug_struct("Tokenizer")
             .field("vocab_size", &self.vocab_size())
-            .field("byte_level", &self.byte_level)
+            .field("rules", &self.rules)
             .field("end_of_text", &self.end_of_text)
+            .field("bounds", &self.bounds)
+            .field("beginning", &self.beginning)
             .finish()
     }
 }
@@ -71,13 +93,16 @@ impl std::fmt::Debug for Tokenizer {
 /// Ids are indices into the embedding; one beyond this is a damaged file.
 const LARGEST_ID: u32 = 1 << 20;
 
+/// A token may always stand for so many characters: those that a normalizer joins, white space between words.
+const SHORTEST_LONGEST: usize = 16;
+
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
         // The library panics on some damaged files: on broken JSON, and inside two of its normalizers.
         let _: serde::de::IgnoredAny = serde_json::from_slice(json)
             .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
-        let inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
+        let inner = catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
             .map_err(|_| TokenizerError::Invalid("its reader gave up on it".to_owned()))?
             .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
         Self::from_inner(inner)
@@ -89,7 +114,15 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
         inner.with_padding(None);
-        let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        // Merges are dropped at random while a model is trained. In service one text has one list of tokens.
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && model.dropout.is_some()
+        {
+            let mut model = model.clone();
+            model.dropout = None;
+            inner.with_model(model);
+        }
+        let rules = DecoderRules::of(inner.get_decoder())?;
         let vocabulary = inner.get_vocab(true);
         let largest = vocabulary.values().copied().max();
         let Some(largest) = largest.filter(|&largest| largest < LARGEST_ID) else {
@@ -97,26 +130,56 @@ impl Tokenizer {
                 format!("its largest token id is {largest:?}; ids run below {LARGEST_ID}");
             return Err(TokenizerError::Invalid(problem));
         };
-        let added = inner.get_added_tokens_decoder();
         let bytes_of = byte_of_character();
         let mut pieces = vec![Vec::new(); largest as usize + 1];
+        let anchors = match rules.is_byte_level() {
+            true => Vec::new(),
+            false => anchors(&inner, &vocabulary),
+        };
         for (text, &id) in &vocabulary {
-            pieces[id as usize] = if added.contains_key(&id) {
-                text.clone().into_bytes()
-            } else if byte_level {
+            pieces[id as usize] = if rules.is_byte_level() {
                 byte_level_piece(text, &bytes_of)
+            } else if let Some(byte) = rules.fallback_byte(text) {
+                vec![byte]
             } else {
-                let decoded = inner.decode(&[id], false);
-                decoded.unwrap_or_else(|_| text.clone()).into_bytes()
+                piece_after(&inner, &anchors, id).unwrap_or_else(|| text.clone().into_bytes())
             };
         }
+        let characters = |piece: &Vec<u8>| match std::str::from_utf8(piece) {
+            Ok(text) => text.chars().count(),
+            Err(_) => piece.len(),
+        };
+        let longest = pieces.iter().map(characters).max();
+        let longest = longest.unwrap_or(0).max(SHORTEST_LONGEST);
         let end_of_text = inner.token_to_id(END_OF_TEXT);
-        Ok(Tokenizer {
+        let mut tokenizer = Tokenizer {
             inner,
             pieces,
-            byte_level,
+            rules,
             end_of_text,
-        })
+            bounds: TextBounds::default(),
+            beginning: Vec::new(),
+            longest,
+        };
+        tokenizer.beginning = tokenizer.post_processor_s_beginning()?;
+        Ok(tokenizer.with_bounds(TextBounds::default()))
+    }
+
+    /// The same tokenizer for a model whose texts begin and end with these tokens. Ids that the tokenizer does not have
+    /// are passed over; where no end is left, a text ends with `<|endoftext|>`, and where no beginning is, it begins
+    /// with what ends one.
+    pub fn with_bounds(mut self, bounds: TextBounds) -> Self {
+        let known = |id: &u32| (*id as usize) < self.pieces.len();
+        let mut ends: Vec<u32> = bounds.ends.into_iter().filter(known).collect();
+        if ends.is_empty() {
+            ends.extend(self.end_of_text);
+        }
+        let beginning = bounds.beginning.filter(known);
+        self.bounds = TextBounds {
+            beginning: beginning.or(self.end_of_text).or(ends.first().copied()),
+            ends,
+        };
+        self
     }
 
     /// The `tokenizer.json` of this tokenizer.
@@ -129,6 +192,89 @@ impl Tokenizer {
     /// One more than the largest id: the rows that an embedding needs.
     pub fn vocab_size(&self) -> usize {
         self.pieces.len()
+    }
+
+    /// The ids of a prompt: what the tokenizer's post-processor puts before a text, and the text. What it puts behind one
+    /// is left out, for the text is to be gone on with, and nothing is put before a text that begins with it already. An
+    /// empty prompt is what comes before any text; it has no ids where the tokenizer knows of no such token.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let ids = self.encode(text)?;
+        if ids.is_empty() && self.beginning.is_empty() {
+            return Ok(self.bounds.beginning.into_iter().collect());
+        }
+        Ok(self.begun(ids))
+    }
+
+    /// The ids of a text behind what the post-processor puts before one.
+    pub fn begun(&self, ids: Vec<u32>) -> Vec<u32> {
+        match self.beginning_before(&ids) {
+            [] => ids,
+            before => before.iter().copied().chain(ids).collect(),
+        }
+    }
+
+    /// The tokens of a text with the characters that each stands for: those that [`Self::encode_prompt`] makes, or with
+    /// `as_prompt` unset those of the text alone.
+    pub fn tokens_of(&self, text: &str, as_prompt: bool) -> Result<Vec<TextToken>, TokenizerError> {
+        let encoding = self
+            .inner
+            .encode_char_offsets(text, false)
+            .map_err(|error| TokenizerError::Encode(error.to_string()))?;
+        let added = |&id: &u32| TextToken {
+            id,
+            characters: 0..0,
+        };
+        let ids = encoding.get_ids();
+        let mut tokens: Vec<TextToken> = match as_prompt {
+            true if ids.is_empty() => self.encode_prompt(text)?.iter().map(added).collect(),
+            true => self.beginning_before(ids).iter().map(added).collect(),
+            false => Vec::new(),
+        };
+        let own = ids.iter().zip(encoding.get_offsets());
+        tokens.extend(own.map(|(&id, &(start, end))| TextToken {
+            id,
+            characters: start..end,
+        }));
+        Ok(tokens)
+    }
+
+    /// The text of `ids`, and the characters of it that stand before each of them.
+    pub fn decode_with_starts(&self, ids: &[u32]) -> (String, Vec<usize>) {
+        let mut decoder = TextDecoder::after(&[], self);
+        for &id in ids {
+            decoder.push(self, id);
+        }
+        decoder.finish(self);
+        let starts = (0..ids.len())
+            .map(|index| decoder.text.start_of(index))
+            .collect();
+        (decoder.text.lossy(), starts)
+    }
+
+    /// What is still to be put before the ids of a text.
+    fn beginning_before(&self, ids: &[u32]) -> &[u32] {
+        match ids.starts_with(&self.beginning) {
+            true => &[],
+            false => &self.beginning,
+        }
+    }
+
+    /// The tokens that the post-processor puts before a text.
+    fn post_processor_s_beginning(&self) -> Result<Vec<u32>, TokenizerError> {
+        let text = Encoding::from_tokens(vec![Token::new(0, "a".to_owned(), (0, 1))], 0);
+        // A template that names a token which it does not define makes the library panic.
+        let processed = catch_unwind(AssertUnwindSafe(|| {
+            self.inner.post_process(text, None, true)
+        }))
+        .map_err(|_| TokenizerError::Invalid("its post-processor fails on a text".to_owned()))?
+        .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        let added = processed.get_special_tokens_mask().iter();
+        let before = added.take_while(|&&is_added| is_added == 1).count();
+        match before == processed.len() {
+            // It leaves the text out.
+            true => Ok(Vec::new()),
+            false => Ok(processed.get_ids()[..before].to_vec()),
+        }
     }
 
     /// The ids of `text`. No token is added at either end.
@@ -180,8 +326,8 @@ impl Tokenizer {
 
     /// The text of `ids`, special tokens included; bytes that are no UTF-8 become replacement characters.
     pub fn decode(&self, ids: &[u32]) -> String {
-        if !self.byte_level
-            && let Ok(text) = self.inner.decode(ids, false)
+        if !self.rules.is_byte_level()
+            && let Some(text) = decoding::decoded(&self.inner, ids)
         {
             return text;
         }
@@ -193,8 +339,14 @@ impl Tokenizer {
         String::from_utf8_lossy(&pieces).into_owned()
     }
 
+    /// Whether a token is none of a text's own.
+    fn is_special(&self, id: u32) -> bool {
+        let token = self.inner.id_to_token(id);
+        token.is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
+    }
+
     /// The exact bytes of one token; empty for an id that is not in the vocabulary. A tokenizer that is not
-    /// byte-level answers with what decoding the token alone gives.
+    /// byte-level answers with what the token adds to a text that has begun.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.pieces.get(id as usize).map_or(&[], Vec::as_slice)
     }
@@ -204,10 +356,54 @@ impl Tokenizer {
         String::from_utf8_lossy(self.token_bytes(id)).into_owned()
     }
 
-    /// The id of `<|endoftext|>`.
+    /// The id of `<|endoftext|>`, which separates the documents that models are trained on here.
     pub fn end_of_text(&self) -> Option<u32> {
         self.end_of_text
     }
+
+    /// The most characters of a text that a token is taken to stand for: those of the longest token. White space that
+    /// a tokenizer leaves out, and words that it does not know, may be longer.
+    pub fn longest_token(&self) -> usize {
+        self.longest
+    }
+
+    /// The tokens that end a completion.
+    pub fn ends(&self) -> &[u32] {
+        &self.bounds.ends
+    }
+}
+
+/// Two tokens that a text can begin with: the decoder makes letters of them, and of each after the other more.
+fn anchors(inner: &tokenizers::Tokenizer, vocabulary: &HashMap<String, u32>) -> Vec<u32> {
+    let mut words: Vec<(&String, u32)> = vocabulary
+        .iter()
+        .filter(|(text, _)| {
+            text.chars()
+                .all(|character| character.is_ascii_alphabetic())
+        })
+        .filter(|(text, _)| !text.is_empty())
+        .map(|(text, &id)| (text, id))
+        .collect();
+    words.sort();
+    let is_letters = |id: u32| {
+        decoding::decoded(inner, &[id])
+            .is_some_and(|text| text.contains(|character: char| character.is_alphabetic()))
+    };
+    let ids = words.into_iter().map(|(_, id)| id);
+    ids.filter(|&id| is_letters(id)).take(2).collect()
+}
+
+/// What a token adds to a text that has begun: after the first of `anchors` that it is not itself, or alone where there
+/// is none.
+fn piece_after(inner: &tokenizers::Tokenizer, anchors: &[u32], id: u32) -> Option<Vec<u8>> {
+    let anchor = anchors.iter().copied().find(|&anchor| anchor != id);
+    let begun = anchor.and_then(|anchor| {
+        let text = decoding::decoded(inner, &[anchor, id])?;
+        let before = decoding::decoded(inner, &[anchor])?;
+        text.strip_prefix(&before).map(str::to_owned)
+    });
+    let text = begun.or_else(|| decoding::decoded(inner, &[id]))?;
+    Some(text.into_bytes())
 }
 
 /// Trains a byte-level BPE on `texts` with [`SPLIT_PATTERN`]: the 256 bytes come first, merges follow in

@@ -83,7 +83,7 @@ fn card(
     Ok(ModelCard {
         id: id.to_owned(),
         sparse: size.is_sparse,
-        tokenizer: shared_tokenizer(&json)?,
+        tokenizer: shared_tokenizer(&json, directory)?,
         chat_template: ChatTemplate::read(directory)?.map(Arc::new),
         parameters: size.parameters,
         nonzeros: size.nonzeros,

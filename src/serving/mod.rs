@@ -7,6 +7,7 @@
 //! - [`data_directory`]: one server at a time keeps what callers make.
 //! - [`trial`]: a pair or a model answers one token, or is told why it cannot be served; [`trial_process`] does the
 //!   same in a process of its own, whose memory and time are bounded.
+//! - [`template_process`]: chat templates in processes of their own.
 
 pub mod data_directory;
 pub mod description;
@@ -14,6 +15,7 @@ pub mod feature_store;
 pub mod library;
 pub mod service;
 pub mod snapshot;
+pub mod template_process;
 pub mod trained;
 pub mod trial;
 pub mod trial_process;

@@ -145,7 +145,7 @@ fn tokens(model: &LoadedModel, directory: &Path) -> Result<Vec<u32>, TrialError>
     };
     let mut ids = model
         .tokenizer
-        .encode(TEXT)
+        .encode_prompt(TEXT)
         .map_err(|error| failed(format!("its tokenizer fails on a short text: {error}")))?;
     let config = &model.transformer.config;
     ids.truncate(TOKENS.min(config.context_length));
@@ -163,6 +163,12 @@ fn tokens(model: &LoadedModel, directory: &Path) -> Result<Vec<u32>, TrialError>
 
 /// The stream at every site, at the first token of a short text, after the model has answered it.
 fn model_answers(model: &LoadedModel, directory: &Path) -> Result<Vec<(Site, Tensor)>, TrialError> {
+    if let Some(template) = &model.chat_template {
+        template.check().map_err(|error| TrialError::NoToken {
+            directory: directory.to_owned(),
+            problem: error.to_string(),
+        })?;
+    }
     let ids = tokens(model, directory)?;
     let config = &model.transformer.config;
     let mut cache = KvCache::new(config, 1, config.context_length)?;

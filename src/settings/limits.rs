@@ -13,6 +13,12 @@ pub struct Limits {
     pub max_prompts: usize,
     /// Characters of all prompts of one request, counterfactual ones included.
     pub max_prompt_characters: usize,
+    /// Requests whose texts are tokenised at a time; each takes some 600 bytes a character of its longest prompt.
+    pub max_tokenisations: usize,
+    /// Memory that a chat template may take, in MiB, in a process of its own.
+    pub template_mib: u64,
+    /// Seconds that a chat template may take for one conversation.
+    pub template_seconds: u64,
     /// Completions of one request: prompts x samples x arms.
     pub max_choices: usize,
     /// Completions x `max_tokens`.
@@ -70,6 +76,9 @@ impl Default for Limits {
             max_body_bytes: 4 << 20,
             max_prompts: 256,
             max_prompt_characters: 1 << 19,
+            max_tokenisations: 2,
+            template_mib: 128,
+            template_seconds: 10,
             max_choices: 512,
             max_generated_tokens: 1 << 17,
             max_activation_values: 1 << 21,

@@ -214,6 +214,12 @@ impl Settings {
             ),
             ("limits.body_seconds", self.limits.body_seconds as usize),
             ("limits.unread_seconds", self.limits.unread_seconds as usize),
+            ("limits.max_tokenisations", self.limits.max_tokenisations),
+            ("limits.template_mib", self.limits.template_mib as usize),
+            (
+                "limits.template_seconds",
+                self.limits.template_seconds as usize,
+            ),
             ("limits.max_unsent_bytes", self.limits.max_unsent_bytes),
         ] {
             if value == 0 {

@@ -510,6 +510,44 @@ fn what_the_template_does_not_take_is_the_messages_fault() {
 }
 
 #[test]
+fn a_template_that_ends_its_process_fails_its_request_alone() {
+    let templates = [
+        (
+            "nested",
+            format!("{{{{ {} true }}}}", "not ".repeat(200_000)),
+        ),
+        (
+            "wide",
+            "{{ '{:>2000000000}'.format(messages[0].content) }}".to_owned(),
+        ),
+        ("broken", "{{ messages".to_owned()),
+    ];
+    let server = Server::with(|settings| {
+        write_tokenizer_config(&settings.pairs[0].join("dense"), Value::Null);
+        for (id, template) in &templates {
+            let folder = settings.pairs[0].join(id);
+            std::fs::create_dir(&folder).unwrap();
+            for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+                let from = settings.pairs[0].join("dense").join(file);
+                std::fs::copy(from, folder.join(file)).unwrap();
+            }
+            std::fs::write(folder.join("chat_template.jinja"), template).unwrap();
+            settings.models.insert((*id).parse().unwrap(), folder);
+        }
+    });
+    for (id, why) in [
+        ("nested", "limits.template_mib"),
+        ("wide", "memory allocation"),
+        ("broken", "no Jinja"),
+    ] {
+        let failed = ask(&server, json!({ "model": id }));
+        failed.is_error(400, Some("messages"), Some("chat_template_failed"));
+        assert!(failed.body.contains(why), "{id}: {}", failed.body);
+        ask(&server, json!({})).ok();
+    }
+}
+
+#[test]
 fn a_template_in_a_file_of_its_own_wins() {
     let server = Server::with(|settings| {
         let dense = settings.pairs[0].join("dense");

@@ -7,7 +7,7 @@ use causeway::models::tokenizer::{
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn corpus() -> impl Iterator<Item = String> + Send {
     (0..60).map(|index| {
@@ -186,4 +186,112 @@ fn a_tiktoken_file_converts_to_the_same_tokenizer() {
     for bad in ["!!! 3", "YQ==", "YQ== x", "YQ== 1\nYQ== 2", "YWJj 5"] {
         assert!(formats::from_tiktoken(bad, SPLIT_PATTERN).is_err(), "{bad}");
     }
+}
+
+/// A tokenizer of whole words, with these parts beside its model.
+fn of_words(words: &[&str], parts: Value) -> Tokenizer {
+    let vocabulary: serde_json::Map<String, Value> = words
+        .iter()
+        .enumerate()
+        .map(|(id, word)| ((*word).to_owned(), json!(id)))
+        .collect();
+    let mut whole = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": words[0]}
+    });
+    for (name, part) in parts.as_object().unwrap() {
+        whole[name] = part.clone();
+    }
+    Tokenizer::from_bytes(whole.to_string().as_bytes()).unwrap()
+}
+
+fn starts(tokenizer: &Tokenizer, text: &str) -> Vec<usize> {
+    let tokens = tokenizer.tokens_of(text, false).unwrap();
+    tokens.iter().map(|token| token.characters.start).collect()
+}
+
+#[test]
+fn offsets_are_the_tokenizer_s_own() {
+    let byte_level = |space: bool, trim: bool| json!({"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": trim});
+    let spaced = of_words(
+        &["?", "\u{120}The", "\u{120}boat", "\u{120}left"],
+        json!({"pre_tokenizer": byte_level(true, true), "post_processor": byte_level(true, true),
+            "decoder": byte_level(true, true)}),
+    );
+    let text = "The boat left";
+    assert_eq!(spaced.encode(text).unwrap(), [1, 2, 3]);
+    assert_eq!(starts(&spaced, text), [0, 4, 9]);
+    let composed = of_words(
+        &["?", "caf\u{c3}\u{a9}", "\u{120}au", "\u{120}lait"],
+        json!({"normalizer": {"type": "NFC"}, "pre_tokenizer": byte_level(false, false),
+            "decoder": byte_level(false, false)}),
+    );
+    let text = "cafe\u{301} au lait";
+    assert_eq!(composed.encode(text).unwrap(), [1, 2, 3]);
+    assert_eq!(starts(&composed, text), [0, 5, 8]);
+    assert_eq!(
+        composed.decode_with_starts(&[1, 2, 3]),
+        ("caf\u{e9} au lait".to_owned(), vec![0, 4, 7])
+    );
+}
+
+#[test]
+fn what_is_for_training_alone_stays_off() {
+    let mut json: Value = serde_json::from_slice(&trained().to_json().unwrap()).unwrap();
+    let text = "def compute(first, second):\n    return first + second\n".repeat(20);
+    let expected = trained().encode(&text).unwrap();
+    json["model"]["dropout"] = json!(0.5);
+    json["truncation"] =
+        json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
+    json["padding"] = json!({"strategy": {"Fixed": 4096}, "direction": "Left", "pad_to_multiple_of": null,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "a"});
+    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
+    for _ in 0..3 {
+        assert_eq!(tokenizer.encode(&text).unwrap(), expected);
+        assert_eq!(tokenizer.encode_prompt(&text).unwrap(), expected);
+        let tokens = tokenizer.tokens_of(&text, true).unwrap();
+        let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+        assert_eq!(ids, expected);
+    }
+}
+
+#[test]
+fn a_prompt_begins_as_the_post_processor_says() {
+    let special = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let template = |single: Value| {
+        let token = |id: u32, name: &str| json!({"id": name, "ids": [id], "tokens": [name]});
+        json!({"post_processor": {"type": "TemplateProcessing", "single": single, "pair": [],
+            "special_tokens": {"<s>": token(1, "<s>"), "</s>": token(2, "</s>")}},
+            "added_tokens": [special(1, "<s>"), special(2, "</s>")],
+            "pre_tokenizer": {"type": "WhitespaceSplit"}})
+    };
+    let words = ["?", "<s>", "</s>", "a", "b"];
+    let (text, begin) = (
+        json!({"Sequence": {"id": "A", "type_id": 0}}),
+        json!({"SpecialToken": {"id": "<s>", "type_id": 0}}),
+    );
+    let end = json!({"SpecialToken": {"id": "</s>", "type_id": 0}});
+    let both = of_words(&words, template(json!([begin, text, end])));
+    assert_eq!(both.encode_prompt("a b").unwrap(), [1, 3, 4]);
+    assert_eq!(both.encode_prompt("<s>a b").unwrap(), [1, 3, 4]);
+    assert_eq!(both.encode_prompt("").unwrap(), [1]);
+    assert_eq!(both.encode("a b").unwrap(), [3, 4]);
+    let tokens = both.tokens_of("a b", true).unwrap();
+    let places: Vec<_> = tokens
+        .into_iter()
+        .map(|token| (token.id, token.characters))
+        .collect();
+    assert_eq!(places, [(1, 0..0), (3, 0..1), (4, 2..3)]);
+    let undefined = json!({"SpecialToken": {"id": "<t>", "type_id": 0}});
+    let mut parts = template(json!([undefined, text]));
+    parts["model"] = json!({"type": "WordLevel", "vocab": {"?": 0}, "unk_token": "?"});
+    let refused = Tokenizer::from_bytes(parts.to_string().as_bytes());
+    assert!(matches!(refused, Err(TokenizerError::Invalid(_))));
+    let neither = of_words(&words, template(json!([text, end])));
+    assert_eq!(neither.encode_prompt("a b").unwrap(), [3, 4]);
+    assert_eq!(neither.encode_prompt("").unwrap(), Vec::<u32>::new());
 }

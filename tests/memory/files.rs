@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use crate::MOST_ABOVE_IDLE;
 use crate::server::Server;
 
-fn shipped(part: &str) -> PathBuf {
+pub fn shipped(part: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("bridges/tinypython")
         .join(part)
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

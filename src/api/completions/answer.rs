@@ -5,7 +5,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use uuid::Uuid;
 
 use super::parameters::Checked;
-use super::prompt::{self, Prompt};
+use super::prompt::{self, EchoedText, Prompt};
 use super::response::{Frame, Style};
 use super::stream::{self, Chunks};
 use crate::api::ApiError;
@@ -14,26 +14,37 @@ use crate::api::state::State;
 use crate::generation::request::EngineError;
 use crate::serving::snapshot::{ModelCard, system_fingerprint, unix_seconds};
 
-/// Answers `prompts`; `style` makes what its answers look like of the prompts' tokens.
+/// Answers `prompts`; `style` makes what its answers look like of the prompts' texts, where they are echoed.
 pub async fn answer<S: Style>(
     http: &HttpRequest,
     state: web::Data<State>,
     card: &ModelCard,
     prompts: Vec<Prompt>,
-    checked: Checked,
-    style: impl FnOnce(&[Vec<u32>]) -> S,
+    mut checked: Checked,
+    style: impl FnOnce(Vec<EchoedText>) -> S,
 ) -> Result<HttpResponse, ApiError> {
-    let steer = checked.steer.as_ref();
-    let edits = steer.is_some_and(|steer| !steer.edits.is_empty());
-    let bridge = match steer {
+    let edits = checked
+        .steer
+        .as_ref()
+        .is_some_and(|steer| !steer.edits.is_empty());
+    let bridge = match &checked.steer {
         Some(steer) => {
             let snapshot = state.snapshot();
             snapshot.bridge_for(&card.id, steer.bridge.as_deref(), "steer.bridge")?
         }
         None => None,
     };
-    let prompts = prompt::encode(prompts, card, &state.limits).await?;
-    let style = style(&prompts);
+    let encoded = prompt::encode_echoed(prompts, card, &state, checked.echo).await?;
+    let (prompts, echoed): (Vec<_>, Vec<_>) = encoded
+        .into_iter()
+        .map(|prompt| (prompt.ids, prompt.echoed))
+        .unzip();
+    let style = style(echoed.into_iter().flatten().collect());
+    if let Some(steer) = checked.steer {
+        let encoded =
+            prompt::encode_counterfactuals(steer, card, &state, S::IN_CONVERSATION).await?;
+        checked.steer = Some(encoded);
+    }
     let model = card.model().await?;
     let pair = match &bridge {
         Some(bridge) => Some(bridge.pair().await?),

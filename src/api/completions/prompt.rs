@@ -2,13 +2,18 @@
 //! text first, by their model's chat template.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::web;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::api::ApiError;
+use crate::api::state::State;
+use crate::interventions::request::{CounterfactualPrompt, Destination, SteerRequest};
 use crate::models::chat_template::{ChatTemplate, Message, RenderError};
-use crate::models::tokenizer::Tokenizer;
+use crate::models::tokenizer::{Tokenizer, TokenizerError};
 use crate::serving::snapshot::ModelCard;
+use crate::serving::template_process::TemplateFailure;
 use crate::settings::Limits;
 
 /// One prompt as it was sent.
@@ -16,6 +21,8 @@ use crate::settings::Limits;
 pub enum Prompt {
     Text(String),
     Tokens(Vec<u32>),
+    /// A conversation that a chat template has written out.
+    Written(String),
     Conversation {
         template: Arc<ChatTemplate>,
         messages: Vec<Message>,
@@ -27,14 +34,14 @@ impl Prompt {
     fn field(&self) -> &'static str {
         match self {
             Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
-            Prompt::Conversation { .. } => "messages",
+            Prompt::Written(_) | Prompt::Conversation { .. } => "messages",
         }
     }
 
     /// Characters, or ids.
     fn length(&self) -> usize {
         match self {
-            Prompt::Text(text) => text.chars().count(),
+            Prompt::Text(text) | Prompt::Written(text) => text.chars().count(),
             Prompt::Tokens(tokens) => tokens.len(),
             Prompt::Conversation { messages, .. } => messages
                 .iter()
@@ -43,37 +50,131 @@ impl Prompt {
         }
     }
 
-    fn encode(self, tokenizer: &Tokenizer, limit: usize) -> Result<Vec<u32>, ApiError> {
+    /// Its ids, and with `echo` its text and where its tokens begin in it.
+    fn encode(self, index: usize, room: &Room, echo: bool) -> Result<EncodedPrompt, ApiError> {
         let field = self.field();
-        let text = match self {
-            Prompt::Tokens(tokens) => return Ok(tokens),
-            Prompt::Text(text) => text,
-            Prompt::Conversation { template, messages } => template
-                .render(&messages, limit)
-                .map_err(|error| render_error(&error))?,
+        let tokenizer = &*room.tokenizer;
+        let failed = |error: TokenizerError| ApiError::invalid(field, error.to_string());
+        let plain = |ids: Vec<u32>| EncodedPrompt { ids, echoed: None };
+        let prompt = match &self {
+            Prompt::Tokens(tokens) => plain(tokens.clone()),
+            Prompt::Text(text) => {
+                room.check(text, &format!("prompt {index}"), field)?;
+                match echo && !text.is_empty() {
+                    true => echoed(text, tokenizer).map_err(failed)?,
+                    false => plain(tokenizer.encode_prompt(text).map_err(failed)?),
+                }
+            }
+            // The template has written what a text begins with, but nothing comes from nothing.
+            Prompt::Written(text) if !text.is_empty() => {
+                plain(tokenizer.encode(text).map_err(failed)?)
+            }
+            Prompt::Written(_) | Prompt::Conversation { .. } => {
+                plain(tokenizer.encode_prompt("").map_err(failed)?)
+            }
         };
-        if text.is_empty() {
-            // An empty text is what comes before a document.
-            return match tokenizer.end_of_text() {
-                Some(id) => Ok(vec![id]),
-                None => Err(ApiError::invalid(
-                    field,
-                    "the prompt is empty, and the tokenizer has no end of text",
-                )),
-            };
+        if prompt.ids.is_empty() && !matches!(self, Prompt::Tokens(_)) {
+            return Err(ApiError::invalid(
+                field,
+                "the prompt is empty, and the model names no token that a text begins or ends with: its \
+                 generation_config.json and its config.json have neither bos_token_id nor eos_token_id",
+            ));
         }
-        tokenizer
-            .encode(&text)
-            .map_err(|error| ApiError::invalid(field, error.to_string()))
+        check_tokens(&prompt.ids, room, field, index)?;
+        Ok(match (echo, &prompt.echoed) {
+            (true, None) => {
+                let (text, starts) = tokenizer.decode_with_starts(&prompt.ids);
+                EncodedPrompt {
+                    echoed: Some(EchoedText { text, starts }),
+                    ..prompt
+                }
+            }
+            _ => prompt,
+        })
     }
 }
 
-fn render_error(error: &RenderError) -> ApiError {
-    let code = match error {
-        RenderError::TooLong { .. } => "prompt_too_long",
-        RenderError::OutOfFuel | RenderError::Raised(_) | RenderError::Failed(_) => {
-            "chat_template_failed"
+/// A prompt's tokens.
+#[derive(Debug)]
+pub struct EncodedPrompt {
+    pub ids: Vec<u32>,
+    /// Where it was asked for.
+    pub echoed: Option<EchoedText>,
+}
+
+/// What a completion begins with that repeats its prompt.
+#[derive(Debug, Clone)]
+pub struct EchoedText {
+    pub text: String,
+    /// The characters of it before each of the prompt's tokens.
+    pub starts: Vec<usize>,
+}
+
+fn echoed(text: &str, tokenizer: &Tokenizer) -> Result<EncodedPrompt, TokenizerError> {
+    let tokens = tokenizer.tokens_of(text, true)?;
+    Ok(EncodedPrompt {
+        ids: tokens.iter().map(|token| token.id).collect(),
+        echoed: Some(EchoedText {
+            text: text.to_owned(),
+            starts: tokens.iter().map(|token| token.characters.start).collect(),
+        }),
+    })
+}
+
+/// What there is room for in a model's context.
+struct Room {
+    tokenizer: Arc<Tokenizer>,
+    context: usize,
+    vocabulary: usize,
+    /// `limits.max_prompt_characters`.
+    limit: usize,
+}
+
+impl Room {
+    fn of(card: &ModelCard, limits: &Limits) -> Self {
+        Room {
+            tokenizer: card.tokenizer.clone(),
+            context: card.config.context_length,
+            vocabulary: card.config.vocab_size,
+            limit: limits.max_prompt_characters,
         }
+    }
+
+    /// The most characters that the context holds, were each token as long as the longest.
+    fn in_context(&self) -> usize {
+        self.context.saturating_mul(self.tokenizer.longest_token())
+    }
+
+    /// The most characters that are tokenised.
+    fn characters(&self) -> usize {
+        self.limit.min(self.in_context())
+    }
+
+    /// Refuses a text that cannot fit before it costs anything.
+    fn check(&self, text: &str, name: &str, field: &str) -> Result<(), ApiError> {
+        let (found, most) = (text.chars().count(), self.in_context());
+        match found <= most {
+            true => Ok(()),
+            false => Err(ApiError::invalid_with_code(
+                field,
+                "context_length_exceeded",
+                format!(
+                    "{name} has {found} characters; the model's context is {} tokens, which hold at most {most}",
+                    self.context
+                ),
+            )),
+        }
+    }
+}
+
+fn failure(error: TemplateFailure, room: &Room) -> ApiError {
+    let code = match &error {
+        TemplateFailure::Refused(RenderError::TooLong { .. }) if room.characters() < room.limit => {
+            "context_length_exceeded"
+        }
+        TemplateFailure::Refused(RenderError::TooLong { .. }) => "prompt_too_long",
+        TemplateFailure::System(_) => return ApiError::internal(error),
+        _ => "chat_template_failed",
     };
     ApiError::invalid_with_code("messages", code, error.to_string())
 }
@@ -82,21 +183,117 @@ fn render_error(error: &RenderError) -> ApiError {
 pub async fn encode(
     prompts: Vec<Prompt>,
     card: &ModelCard,
-    limits: &Limits,
+    state: &State,
 ) -> Result<Vec<Vec<u32>>, ApiError> {
-    check_length(&prompts, limits)?;
-    let fields: Vec<&str> = prompts.iter().map(Prompt::field).collect();
-    let (tokenizer, limit) = (card.tokenizer.clone(), limits.max_prompt_characters);
-    let encoded = web::block(move || {
-        let encode = |prompt: Prompt| prompt.encode(&tokenizer, limit);
-        prompts.into_iter().map(encode).collect()
-    });
-    let encoded: Result<Vec<Vec<u32>>, ApiError> = encoded.await.map_err(ApiError::internal)?;
-    let encoded = encoded?;
-    for (index, (tokens, field)) in encoded.iter().zip(fields).enumerate() {
-        check_tokens(tokens, card, field, index)?;
+    let encoded = encode_echoed(prompts, card, state, false).await?;
+    Ok(encoded.into_iter().map(|prompt| prompt.ids).collect())
+}
+
+/// The same, with the prompts' texts where `echo` asks for them.
+pub async fn encode_echoed(
+    prompts: Vec<Prompt>,
+    card: &ModelCard,
+    state: &State,
+    echo: bool,
+) -> Result<Vec<EncodedPrompt>, ApiError> {
+    check_length(&prompts, &state.limits)?;
+    let room = Room::of(card, &state.limits);
+    let mut written = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        written.push(match prompt {
+            Prompt::Conversation { template, messages } => {
+                // As many templates run at a time as texts are tokenised.
+                let _permit = permit(state).await?;
+                let rendered = state
+                    .templates
+                    .render(&template, &messages, room.characters());
+                Prompt::Written(rendered.await.map_err(|error| failure(error, &room))?)
+            }
+            prompt => prompt,
+        });
     }
-    Ok(encoded)
+    tokenise(state, move || {
+        let prompts = written.into_iter().enumerate();
+        prompts
+            .map(|(index, prompt)| prompt.encode(index, &room, echo))
+            .collect()
+    })
+    .await?
+}
+
+/// Edits whose counterfactual prompts are ids and no texts any more. As any prompt's, a text's ids begin with what the
+/// tokenizer puts before a text; in a conversation the template has that said.
+pub async fn encode_counterfactuals(
+    mut steer: SteerRequest,
+    card: &ModelCard,
+    state: &State,
+    in_conversation: bool,
+) -> Result<SteerRequest, ApiError> {
+    let texts = |prompt: &CounterfactualPrompt| {
+        use CounterfactualPrompt::{Text, Texts};
+        matches!(prompt, Text(_) | Texts(_))
+    };
+    let has_texts = steer.edits.iter().any(|edit| match &edit.to {
+        Some(Destination::Counterfactual(to)) => to.prompt.as_ref().is_some_and(texts),
+        _ => false,
+    });
+    if !has_texts {
+        return Ok(steer);
+    }
+    let room = Room::of(card, &state.limits);
+    tokenise(state, move || {
+        for (index, edit) in steer.edits.iter_mut().enumerate() {
+            let Some(Destination::Counterfactual(to)) = &mut edit.to else {
+                continue;
+            };
+            let param = format!("steer.edits[{index}].to.prompt");
+            let encode = |text: &String| {
+                room.check(text, "the counterfactual prompt", &param)?;
+                let ids = match in_conversation || text.is_empty() {
+                    true => room.tokenizer.encode(text),
+                    false => room.tokenizer.encode_prompt(text),
+                };
+                ids.map_err(|error| ApiError::invalid(&param, error.to_string()))
+            };
+            to.prompt = match to.prompt.take() {
+                Some(CounterfactualPrompt::Text(text)) => {
+                    Some(CounterfactualPrompt::Tokens(encode(&text)?))
+                }
+                Some(CounterfactualPrompt::Texts(texts)) => {
+                    let lists = texts.iter().map(encode).collect::<Result<_, _>>()?;
+                    Some(CounterfactualPrompt::TokenLists(lists))
+                }
+                prompt => prompt,
+            };
+        }
+        Ok(steer)
+    })
+    .await?
+}
+
+/// Waits until a text may be tokenised. A request that waits as long as its first token may take is turned away.
+async fn permit(state: &State) -> Result<OwnedSemaphorePermit, ApiError> {
+    let patience = Duration::from_secs(state.limits.first_token_seconds);
+    let permit = Semaphore::acquire_owned(state.tokenising.clone());
+    let permit = tokio::time::timeout(patience, permit).await;
+    permit
+        .map_err(|_| ApiError::Busy)?
+        .map_err(ApiError::internal)
+}
+
+/// Does work that tokenises texts on a thread of its own, a few at a time: each takes hundreds of bytes a character.
+pub async fn tokenise<T: Send + 'static>(
+    state: &State,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let permit = permit(state).await?;
+    let done = web::block(move || {
+        let done = work();
+        // Held to the end, also where nobody waits for it any more.
+        drop(permit);
+        done
+    });
+    done.await.map_err(ApiError::internal)
 }
 
 /// All prompts together: tokenising is what costs, and it comes before any token count.
@@ -115,13 +312,8 @@ fn check_length(prompts: &[Prompt], limits: &Limits) -> Result<(), ApiError> {
     ))
 }
 
-fn check_tokens(
-    tokens: &[u32],
-    card: &ModelCard,
-    field: &str,
-    index: usize,
-) -> Result<(), ApiError> {
-    let (vocabulary, context) = (card.config.vocab_size, card.config.context_length);
+fn check_tokens(tokens: &[u32], room: &Room, field: &str, index: usize) -> Result<(), ApiError> {
+    let (vocabulary, context) = (room.vocabulary, room.context);
     if tokens.is_empty() {
         return Err(ApiError::invalid(
             field,

@@ -12,6 +12,8 @@ use crate::models::tokenizer::Tokenizer;
 pub trait Style: 'static {
     /// The field that prompts are made of.
     const PROMPT_FIELD: &'static str;
+    /// A chat template has written the prompt, whatever it begins with.
+    const IN_CONVERSATION: bool;
     /// What an answer's id begins with.
     const ID_PREFIX: &'static str;
     const OBJECT: &'static str;

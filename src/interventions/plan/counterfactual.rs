@@ -36,9 +36,12 @@ pub fn stream(
 ) -> Result<Stream, PlanError> {
     let param = format!("{param}.prompt");
     let encode = |text: &String| {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
         scene
             .tokenizer
-            .encode(text)
+            .encode_prompt(text)
             .map_err(|error| refused(error.to_string(), &param))
     };
     let count = scene.prompts.len();

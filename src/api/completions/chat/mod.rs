@@ -14,6 +14,7 @@ use self::parameters::CheckedChat;
 use self::request::CreateChatCompletion;
 use self::response::{ChatChoice, ChatEvent, ChatStyle};
 use super::answer::answer;
+use super::prompt::EchoedText;
 use super::response::Completion;
 use crate::api::ApiError;
 use crate::api::body::JsonBody;
@@ -53,6 +54,6 @@ pub async fn create(
         checked,
         logprobs,
     } = parameters::check(body.0, card, &state.limits)?;
-    let style = |_: &[Vec<u32>]| ChatStyle::new(logprobs);
+    let style = |_: Vec<EchoedText>| ChatStyle::new(logprobs);
     answer(&http, state.clone(), card, vec![prompt], checked, style).await
 }

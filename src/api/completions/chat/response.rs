@@ -160,6 +160,7 @@ impl ChatStyle {
 
 impl Style for ChatStyle {
     const PROMPT_FIELD: &'static str = "messages";
+    const IN_CONVERSATION: bool = true;
     const ID_PREFIX: &'static str = "chatcmpl";
     const OBJECT: &'static str = "chat.completion";
     const CHUNK_OBJECT: &'static str = "chat.completion.chunk";

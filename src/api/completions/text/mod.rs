@@ -10,8 +10,9 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use self::parameters::CheckedText;
 use self::request::CreateCompletion;
-use self::response::{TextChoice, TextEvent, TextStyle, echoed};
+use self::response::{TextChoice, TextEvent, TextStyle};
 use super::answer::answer;
+use super::prompt::EchoedText;
 use super::response::Completion;
 use crate::api::ApiError;
 use crate::api::body::JsonBody;
@@ -72,12 +73,10 @@ pub async fn create(
         checked,
         best_of,
         per_prompt,
-        echo,
         logprobs,
     } = parameters::check(body.0, card, &state.limits)?;
-    let sent = echo.then(|| prompts.clone());
-    let style = |prompts: &[Vec<u32>]| TextStyle {
-        echoed: sent.map(|sent| echoed(&sent, prompts, &card.tokenizer)),
+    let style = |echoed: Vec<EchoedText>| TextStyle {
+        echoed,
         logprobs,
         best_of,
         per_prompt,

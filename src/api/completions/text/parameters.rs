@@ -19,7 +19,6 @@ pub struct CheckedText {
     pub best_of: Option<BestOf>,
     /// Choices of each prompt that are answered with.
     pub per_prompt: usize,
-    pub echo: bool,
     /// Whether log-probabilities were asked for.
     pub logprobs: bool,
 }
@@ -89,7 +88,6 @@ pub fn check(
         best_of,
         per_prompt: kept * checked.arms,
         checked,
-        echo,
         logprobs: request.logprobs.is_some(),
     })
 }

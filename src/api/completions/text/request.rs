@@ -14,7 +14,9 @@ with_common_fields! {
     pub struct CreateCompletion {
         /// The id of a dense model, or of a sparse one.
         pub model: String,
-        /// Text, several texts, token ids, or several lists of them. None, or an empty text, starts a document.
+        /// Text, several texts, token ids, or several lists of them. A text's tokens begin with what the tokenizer's
+        /// post-processor puts before one, unless the text begins with it already; ids are taken as they are. None, or
+        /// an empty text, is the token that a text begins with.
         pub prompt: Option<PromptField>,
         /// The most tokens to generate for each choice; 16 unless said. 0, with `echo` only, scores the prompt.
         #[schema(minimum = 0, default = 16)]

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::{RefOr, Schema};
 
 use super::parameters::BestOf;
-use crate::api::completions::prompt::Prompt;
+use crate::api::completions::prompt::EchoedText;
 use crate::api::completions::response::{Arm, FinishReason, Style, token_name};
 use crate::api::completions::stream::event_data;
 use crate::generation::request::{self, Delta, Token};
@@ -63,15 +63,16 @@ pub struct Logprobs {
     pub token_logprobs: Vec<Option<f32>>,
     /// The most probable tokens and the one that was taken, with their log-probabilities.
     pub top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
-    /// Where in this choice's `text` each token begins, in characters.
+    /// Where in this choice's `text` each token begins, in characters: in an echoed prompt as its tokenizer says, behind
+    /// it after the text that the tokenizer's decoder makes of the tokens before.
     pub text_offset: Vec<usize>,
 }
 
 /// The answers to one request for text.
 #[derive(Debug)]
 pub struct TextStyle {
-    /// What each prompt's choices begin with, where `echo` asked for it.
-    pub echoed: Option<Vec<String>>,
+    /// What each prompt's choices begin with; none where `echo` did not ask for it.
+    pub echoed: Vec<EchoedText>,
     pub logprobs: bool,
     pub best_of: Option<BestOf>,
     /// Choices of each prompt.
@@ -86,29 +87,47 @@ pub struct Progress {
     characters: usize,
     /// Where the generated text begins.
     begins: usize,
-    /// The bytes of its generated tokens.
-    bytes: Vec<u8>,
 }
 
 impl TextStyle {
     /// What the text of this choice begins with.
-    fn beginning(&self, index: usize) -> String {
-        let echoed = self.echoed.as_ref();
-        let of_prompt = echoed.and_then(|echoed| echoed.get(index / self.per_prompt.max(1)));
-        of_prompt.cloned().unwrap_or_default()
+    fn beginning(&self, index: usize) -> Option<&EchoedText> {
+        self.echoed.get(index / self.per_prompt.max(1))
+    }
+
+    /// The log-probabilities of the prompt, where it is echoed, and of generated tokens of this choice, whose text is
+    /// `place` of the whole in characters.
+    fn logprobs(
+        &self,
+        index: usize,
+        prompt: &[Token],
+        generated: &[Token],
+        place: RangeInclusive<usize>,
+        tokenizer: &Tokenizer,
+    ) -> Option<Logprobs> {
+        self.logprobs.then(|| {
+            let mut logprobs = Logprobs::default();
+            let starts = self.beginning(index).map_or(&[][..], |text| &text.starts);
+            for (token, start) in prompt.iter().zip(starts) {
+                logprobs.push(token, *start, tokenizer);
+            }
+            for token in generated {
+                // One that a stop cut off has the text's end.
+                let start = place.start().saturating_add(token.start);
+                logprobs.push(token, start.min(*place.end()), tokenizer);
+            }
+            logprobs
+        })
     }
 
     fn choice(&self, index: usize, choice: request::Choice, tokenizer: &Tokenizer) -> TextChoice {
-        let mut text = self.beginning(index);
+        let mut text = self
+            .beginning(index)
+            .map_or_else(String::new, |echoed| echoed.text.clone());
         let begins = text.chars().count();
         text += &choice.text;
-        let logprobs = self.logprobs.then(|| {
-            let mut logprobs = Logprobs::default();
-            logprobs.extend(&choice.prompt, &mut Vec::new(), 0..=begins, tokenizer);
-            let place = begins..=text.chars().count();
-            logprobs.extend(&choice.tokens, &mut Vec::new(), place, tokenizer);
-            logprobs
-        });
+        let place = begins..=text.chars().count();
+        let logprobs = self.logprobs(index, &choice.prompt, &choice.tokens, place, tokenizer);
         TextChoice {
             text,
             index,
@@ -121,6 +140,7 @@ impl TextStyle {
 
 impl Style for TextStyle {
     const PROMPT_FIELD: &'static str = "prompt";
+    const IN_CONVERSATION: bool = false;
     const ID_PREFIX: &'static str = "cmpl";
     const OBJECT: &'static str = "text_completion";
     const CHUNK_OBJECT: &'static str = "text_completion";
@@ -139,8 +159,10 @@ impl Style for TextStyle {
 
     fn pieces(&mut self, delta: Delta, tokenizer: &Tokenizer) -> Vec<TextPiece> {
         let mut text = String::new();
-        if !self.progress.contains_key(&delta.choice) {
-            text = self.beginning(delta.choice);
+        if !self.progress.contains_key(&delta.choice)
+            && let Some(echoed) = self.beginning(delta.choice)
+        {
+            text += &echoed.text;
         }
         let begins = text.chars().count();
         let progress = self.progress.entry(delta.choice).or_insert(Progress {
@@ -149,14 +171,9 @@ impl Style for TextStyle {
         });
         text += &delta.text;
         progress.characters += text.chars().count();
-        let logprobs = self.logprobs.then(|| {
-            let mut logprobs = Logprobs::default();
-            let echoed = 0..=progress.begins;
-            logprobs.extend(&delta.prompt, &mut Vec::new(), echoed, tokenizer);
-            let place = progress.begins..=progress.characters;
-            logprobs.extend(&delta.tokens, &mut progress.bytes, place, tokenizer);
-            logprobs
-        });
+        let place = progress.begins..=progress.characters;
+        let (index, prompt, tokens) = (delta.choice, &delta.prompt, &delta.tokens);
+        let logprobs = self.logprobs(index, prompt, tokens, place, tokenizer);
         vec![TextPiece {
             text,
             index: delta.choice,
@@ -201,93 +218,21 @@ fn mean_logprob(choice: &request::Choice) -> f64 {
     logprobs.iter().sum::<f64>() / logprobs.len().max(1) as f64
 }
 
-/// What `echo` begins a completion of each prompt with: the text as sent, or what the token ids say.
-pub fn echoed(texts: &[Prompt], prompts: &[Vec<u32>], tokenizer: &Tokenizer) -> Vec<String> {
-    let both = texts.iter().zip(prompts);
-    both.map(|(text, tokens)| match text {
-        Prompt::Text(text) if !text.is_empty() => text.clone(),
-        _ => tokenizer.decode(tokens),
-    })
-    .collect()
-}
-
 impl Logprobs {
-    /// Adds tokens that go on after the bytes `before`, which they are added to; together they are the characters
-    /// `place` of the choice's text. A token that begins inside a character has that character's offset; one
-    /// that a stop cut off has the text's end.
-    pub fn extend(
-        &mut self,
-        tokens: &[Token],
-        before: &mut Vec<u8>,
-        place: RangeInclusive<usize>,
-        tokenizer: &Tokenizer,
-    ) {
-        let bytes_of = |id: u32| tokenizer.token_bytes(id);
-        let mut start = before.len();
-        before.extend(tokens.iter().flat_map(|token| bytes_of(token.id)));
-        let characters = character_of_byte(before);
-        for token in tokens {
-            let own = bytes_of(token.id);
-            let character = characters.get(start).copied().unwrap_or(usize::MAX);
-            start += own.len();
-            self.text_offset
-                .push(place.start().saturating_add(character).min(*place.end()));
-            self.tokens.push(token_name(own, token.id));
-            self.token_logprobs.push(token.logprob);
-            self.top_logprobs.push(token.logprob.map(|logprob| {
-                let name = |id: u32| token_name(bytes_of(id), id);
-                let mut top: BTreeMap<String, f32> = token
-                    .top
-                    .iter()
-                    .map(|&(id, logprob)| (name(id), logprob))
-                    .collect();
-                top.insert(name(token.id), logprob);
-                top
-            }));
-        }
-    }
-}
-
-/// For each byte the index of the character it is part of, once every run of bytes that is no UTF-8 has become
-/// one replacement character.
-fn character_of_byte(bytes: &[u8]) -> Vec<usize> {
-    let mut indices = Vec::with_capacity(bytes.len());
-    let mut index = 0;
-    for chunk in bytes.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            indices.extend(std::iter::repeat_n(index, character.len_utf8()));
-            index += 1;
-        }
-        if !chunk.invalid().is_empty() {
-            indices.extend(std::iter::repeat_n(index, chunk.invalid().len()));
-            index += 1;
-        }
-    }
-    indices
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_belong_to_the_characters_that_decoding_makes_of_them() {
-        for bytes in [
-            &b"a\xc3\xa9b"[..],
-            b"\xa9\xa9x",
-            b"\xe2\x82x",
-            b"\xf0\x9f\x98\x80",
-            b"",
-        ] {
-            let text = String::from_utf8_lossy(bytes);
-            let indices = character_of_byte(bytes);
-            assert_eq!(indices.len(), bytes.len());
-            assert_eq!(
-                indices.last().map_or(0, |last| last + 1),
-                text.chars().count(),
-                "{text}"
-            );
-        }
-        assert_eq!(character_of_byte(b"a\xc3\xa9b"), [0, 1, 1, 2]);
+    /// Adds a token whose text begins after so many characters of the choice's.
+    fn push(&mut self, token: &Token, start: usize, tokenizer: &Tokenizer) {
+        let name = |id: u32| token_name(tokenizer.token_bytes(id), id);
+        self.text_offset.push(start);
+        self.tokens.push(name(token.id));
+        self.token_logprobs.push(token.logprob);
+        self.top_logprobs.push(token.logprob.map(|logprob| {
+            let mut top: BTreeMap<String, f32> = token
+                .top
+                .iter()
+                .map(|&(id, logprob)| (name(id), logprob))
+                .collect();
+            top.insert(name(token.id), logprob);
+            top
+        }));
     }
 }
