@@ -1,6 +1,6 @@
 //! Planted features are found, patches agree with plain forward passes, statistics with plain sums.
 
-use std::sync::Arc;
+mod promotion;
 
 use candle_core::{Device, Tensor};
 
@@ -8,17 +8,13 @@ use super::contrast::{ContrastOptions, contrast, evaluate_prefixes};
 use super::examples::examples;
 use super::pair::Pair;
 use super::patching::Patching;
-use super::promoted_tokens::{Promoting, PromotionMethod};
-use super::promotion::promotion;
-use super::prompt_run::PromptRun;
 use super::question::{PromptPair, Question};
-use super::route::{ChannelColumns, Route};
+use super::route::Route;
 use super::search::search;
 use super::slopes::Slopes;
 use super::statistics::{group_activations, measure, of_channel, statistics_of};
 use super::test_pair::{D_DENSE, D_SPARSE, LAYERS, VOCABULARY, random_pair, set};
 use crate::bridge::tensor_name;
-use crate::interventions::carry::row_rms;
 use crate::interventions::reference::{ReferenceStatistics, ReferenceText};
 use crate::interventions::request::{WeightedChannel, Write};
 use crate::models::location::{Place, Site};
@@ -435,168 +431,4 @@ fn a_forward_pass_without_edits_gives_the_unedited_answers() {
     let logits = rows::to_vec(&models.dense.forward(&mut token_rows, &mut NoTap).unwrap()).unwrap();
     let margin = pair.question.margin(&logits[logits.len() - VOCABULARY..]);
     assert!((patching.answers.dense_presented.margins[4] - margin).abs() < 1e-4);
-}
-
-/// The reference text of a random pair, in sequences of `length`.
-fn with_text(seed: u64, length: usize) -> Pair {
-    let mut models = models(seed);
-    let tokens =
-        (0..6 * length as u32).map(|index| (index * 7 + index * index) % VOCABULARY as u32);
-    Arc::make_mut(&mut models.reference).text = Some(ReferenceText {
-        tokens: tokens.collect(),
-        length,
-    });
-    models
-}
-
-/// By the definition: each beginning of each sequence is a prompt of its own, run with and without the change.
-fn effects_one_by_one(models: &Pair, asked: &Promoting, added: f64) -> Vec<f64> {
-    let text = models.reference.text.as_ref().unwrap();
-    let columns = ChannelColumns::new(models, asked.place, Route::Bridge(asked.write)).unwrap();
-    let site = Place::Site(asked.place.site(LAYERS));
-    let mut sums = vec![0f64; VOCABULARY];
-    for sequence in text.tokens.chunks(text.length) {
-        for end in 1..=sequence.len() {
-            let prompt = [&sequence[..end]];
-            let sparse = PromptRun::new(&models.sparse, &prompt, &[0], [site]).unwrap();
-            let mut dense = PromptRun::new(&models.dense, &prompt, &[0], []).unwrap();
-            let rms = row_rms(sparse.value(site).unwrap()).unwrap();
-            let mut change = vec![0f32; end * columns.width];
-            for (row, out) in change.chunks_exact_mut(columns.width).enumerate() {
-                let factor = if columns.times_sparse_rms {
-                    rms[row]
-                } else {
-                    1.0
-                };
-                for member in &asked.group {
-                    columns.add(member.channel, (added * member.weight) as f32 * factor, out);
-                }
-            }
-            let before = rows::to_vec(dense.logits()).unwrap();
-            let after = rows::to_vec(&dense.with_change(columns.target, change).unwrap()).unwrap();
-            let log_probabilities = |logits: &[f32]| -> Vec<f64> {
-                let total = logits
-                    .iter()
-                    .map(|&logit| f64::from(logit).exp())
-                    .sum::<f64>();
-                let logits = logits.iter().map(|&logit| f64::from(logit));
-                logits.map(|logit| logit - total.ln()).collect()
-            };
-            let pairs = log_probabilities(&after)
-                .into_iter()
-                .zip(log_probabilities(&before));
-            for (sum, (after, before)) in sums.iter_mut().zip(pairs) {
-                *sum += after - before;
-            }
-        }
-    }
-    sums.iter()
-        .map(|sum| sum / text.tokens.len() as f64)
-        .collect()
-}
-
-#[test]
-fn what_a_feature_promotes_is_measured_where_layers_follow() {
-    let models = with_text(30, 9);
-    let cases = [
-        ("0.resid_in", Write::Residual, Some(0.7)),
-        ("1.attn.act_in", Write::Residual, None),
-        ("1.attn.act_in", Write::Sublayer, None),
-        ("1.resid_mid", Write::Residual, Some(0.0)),
-    ];
-    for (place, write, std) in cases {
-        let group =
-            [(3, 0.6), (4, -0.8)].map(|(channel, weight)| WeightedChannel { channel, weight });
-        let asked = Promoting {
-            place: Place::parse(place, LAYERS).unwrap(),
-            group: group.to_vec(),
-            write,
-            std,
-            count: VOCABULARY,
-        };
-        let found = promotion(&models, &asked).unwrap();
-        let promotion = found.as_ref().as_ref().unwrap();
-        let text = models.reference.text.as_ref().unwrap();
-        let values = group_activations(
-            &models.sparse,
-            &text.tokens,
-            text.length,
-            asked.place,
-            &group,
-        )
-        .unwrap();
-        let added = match std {
-            Some(std) if std > 0.0 => std,
-            // What never varies is raised by one.
-            Some(_) => 1.0,
-            None => statistics_of(&values).std,
-        };
-        let method = PromotionMethod::Measured {
-            added,
-            tokens: text.tokens.len(),
-        };
-        assert_eq!(promotion.method, method, "{place}");
-        let expected = effects_one_by_one(&models, &asked, added);
-        for score in promotion.promoted.iter().chain(&promotion.suppressed) {
-            let expected = expected[score.token as usize];
-            assert!(
-                (f64::from(score.score) - expected).abs() < 1e-4,
-                "{place} {write:?}: {} instead of {expected}",
-                score.score
-            );
-        }
-        let scores: Vec<f32> = promotion.promoted.iter().map(|token| token.score).collect();
-        assert!(
-            scores.is_sorted_by(|a, b| a >= b) && scores[0] > 0.01,
-            "{scores:?}"
-        );
-    }
-}
-
-#[test]
-fn the_unembedding_speaks_where_nothing_else_follows() {
-    let models = with_text(31, 9);
-    let without_text = self::models(31);
-    let asked = |place: &str| Promoting {
-        place: Place::parse(place, LAYERS).unwrap(),
-        group: vec![WeightedChannel {
-            channel: 5,
-            weight: 1.0,
-        }],
-        write: Write::Residual,
-        std: Some(1.0),
-        count: VOCABULARY,
-    };
-    for place in ["final_resid", "1.mlp.resid_delta", "1.mlp.post_act"] {
-        let found = promotion(&models, &asked(place)).unwrap();
-        let method = found.as_ref().as_ref().unwrap().method;
-        assert_eq!(method, PromotionMethod::Unembedding, "{place}");
-        assert_eq!(
-            found,
-            promotion(&without_text, &asked(place)).unwrap(),
-            "{place}"
-        );
-    }
-    for place in [
-        "0.resid_in",
-        "1.mlp.act_in",
-        "1.resid_mid",
-        "1.attn.resid_delta",
-    ] {
-        let found = promotion(&models, &asked(place)).unwrap();
-        let method = found.as_ref().as_ref().unwrap().method;
-        assert!(
-            matches!(method, PromotionMethod::Measured { .. }),
-            "{place}"
-        );
-        assert_eq!(
-            *promotion(&without_text, &asked(place)).unwrap(),
-            None,
-            "{place}"
-        );
-    }
-    // Asked again, it is what was found before.
-    let first = promotion(&models, &asked("0.resid_in")).unwrap();
-    let again = promotion(&models, &asked("0.resid_in")).unwrap();
-    assert!(Arc::ptr_eq(&first, &again));
 }
