@@ -18,9 +18,10 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, Encoding, SplitDelimiterBehavior, Token};
 
-use self::decoding::{DecoderRules, TextDecoder};
+use self::decoder_rules::{DecoderRules, decoded};
 use super::text_bounds::TextBounds;
 
+mod decoder_rules;
 pub mod decoding;
 pub mod formats;
 pub mod growth;
@@ -122,7 +123,8 @@ impl Tokenizer {
             model.dropout = None;
             inner.with_model(model);
         }
-        let rules = DecoderRules::of(inner.get_decoder())?;
+        let rules = DecoderRules::of(inner.get_decoder())
+            .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
         let vocabulary = inner.get_vocab(true);
         let largest = vocabulary.values().copied().max();
         let Some(largest) = largest.filter(|&largest| largest < LARGEST_ID) else {
@@ -238,19 +240,6 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The text of `ids`, and the characters of it that stand before each of them.
-    pub fn decode_with_starts(&self, ids: &[u32]) -> (String, Vec<usize>) {
-        let mut decoder = TextDecoder::after(&[], self);
-        for &id in ids {
-            decoder.push(self, id);
-        }
-        decoder.finish(self);
-        let starts = (0..ids.len())
-            .map(|index| decoder.text.start_of(index))
-            .collect();
-        (decoder.text.lossy(), starts)
-    }
-
     /// What is still to be put before the ids of a text.
     fn beginning_before(&self, ids: &[u32]) -> &[u32] {
         match ids.starts_with(&self.beginning) {
@@ -327,7 +316,7 @@ impl Tokenizer {
     /// The text of `ids`, special tokens included; bytes that are no UTF-8 become replacement characters.
     pub fn decode(&self, ids: &[u32]) -> String {
         if !self.rules.is_byte_level()
-            && let Some(text) = decoding::decoded(&self.inner, ids)
+            && let Some(text) = decoded(&self.inner, ids)
         {
             return text;
         }
@@ -386,7 +375,7 @@ fn anchors(inner: &tokenizers::Tokenizer, vocabulary: &HashMap<String, u32>) -> 
         .collect();
     words.sort();
     let is_letters = |id: u32| {
-        decoding::decoded(inner, &[id])
+        decoded(inner, &[id])
             .is_some_and(|text| text.contains(|character: char| character.is_alphabetic()))
     };
     let ids = words.into_iter().map(|(_, id)| id);
@@ -398,11 +387,11 @@ fn anchors(inner: &tokenizers::Tokenizer, vocabulary: &HashMap<String, u32>) -> 
 fn piece_after(inner: &tokenizers::Tokenizer, anchors: &[u32], id: u32) -> Option<Vec<u8>> {
     let anchor = anchors.iter().copied().find(|&anchor| anchor != id);
     let begun = anchor.and_then(|anchor| {
-        let text = decoding::decoded(inner, &[anchor, id])?;
-        let before = decoding::decoded(inner, &[anchor])?;
+        let text = decoded(inner, &[anchor, id])?;
+        let before = decoded(inner, &[anchor])?;
         text.strip_prefix(&before).map(str::to_owned)
     });
-    let text = begun.or_else(|| decoding::decoded(inner, &[id]))?;
+    let text = begun.or_else(|| decoded(inner, &[id]))?;
     Some(text.into_bytes())
 }
 

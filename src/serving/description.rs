@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::snapshot::{IncomingPair, ModelCard, ServedPair, provenance, unix_seconds};
 use super::trial::{ModelSize, Tried};
-use super::weights::{ResultMemory, Weights};
+use super::weights::{ResultMemory, ServedWeights};
 use crate::bridge::Bridge;
 use crate::bridge::pair::{PairError, read_record};
 use crate::features::registry;
@@ -32,8 +32,13 @@ pub fn pair(
         + MemoryNeed::of(&sparse).weights
         + (values.sum::<usize>() * size_of::<f32>()) as u64;
     let weights = memory.weights(record.id.as_str(), directory.to_owned(), bytes);
+    // Its models came from where it came from.
+    let provenance = provenance(directory);
     let half = |path: &Path, id: &str, index| -> Result<ModelCard, ModelError> {
-        card(path, id, tried, index, weights.clone())
+        Ok(ModelCard {
+            provenance: provenance.clone(),
+            ..card(path, id, tried, index, weights.clone())?
+        })
     };
     Ok(IncomingPair {
         dense: half(&paths[0], record.dense.as_str(), 0)?,
@@ -42,7 +47,7 @@ pub fn pair(
             registry::read_shipped(directory, &sparse)?,
             ReferenceStatistics::read(directory, &sparse)?,
             tried.bridge.clone().unwrap_or_default(),
-            provenance(directory),
+            provenance.clone(),
             record,
             weights,
         ),
@@ -69,7 +74,7 @@ fn card(
     id: &str,
     tried: &Tried,
     index: usize,
-    weights: Weights,
+    weights: ServedWeights,
 ) -> Result<ModelCard, ModelError> {
     let config = ModelFiles::read_config(directory)?;
     let json = ModelFiles::read_tokenizer(directory, &config)?;

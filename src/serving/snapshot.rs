@@ -21,7 +21,7 @@ use crate::models::config::TransformerConfig;
 use crate::models::model::{LoadedModel, ModelKind};
 use crate::models::tokenizer::Tokenizer;
 use crate::serving::library::EntryKind;
-use crate::serving::weights::{Loaded, Weights, WeightsError};
+use crate::serving::weights::{Loaded, ServedWeights, WeightsError};
 
 /// All that is served.
 #[derive(Debug, Default, Clone)]
@@ -49,7 +49,7 @@ pub struct ModelCard {
     pub fingerprint: String,
     pub provenance: Provenance,
     /// Its own, or those of the pair that it came with.
-    pub weights: Weights,
+    pub weights: ServedWeights,
 }
 
 /// One pair, by what its bridge is called.
@@ -64,7 +64,7 @@ pub struct ServedPair {
     pub features: Arc<BTreeMap<String, Feature>>,
     /// Pairs that came before it have lower numbers.
     number: u64,
-    pub weights: Weights,
+    pub weights: ServedWeights,
 }
 
 /// A pair that is to be served.
@@ -281,11 +281,11 @@ impl Snapshot {
 impl ModelCard {
     /// A model whose weights stay in memory.
     pub fn resident(model: Arc<LoadedModel>, provenance: Provenance) -> Self {
-        let weights = Weights::Resident(Loaded::Model(model.clone()));
+        let weights = ServedWeights::Resident(Loaded::Model(model.clone()));
         Self::of(&model, provenance, weights)
     }
 
-    fn of(model: &LoadedModel, provenance: Provenance, weights: Weights) -> Self {
+    fn of(model: &LoadedModel, provenance: Provenance, weights: ServedWeights) -> Self {
         ModelCard {
             id: model.id.clone(),
             sparse: model.kind == ModelKind::Sparse,
@@ -312,9 +312,9 @@ impl ModelCard {
 }
 
 impl IncomingPair {
-    /// A pair whose weights stay in memory.
+    /// A pair whose weights stay in memory. Its models came from where it came from.
     pub fn resident(pair: Pair, provenance: Provenance) -> Self {
-        let of = |model: &Arc<LoadedModel>| ModelCard::resident(model.clone(), Provenance::new());
+        let of = |model: &Arc<LoadedModel>| ModelCard::resident(model.clone(), provenance.clone());
         IncomingPair {
             dense: of(&pair.dense),
             sparse: of(&pair.sparse),
@@ -325,7 +325,7 @@ impl IncomingPair {
                 reference: pair.reference.clone(),
                 features: pair.features.clone(),
                 number: 0,
-                weights: Weights::Resident(Loaded::Pair(pair)),
+                weights: ServedWeights::Resident(Loaded::Pair(pair)),
             },
         }
     }
@@ -339,7 +339,7 @@ impl ServedPair {
         fingerprint: String,
         provenance: Provenance,
         record: BridgeRecord,
-        weights: Weights,
+        weights: ServedWeights,
     ) -> Self {
         ServedPair {
             record: Arc::new(record),

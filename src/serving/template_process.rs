@@ -152,7 +152,7 @@ impl TemplateProcesses {
             if let Some(errors) = process.child.stderr.take() {
                 errors.take(LAST_WORDS).read_to_end(&mut said).await?;
             }
-            // One that has said too much still runs.
+            // One that has complained at too great length still runs.
             process.child.start_kill()?;
             Ok::<_, io::Error>((process.child.wait().await?, said))
         };
@@ -180,6 +180,10 @@ impl Process {
         self.output.get_mut().set_limit(most);
         let mut answer = Vec::new();
         self.output.read_until(b'\n', &mut answer).await.ok()?;
+        if answer.len() as u64 == most {
+            // It would wait for ever for somebody to read the rest.
+            self.child.start_kill().ok()?;
+        }
         answer.ends_with(b"\n").then_some(answer)
     }
 }
@@ -224,7 +228,7 @@ mod tests {
     async fn one_that_is_slow_or_has_no_end_is_given_up() {
         let slow = outcomes("read line; sleep 600", 1).await;
         assert!(matches!(slow[0], Err(TemplateFailure::Slow(2))), "{slow:?}");
-        let endless = outcomes("yes | tr -d '\\n'", 1).await;
+        let endless = outcomes("exec tr '\\0' x </dev/zero", 1).await;
         assert!(
             matches!(endless[0], Err(TemplateFailure::Died { .. })),
             "{endless:?}"

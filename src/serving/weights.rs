@@ -48,7 +48,7 @@ pub enum Loaded {
 
 /// Where the weights of a model or a pair come from.
 #[derive(Debug, Clone)]
-pub enum Weights {
+pub enum ServedWeights {
     /// They stay for as long as they are served.
     Resident(Loaded),
     /// They come and go.
@@ -89,31 +89,31 @@ pub struct ResultMemory {
     dropped: AtomicBool,
 }
 
-impl Weights {
+impl ServedWeights {
     /// The weights, which are read first where they are not there.
     pub async fn get(&self) -> Result<Loaded, WeightsError> {
         match self {
-            Weights::Resident(loaded) => Ok(loaded.clone()),
-            Weights::OnDemand(weights) => weights.get().await,
+            ServedWeights::Resident(loaded) => Ok(loaded.clone()),
+            ServedWeights::OnDemand(weights) => weights.get().await,
         }
     }
 
     /// Whether they are in memory now.
     pub fn in_memory(&self) -> bool {
         match self {
-            Weights::Resident(_) => true,
-            Weights::OnDemand(weights) => weights.held().is_some(),
+            ServedWeights::Resident(_) => true,
+            ServedWeights::OnDemand(weights) => weights.held().is_some(),
         }
     }
 }
 
-impl Weights {
+impl ServedWeights {
     /// Makes a pair whose weights stay run the same model as another that stays: their sequences then share a cache.
-    pub fn share(&mut self, other: &Weights, id: &str) {
-        let Weights::Resident(Loaded::Pair(pair)) = self else {
+    pub fn share(&mut self, other: &ServedWeights, id: &str) {
+        let ServedWeights::Resident(Loaded::Pair(pair)) = self else {
             return;
         };
-        let Weights::Resident(other) = other else {
+        let ServedWeights::Resident(other) = other else {
             return;
         };
         let models = match other {
@@ -222,7 +222,7 @@ impl ResultMemory {
     }
 
     /// The weights in `directory`, which take so many bytes and are not read yet.
-    pub fn weights(self: &Arc<Self>, id: &str, directory: PathBuf, bytes: u64) -> Weights {
+    pub fn weights(self: &Arc<Self>, id: &str, directory: PathBuf, bytes: u64) -> ServedWeights {
         let weights = Arc::new(OnDemand {
             id: id.to_owned(),
             directory,
@@ -233,7 +233,7 @@ impl ResultMemory {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|known| known.strong_count() > 0);
         all.push(Arc::downgrade(&weights));
-        Weights::OnDemand(weights)
+        ServedWeights::OnDemand(weights)
     }
 
     /// Drops what nobody has asked for in a while. Whether anything was dropped since this was asked last, for this or
@@ -331,11 +331,16 @@ mod tests {
             })
             .collect();
         let memory = memory(250, Duration::from_secs(3600));
-        let results: Vec<Weights> = folders
+        let results: Vec<ServedWeights> = folders
             .iter()
             .map(|folder| memory.weights("test", folder.path().to_owned(), 100))
             .collect();
-        let there = || results.iter().map(Weights::in_memory).collect::<Vec<_>>();
+        let there = || {
+            results
+                .iter()
+                .map(ServedWeights::in_memory)
+                .collect::<Vec<_>>()
+        };
         results[0].get().await.expect("room for it");
         results[1].get().await.expect("room for it");
         results[0].get().await.expect("it is there");

@@ -12,6 +12,7 @@ use actix_web::dev::ServerHandle;
 use actix_web::web;
 use causeway::api::{loading, server};
 use causeway::generation::vitals::{NoProbe, Probe};
+use causeway::serving::data_directory::DataDirectory;
 use causeway::settings::{JobSettings, Settings};
 use serde_json::Value;
 
@@ -50,6 +51,17 @@ impl Server {
         self.keep = true;
         let directory = self.directory.clone();
         drop(self);
+        // Threads of the old server may still be ending, and with them its hold on the data.
+        let data = directory.join("data");
+        let is_free = || DataDirectory::take(&data).is_ok();
+        let is_free_soon = (0..3000).any(|_| {
+            let is_free = is_free();
+            if !is_free {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            is_free
+        });
+        assert!(is_free_soon, "the old server never lets go of its data");
         Self::in_directory(directory, |_| {}, Box::new(NoProbe))
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{models, site};
+use super::models;
 use crate::features::pair::Pair;
 use crate::features::promoted_tokens::{Promoting, PromotionMethod};
 use crate::features::promotion::promotion;
@@ -13,7 +13,7 @@ use crate::features::test_pair::{LAYERS, VOCABULARY};
 use crate::interventions::carry::row_rms;
 use crate::interventions::reference::ReferenceText;
 use crate::interventions::request::{WeightedChannel, Write};
-use crate::models::location::{Place, Site};
+use crate::models::location::Place;
 use crate::numerics::rows;
 
 /// The reference text of a random pair, in sequences of `length`.

@@ -4,97 +4,13 @@
 //! two tokens make together. A sequence is therefore decoded with the tokens before it, a window of them at a time, and
 //! what later tokens can still change is held back. The pieces of text, joined, are the decoder's text of the whole.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use serde_json::Value;
-use tokenizers::decoders::DecoderWrapper;
-
-use super::{Tokenizer, TokenizerError};
+use super::Tokenizer;
+use super::decoder_rules::{Held, decoded};
 
 /// Tokens that are decoded again with each new one, at most, unless the decoder holds text back.
 const WINDOW: usize = 64;
 /// Those of them that a new window begins with: more than any decoder's rules for a text's beginning reach.
 const CONTEXT: usize = 8;
-
-/// How far later tokens change what a decoder makes of earlier ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DecoderRules {
-    /// A token is a run of bytes, whatever stands beside it.
-    byte_level: bool,
-    /// A run of tokens such as `<0xE6>` is text only as a whole.
-    byte_fallback: bool,
-    /// A replacement across tokens can change so many of the last characters.
-    held: Held,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Held {
-    Characters(usize),
-    All,
-}
-
-impl DecoderRules {
-    /// Those of a tokenizer's decoder.
-    pub fn of(decoder: Option<&DecoderWrapper>) -> Result<Self, TokenizerError> {
-        let mut rules = DecoderRules {
-            byte_level: matches!(decoder, Some(DecoderWrapper::ByteLevel(_))),
-            byte_fallback: false,
-            held: Held::Characters(0),
-        };
-        if let Some(decoder) = decoder.filter(|_| !rules.byte_level) {
-            let steps = serde_json::to_value(decoder)
-                .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
-            rules.add(&steps, &mut false);
-        }
-        Ok(rules)
-    }
-
-    /// Takes in one step, or a chain of them; `joined` says whether an earlier step has made one text of all tokens.
-    fn add(&mut self, step: &Value, joined: &mut bool) {
-        match step["type"].as_str() {
-            Some("Sequence") => {
-                for step in step["decoders"].as_array().into_iter().flatten() {
-                    self.add(step, joined);
-                }
-            }
-            Some("ByteFallback") => self.byte_fallback = true,
-            Some("Fuse" | "ByteLevel") => *joined = true,
-            Some("Replace") if *joined => {
-                let found = step["pattern"]["String"].as_str();
-                self.held = match (self.held, found) {
-                    (Held::Characters(held), Some(found)) => {
-                        Held::Characters(held + found.chars().count().saturating_sub(1))
-                    }
-                    _ => Held::All,
-                };
-            }
-            _ => {}
-        }
-    }
-
-    /// Whether a token is a run of bytes, whatever stands beside it.
-    pub fn is_byte_level(self) -> bool {
-        self.byte_level
-    }
-
-    /// The byte that a token such as `<0xE6>` stands for.
-    pub fn fallback_byte(self, token: &str) -> Option<u8> {
-        let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-        let is_byte = self.byte_fallback && digits.len() == 2;
-        u8::from_str_radix(digits, 16).ok().filter(|_| is_byte)
-    }
-}
-
-/// What the decoder makes of a sequence; none where it fails. Some decoders panic on sequences that no text gives.
-pub fn decoded(tokenizer: &tokenizers::Tokenizer, ids: &[u32]) -> Option<String> {
-    // The library counts back from the last token, of which there is none.
-    if ids.is_empty() {
-        return Some(String::new());
-    }
-    catch_unwind(AssertUnwindSafe(|| tokenizer.decode(ids, false)))
-        .ok()?
-        .ok()
-}
 
 /// Bytes of text, and the tokens that they are of.
 #[derive(Debug, Clone, Default)]
@@ -154,6 +70,21 @@ pub struct TextDecoder {
     told: usize,
     /// For each token that is held back, where its text would end if nothing came after it.
     tentative: Vec<usize>,
+}
+
+impl Tokenizer {
+    /// The text of `ids`, and the characters of it that stand before each of them.
+    pub fn decode_with_starts(&self, ids: &[u32]) -> (String, Vec<usize>) {
+        let mut decoder = TextDecoder::after(&[], self);
+        for &id in ids {
+            decoder.push(self, id);
+        }
+        decoder.finish(self);
+        let starts = (0..ids.len())
+            .map(|index| decoder.text.start_of(index))
+            .collect();
+        (decoder.text.lossy(), starts)
+    }
 }
 
 impl TextDecoder {
