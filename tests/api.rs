@@ -53,5 +53,7 @@ mod streaming;
 mod tiny_pair;
 #[path = "api/tokenizers.rs"]
 mod tokenizers;
+#[path = "api/tokens.rs"]
+mod tokens;
 #[path = "api/wire_errors.rs"]
 mod wire_errors;

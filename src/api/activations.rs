@@ -1,19 +1,29 @@
 //! `POST /v1/activations`: what any place of a model holds at each token of a prompt.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ApiError;
 use super::body::JsonBody;
-use super::completions::prompt;
+use super::completions::parameters;
+use super::completions::prompt::{self, Prompt};
+use super::disconnect;
 use super::error::ErrorBody;
 use super::state::State;
-use crate::generation::request::ActivationsRequest;
+use crate::generation::request::{ActivationsRequest, GenerationRequest};
+use crate::interventions::request::{
+    CounterfactualPrompt, Destination, FeatureAddress, SteerRequest,
+};
 use crate::models::location::Place;
 use crate::serving::snapshot::ModelCard;
+use crate::settings::Limits;
+
+/// Features of one request.
+const MOST_FEATURES: usize = 256;
 
 /// Which activations to return.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -23,10 +33,16 @@ pub struct CreateActivations {
     pub model: String,
     pub prompt: ActivationsPrompt,
     /// Residual sites (`2.resid_mid`, `final_resid`) and node locations (`0.attn.act_in`), each once. May only be
-    /// left out with `logits`.
+    /// left out with `features` or `logits`.
     #[serde(default)]
     #[schema(value_type = BTreeSet<String>)]
     pub nodes: Vec<String>,
+    /// Features whose value at each token is told. Of a sparse model they are its own. Channels and named features of a
+    /// dense model are read in the sparse model of its bridge, which runs on the same prompt without edits; a `vector`
+    /// in the dense stream itself.
+    #[serde(default)]
+    #[schema(max_items = 256)]
+    pub features: Vec<FeatureAddress>,
     /// Only these channels of each node, in this order, each once; not with `top_k`.
     #[schema(value_type = Option<BTreeSet<usize>>)]
     pub channels: Option<Vec<usize>>,
@@ -36,14 +52,42 @@ pub struct CreateActivations {
     /// The logits of the token after each.
     #[schema(default = false)]
     pub logits: Option<bool>,
+    /// Edits that the model runs with; what is told are the values as edited. One arm: at most one of `variants`, no
+    /// list of strengths, and nothing to `return`. Its `bridge` is also the one that `features` are looked up in.
+    pub steer: Option<SteerRequest>,
 }
 
-/// Text or token ids.
+/// Text or token ids, of one prompt or of several.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected text or a list of token ids")]
+#[serde(
+    untagged,
+    expecting = "expected text, a list of texts, a list of token ids or a list of such lists"
+)]
 pub enum ActivationsPrompt {
     Text(String),
+    /// Token ids.
     Tokens(Vec<u32>),
+    Texts(Vec<String>),
+    /// Several lists of token ids.
+    TokenLists(Vec<Vec<u32>>),
+}
+
+/// What comes back: of one prompt its activations, of a list of prompts a list of them.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum ActivationsAnswer {
+    One(ActivationsObject),
+    List(ActivationsList),
+}
+
+/// Activations of several prompts.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ActivationsList {
+    #[schema(example = "list")]
+    pub object: &'static str,
+    pub model: String,
+    /// In the order of the prompts.
+    pub data: Vec<ActivationsObject>,
 }
 
 /// Activations of one prompt.
@@ -56,10 +100,27 @@ pub struct ActivationsObject {
     pub tokens: Vec<PromptToken>,
     /// By the names that were asked for.
     pub nodes: BTreeMap<String, NodeActivations>,
+    /// In the order in which they were asked for; left out where none were.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub features: Vec<FeatureActivations>,
     /// `[T][vocabulary]`, where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub logits: Option<Vec<Vec<f32>>>,
+}
+
+/// One feature at every token.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FeatureActivations {
+    /// The registered feature's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub feature: Option<String>,
+    /// Where it was read.
+    pub node: String,
+    /// `[T]`: of a channel its value, of a group the projection on its weights.
+    pub values: Vec<f32>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -83,7 +144,8 @@ pub struct NodeActivations {
     pub channels: Option<Vec<Vec<usize>>>,
 }
 
-/// Activations of chosen places of one model at every token of a prompt.
+/// Activations of chosen places and features of one model at every token of a prompt or of several, with or without
+/// edits.
 #[utoipa::path(post, path = "/v1/activations", tag = "activations", operation_id = "createActivations",
     request_body(content = CreateActivations, examples(
         ("channels" = (summary = "The strongest channels that a sublayer reads", value = json!({
@@ -94,60 +156,200 @@ pub struct NodeActivations {
         }))),
         ("logits" = (summary = "What is predicted after each token", value = json!({
             "model": "tinypython", "prompt": "for i in", "logits": true
+        }))),
+        ("features" = (summary = "A named feature on two prompts", value = json!({
+            "model": "tinypython", "prompt": ["print(\"hello", "print('hello"], "features": ["quote_type"]
+        }))),
+        ("steered" = (summary = "The dense stream at the end, with an edit", value = json!({
+            "model": "tinypython", "prompt": "print(\"hello", "nodes": ["final_resid"], "top_k": 4,
+            "steer": {"edits": [{"feature": "quote_type", "op": "patch", "to": {"prompt": "print('hello"}}]}
         })))
     )),
     responses(
-        (status = 200, description = "The activations", body = ActivationsObject),
+        (status = 200, description = "The activations: an object of one prompt, a list of a list", body = ActivationsAnswer),
         (status = 400, description = "A field is wrong, or too many numbers were asked for", body = ErrorBody),
         (status = 404, description = "No model has this id: code `model_not_found`", body = ErrorBody),
-        (status = 503, description = "The engine is not running", body = ErrorBody)
+        (status = 503, description = "The engine is not running", body = ErrorBody),
+        (status = 504, description = "It took longer than the server lets a request take: code `deadline_exceeded`",
+            body = ErrorBody)
     ))]
 pub async fn create(
+    http: HttpRequest,
     state: web::Data<State>,
     body: JsonBody<CreateActivations>,
 ) -> Result<HttpResponse, ApiError> {
-    let request = body.0;
+    let patience = Duration::from_secs(state.limits.deadline_seconds);
+    tokio::select! {
+        answer = tokio::time::timeout(patience, answer(&state, body.0)) => {
+            Ok(HttpResponse::Ok().json(answer.unwrap_or(Err(ApiError::Deadline))?))
+        }
+        // Prompts that the engine has not come to are skipped.
+        () = disconnect::gone(&http) => Err(ApiError::ClientGone),
+    }
+}
+
+async fn answer(state: &State, request: CreateActivations) -> Result<ActivationsAnswer, ApiError> {
     let card = &*state.snapshot().model(&request.model)?;
     let logits = request.logits.unwrap_or(false);
     let places = check(&request, card, logits)?;
-    let prompt = match request.prompt {
-        ActivationsPrompt::Text(text) => prompt::Prompt::Text(text),
-        ActivationsPrompt::Tokens(tokens) => prompt::Prompt::Tokens(tokens),
+    let is_list = matches!(
+        request.prompt,
+        ActivationsPrompt::Texts(_) | ActivationsPrompt::TokenLists(_)
+    );
+    let prompts: Vec<Prompt> = match request.prompt {
+        ActivationsPrompt::Text(text) => vec![Prompt::Text(text)],
+        ActivationsPrompt::Tokens(tokens) => vec![Prompt::Tokens(tokens)],
+        ActivationsPrompt::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
+        ActivationsPrompt::TokenLists(lists) => lists.into_iter().map(Prompt::Tokens).collect(),
     };
-    let tokens = prompt::encode(vec![prompt], card, &state).await?.remove(0);
-    check_size(
-        &places,
-        tokens.len(),
-        card,
-        logits,
-        state.limits.max_activation_values,
-    )?;
-    let asked = ActivationsRequest {
-        model: card.model().await?,
-        tokens: tokens.clone(),
-        places: names(&places),
+    let most = state.limits.max_prompts;
+    if prompts.is_empty() || prompts.len() > most {
+        let count = prompts.len();
+        let message = format!(
+            "the request has {count} prompts; between 1 and {most} are taken (limits.max_prompts)"
+        );
+        return Err(ApiError::invalid("prompt", message));
+    }
+    check_steer(request.steer.as_ref(), prompts.len(), &state.limits)?;
+    let prompts = prompt::encode(prompts, card, state).await?;
+    let steer = match request.steer {
+        Some(steer) => Some(prompt::encode_counterfactuals(steer, card, state, false).await?),
+        None => None,
+    };
+    // Features need a bridge where edits do not name one either.
+    let snapshot = state.snapshot();
+    let named = steer.as_ref().and_then(|steer| steer.bridge.as_deref());
+    let bridge = match steer.is_some() || !request.features.is_empty() {
+        true => snapshot.bridge_for(&card.id, named, "steer.bridge")?,
+        false => None,
+    };
+    let numbers = Numbers {
+        places: &places,
+        features: request.features.len(),
         logits,
     };
-    let found = state.engine.activations(asked).await?;
-    let nodes = found.places.into_iter().map(|(name, width, values)| {
-        let rows = values.chunks(width.max(1));
-        let node = choose(rows, width, request.channels.as_deref(), request.top_k);
-        (name, node)
-    });
-    let text_of = |id: u32| card.tokenizer.token_text(id);
-    Ok(HttpResponse::Ok().json(ActivationsObject {
-        object: "activations",
-        model: card.id.clone(),
-        nodes: nodes.collect(),
-        tokens: tokens
+    let tokens = prompts.iter().map(Vec::len).sum();
+    numbers.check(tokens, card, state.limits.max_activation_values)?;
+    let model = card.model().await?;
+    let pair = match &bridge {
+        Some(bridge) => Some(bridge.pair().await?),
+        None => None,
+    };
+    let mut data = Vec::with_capacity(prompts.len());
+    // One after the other, so that completions take their steps in between.
+    for (index, tokens) in prompts.into_iter().enumerate() {
+        let asked = ActivationsRequest {
+            run: GenerationRequest {
+                steer: steer.as_ref().map(|steer| of_prompt(steer, index)),
+                answer_bytes: Some(state.limits.max_answer_bytes),
+                deadline: Some(Duration::from_secs(state.limits.deadline_seconds)),
+                pair: pair.clone(),
+                ..GenerationRequest::of_prompts(model.clone(), vec![tokens.clone()], logits)
+            },
+            places: names(&places),
+            features: request.features.clone(),
+        };
+        let found = state.engine.activations(asked).await?;
+        let nodes = found.places.into_iter().map(|(name, width, values)| {
+            let rows = values.chunks(width.max(1));
+            let node = choose(rows, width, request.channels.as_deref(), request.top_k);
+            (name, node)
+        });
+        let features = found
+            .features
             .into_iter()
-            .map(|id| PromptToken {
-                id,
-                text: text_of(id),
-            })
-            .collect(),
-        logits: found.logits,
-    }))
+            .map(|feature| FeatureActivations {
+                feature: feature.name,
+                node: feature.node,
+                values: feature.values,
+            });
+        let token = |id: u32| PromptToken {
+            id,
+            text: card.tokenizer.token_text(id),
+        };
+        data.push(ActivationsObject {
+            object: "activations",
+            model: card.id.clone(),
+            nodes: nodes.collect(),
+            features: features.collect(),
+            tokens: tokens.into_iter().map(token).collect(),
+            logits: found.logits,
+        });
+    }
+    match data.pop() {
+        Some(only) if !is_list => Ok(ActivationsAnswer::One(only)),
+        last => {
+            data.extend(last);
+            Ok(ActivationsAnswer::List(ActivationsList {
+                object: "list",
+                model: card.id.clone(),
+                data,
+            }))
+        }
+    }
+}
+
+/// Refuses edits that make several arms, and more counterfactual prompts than may be.
+fn check_steer(
+    steer: Option<&SteerRequest>,
+    prompts: usize,
+    limits: &Limits,
+) -> Result<(), ApiError> {
+    let Some(steer) = steer else {
+        return Ok(());
+    };
+    if parameters::arms(steer) > 1 {
+        let message =
+            "activations are of one arm: give at most one variant and no list of strengths";
+        return Err(ApiError::invalid("steer", message));
+    }
+    if !steer.returns.is_empty() {
+        let message = "there is nothing to return beside activations: name what is wanted in `features` and `nodes`";
+        return Err(ApiError::invalid("steer.return", message));
+    }
+    for (index, edit) in steer.edits.iter().enumerate() {
+        if let Some(count) = edit.to.as_ref().and_then(counterfactuals)
+            && count != prompts
+        {
+            let message = format!(
+                "there are {count} counterfactual prompts for {prompts} prompts; give one for all or one each"
+            );
+            return Err(ApiError::invalid(
+                format!("steer.edits[{index}].to.prompt"),
+                message,
+            ));
+        }
+    }
+    parameters::check_counterfactuals(Some(steer), limits)
+}
+
+/// How many counterfactual prompts there are, where each prompt has its own.
+fn counterfactuals(to: &Destination) -> Option<usize> {
+    match to {
+        Destination::Counterfactual(to) => match to.prompt.as_ref()? {
+            CounterfactualPrompt::Texts(texts) => Some(texts.len()),
+            CounterfactualPrompt::TokenLists(lists) => Some(lists.len()),
+            CounterfactualPrompt::Text(_) | CounterfactualPrompt::Tokens(_) => None,
+        },
+        Destination::Ablation(_) => None,
+    }
+}
+
+/// The edits of one prompt of several.
+fn of_prompt(steer: &SteerRequest, index: usize) -> SteerRequest {
+    let mut steer = steer.clone();
+    for edit in &mut steer.edits {
+        if let Some(Destination::Counterfactual(to)) = &mut edit.to {
+            match &mut to.prompt {
+                Some(CounterfactualPrompt::Texts(texts)) => *texts = vec![texts.swap_remove(index)],
+                Some(CounterfactualPrompt::TokenLists(lists)) => {
+                    *lists = vec![lists.swap_remove(index)];
+                }
+                _ => {}
+            }
+        }
+    }
+    steer
 }
 
 fn names(places: &[Place]) -> Vec<String> {
@@ -160,11 +362,18 @@ fn check(
     card: &ModelCard,
     logits: bool,
 ) -> Result<Vec<Place>, ApiError> {
-    if request.nodes.is_empty() && !logits {
+    if request.nodes.is_empty() && request.features.is_empty() && !logits {
         return Err(ApiError::invalid(
             "nodes",
-            "nodes is empty and logits are not asked for: nothing to answer",
+            "nodes and features are empty and logits are not asked for: nothing to answer",
         ));
+    }
+    if request.features.len() > MOST_FEATURES {
+        let message = format!(
+            "there are {} features; at most {MOST_FEATURES} are read at once",
+            request.features.len()
+        );
+        return Err(ApiError::invalid("features", message));
     }
     let mut places = Vec::new();
     for (index, name) in request.nodes.iter().enumerate() {
@@ -209,24 +418,33 @@ fn check(
     Ok(places)
 }
 
-/// Counts the numbers the engine has to hand over, whatever part of them is then sent.
-fn check_size(
-    places: &[Place],
-    tokens: usize,
-    card: &ModelCard,
+/// What is asked for at each token.
+struct Numbers<'a> {
+    places: &'a [Place],
+    features: usize,
     logits: bool,
-    limit: usize,
-) -> Result<(), ApiError> {
-    let widths: usize = places.iter().map(|place| place.width(&card.config)).sum();
-    let vocabulary = if logits { card.config.vocab_size } else { 0 };
-    let values = tokens.saturating_mul(widths + vocabulary);
-    if values > limit {
-        let message = format!(
-            "{values} numbers were asked for; at most {limit} are given: fewer nodes or tokens"
-        );
-        return Err(ApiError::invalid("nodes", message));
+}
+
+impl Numbers<'_> {
+    /// Counts the numbers the engine has to hand over, whatever part of them is then sent.
+    fn check(&self, tokens: usize, card: &ModelCard, limit: usize) -> Result<(), ApiError> {
+        let places = self.places.iter();
+        let widths: usize = places.map(|place| place.width(&card.config)).sum();
+        let vocabulary = if self.logits {
+            card.config.vocab_size
+        } else {
+            0
+        };
+        let values = tokens.saturating_mul(widths + vocabulary + self.features);
+        if values > limit {
+            let message = format!(
+                "{values} numbers were asked for; at most {limit} are given (limits.max_activation_values): fewer \
+                 prompts, nodes, features or tokens"
+            );
+            return Err(ApiError::invalid("nodes", message));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// All channels of a node, those named, or the largest.

@@ -30,6 +30,7 @@ pub mod parse_message;
 pub mod server;
 pub mod state;
 pub mod tasks;
+pub mod tokens;
 pub mod unparsed;
 
 pub use error::ApiError;

@@ -15,7 +15,7 @@ use super::openapi::Document;
 use super::state::State;
 use super::{
     activations, bridges, completions, disconnect, docs, features, health, library, models,
-    observe, openapi, tasks,
+    observe, openapi, tasks, tokens,
 };
 use crate::settings::Settings;
 
@@ -70,6 +70,10 @@ pub fn addresses() -> Vec<Address> {
         at("/v1/library").get(Access::Admin, library::list),
         at("/v1/library/{id}/load").post(Access::Admin, library::load),
         at("/v1/library/{id}/unload").post(Access::Admin, library::unload),
+        at("/v1/tokenize").post(Access::Infer, tokens::tokenize),
+        at("/tokenize").post(Access::Infer, tokens::tokenize_at_root),
+        at("/v1/detokenize").post(Access::Infer, tokens::detokenize),
+        at("/detokenize").post(Access::Infer, tokens::detokenize_at_root),
         at("/v1/activations").post(Access::Infer, activations::create),
         at("/healthz")
             .get(Access::Everybody, health::live)

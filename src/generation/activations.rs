@@ -1,77 +1,139 @@
-//! The values of chosen places on every token of one sequence.
+//! The values of chosen places and features on every token of one sequence, as the model computes them with or without
+//! edits.
 
-use super::request::{Activations, ActivationsRequest, EngineError};
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::Tensor;
+
+use super::batch::{self, Share};
+use super::request::{
+    Activations, ActivationsRequest, EngineError, FeatureValues, GenerationRequest,
+};
+use super::session::Session;
+use super::slots::Caches;
 use crate::interventions::nearest::suggestion;
-use crate::models::location::{Place, Site};
-use crate::models::tap::Recorder;
-use crate::models::token_rows::TokenRows;
+use crate::interventions::plan::{Resolved, resolve};
+use crate::interventions::subject::Subject;
+use crate::models::location::Place;
 use crate::numerics::rows;
+
+/// What a run has computed.
+struct Run {
+    seen: BTreeMap<Place, Tensor>,
+    /// `[tokens][vocabulary]`, where they were asked for.
+    logits: Vec<Vec<f32>>,
+}
 
 /// Answers a request for activations.
 pub fn activations(request: &ActivationsRequest) -> Result<Activations, EngineError> {
-    let model = &request.model.transformer;
-    let config = &model.config;
-    let invalid = |message: String, param: String| EngineError::Invalid {
-        message,
-        param: Some(param),
+    let asked = &request.run;
+    let scene = asked.scene();
+    let config = &asked.model.transformer.config;
+    let places = places(&request.places, config.n_layers)?;
+    let features = request.features.iter().enumerate();
+    let features: Vec<Resolved> = features
+        .map(|(index, address)| resolve(address, &scene, &format!("features[{index}]")))
+        .collect::<Result<_, _>>()?;
+    // A dense model has the directions of its own stream; channels are the sparse model's.
+    let is_own =
+        |feature: &&Resolved| scene.native || matches!(feature.subject, Subject::Direction(_));
+    let place_of = |feature: &Resolved| feature.subject.place();
+    let own = features.iter().filter(is_own).map(place_of);
+    let own: BTreeSet<Place> = places.iter().copied().chain(own).collect();
+    let read = features.iter().filter(|feature| !is_own(feature));
+    let read: BTreeSet<Place> = read.map(place_of).collect();
+    let answered = run(asked.clone(), own)?;
+    let sparse = match &asked.pair {
+        Some(pair) if !read.is_empty() => {
+            let prompts = asked.prompts.clone();
+            let unedited = GenerationRequest::of_prompts(pair.sparse.clone(), prompts, false);
+            run(unedited, read)?.seen
+        }
+        _ => BTreeMap::new(),
     };
-    let length = request.tokens.len();
-    if length == 0 || length > config.context_length {
-        let message = format!(
-            "the prompt has {length} tokens; it must have 1 to {}",
-            config.context_length
-        );
-        return Err(invalid(message, "prompt".into()));
-    }
-    if let Some(id) = request
-        .tokens
-        .iter()
-        .find(|id| **id as usize >= config.vocab_size)
-    {
-        return Err(invalid(
-            format!("token id {id} is outside the vocabulary"),
-            "prompt".into(),
-        ));
-    }
-    let mut places = Vec::with_capacity(request.places.len());
-    for (index, name) in request.places.iter().enumerate() {
-        let place = Place::parse(name, config.n_layers).map_err(|error| {
-            let known: Vec<String> = Place::all(config.n_layers)
-                .iter()
-                .map(Place::to_string)
-                .collect();
-            let near = suggestion(name, known.iter().map(String::as_str));
-            invalid(format!("{error}{near}"), format!("nodes[{index}]"))
-        })?;
-        places.push(place);
-    }
-    let mut recorder = Recorder::of(places.iter().copied());
-    let mut tokens = TokenRows::sequences(&request.tokens, length, &candle_core::Device::Cpu)?;
-    let stream = model.embed(&tokens)?;
-    let ids = tokens.ids.clone();
-    let first = Site::before_attention(0, config.n_layers);
-    let last = model.run(first, stream, &mut tokens, &mut recorder)?;
     let mut values = Vec::with_capacity(places.len());
     for (place, name) in places.iter().zip(&request.places) {
-        let Some(value) = recorder.get(*place) else {
-            return Err(EngineError::Failed(format!("{place} was not visited")));
-        };
+        let value = visited(&answered.seen, *place)?;
         values.push((name.clone(), place.width(config), rows::to_vec(value)?));
     }
-    let logits = match request.logits {
-        true => {
-            let logits = rows::to_vec(&model.unembed(&last, &ids)?)?;
-            Some(
-                logits
-                    .chunks_exact(config.vocab_size)
-                    .map(<[f32]>::to_vec)
-                    .collect(),
-            )
-        }
-        false => None,
-    };
+    let mut measured = Vec::with_capacity(features.len());
+    for feature in features {
+        let seen = match is_own(&&feature) {
+            true => &answered.seen,
+            false => &sparse,
+        };
+        let value = visited(seen, place_of(&feature))?;
+        let width = value.dim(1)?;
+        measured.push(FeatureValues {
+            name: feature.name,
+            node: feature.subject.place().to_string(),
+            values: rows::to_vec(value)?
+                .chunks_exact(width)
+                .map(|row| feature.subject.value_in(row))
+                .collect(),
+        });
+    }
     Ok(Activations {
         places: values,
-        logits,
+        features: measured,
+        logits: asked.echo.then_some(answered.logits),
+    })
+}
+
+fn places(names: &[String], n_layers: usize) -> Result<Vec<Place>, EngineError> {
+    let parse = |(index, name): (usize, &String)| {
+        Place::parse(name, n_layers).map_err(|error| {
+            let known: Vec<String> = Place::all(n_layers).iter().map(Place::to_string).collect();
+            let near = suggestion(name, known.iter().map(String::as_str));
+            EngineError::Invalid {
+                message: format!("{error}{near}"),
+                param: Some(format!("nodes[{index}]")),
+            }
+        })
+    };
+    names.iter().enumerate().map(parse).collect()
+}
+
+fn visited(seen: &BTreeMap<Place, Tensor>, place: Place) -> Result<&Tensor, EngineError> {
+    let value = seen.get(&place);
+    value.ok_or_else(|| EngineError::Failed(format!("{place} was not visited")))
+}
+
+/// Runs the whole sequence through a model, as the one arm of a request that generates nothing.
+fn run(asked: GenerationRequest, watched: BTreeSet<Place>) -> Result<Run, EngineError> {
+    let mut session = Session::admit(asked)?;
+    if session.arms.len() != 1 {
+        return Err(EngineError::Invalid {
+            message:
+                "activations are of one arm: one variant, no list of strengths, nothing to return"
+                    .to_owned(),
+            param: Some("steer".to_owned()),
+        });
+    }
+    let needs = session.needs(0);
+    let mut caches = Caches::new(Caches::largest_need(&session, needs));
+    session.slots[0] = caches.lend(&session, needs)?;
+    if session.slots[0].is_none() {
+        return Err(EngineError::Failed(
+            "an arm alone found no slots".to_owned(),
+        ));
+    }
+    let mut shares = [Share {
+        session: &mut session,
+        arms: vec![(0, usize::MAX)],
+        watched,
+    }];
+    let computed = batch::run(&mut shares, &mut caches)?.pop();
+    let computed = computed.ok_or_else(|| EngineError::Failed("nothing was run".to_owned()))?;
+    for (_, logits) in &computed.logits {
+        session.arms[0].check(logits)?;
+    }
+    Ok(Run {
+        seen: computed.seen,
+        logits: computed
+            .logits
+            .into_iter()
+            .map(|(_, logits)| logits)
+            .collect(),
     })
 }

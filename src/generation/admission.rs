@@ -97,11 +97,15 @@ pub fn check_bytes(
             0
         }
     };
+    let tokenizer = scene.tokenizer;
+    let prompts = request.prompts.iter();
+    let texts: Vec<usize> = prompts
+        .map(|prompt| prompt.iter().map(|&id| tokenizer.token_bytes(id).len()).sum())
+        .collect();
     let lengths = keys.iter().map(|key| {
-        (
-            key.variant,
-            request.prompts[key.prompt].len() + generated(key),
-        )
+        let text = texts[key.prompt] + generated(key).saturating_mul(tokenizer.longest_token());
+        let tokens = request.prompts[key.prompt].len() + generated(key);
+        (key.variant, tokens, text)
     });
     let kept = plan.map_or(0, |plan| kept_bytes(plan, scene, lengths));
     let told = match request.logprobs {

@@ -99,6 +99,11 @@ impl Arm {
         self.tokens.len()
     }
 
+    /// The token at a position of prompt and answer.
+    pub fn token_at(&self, position: usize) -> u32 {
+        self.tokens[position]
+    }
+
     /// How many tokens the model has not seen yet.
     pub fn unfed(&self) -> usize {
         self.tokens.len() - self.fed

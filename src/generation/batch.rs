@@ -5,10 +5,10 @@
 //! different edits, conditions and counterfactuals are never split into batches of their own, and a row's result
 //! does not depend on its neighbours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use candle_core::Result;
+use candle_core::{Result, Tensor};
 
 use super::pass::{Part, Parting, pass};
 use super::session::Session;
@@ -20,14 +20,16 @@ use crate::interventions::rows_of_arms::{
     Feed, PassRows, Row, SamePrompts, cache_rows, ids_of, rows_of,
 };
 use crate::interventions::steering::{ArmSlots, Steering, StepReadings};
-use crate::models::location::Site;
+use crate::models::location::{Place, Site};
 use crate::models::model::LoadedModel;
-use crate::models::tap::RowTap;
+use crate::models::tap::{RowTap, Watch};
 
 /// What one request feeds in a step: arms, and how many of their tokens at most.
 pub struct Share<'s> {
     pub session: &'s mut Session,
     pub arms: Vec<(usize, usize)>,
+    /// Where the values that the answering model goes on with are kept.
+    pub watched: BTreeSet<Place>,
 }
 
 /// What a step has computed for one request.
@@ -36,6 +38,8 @@ pub struct Computed {
     pub rows: Vec<Row>,
     /// The logits after those rows that were wanted, by row.
     pub logits: Vec<(usize, Vec<f32>)>,
+    /// What was watched, `[rows, width]` each.
+    pub seen: BTreeMap<Place, Tensor>,
 }
 
 /// One request's part of the work.
@@ -51,6 +55,8 @@ struct Work<'s> {
     steering: Option<&'s mut Steering>,
     edits: Vec<usize>,
     readings: StepReadings,
+    watched: &'s BTreeSet<Place>,
+    seen: BTreeMap<Place, Tensor>,
 }
 
 /// Runs a step. Nothing of the requests but their notes changes, and those are the same when a step is run again.
@@ -97,6 +103,8 @@ impl<'s> Work<'s> {
             },
             steering,
             readings: StepReadings::default(),
+            watched: &share.watched,
+            seen: BTreeMap::new(),
         }
     }
 
@@ -272,6 +280,7 @@ fn answer(works: &mut [Work], caches: &mut Caches) -> Result<Vec<Computed>> {
         .map(|work| Computed {
             rows: work.rows.clone(),
             logits: Vec::new(),
+            seen: BTreeMap::new(),
         })
         .collect();
     for model in models(works.iter().map(|work| &work.model)) {
@@ -289,13 +298,16 @@ fn answer(works: &mut [Work], caches: &mut Caches) -> Result<Vec<Computed>> {
                 edits,
                 rows,
                 readings,
+                watched,
+                seen,
                 ..
             } = work;
-            taps.push(
-                steering
-                    .as_deref_mut()
-                    .map(|steering| steering.answering_tap(*pair, edits, rows, readings)),
-            );
+            let steering = steering.as_deref_mut();
+            let tap = steering.map(|steering| steering.answering_tap(*pair, edits, rows, readings));
+            taps.push(match watched.is_empty() {
+                true => tap,
+                false => Some(Box::new(Watch::new(tap, watched, seen)) as Box<dyn RowTap>),
+            });
             members.push((index, wanted));
             parts.push(part);
         }
@@ -306,6 +318,9 @@ fn answer(works: &mut [Work], caches: &mut Caches) -> Result<Vec<Computed>> {
         for ((index, wanted), logits) in members.into_iter().zip(logits) {
             computed[index].logits = wanted.into_iter().zip(logits).collect();
         }
+    }
+    for (computed, work) in computed.iter_mut().zip(works) {
+        computed.seen = std::mem::take(&mut work.seen);
     }
     Ok(computed)
 }
@@ -345,6 +360,7 @@ mod tests {
         let mut share = Share {
             session: &mut session,
             arms,
+            watched: BTreeSet::new(),
         };
         let work = Work::of(&mut share);
         let steering = work.steering.as_deref();

@@ -223,8 +223,9 @@ impl EngineHandle {
     /// Reads values inside a model.
     pub async fn activations(
         &self,
-        request: ActivationsRequest,
+        mut request: ActivationsRequest,
     ) -> Result<Activations, EngineError> {
+        self.measure_groups(&mut request.run).await?;
         self.work(move || activations(&request)).await
     }
 

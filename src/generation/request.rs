@@ -8,7 +8,7 @@ use crate::features::measured::MeasuredGroup;
 use crate::features::pair::Pair;
 use crate::interventions::plan::Scene;
 use crate::interventions::receipt::{EditActivations, Receipt};
-use crate::interventions::request::{SteerRequest, Variant};
+use crate::interventions::request::{FeatureAddress, SteerRequest, Variant};
 use crate::models::model::{LoadedModel, ModelKind};
 
 /// A completion of one or more prompts.
@@ -86,6 +86,20 @@ impl GenerationRequest {
     }
 }
 
+impl GenerationRequest {
+    /// A run over prompts that generates nothing; the logits after every token are computed with `logits`.
+    pub fn of_prompts(model: Arc<LoadedModel>, prompts: Vec<Vec<u32>>, logits: bool) -> Self {
+        GenerationRequest {
+            prompts,
+            max_tokens: 0,
+            // A prompt that is repeated with its log-probabilities takes them.
+            echo: logits,
+            logprobs: logits.then_some(0),
+            ..GenerationRequest::of_one_token(model)
+        }
+    }
+}
+
 /// The answer to a [`GenerationRequest`].
 #[derive(Debug, Clone)]
 pub struct Generation {
@@ -158,21 +172,33 @@ pub enum Finish {
     Length,
 }
 
-/// Activations of named places for one sequence of tokens.
+/// Activations of named places and features for one sequence of tokens.
 #[derive(Debug, Clone)]
 pub struct ActivationsRequest {
-    pub model: Arc<LoadedModel>,
-    pub tokens: Vec<u32>,
+    /// One arm of one prompt, as [`GenerationRequest::of_prompts`] makes it, with its edits.
+    pub run: GenerationRequest,
     pub places: Vec<String>,
-    pub logits: bool,
+    /// Read in the model itself where it is sparse, else in the unedited sparse model of its bridge.
+    pub features: Vec<FeatureAddress>,
 }
 
 /// The answer: for each place its width and its values, token-major.
 #[derive(Debug, Clone)]
 pub struct Activations {
     pub places: Vec<(String, usize, Vec<f32>)>,
+    /// In the order of the request.
+    pub features: Vec<FeatureValues>,
     /// `[tokens][vocabulary]`.
     pub logits: Option<Vec<Vec<f32>>>,
+}
+
+/// One feature on every token.
+#[derive(Debug, Clone)]
+pub struct FeatureValues {
+    /// The registered feature's name.
+    pub name: Option<String>,
+    pub node: String,
+    pub values: Vec<f32>,
 }
 
 /// Why the engine does not answer; each carries what the caller can do.

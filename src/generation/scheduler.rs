@@ -4,7 +4,7 @@
 //! does not keep the others waiting; in every step each arm that is past its prompt feeds one token, and what is
 //! left of a step's budget goes to prompts, a piece at a time, so that a long prompt does not hold up the rest.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -168,6 +168,7 @@ impl<'o> Scheduler<'o> {
                 shares.push(Share {
                     session: &mut ticket.session,
                     arms: std::mem::take(arms),
+                    watched: BTreeSet::new(),
                 });
                 members.push((
                     &mut ticket.failed,
@@ -374,7 +375,7 @@ struct Advanced {
 }
 
 fn advance(session: &mut Session, computed: Computed) -> Result<Advanced, EngineError> {
-    let Computed { rows, logits } = computed;
+    let Computed { rows, logits, .. } = computed;
     let drew = !logits.is_empty();
     session.advance(&rows, logits)?;
     let news = session.news().collect();
@@ -505,7 +506,7 @@ mod tests {
         let session = &mut scheduler.tickets[0].session;
         session.edits_cost = 10;
         let room = capacity.sequences + capacity.prefill_tokens;
-        let mut had_a_turn = std::collections::BTreeSet::new();
+        let mut had_a_turn = BTreeSet::new();
         for _ in 0..4 {
             let chosen = scheduler.chosen_arms();
             assert!(!chosen[0].is_empty());

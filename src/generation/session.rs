@@ -87,7 +87,7 @@ impl Session {
                 } else {
                     0
                 };
-                Arm::new(&request, key, limit, &model.tokenizer)
+                Arm::new(&request, key, limit, &models.model.tokenizer)
             })
             .collect();
         Ok(Session {
@@ -225,9 +225,9 @@ impl Session {
                 .map(|steering| {
                     let steered = (index, &steering.arms[index]);
                     let kl = self.divergence_from_baseline(arm);
-                    steering
-                        .records
-                        .receipt(&steering.plan, record, steered, kl)
+                    let text = |position| self.model.tokenizer.token_text(arm.token_at(position));
+                    let records = &steering.records;
+                    records.receipt(&steering.plan, record, steered, text, kl)
                 });
             let activations =
                 steering

@@ -7,8 +7,10 @@ use super::receipt::Record;
 use super::request::Variant;
 use super::subject::Subject;
 
-/// A touched token in a receipt, and the same in JSON.
-const TOUCHED_TOKEN: usize = 24 + 136;
+/// A touched token in a receipt, and the same in JSON, both without its text.
+const TOUCHED_TOKEN: usize = 48 + 152;
+/// A byte of a token's text, and the same in JSON, escaped or a replacement character.
+const TEXT: usize = 3 + 6;
 /// Two numbers of a token in activations, and the same in JSON.
 const ACTIVATION: usize = 8 + 24;
 /// A channel with its weight, and the same in JSON.
@@ -16,11 +18,11 @@ const CHANNEL: usize = 16 + 48;
 /// An edit's other fields, in a receipt or in activations.
 const EDIT: usize = 512;
 
-/// Bytes kept for arms of a plan with so many tokens each.
+/// Bytes kept for arms of a plan with so many tokens each, whose texts have so many bytes.
 pub fn kept_bytes(
     plan: &Plan,
     scene: &Scene,
-    arms: impl Iterator<Item = (Variant, usize)>,
+    arms: impl Iterator<Item = (Variant, usize, usize)>,
 ) -> usize {
     let edits = plan.edits.len();
     let channels = plan.edits.iter().map(|edit| edit.subject.channels().len());
@@ -31,7 +33,7 @@ pub fn kept_bytes(
         .iter()
         .map(|edit| 4 * edit.changed_width(scene))
         .sum();
-    let told = |variant: Variant, tokens: usize| {
+    let told = |variant: Variant, tokens: usize, text: usize| {
         let edited = variant != Variant::Baseline;
         let (receipt, activations) = (plan.receipt && edited, plan.activations);
         let mut bytes = 0usize;
@@ -41,7 +43,9 @@ pub fn kept_bytes(
                 .saturating_mul(size_of::<Record>());
         }
         if receipt {
-            bytes += listed + edits.saturating_mul(tokens).saturating_mul(TOUCHED_TOKEN);
+            let touched = tokens.saturating_mul(TOUCHED_TOKEN);
+            let texts = text.saturating_mul(TEXT);
+            bytes += listed + edits.saturating_mul(touched.saturating_add(texts));
         }
         if activations {
             bytes += listed + edits.saturating_mul(tokens).saturating_mul(ACTIVATION);
@@ -55,8 +59,8 @@ pub fn kept_bytes(
         }
         bytes
     };
-    arms.fold(0, |sum: usize, (variant, tokens)| {
-        sum.saturating_add(told(variant, tokens))
+    arms.fold(0, |sum: usize, (variant, tokens, text)| {
+        sum.saturating_add(told(variant, tokens, text))
     })
 }
 

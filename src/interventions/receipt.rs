@@ -65,10 +65,12 @@ pub struct EditReceipt {
 }
 
 /// One touched token.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TouchedToken {
     /// Counted from the prompt's first token.
     pub position: usize,
+    /// The token's text; parts of characters are replacement characters.
+    pub text: String,
     /// The feature's value before the edit.
     pub before: f32,
     /// And with its change; a control arm leaves the feature alone.
@@ -175,12 +177,13 @@ impl Records {
         records.into_iter().flatten().enumerate()
     }
 
-    /// The receipt of one arm.
+    /// The receipt of one arm, whose token at a position has this text.
     pub fn receipt(
         &self,
         plan: &Plan,
         record: Option<&BridgeRecord>,
         (index, arm): (usize, &SteeredArm),
+        text: impl Fn(usize) -> String,
         kl_to_baseline: Option<f32>,
     ) -> Receipt {
         let edits = plan.edits.iter().enumerate();
@@ -191,6 +194,7 @@ impl Records {
             let tokens: Vec<TouchedToken> = touched
                 .map(|(position, record)| TouchedToken {
                     position,
+                    text: text(position),
                     before: record.before,
                     after: if arm.variant == Variant::Steered {
                         record.after

@@ -285,36 +285,38 @@ documented! {
 }
 
 /// Which input tokens an edit touches. The first generated token is predicted at the last prompt position;
-/// `generation: [0]` is that token fed back.
+/// `generation: [0]` is that token fed back. `{"text": "hello"}` alone names the tokens of the prompt that a text
+/// overlaps, and no generated ones.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct At {
-    /// Tokens of the prompt, counted from 0 or, if negative, from its end; all by default.
-    #[serde(default)]
-    pub prompt: TokenPositions,
-    /// Generated tokens that are fed back, counted from 0; all by default.
-    #[serde(default)]
-    pub generation: TokenPositions,
+    /// Tokens of the prompt, counted from 0 or, if negative, from its end; all by default. Not with `text`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<TokenPositions>,
+    /// Generated tokens that are fed back, counted from 0; all by default, none with `text`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<TokenPositions>,
+    /// A text of the prompt: all tokens that overlap it are touched. It must occur in every prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1)]
+    pub text: Option<String>,
+    /// Which occurrence of `text`: 1, the default, is the first one, -1 the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub occurrence: Option<i64>,
 }
 
-/// `"all"`, `"none"`, or a list of positions (negative: from the prompt's end) and half-open ranges
-/// `[from, to]`, either end `null` for open.
+/// `"all"`, `"none"`, or a list of positions (negative: from the prompt's end), half-open ranges `[from, to]`, either
+/// end `null` for open, and texts of the prompt, `{"text": "hello"}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(
     untagged,
-    expecting = "expected \"all\", \"none\", or a list of positions and ranges"
+    expecting = "expected \"all\", \"none\", or a list of positions, ranges and texts"
 )]
 pub enum TokenPositions {
     /// Every token, or none.
     Word(AllOrNone),
-    /// Tokens and ranges of tokens, in any order.
+    /// Tokens, ranges of tokens and texts, in any order.
     List(Vec<PositionOrRange>),
-}
-
-impl Default for TokenPositions {
-    fn default() -> Self {
-        TokenPositions::Word(AllOrNone::All)
-    }
 }
 
 documented! {
@@ -330,16 +332,30 @@ documented! {
 }
 
 /// A token or several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(
     untagged,
-    expecting = "expected a whole number, or two of them or nulls"
+    expecting = "expected a whole number, two of them or nulls, or an object with `text`"
 )]
 pub enum PositionOrRange {
     /// One token.
     Position(i64),
     /// From the first up to, and without, the second.
     Range([Option<i64>; 2]),
+    /// Those that a text of the prompt overlaps.
+    Text(TextOfPrompt),
+}
+
+/// A text that a prompt holds. All tokens that overlap it are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TextOfPrompt {
+    /// As it stands in the prompt. It must occur in every prompt.
+    #[schema(min_length = 1)]
+    pub text: String,
+    /// Which occurrence: 1, the default, is the first one, -1 the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub occurrence: Option<i64>,
 }
 
 /// Conditions on features at the same token. They see unedited values: those of the same tokens without any edit,

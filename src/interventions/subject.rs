@@ -43,6 +43,26 @@ impl Subject {
         }
     }
 
+    /// Its value where this is what its place holds at a token.
+    pub fn value_in(&self, row: &[f32]) -> f32 {
+        match self {
+            Subject::Channels(group) => {
+                let parts = group.channels.iter().zip(&group.weights);
+                let parts = parts.map(|(&channel, weight)| {
+                    row.get(channel).map_or(0.0, |&value| f64::from(value) * weight)
+                });
+                parts.sum::<f64>() as f32
+            }
+            Subject::Direction(direction) => {
+                let parts = direction.vector.iter().zip(row);
+                let dot: f64 = parts
+                    .map(|(&one, &other)| f64::from(one) * f64::from(other))
+                    .sum();
+                (dot / direction.squared_norm) as f32
+            }
+        }
+    }
+
     /// Its channels with their weights; none for a direction.
     pub fn channels(&self) -> Vec<WeightedChannel> {
         match self {

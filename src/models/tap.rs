@@ -42,6 +42,67 @@ pub trait RowTap: Send {
     }
 }
 
+/// Keeps what a part's rows hold at some places as they go on, after what `edits` does to them.
+pub struct Watch<'a> {
+    edits: Option<Box<dyn RowTap + 'a>>,
+    watched: &'a BTreeSet<Place>,
+    /// Those, and where the edits look.
+    places: BTreeSet<Place>,
+    seen: &'a mut BTreeMap<Place, Tensor>,
+}
+
+impl<'a> Watch<'a> {
+    pub fn new(
+        edits: Option<Box<dyn RowTap + 'a>>,
+        watched: &'a BTreeSet<Place>,
+        seen: &'a mut BTreeMap<Place, Tensor>,
+    ) -> Self {
+        let looked_at = edits.iter().flat_map(|edits| edits.places());
+        Watch {
+            places: looked_at.chain(watched).copied().collect(),
+            edits,
+            watched,
+            seen,
+        }
+    }
+
+    /// The edits, where they look at a place.
+    fn edits_at(&mut self, place: Place) -> Option<&mut Box<dyn RowTap + 'a>> {
+        let edits = self.edits.as_mut();
+        edits.filter(|edits| edits.places().contains(&place))
+    }
+}
+
+impl RowTap for Watch<'_> {
+    fn places(&self) -> &BTreeSet<Place> {
+        &self.places
+    }
+
+    fn look(&mut self, place: Place, rows: &OwnRows, changed: &mut Vec<u32>) -> Result<()> {
+        match self.edits_at(place) {
+            Some(edits) => edits.look(place, rows, changed),
+            None => Ok(()),
+        }
+    }
+
+    fn change(&mut self, place: Place, rows: &mut [f32], width: usize) -> Result<()> {
+        match self.edits_at(place) {
+            Some(edits) => edits.change(place, rows, width),
+            None => Ok(()),
+        }
+    }
+
+    fn leave(&mut self, place: Place, rows: &OwnRows) -> Result<()> {
+        if let Some(edits) = self.edits_at(place) {
+            edits.leave(place, rows)?;
+        }
+        if self.watched.contains(&place) {
+            self.seen.insert(place, rows.tensor()?);
+        }
+        Ok(())
+    }
+}
+
 /// A part's rows of a batch. Most parts never look at them.
 pub struct OwnRows<'v> {
     batch: &'v Tensor,

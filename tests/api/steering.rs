@@ -267,3 +267,89 @@ fn a_contrast_ranks_channels_and_verify_runs_claims_again() {
         .send("POST", "/v1/features/nothing/verify", &[], b"")
         .is_error(404, None, Some("feature_not_found"));
 }
+
+/// The touched tokens of one edit of a completion that generates nothing.
+fn touched(server: &Server, prompt: Value, at: Value) -> Response {
+    let edit = json!({"feature": "shipped_feature", "op": "add", "value": 1, "at": at});
+    let steer = json!({"edits": [edit], "return": ["receipt"]});
+    ask(
+        server,
+        json!({"prompt": prompt, "max_tokens": 2, "steer": steer, "logit_bias": {"319": -100}}),
+    )
+}
+
+#[test]
+fn tokens_are_named_by_their_text_and_receipts_say_it() {
+    let server = Server::new();
+    let prompt = "value = other + value";
+    let tokens = |at: Value| -> Vec<(u64, String)> {
+        let answer = touched(&server, json!(prompt), at).ok();
+        let tokens = answer["choices"][0]["receipt"]["edits"][0]["tokens"].clone();
+        let tokens = tokens.as_array().unwrap().iter();
+        tokens
+            .map(|token| {
+                (
+                    token["position"].as_u64().unwrap(),
+                    token["text"].as_str().unwrap().to_owned(),
+                )
+            })
+            .collect()
+    };
+    let text = |tokens: &[(u64, String)]| {
+        tokens
+            .iter()
+            .map(|(_, text)| text.as_str())
+            .collect::<String>()
+    };
+    // The prompt, and the generated token that is fed back.
+    let all = tokens(json!({}));
+    assert!(text(&all).starts_with(prompt), "{all:?}");
+    assert_eq!(text(&tokens(json!({"generation": "none"}))), prompt);
+    let first = tokens(json!({"text": "value"}));
+    let second = tokens(json!({"text": "value", "occurrence": 2}));
+    assert!(text(&first).contains("value") && text(&second).contains("value"));
+    assert_eq!(first[0].0, 0);
+    assert!(second[0].0 > first[0].0);
+    assert_eq!(tokens(json!({"text": "value", "occurrence": -1})), second);
+    let listed = json!({"prompt": [{"text": "value"}, {"text": "value", "occurrence": 2}], "generation": "none"});
+    assert_eq!(tokens(listed), [first.clone(), second].concat());
+    // Prompts of ids have a text too.
+    let ids = server
+        .post("/v1/tokenize", &json!({"model": "tiny", "prompt": prompt}))
+        .ok();
+    let answer = touched(&server, ids["tokens"].clone(), json!({"text": "value"})).ok();
+    let position = &answer["choices"][0]["receipt"]["edits"][0]["tokens"][0]["position"];
+    assert_eq!(*position, first[0].0);
+}
+
+#[test]
+fn a_text_that_does_not_occur_is_refused_with_what_does() {
+    let server = Server::new();
+    let refused = touched(&server, json!("value = 1"), json!({"text": "Value"}));
+    refused.is_error(400, Some("steer.edits[0].at.text"), None);
+    let message = refused.json()["error"]["message"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        message.contains("does not occur in prompt 0") && message.contains("\"value\" does"),
+        "{message}"
+    );
+    let other = touched(
+        &server,
+        json!(["value = 1", "x = 1"]),
+        json!({"text": "value"}),
+    );
+    other.is_error(400, Some("steer.edits[0].at.text"), None);
+    assert!(other.body.contains("prompt 1"), "{}", other.body);
+    let third = touched(
+        &server,
+        json!("value = value"),
+        json!({"text": "value", "occurrence": 3}),
+    );
+    third.is_error(400, Some("steer.edits[0].at.occurrence"), None);
+    assert!(third.body.contains("occurs 2 times"), "{}", third.body);
+    touched(&server, json!("x"), json!({"occurrence": 1})).blames("steer.edits[0].at.occurrence");
+    let listed = json!({"prompt": [0, {"text": "y"}]});
+    touched(&server, json!("x"), listed).blames("steer.edits[0].at.prompt[1].text");
+}

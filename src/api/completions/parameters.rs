@@ -180,7 +180,7 @@ fn sampling(common: &Common, vocabulary: usize) -> Result<Sampling, ApiError> {
 }
 
 /// The choices that one sample becomes: the baseline once, every other arm once for each strength.
-fn arms(steer: &SteerRequest) -> usize {
+pub fn arms(steer: &SteerRequest) -> usize {
     let strengths = steer.edits.iter().filter_map(|edit| match &edit.strength {
         Some(Strength::Sweep(strengths)) => Some(strengths.len()),
         _ => None,
@@ -233,7 +233,7 @@ fn check_budgets(
 }
 
 /// Counterfactual prompts are tokenised and run like any other.
-fn check_counterfactuals(steer: Option<&SteerRequest>, limits: &Limits) -> Result<(), ApiError> {
+pub fn check_counterfactuals(steer: Option<&SteerRequest>, limits: &Limits) -> Result<(), ApiError> {
     let edits = steer.iter().flat_map(|steer| &steer.edits);
     let prompts = edits.filter_map(|edit| match &edit.to {
         Some(Destination::Counterfactual(to)) => to.prompt.as_ref(),

@@ -11,7 +11,7 @@ use crate::api::ApiError;
 use crate::api::state::State;
 use crate::interventions::request::{CounterfactualPrompt, Destination, SteerRequest};
 use crate::models::chat_template::{ChatTemplate, Message, RenderError};
-use crate::models::tokenizer::{Tokenizer, TokenizerError};
+use crate::models::tokenizer::{TextToken, Tokenizer, TokenizerError};
 use crate::serving::snapshot::ModelCard;
 use crate::serving::template_process::TemplateFailure;
 use crate::settings::Limits;
@@ -200,23 +200,50 @@ pub async fn encode_echoed(
     let room = Room::of(card, &state.limits);
     let mut written = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        written.push(match prompt {
-            Prompt::Conversation { template, messages } => {
-                // As many templates run at a time as texts are tokenised.
-                let _permit = permit(state).await?;
-                let rendered = state
-                    .templates
-                    .render(&template, &messages, room.characters());
-                Prompt::Written(rendered.await.map_err(|error| failure(error, &room))?)
-            }
-            prompt => prompt,
-        });
+        written.push(written_out(prompt, &room, state).await?);
     }
     tokenise(state, move || {
         let prompts = written.into_iter().enumerate();
         prompts
             .map(|(index, prompt)| prompt.encode(index, &room, echo))
             .collect()
+    })
+    .await?
+}
+
+/// The same prompt, and of a conversation what its template makes of it.
+async fn written_out(prompt: Prompt, room: &Room, state: &State) -> Result<Prompt, ApiError> {
+    let Prompt::Conversation { template, messages } = prompt else {
+        return Ok(prompt);
+    };
+    // As many templates run at a time as texts are tokenised.
+    let _permit = permit(state).await?;
+    let rendered = state.templates.render(&template, &messages, room.characters());
+    let text = rendered.await.map_err(|error| failure(error, room))?;
+    Ok(Prompt::Written(text))
+}
+
+/// The text of a prompt and its tokens; with `special`, what the tokenizer puts before a text too.
+pub async fn tokens(
+    prompt: Prompt,
+    special: bool,
+    card: &ModelCard,
+    state: &State,
+) -> Result<(String, Vec<TextToken>), ApiError> {
+    check_length(std::slice::from_ref(&prompt), &state.limits)?;
+    let room = Room::of(card, &state.limits);
+    let field = prompt.field();
+    let written = written_out(prompt, &room, state).await?;
+    tokenise(state, move || {
+        let text = match written {
+            Prompt::Text(text) | Prompt::Written(text) => text,
+            Prompt::Tokens(tokens) => room.tokenizer.decode(&tokens),
+            Prompt::Conversation { .. } => String::new(),
+        };
+        room.check(&text, "the text", field)?;
+        let tokens = room.tokenizer.tokens_of(&text, special);
+        let tokens = tokens.map_err(|error| ApiError::invalid(field, error.to_string()))?;
+        Ok((text, tokens))
     })
     .await?
 }

@@ -28,7 +28,7 @@ pub fn add(document: &mut OpenApi) {
     for (name, lists) in [
         ("PromptField", 1..=3),
         ("CounterfactualPrompt", 1..=3),
-        ("ActivationsPrompt", 1..=1),
+        ("ActivationsPrompt", 1..=3),
     ] {
         for index in lists {
             if let Some(list) = list(schemas, name, index) {

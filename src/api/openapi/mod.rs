@@ -16,7 +16,7 @@ use self::answers::OperationAccess;
 use super::completions::chat::response::ChatPiece;
 use super::completions::response::Chunk;
 use super::completions::text::response::TextPiece;
-use super::{activations, bridges, completions, features, health, jobs, library, models, tasks};
+use super::{activations, bridges, completions, features, health, jobs, library, models, tasks, tokens};
 
 /// The whole API.
 #[derive(Debug, OpenApi)]
@@ -51,6 +51,10 @@ use super::{activations, bridges, completions, features, health, jobs, library, 
         features::contrast::create,
         features::verify::create,
         activations::create,
+        tokens::tokenize,
+        tokens::tokenize_at_root,
+        tokens::detokenize,
+        tokens::detokenize_at_root,
         library::list,
         library::load,
         library::unload,
@@ -79,6 +83,7 @@ use super::{activations, bridges, completions, features, health, jobs, library, 
     ),
     tags(
         (name = "completions", description = "Text and conversations, steered or not"),
+        (name = "tokens", description = "Texts as tokens, and back"),
         (name = "models", description = "Dense and sparse models"),
         (name = "bridges", description = "Pairs of models that edits are carried across"),
         (name = "features", description = "Named features of sparse models"),

@@ -80,10 +80,9 @@ async fn callers_that_have_gone_are_skipped() {
 async fn activations_are_those_of_a_forward_pass() {
     let engine = Engine::start(Capacity::default()).expect("a thread");
     let ask = |places: &[&str]| ActivationsRequest {
-        model: model("sparse"),
-        tokens: PROMPT.to_vec(),
+        run: GenerationRequest::of_prompts(model("sparse"), vec![PROMPT.to_vec()], true),
         places: places.iter().map(|place| (*place).to_owned()).collect(),
-        logits: true,
+        features: Vec::new(),
     };
     let found = engine
         .activations(ask(&["1.attn.q", "final_resid"]))

@@ -7,7 +7,7 @@ use super::condition::{Condition, Reach};
 use super::counterfactual::{Stream, StreamModel, stream};
 use super::scene::{PlanError, Scene, refused};
 use super::source::Source;
-use super::span::Span;
+use super::span::{Prompts, Span};
 use crate::features::measured::MeasuredGroup;
 use crate::features::registry::FeatureStatistics;
 use crate::features::statistics::of_signed_channel;
@@ -108,7 +108,11 @@ pub fn compile(
     let action = action(request, &mut resolved, source, scene, streams, param)?;
     let (route, write) = route(request, &resolved, scene, columns, param)?;
     let lengths: Vec<usize> = scene.prompts.iter().map(Vec::len).collect();
-    let span = Span::new(request.at.as_ref(), &lengths, &format!("{param}.at"))?;
+    let prompts = Prompts {
+        lengths: &lengths,
+        text: &|prompt| scene.tokenizer.decode_with_starts(&scene.prompts[prompt]),
+    };
+    let span = Span::new(request.at.as_ref(), &prompts, &format!("{param}.at"))?;
     let dense_site = match (scene.native, &route) {
         (false, Route::InPlace | Route::Carried(_)) => {
             Some(resolved.subject.place().site(scene.n_layers()))

@@ -19,6 +19,7 @@ use crate::models::location::{Place, Site};
 
 use counterfactual::{Stream, StreamModel};
 
+pub use address::{Resolved, resolve};
 pub use edit::{Edit, Route, needs_sparse_rms, sublayer_output};
 pub use scene::{PlanError, Scene, refused};
 pub use source::Source;

@@ -1,5 +1,7 @@
 //! The fields that only a chat completion has, against their ranges.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::messages;
@@ -8,6 +10,7 @@ use crate::api::ApiError;
 use crate::api::completions::parameters::{self, Asked, Checked, unsupported};
 use crate::api::completions::prompt::Prompt;
 use crate::api::completions::request::common_fields;
+use crate::models::chat_template::ChatTemplate;
 use crate::serving::snapshot::ModelCard;
 use crate::settings::Limits;
 
@@ -28,18 +31,7 @@ pub fn check(
     card: &ModelCard,
     limits: &Limits,
 ) -> Result<CheckedChat, ApiError> {
-    let Some(template) = card.chat_template.clone() else {
-        let message = format!(
-            "model {:?} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): it \
-             completes text, at /v1/completions",
-            card.id
-        );
-        return Err(ApiError::invalid_with_code(
-            "model",
-            "no_chat_template",
-            message,
-        ));
-    };
+    let template = template(card)?;
     refuse_unsupported(&request)?;
     let (max_tokens, max_tokens_field) = max_tokens(&request)?;
     let asked = Asked {
@@ -60,6 +52,18 @@ pub fn check(
         prompt: Prompt::Conversation { template, messages },
         checked,
         logprobs,
+    })
+}
+
+/// The template that makes a text of a conversation with a model.
+pub fn template(card: &ModelCard) -> Result<Arc<ChatTemplate>, ApiError> {
+    card.chat_template.clone().ok_or_else(|| {
+        let message = format!(
+            "model {:?} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): it \
+             completes text, at /v1/completions",
+            card.id
+        );
+        ApiError::invalid_with_code("model", "no_chat_template", message)
     })
 }
 
