@@ -100,7 +100,12 @@ pub fn check_bytes(
     let tokenizer = scene.tokenizer;
     let prompts = request.prompts.iter();
     let texts: Vec<usize> = prompts
-        .map(|prompt| prompt.iter().map(|&id| tokenizer.token_bytes(id).len()).sum())
+        .map(|prompt| {
+            prompt
+                .iter()
+                .map(|&id| tokenizer.token_bytes(id).len())
+                .sum()
+        })
         .collect();
     let lengths = keys.iter().map(|key| {
         let text = texts[key.prompt] + generated(key).saturating_mul(tokenizer.longest_token());

@@ -49,7 +49,8 @@ impl Subject {
             Subject::Channels(group) => {
                 let parts = group.channels.iter().zip(&group.weights);
                 let parts = parts.map(|(&channel, weight)| {
-                    row.get(channel).map_or(0.0, |&value| f64::from(value) * weight)
+                    row.get(channel)
+                        .map_or(0.0, |&value| f64::from(value) * weight)
                 });
                 parts.sum::<f64>() as f32
             }

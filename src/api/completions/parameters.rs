@@ -233,7 +233,10 @@ fn check_budgets(
 }
 
 /// Counterfactual prompts are tokenised and run like any other.
-pub fn check_counterfactuals(steer: Option<&SteerRequest>, limits: &Limits) -> Result<(), ApiError> {
+pub fn check_counterfactuals(
+    steer: Option<&SteerRequest>,
+    limits: &Limits,
+) -> Result<(), ApiError> {
     let edits = steer.iter().flat_map(|steer| &steer.edits);
     let prompts = edits.filter_map(|edit| match &edit.to {
         Some(Destination::Counterfactual(to)) => to.prompt.as_ref(),

@@ -218,7 +218,9 @@ async fn written_out(prompt: Prompt, room: &Room, state: &State) -> Result<Promp
     };
     // As many templates run at a time as texts are tokenised.
     let _permit = permit(state).await?;
-    let rendered = state.templates.render(&template, &messages, room.characters());
+    let rendered = state
+        .templates
+        .render(&template, &messages, room.characters());
     let text = rendered.await.map_err(|error| failure(error, room))?;
     Ok(Prompt::Written(text))
 }

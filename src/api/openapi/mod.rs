@@ -16,7 +16,9 @@ use self::answers::OperationAccess;
 use super::completions::chat::response::ChatPiece;
 use super::completions::response::Chunk;
 use super::completions::text::response::TextPiece;
-use super::{activations, bridges, completions, features, health, jobs, library, models, tasks, tokens};
+use super::{
+    activations, bridges, completions, features, health, jobs, library, models, tasks, tokens,
+};
 
 /// The whole API.
 #[derive(Debug, OpenApi)]
