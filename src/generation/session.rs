@@ -87,7 +87,7 @@ impl Session {
                 } else {
                     0
                 };
-                Arm::new(&request, key, limit, &models.model.tokenizer)
+                Arm::new(&request, key, limit, &model.tokenizer)
             })
             .collect();
         Ok(Session {
