@@ -22,7 +22,7 @@ use crate::interventions::rows_of_arms::{
 use crate::interventions::steering::{ArmSlots, Steering, StepReadings};
 use crate::models::location::{Place, Site};
 use crate::models::model::LoadedModel;
-use crate::models::tap::{RowTap, Watch};
+use crate::models::tap::{RowTap, WatchTap};
 
 /// What one request feeds in a step: arms, and how many of their tokens at most.
 pub struct Share<'s> {
@@ -306,7 +306,7 @@ fn answer(works: &mut [Work], caches: &mut Caches) -> Result<Vec<Computed>> {
             let tap = steering.map(|steering| steering.answering_tap(*pair, edits, rows, readings));
             taps.push(match watched.is_empty() {
                 true => tap,
-                false => Some(Box::new(Watch::new(tap, watched, seen)) as Box<dyn RowTap>),
+                false => Some(Box::new(WatchTap::new(tap, watched, seen)) as Box<dyn RowTap>),
             });
             members.push((index, wanted));
             parts.push(part);

@@ -43,7 +43,7 @@ pub trait RowTap: Send {
 }
 
 /// Keeps what a part's rows hold at some places as they go on, after what `edits` does to them.
-pub struct Watch<'a> {
+pub struct WatchTap<'a> {
     edits: Option<Box<dyn RowTap + 'a>>,
     watched: &'a BTreeSet<Place>,
     /// Those, and where the edits look.
@@ -51,14 +51,14 @@ pub struct Watch<'a> {
     seen: &'a mut BTreeMap<Place, Tensor>,
 }
 
-impl<'a> Watch<'a> {
+impl<'a> WatchTap<'a> {
     pub fn new(
         edits: Option<Box<dyn RowTap + 'a>>,
         watched: &'a BTreeSet<Place>,
         seen: &'a mut BTreeMap<Place, Tensor>,
     ) -> Self {
         let looked_at = edits.iter().flat_map(|edits| edits.places());
-        Watch {
+        WatchTap {
             places: looked_at.chain(watched).copied().collect(),
             edits,
             watched,
@@ -73,7 +73,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-impl RowTap for Watch<'_> {
+impl RowTap for WatchTap<'_> {
     fn places(&self) -> &BTreeSet<Place> {
         &self.places
     }

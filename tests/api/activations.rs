@@ -103,7 +103,6 @@ fn what_does_not_exist_is_refused() {
         (json!({"channels": [1], "top_k": 1}), "top_k"),
         (json!({"top_k": 0}), "top_k"),
         (json!({"prompt": [1, 320]}), "prompt"),
-        (json!({"prompt": ["x"]}), "prompt"),
     ] {
         let answer = ask(&server, changes.clone());
         assert_eq!(answer.status, 400, "{changes}: {}", answer.body);

@@ -159,6 +159,10 @@ fn body(shown: &Value, steps: &[Step], value: Value) -> Value {
     let mut body = shown.clone();
     if let Some(Step::Field(name, _)) = steps.first() {
         body[name] = fields[name].take();
+        // A conversation takes the place of a text.
+        if let (Some(body), "messages") = (body.as_object_mut(), name.as_str()) {
+            body.remove("prompt");
+        }
     }
     body
 }
