@@ -27,8 +27,8 @@ cat >"$work/chat/chat_template.jinja" <<'TEMPLATE'
 {% if add_generation_prompt %}# assistant:{% endif %}
 TEMPLATE
 
-"$binary" key tester >"$work/key.toml"
-key=$(sed -n 's/^# \(ck-.*\)$/\1/p' "$work/key.toml")
+"$binary" key tester >"$work/key.toml" 2>"$work/key"
+key=$(sed -n 's/^\(ck-.*\)$/\1/p' "$work/key")
 {
     echo "data_dir = \"$work/data\""
     echo "library = \"$work/library\""
