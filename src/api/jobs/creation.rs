@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use sha2::{Digest, Sha256};
@@ -40,6 +41,9 @@ impl From<Fault> for ApiError {
         ApiError::invalid(fault.field, message)
     }
 }
+
+/// How long an estimate waits for the one before it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks for a training. It is carried out when a worker is free; its result is served as soon as it is there.
 #[utoipa::path(post, path = "/v1/fine_tuning/jobs", tag = "fine_tuning", operation_id = "createJob",
@@ -137,9 +141,9 @@ pub async fn estimate(
         Some(output) => output,
         None => "estimate".parse().map_err(ApiError::internal)?,
     };
-    let Ok(_turn) = state.jobs.estimates.try_acquire() else {
-        return Err(ApiError::Busy);
-    };
+    let turn = tokio::time::timeout(PATIENCE, state.jobs.estimates.acquire());
+    let turn = turn.await.map_err(|_| ApiError::Busy)?;
+    let _turn = turn.map_err(ApiError::internal)?;
     let planned = planned(&state, request, output).await?;
     let jobs = &state.jobs;
     let (settings, work) = (&jobs.settings.jobs, jobs.settings.data_dir.join("jobs"));
