@@ -1,9 +1,9 @@
 //! Generating text: the engine thread that runs the models, and what is asked of it.
 //!
-//! [`request`] is the contract; [`engine`] the thread and its handle. A request brings its model, has what its edits
-//! need measured ([`needed_groups`]), passes
-//! [`admission`] and becomes a [`session`] of one or more [`arms`]. The [`scheduler`] lends arms [`slots`] of the
-//! models' caches and picks who takes part in the next step; [`mod@batch`] runs the step, all requests' rows together.
+//! [`request`] is the contract; [`engine`] the thread and its handle. A request brings its model. The engine's handle
+//! has measured what its edits need ([`needed_groups`]). It passes [`admission`] and becomes a [`session`] of one or
+//! more [`arms`]. The [`scheduler`] lends arms [`slots`] of the models' caches and picks who takes part in the next
+//! step; [`mod@batch`] runs the step, all requests' rows together.
 
 pub mod activations;
 pub mod admission;
