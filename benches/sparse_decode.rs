@@ -17,7 +17,7 @@ use causeway::models::config::{
 };
 use causeway::models::kv_cache::{CacheRow, KvCache};
 use causeway::models::layers::Purpose;
-use causeway::models::location::{Node, NodeKind, Place, Site};
+use causeway::models::location::{Location, Node, NodeKind, Site};
 use causeway::models::tap::{NoTap, Recorder};
 use causeway::models::tensor_names::tensor_shapes;
 use causeway::models::token_rows::TokenRows;
@@ -174,7 +174,7 @@ impl Sparse {
     /// The bytes of weights that one token reads: what `Columns` counts for the inputs that are active in it.
     fn bytes_touched(&mut self, token: u32, position: usize) -> Result<usize> {
         let n_layers = self.model.config.n_layers;
-        let mut recorder = Recorder::of(Place::all(n_layers));
+        let mut recorder = Recorder::of(Location::all(n_layers));
         let at = vec![CacheRow { slot: 0, position }];
         self.model.forward(
             &mut TokenRows::cached(&[token], at, &mut self.cache)?,
@@ -191,8 +191,8 @@ impl Sparse {
             NodeKind::PostAct,
         ];
         let nodes =
-            (0..n_layers).flat_map(|layer| kinds.map(|kind| Place::Node(Node { layer, kind })));
-        let places = nodes.chain(Site::new(2 * n_layers, n_layers).map(Place::Site));
+            (0..n_layers).flat_map(|layer| kinds.map(|kind| Location::Node(Node { layer, kind })));
+        let places = nodes.chain(Site::new(2 * n_layers, n_layers).map(Location::Site));
         let mut bytes = 0;
         for (linear, place) in self.model.linears().zip(places) {
             let (Some(columns), Some(input)) = (linear.columns(), recorder.get(place)) else {

@@ -75,7 +75,7 @@ fn start_training(server: &Server) -> String {
         },
         "generated": {"documents": 200, "seed": 1},
         "batches": {"steps": 1_000_000, "sequences": 4, "length": 128, "seed": 1},
-        "optimizer": {"rate": 1e-3, "warmup_steps": 10}, "bridge_rate": 1e-3,
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 10}, "bridge_learning_rate": 1e-3,
         "sparsity": {"kept_fraction": 0.1},
         "terms": {"cross_entropy": 1, "distillation": 1, "encoder": 1, "decoder": 1, "dense_to_sparse": 1,
             "sparse_to_dense": 1}

@@ -9,13 +9,13 @@ use causeway::models::config::TransformerConfig;
 use causeway::models::kv_cache::{CacheRow, KvCache};
 use causeway::models::layers::Purpose;
 use causeway::models::layout::ModelFiles;
-use causeway::models::location::Place;
+use causeway::models::location::Location;
 use causeway::models::tap::Recorder;
 use causeway::models::token_rows::TokenRows;
 use causeway::models::transformer::Transformer;
 
 /// What one forward pass showed: the values at its places, and its logits.
-type Pass = (BTreeMap<Place, Tensor>, Tensor);
+type Pass = (BTreeMap<Location, Tensor>, Tensor);
 
 const CHECKPOINTS: [&str; 4] = [
     "plain",
@@ -34,7 +34,7 @@ struct Golden {
     ids: Vec<u32>,
     length: usize,
     /// `[rows, channels]` each.
-    activations: BTreeMap<Place, Tensor>,
+    activations: BTreeMap<Location, Tensor>,
     logits: Tensor,
 }
 
@@ -52,7 +52,7 @@ impl Golden {
         let logits = as_rows(&expected.remove("logits").expect("logits"));
         let activations = expected.iter().map(|(name, value)| {
             let name = name.strip_prefix("activations.").expect("an activation");
-            let place = Place::parse(name, files.config.n_layers).expect("a place of ours");
+            let place = Location::parse(name, files.config.n_layers).expect("a place of ours");
             (place, as_rows(value))
         });
         Golden {
@@ -74,7 +74,7 @@ impl Golden {
     }
 
     fn recorder(&self) -> Recorder {
-        Recorder::of(Place::all(self.config().n_layers))
+        Recorder::of(Location::all(self.config().n_layers))
     }
 
     fn sequences(&self) -> usize {
@@ -82,9 +82,9 @@ impl Golden {
     }
 
     /// Holds a whole pass against the released code's; rows in the order of `self.ids`.
-    fn check(&self, seen: &BTreeMap<Place, Tensor>, logits: &Tensor) {
-        // Place by place in the order of the pass, so that the first line of a failure is the first cause.
-        for place in Place::all(self.config().n_layers) {
+    fn check(&self, seen: &BTreeMap<Location, Tensor>, logits: &Tensor) {
+        // Location by place in the order of the pass, so that the first line of a failure is the first cause.
+        for place in Location::all(self.config().n_layers) {
             let (expected, seen) = (&self.activations[&place], &seen[&place]);
             assert_eq!(seen.dims(), expected.dims(), "{} {place}", self.name);
             close(seen, expected, &format!("{} {place}", self.name));
@@ -130,7 +130,7 @@ fn whole_sequences(golden: &Golden, purpose: Purpose) -> Result<()> {
 fn expected_values_cover_every_place() {
     for name in CHECKPOINTS {
         let golden = Golden::read(name);
-        let places = Place::all(golden.config().n_layers);
+        let places = Location::all(golden.config().n_layers);
         assert!(
             places
                 .iter()
@@ -188,7 +188,7 @@ fn token_by_token_agrees_with_the_released_code() -> Result<()> {
             let picked: Vec<Tensor> = passes.iter().map(pick).collect();
             Tensor::stack(&picked, 1)?.flatten(0, 1)
         };
-        let seen = Place::all(golden.config().n_layers)
+        let seen = Location::all(golden.config().n_layers)
             .into_iter()
             .map(|place| Ok((place, by_sequence(&|pass| pass.0[&place].clone())?)))
             .collect::<Result<BTreeMap<_, _>>>()?;

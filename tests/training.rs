@@ -112,7 +112,7 @@ length = 32
 seed = 5
 
 [optimizer]
-rate = 1e-2
+learning_rate = 1e-2
 warmup_steps = 5
 final_fraction = 0.1
 

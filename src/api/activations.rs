@@ -18,7 +18,7 @@ use crate::generation::request::{ActivationsRequest, GenerationRequest};
 use crate::interventions::request::{
     CounterfactualPrompt, Destination, FeatureAddress, SteerRequest,
 };
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::serving::snapshot::ModelCard;
 use crate::settings::Limits;
 
@@ -352,8 +352,8 @@ fn of_prompt(steer: &SteerRequest, index: usize) -> SteerRequest {
     steer
 }
 
-fn names(places: &[Place]) -> Vec<String> {
-    places.iter().map(Place::to_string).collect()
+fn names(places: &[Location]) -> Vec<String> {
+    places.iter().map(Location::to_string).collect()
 }
 
 /// The places asked for, each once.
@@ -361,7 +361,7 @@ fn check(
     request: &CreateActivations,
     card: &ModelCard,
     logits: bool,
-) -> Result<Vec<Place>, ApiError> {
+) -> Result<Vec<Location>, ApiError> {
     if request.nodes.is_empty() && request.features.is_empty() && !logits {
         return Err(ApiError::invalid(
             "nodes",
@@ -378,7 +378,7 @@ fn check(
     let mut places = Vec::new();
     for (index, name) in request.nodes.iter().enumerate() {
         let param = format!("nodes[{index}]");
-        let place = Place::parse(name, card.config.n_layers)
+        let place = Location::parse(name, card.config.n_layers)
             .map_err(|error| ApiError::invalid(&*param, error.to_string()))?;
         if places.contains(&place) {
             return Err(ApiError::invalid(param, format!("{place} is named twice")));
@@ -420,7 +420,7 @@ fn check(
 
 /// What is asked for at each token.
 struct Numbers<'a> {
-    places: &'a [Place],
+    places: &'a [Location],
     features: usize,
     logits: bool,
 }

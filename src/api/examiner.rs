@@ -12,10 +12,11 @@ use tokio::sync::Semaphore;
 
 use super::ApiError;
 use super::disconnect;
+use crate::discovery::DiscoveryError;
+use crate::discovery::patience::Patience;
+use crate::discovery::question::PromptPair;
 use crate::features::FeatureError;
 use crate::features::pair::Pair;
-use crate::features::patience::Patience;
-use crate::features::question::PromptPair;
 use crate::serving::snapshot::ServedPair;
 use crate::settings::Limits;
 
@@ -89,7 +90,7 @@ impl Examiner {
     ) -> Result<T, ApiError>
     where
         T: Send + 'static,
-        W: FnOnce(&Pair, &Patience) -> Result<T, FeatureError> + Send + 'static,
+        W: FnOnce(&Pair, &Patience) -> Result<T, DiscoveryError> + Send + 'static,
     {
         let pair = bridge.pair().await?;
         let examined = self.carry_out(http, effort, move |patience| work(&pair, patience));
@@ -102,10 +103,10 @@ impl Examiner {
         http: &HttpRequest,
         effort: Effort,
         work: W,
-    ) -> Result<Result<T, FeatureError>, ApiError>
+    ) -> Result<Result<T, DiscoveryError>, ApiError>
     where
         T: Send + 'static,
-        W: FnOnce(&Patience) -> Result<T, FeatureError> + Send + 'static,
+        W: FnOnce(&Patience) -> Result<T, DiscoveryError> + Send + 'static,
     {
         let until = Instant::now() + Duration::from_secs(self.seconds);
         let patience = Patience::until(until);
@@ -118,7 +119,7 @@ impl Examiner {
             () = disconnect::gone(http) => return Err(ApiError::ClientGone),
         };
         match examined {
-            Ok(Ok(Err(FeatureError::GivenUp))) | Err(_) => Err(overdue),
+            Ok(Ok(Err(DiscoveryError::GivenUp))) | Err(_) => Err(overdue),
             Ok(examined) => examined,
         }
     }
@@ -128,10 +129,10 @@ impl Examiner {
         effort: Effort,
         patience: Patience,
         work: W,
-    ) -> Result<Result<T, FeatureError>, ApiError>
+    ) -> Result<Result<T, DiscoveryError>, ApiError>
     where
         T: Send + 'static,
-        W: FnOnce(&Patience) -> Result<T, FeatureError> + Send + 'static,
+        W: FnOnce(&Patience) -> Result<T, DiscoveryError> + Send + 'static,
     {
         let lane = match effort {
             Effort::Look => &self.looks,
@@ -152,22 +153,22 @@ impl Examiner {
     }
 }
 
-fn refusal(error: FeatureError, param: &str) -> ApiError {
+fn refusal(error: DiscoveryError, param: &str) -> ApiError {
     match error {
-        FeatureError::Invalid(_)
-        | FeatureError::NotCarried(_)
-        | FeatureError::Place(_)
-        | FeatureError::Tokenizer(_) => ApiError::invalid(param, error.to_string()),
-        FeatureError::Compute(_)
-        | FeatureError::Artifact(_)
-        | FeatureError::Pair(_)
-        | FeatureError::Reference(_)
-        | FeatureError::GivenUp => ApiError::internal(error),
+        DiscoveryError::Invalid(_)
+        | DiscoveryError::Feature(FeatureError::Invalid(_))
+        | DiscoveryError::NotCarried(_)
+        | DiscoveryError::Location(_)
+        | DiscoveryError::Tokenizer(_) => ApiError::invalid(param, error.to_string()),
+        DiscoveryError::Compute(_)
+        | DiscoveryError::Feature(FeatureError::Compute(_))
+        | DiscoveryError::Pair(_)
+        | DiscoveryError::GivenUp => ApiError::internal(error),
     }
 }
 
 /// Refuses pairs whose prompts are longer than either model's context.
-pub fn check_length(pairs: &[PromptPair], models: &Pair) -> Result<(), FeatureError> {
+pub fn check_length(pairs: &[PromptPair], models: &Pair) -> Result<(), DiscoveryError> {
     let context = models
         .dense
         .config
@@ -180,7 +181,7 @@ pub fn check_length(pairs: &[PromptPair], models: &Pair) -> Result<(), FeatureEr
             let problem = format!(
                 "the prompts of pair {index} are longer than the context of {context} tokens"
             );
-            Err(FeatureError::Invalid(problem))
+            Err(DiscoveryError::Invalid(problem))
         }
     }
 }
@@ -208,7 +209,7 @@ mod tests {
     /// An examination that ends only when it is given up: it says when it begins and when it ends.
     fn endless(
         told: mpsc::Sender<&'static str>,
-    ) -> impl FnOnce(&Patience) -> Result<(), FeatureError> + Send + 'static {
+    ) -> impl FnOnce(&Patience) -> Result<(), DiscoveryError> + Send + 'static {
         move |patience| {
             let _ = told.send("begun");
             while patience.check().is_ok() {

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::ApiError;
 use super::error::ErrorBody;
 use super::state::State;
-use crate::serving::library::EntryKind;
+use crate::serving::library::{EntryKind, SkippedFolder};
 use crate::serving::service::ServiceError;
 use crate::serving::snapshot::Snapshot;
 
@@ -30,6 +30,8 @@ pub struct LibraryList {
     #[schema(example = "list")]
     pub object: &'static str,
     pub data: Vec<LibraryEntry>,
+    /// Folders of the library that cannot be served, by their names.
+    pub skipped: Vec<SkippedFolder>,
 }
 
 fn described(served: &Snapshot, id: String, kind: EntryKind) -> LibraryEntry {
@@ -46,8 +48,8 @@ fn described(served: &Snapshot, id: String, kind: EntryKind) -> LibraryEntry {
     responses((status = 200, description = "The entries", body = LibraryList)))]
 pub async fn list(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
     let looked = state.service.clone();
-    let entries = web::block(move || looked.library.entries()).await;
-    let entries = entries.map_err(ApiError::internal)?;
+    let found = web::block(move || (looked.library.entries(), looked.library.skipped())).await;
+    let (entries, skipped) = found.map_err(ApiError::internal)?;
     let served = state.snapshot();
     let data = entries
         .into_iter()
@@ -56,6 +58,7 @@ pub async fn list(state: web::Data<State>) -> Result<HttpResponse, ApiError> {
     Ok(HttpResponse::Ok().json(LibraryList {
         object: "list",
         data,
+        skipped,
     }))
 }
 

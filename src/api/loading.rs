@@ -14,7 +14,7 @@ use super::metrics::Metrics;
 use super::state::State;
 use super::unparsed::Unparsed;
 use crate::generation::engine::Engine;
-use crate::generation::vitals::{NoProbe, Probe};
+use crate::generation::health::{NoProbe, Probe};
 use crate::serving::data_directory::{DataDirectory, DataInUse};
 use crate::serving::service::{Service, StartError};
 use crate::serving::template_process::TemplateProcesses;

@@ -8,8 +8,8 @@ use prometheus::{
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::generation::health::Load;
 use crate::generation::request::Generation;
-use crate::generation::vitals::Load;
 use crate::jobs::job::Status;
 use crate::jobs::store::jobs::Tally;
 use crate::serving::snapshot::Snapshot;

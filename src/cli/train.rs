@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 
-use crate::evaluation::closing;
+use crate::evaluation::training_report;
 use crate::memory;
 use crate::training::exit::TrainingExit;
 use crate::training::progress::tell_trained;
@@ -96,7 +96,7 @@ impl TrainArguments {
                     let folder = recipe.output.directory.join("model");
                     let sparse = recipe.sparsity.is_some();
                     let (batches, output) = (&recipe.batches, &recipe.output);
-                    closing::of_model(&folder, &ended.data, batches, output, sparse)?;
+                    training_report::of_model(&folder, &ended.data, batches, output, sparse)?;
                 }
                 ended.end
             }
@@ -106,7 +106,12 @@ impl TrainArguments {
                 if ended.end == End::Trained {
                     begin_evaluation(&recipe.output, &recipe.batches)?;
                     let folder = recipe.output.directory.join("pair");
-                    closing::of_pair(&folder, &ended.data, &recipe.batches, &recipe.output)?;
+                    training_report::of_pair(
+                        &folder,
+                        &ended.data,
+                        &recipe.batches,
+                        &recipe.output,
+                    )?;
                 }
                 ended.end
             }

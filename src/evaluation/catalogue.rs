@@ -9,15 +9,15 @@ use serde::{Deserialize, Serialize};
 use super::EvaluationError;
 use super::task_table::{RouteFigures, TaskRow};
 use crate::corpus::Split;
+use crate::discovery::patching::Patching;
+use crate::discovery::patience::Patience;
+use crate::discovery::question::{PromptPair, share};
+use crate::discovery::route::Route;
+use crate::discovery::verify::{test_pair, verify};
+use crate::features::group::WeightedChannel;
 use crate::features::pair::Pair;
-use crate::features::patching::Patching;
-use crate::features::patience::Patience;
-use crate::features::question::{PromptPair, share};
 use crate::features::registry::{Feature, FeatureTest};
-use crate::features::route::Route;
 use crate::features::statistics::{group_activations, statistics_of};
-use crate::features::verify::{test_pair, verify};
-use crate::interventions::request::WeightedChannel;
 use crate::models::tokenizer::Tokenizer;
 use crate::tasks::{Task, TextPair, token_pair};
 use rand::SeedableRng;
@@ -144,7 +144,7 @@ pub fn feature(
     let place = figures
         .place
         .in_model(models.n_layers())
-        .map_err(crate::features::FeatureError::from)?;
+        .map_err(crate::discovery::DiscoveryError::from)?;
     let activations = group_activations(&models.sparse, reference, length, place, &channels)?;
     let mut statistics = statistics_of(&activations);
     statistics.channels_to_flip = Some(channels_to_flip);
@@ -183,7 +183,7 @@ fn with_unit_length(mut channels: Vec<WeightedChannel>) -> Vec<WeightedChannel> 
     let weights = channels.iter().map(|member| member.weight).collect();
     for (member, weight) in channels
         .iter_mut()
-        .zip(crate::features::contrast::unit(weights))
+        .zip(crate::discovery::contrast::unit(weights))
     {
         member.weight = weight;
     }
@@ -234,7 +234,7 @@ fn test_of(pair: &TextPair, tokenizer: &Tokenizer) -> Result<Option<FeatureTest>
     let same = test_pair(&test, tokenizer).is_ok_and(|cut| {
         cut.presented == tokens.presented.prompt
             && cut.counterfactual == tokens.counterfactual.prompt
-            && cut.question.margin_tokens()
+            && cut.question.logit_diff_tokens()
                 == Some((tokens.presented.candidate, tokens.counterfactual.candidate))
     });
     Ok(same.then_some(test))
@@ -257,11 +257,11 @@ pub fn flips(
     feature: &Feature,
     pairs: Vec<PromptPair>,
 ) -> Result<FeatureFlips, EvaluationError> {
-    let place = crate::models::location::Place::parse(&feature.node, models.n_layers())
-        .map_err(crate::features::FeatureError::from)?;
+    let place = crate::models::location::Location::parse(&feature.node, models.n_layers())
+        .map_err(crate::discovery::DiscoveryError::from)?;
     let mut patching = Patching::new(models, pairs, &[place])?;
     let route = Route::Bridge(feature.write);
-    let patch = patching.place_patch(place, route)?;
+    let patch = patching.location_patch(place, route)?;
     let channels: Vec<usize> = feature
         .channels
         .iter()
@@ -269,14 +269,18 @@ pub fn flips(
         .collect();
     let answers = patching.answers_with(&patch, patch.group(&channels, 1.0))?;
     let right = patching.right(route);
-    let mean = |margins: &[f32]| {
-        margins.iter().map(|&margin| share(margin)).sum::<f64>() / margins.len().max(1) as f64
+    let mean = |logit_diffs: &[f32]| {
+        logit_diffs
+            .iter()
+            .map(|&logit_diff| share(logit_diff))
+            .sum::<f64>()
+            / logit_diffs.len().max(1) as f64
     };
     Ok(FeatureFlips {
         pairs: right.len(),
         right: right.iter().filter(|right| **right).count(),
         flips: answers.flips(&right),
-        two_way_before: mean(&patching.answers.dense_presented.margins),
-        two_way: mean(&answers.margins),
+        two_way_before: mean(&patching.answers.dense_presented.logit_diffs),
+        two_way: mean(&answers.logit_diffs),
     })
 }

@@ -1,76 +1,75 @@
-//! What a steered change is compared with: changes of the same norm at every token, in other directions.
+//! What a steered change is compared with: changes of the same norm at every token, in the directions that the control
+//! arms of requests have.
 
-use candle_core::Result;
-use rand::Rng;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal};
+use std::collections::BTreeSet;
 
-use crate::features::FeatureError;
-use crate::features::patching::{Patching, PlacePatch};
+use crate::discovery::DiscoveryError;
+use crate::discovery::patching::{LocationPatch, Patching};
+use crate::interventions::control_directions::{self, ControlDraw};
 use crate::numerics::rows;
 
 /// One Gaussian direction a pair, the same for all its tokens, scaled at each to the norm of `change`.
-pub fn random(patching: &Patching, patch: &PlacePatch, change: &[f32], seed: u64) -> Vec<f32> {
+pub fn random(patching: &Patching, patch: &LocationPatch, change: &[f32], seed: u64) -> Vec<f32> {
     let width = patch.columns.width;
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let directions: Vec<Vec<f32>> = (0..patching.pairs.len())
-        .map(|_| {
-            (0..width)
-                .map(|_| StandardNormal.sample(&mut rng))
-                .collect()
-        })
+    let directions: Vec<Vec<f32>> = draws(patching, seed)
+        .map(|draw| draw.random(width))
         .collect();
     along(patching, &directions, change, width)
 }
 
 /// The column of another live channel, drawn for each pair, scaled at each token to the norm of `change`. A
-/// channel is live that is not zero on all of the presented prompts.
+/// channel is live that varies over the pair's reference text, or, in a pair that has none yet, that is not zero on all
+/// of the presented prompts.
 pub fn random_feature(
     patching: &Patching,
-    patch: &PlacePatch,
+    patch: &LocationPatch,
     group: &[usize],
     change: &[f32],
     seed: u64,
-) -> std::result::Result<Vec<f32>, FeatureError> {
-    let live = live_channels(patching, patch, group)?;
-    if live.is_empty() {
-        let problem = format!(
-            "no other channel of {} is live on these prompts",
-            patch.place
-        );
-        return Err(FeatureError::Invalid(problem));
-    }
+) -> Result<Vec<f32>, DiscoveryError> {
+    let place = patch.place;
+    let edited: BTreeSet<usize> = group.iter().copied().collect();
+    let mut candidates = match control_directions::candidates(patching.models, place, &edited) {
+        Some(candidates) => candidates,
+        None => live_on_prompts(patching, patch, &edited)?,
+    };
     let width = patch.columns.width;
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let directions: Vec<Vec<f32>> = (0..patching.pairs.len())
-        .map(|_| {
+    let mut directions = Vec::with_capacity(patching.pairs.len());
+    for draw in draws(patching, seed) {
+        let direction = draw.random_feature(&mut candidates, |channel| {
             let mut column = vec![0f32; width];
-            patch
-                .columns
-                .add(live[rng.random_range(0..live.len())], 1.0, &mut column);
-            column
-        })
-        .collect();
+            patch.columns.add(channel, 1.0, &mut column);
+            Ok::<_, DiscoveryError>(Some(column))
+        })?;
+        directions.push(direction.ok_or_else(|| {
+            let problem = format!("{place} has no other live channel that can be carried over");
+            DiscoveryError::Invalid(problem)
+        })?);
+    }
     Ok(along(patching, &directions, change, width))
 }
 
-fn live_channels(patching: &Patching, patch: &PlacePatch, group: &[usize]) -> Result<Vec<usize>> {
-    let presented = match patching.sparse_values(patch.place) {
-        Ok([presented, _]) => rows::to_vec(presented)?,
-        Err(error) => return Err(candle_core::Error::wrap(error)),
-    };
-    let alive = |channel: usize| {
-        presented
-            .iter()
-            .skip(channel)
-            .step_by(patch.channels)
-            .any(|&value| value != 0.0)
-    };
-    Ok((0..patch.channels)
-        .filter(|channel| !group.contains(channel) && patch.columns.refusal(*channel).is_none())
-        .filter(|&channel| alive(channel))
-        .collect())
+fn live_on_prompts(
+    patching: &Patching,
+    patch: &LocationPatch,
+    edited: &BTreeSet<usize>,
+) -> Result<Vec<usize>, DiscoveryError> {
+    let [presented, _] = patching.sparse_values(patch.place)?;
+    let presented = rows::to_vec(presented)?;
+    let mut live = BTreeSet::new();
+    for row in presented.chunks_exact(patch.channels) {
+        live.extend((0..row.len()).filter(|&channel| row[channel] != 0.0));
+    }
+    Ok(live.difference(edited).copied().collect())
+}
+
+/// One a pair.
+fn draws(patching: &Patching, seed: u64) -> impl Iterator<Item = ControlDraw> {
+    (0..patching.pairs.len()).map(move |prompt| ControlDraw {
+        seed,
+        prompt,
+        edit: 0,
+    })
 }
 
 /// Each pair's direction at each of its rows, with the norm that `change` has there.
@@ -97,7 +96,7 @@ pub fn norm(values: &[f32]) -> f32 {
 }
 
 /// The change without its part at each prompt's last token.
-pub fn before_last(patching: &Patching, patch: &PlacePatch, mut change: Vec<f32>) -> Vec<f32> {
+pub fn before_last(patching: &Patching, patch: &LocationPatch, mut change: Vec<f32>) -> Vec<f32> {
     let width = patch.columns.width;
     for &row in patching.last_rows() {
         change[row as usize * width..][..width].fill(0.0);

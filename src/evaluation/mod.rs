@@ -4,13 +4,12 @@
 //! - [`task_table`]: every task natively and through the bridge; [`report`] writes it as a table,
 //!   [`site_table`] the bridge's figures.
 //! - [`losses`]: held-out losses beside those of [`ngram`] models, and the bridge's fidelity.
-//! - [`closing`]: all that a training's end is worth writing down, for its card and its job.
+//! - [`training_report`]: all that a training's end is worth writing down, for its card and its job.
 //! - [`unrelated`], [`real_strings`]: what a feature does where it should do nothing, and on real code.
 //! - [`catalogue`]: a pair's features with their statistics and tests.
 //! - [`controls`], [`interval`]: the arms a steered one is compared with, and the error bars.
 
 pub mod catalogue;
-pub mod closing;
 pub mod controls;
 pub mod interval;
 pub mod losses;
@@ -22,12 +21,14 @@ pub mod steering;
 pub mod task_table;
 #[cfg(test)]
 mod tests;
+pub mod training_report;
 pub mod unrelated;
 
 use crate::corpus::Split;
+use crate::discovery::DiscoveryError;
+use crate::discovery::question::PromptPair;
 use crate::features::FeatureError;
 use crate::features::pair::Pair;
-use crate::features::question::PromptPair;
 use crate::models::tokenizer::TokenizerError;
 use crate::tasks::{PairsError, Task, token_pairs};
 use crate::training::TrainingError;
@@ -35,6 +36,8 @@ use crate::training::TrainingError;
 /// Why something could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluationError {
+    #[error(transparent)]
+    Discovery(#[from] DiscoveryError),
     #[error(transparent)]
     Feature(#[from] FeatureError),
     #[error(transparent)]

@@ -3,8 +3,8 @@
 
 use super::EvaluationError;
 use crate::corpus::literals::{Literal, line_end, literals};
+use crate::discovery::question::PromptPair;
 use crate::features::pair::Pair;
-use crate::features::question::PromptPair;
 use crate::tasks::{Side, TextPair, token_pair};
 
 /// Context before the string, in bytes at most; whole lines.

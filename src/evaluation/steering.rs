@@ -13,17 +13,17 @@ use serde::Serialize;
 use super::EvaluationError;
 use super::controls;
 use super::interval::Interval;
-use crate::features::patching::{Part, Patching};
-use crate::features::question::Answers;
-use crate::features::route::Route;
-use crate::interventions::request::Write;
-use crate::models::location::{Place, Site};
+use crate::discovery::patching::{Part, Patching};
+use crate::discovery::question::Answers;
+use crate::discovery::route::Route;
+use crate::features::group::Write;
+use crate::models::location::{Location, Site};
 use crate::plot::{Axis, Curve, Plot, PlotPoint};
 
 /// What the curves are drawn for.
 #[derive(Debug, Clone)]
 pub struct Dose {
-    pub place: Place,
+    pub place: Location,
     pub channels: Vec<usize>,
     pub write: Write,
     pub seed: u64,
@@ -66,7 +66,7 @@ pub fn dose_response(
     train: &Patching,
     dose: &Dose,
 ) -> Result<DoseResponse, EvaluationError> {
-    let patch = held_out.place_patch(dose.place, Route::Bridge(dose.write))?;
+    let patch = held_out.location_patch(dose.place, Route::Bridge(dose.write))?;
     for &channel in &dose.channels {
         if channel >= patch.channels {
             let problem = format!(
@@ -76,7 +76,7 @@ pub fn dose_response(
             return Err(EvaluationError::Invalid(problem));
         }
         if let Some(refusal) = patch.columns.refusal(channel) {
-            return Err(crate::features::FeatureError::from(refusal.clone()).into());
+            return Err(crate::discovery::DiscoveryError::from(refusal.clone()).into());
         }
     }
     let right = held_out.right(patch.route);

@@ -9,14 +9,14 @@ use serde::Serialize;
 use super::controls;
 use super::{EvaluationError, task_pairs};
 use crate::corpus::Split;
-use crate::features::contrast::{Contrast, ContrastOptions, evaluate_prefixes};
+use crate::discovery::attribution::Attribution;
+use crate::discovery::contrast::{Contrast, ContrastOptions, evaluate_prefixes};
+use crate::discovery::patching::{Patching, UneditedAnswers};
+use crate::discovery::route::Route;
+use crate::discovery::search::search;
+use crate::features::group::{WeightedChannel, Write};
 use crate::features::pair::Pair;
-use crate::features::patching::{Patching, UneditedAnswers};
-use crate::features::route::Route;
-use crate::features::search::search;
-use crate::features::slopes::Slopes;
-use crate::interventions::request::{WeightedChannel, Write};
-use crate::models::location::{Place, PlaceName};
+use crate::models::location::{Location, LocationName};
 use crate::tasks::Task;
 
 /// How the table is made.
@@ -47,7 +47,7 @@ impl Default for TableOptions {
 /// One way in: the group selected, and its held-out figures.
 #[derive(Debug, Clone, Serialize)]
 pub struct RouteFigures {
-    pub place: PlaceName,
+    pub place: LocationName,
     pub route: Route,
     /// In the order of the ranking, with unit weights.
     pub channels: Vec<WeightedChannel>,
@@ -120,21 +120,21 @@ pub fn task_row(
         pairs(options.held_out_pairs, Split::HeldOut)?,
         &inputs,
     )?;
-    let with = |places: &[Place], route: Route| -> Vec<(Place, Route)> {
+    let with = |places: &[Location], route: Route| -> Vec<(Location, Route)> {
         places.iter().map(|&place| (place, route)).collect()
     };
-    let both: Vec<Place> = sites.iter().chain(&inputs).copied().collect();
-    let mut best = |places: &[(Place, Route)]| -> Result<Option<RouteFigures>, EvaluationError> {
+    let both: Vec<Location> = sites.iter().chain(&inputs).copied().collect();
+    let mut best = |places: &[(Location, Route)]| -> Result<Option<RouteFigures>, EvaluationError> {
         let Some(&(_, route)) = places.first() else {
             return Ok(None);
         };
         if !train.right(route).contains(&true) || !held_out.right(route).contains(&true) {
             return Ok(None);
         }
-        let slopes = Slopes::new(&train, route)?;
+        let attribution = Attribution::new(&train, route)?;
         let found = search(
             &mut train,
-            &slopes,
+            &attribution,
             places,
             options.refined,
             &options.contrast,
@@ -196,7 +196,7 @@ pub fn route_figures(
             .copied()
             .unwrap_or(0.0)
     };
-    let patch = held_out.place_patch(place, route)?;
+    let patch = held_out.location_patch(place, route)?;
     let right = held_out.right(route);
     let change = patch.group(&channels, 1.0);
     let random = controls::random(held_out, &patch, &change, seed);

@@ -11,12 +11,13 @@ use super::task_table::geometric_share;
 use super::unrelated::{code_without_strings, set_everywhere, typical_values};
 use super::{controls, report};
 use crate::corpus::literals::{Literal, literals};
-use crate::features::patching::{Part, Patching};
-use crate::features::question::{PromptPair, Question};
-use crate::features::route::Route;
+use crate::discovery::patching::{Part, Patching};
+use crate::discovery::question::{PromptPair, Question};
+use crate::discovery::route::Route;
+use crate::features::group::{WeightedChannel, Write};
 use crate::features::test_pair::{LAYERS, random_pair};
-use crate::interventions::request::{WeightedChannel, Write};
-use crate::models::location::Place;
+use crate::interventions::control_directions::ControlDraw;
+use crate::models::location::Location;
 
 fn pairs() -> Vec<PromptPair> {
     (0..10u32)
@@ -113,7 +114,7 @@ fn intervals_hold_their_mean_and_narrow_with_more_values() {
 #[test]
 fn a_dose_response_starts_at_the_baseline_and_has_every_arm() {
     let models = random_pair(20).pair();
-    let place = Place::parse("1.resid_in", LAYERS).unwrap();
+    let place = Location::parse("1.resid_in", LAYERS).unwrap();
     let mut held_out = Patching::new(&models, pairs(), &[]).unwrap();
     let train = Patching::new(&models, pairs(), &[]).unwrap();
     let dose = Dose {
@@ -153,9 +154,9 @@ fn a_dose_response_starts_at_the_baseline_and_has_every_arm() {
 fn random_arms_have_the_steered_norm_at_every_token() {
     let models = random_pair(21).pair();
     let patching = Patching::new(&models, pairs(), &[]).unwrap();
-    let place = Place::parse("1.resid_mid", LAYERS).unwrap();
+    let place = Location::parse("1.resid_mid", LAYERS).unwrap();
     let patch = patching
-        .place_patch(place, Route::Bridge(Write::Residual))
+        .location_patch(place, Route::Bridge(Write::Residual))
         .unwrap();
     let group = [0, 1, 2, 3];
     let change = patch.group(&group, 1.0);
@@ -176,9 +177,34 @@ fn random_arms_have_the_steered_norm_at_every_token() {
 }
 
 #[test]
+fn the_controls_are_those_of_requests() {
+    let models = random_pair(24).pair();
+    let patching = Patching::new(&models, pairs(), &[]).unwrap();
+    let place = Location::parse("1.resid_mid", LAYERS).unwrap();
+    let patch = patching
+        .location_patch(place, Route::Bridge(Write::Residual))
+        .unwrap();
+    let change = patch.group(&[0, 1], 1.0);
+    let width = patch.columns.width;
+    let found = controls::random(&patching, &patch, &change, 7);
+    let tokens = found.chunks(width).zip(change.chunks(width));
+    for ((found, change), prompt) in tokens.zip(patching.pair_of_rows()) {
+        let draw = ControlDraw {
+            seed: 7,
+            prompt,
+            edit: 0,
+        };
+        let norm = controls::norm(change);
+        for (found, unit) in found.iter().zip(draw.random(width)) {
+            assert!((found - norm * unit).abs() <= 1e-5 * (1.0 + norm));
+        }
+    }
+}
+
+#[test]
 fn setting_a_feature_to_the_value_it_has_does_nothing() {
     let models = random_pair(22).pair();
-    let place = Place::parse("1.resid_in", LAYERS).unwrap();
+    let place = Location::parse("1.resid_in", LAYERS).unwrap();
     let group = [
         WeightedChannel {
             channel: 3,
@@ -214,7 +240,7 @@ fn setting_a_feature_to_the_value_it_has_does_nothing() {
     let much = set_everywhere(&models, &prompt, place, &group, write, own + 3.0).unwrap();
     assert!(much.mean_kl > 1e-3);
     // The same change by hand: three along the group's unit weights.
-    let patch = at.place_patch(place, Route::Bridge(write)).unwrap();
+    let patch = at.location_patch(place, Route::Bridge(write)).unwrap();
     let mut change = patch.nothing();
     for member in group {
         patch

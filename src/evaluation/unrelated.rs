@@ -10,14 +10,14 @@ use serde::Serialize;
 
 use super::EvaluationError;
 use crate::corpus::literals::strings_and_comments;
+use crate::discovery::patching::Patching;
+use crate::discovery::prompt_run::PromptRun;
+use crate::discovery::route::{ChannelColumns, Route};
+use crate::features::group::{WeightedChannel, Write};
 use crate::features::pair::Pair;
-use crate::features::patching::Patching;
-use crate::features::prompt_run::PromptRun;
-use crate::features::route::{ChannelColumns, Route};
 use crate::features::statistics::group_value;
 use crate::interventions::carry::row_rms;
-use crate::interventions::request::{WeightedChannel, Write};
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::numerics::loss::kl_divergence;
 use crate::numerics::rows;
 
@@ -42,7 +42,7 @@ pub struct UnrelatedEffect {
 /// elsewhere it may well be zero.
 pub fn typical_values(
     patching: &Patching,
-    place: Place,
+    place: Location,
     group: &[WeightedChannel],
 ) -> Result<[f64; 2], EvaluationError> {
     let sides = patching.sparse_values(place)?;
@@ -70,7 +70,7 @@ pub fn typical_values(
 pub fn set_everywhere(
     models: &Pair,
     prompts: &[Vec<u32>],
-    place: Place,
+    place: Location,
     group: &[WeightedChannel],
     write: Write,
     value: f64,
@@ -84,7 +84,7 @@ pub fn set_everywhere(
     let width = values.dim(1)?;
     let values = rows::to_vec(values)?;
     let factors = match columns.times_sparse_rms {
-        true => row_rms(sparse.value(Place::Site(place.site(models.n_layers())))?)?,
+        true => row_rms(sparse.value(Location::Site(place.site(models.n_layers())))?)?,
         false => vec![1.0; dense.kept_rows()],
     };
     let mut change = vec![0f32; dense.kept_rows() * columns.width];

@@ -2,9 +2,9 @@
 //!
 //! A group's statistics do not follow from its channels': each takes a pass over the text.
 
+use super::group::Group;
 use super::recent::Recent;
 use super::registry::FeatureStatistics;
-use crate::interventions::subject::Group;
 
 /// What was measured of one group.
 #[derive(Debug, Clone, PartialEq)]

@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::promoted_tokens::KnownPromotions;
+use super::logit_effects::KnownLogitEffects;
+use super::reference::{ReferenceError, ReferenceStatistics};
 use super::registry::{self, Feature};
 use crate::bridge::Bridge;
 use crate::bridge::pair::{self, PairError};
 use crate::bridge::record::BridgeRecord;
-use crate::interventions::reference::{ReferenceError, ReferenceStatistics};
 use crate::models::layout::{ModelFiles, ReadLimits};
-use crate::models::location::{Node, NodeKind, Place, Site};
+use crate::models::location::{Location, Node, NodeKind, Site};
 use crate::models::model::{LoadedModel, ModelKind, fingerprint};
 use crate::models::tokenizer::Tokenizer;
 
@@ -31,7 +31,7 @@ pub struct Pair {
     /// What single channels of the sparse model do over reference text, where that was measured.
     pub reference: Arc<ReferenceStatistics>,
     /// Which tokens features speak for, as far as anyone asked.
-    pub promotions: Arc<KnownPromotions>,
+    pub logit_effects: Arc<KnownLogitEffects>,
     /// Sha256 of the bridge's weights, in hexadecimal.
     pub fingerprint: String,
 }
@@ -74,7 +74,7 @@ impl Pair {
             record: Arc::new(record),
             dense: Arc::new(dense),
             sparse: Arc::new(sparse),
-            promotions: Arc::default(),
+            logit_effects: Arc::default(),
             fingerprint: fingerprint(&[], &tensors)?,
         })
     }
@@ -112,30 +112,30 @@ impl Pair {
 
     /// The residual sites that a steering figure may be about: neither the first, where a change is one of the
     /// input, nor the last, where it is one of the output.
-    pub fn inner_sites(&self) -> Vec<Place> {
+    pub fn inner_sites(&self) -> Vec<Location> {
         Site::all(self.n_layers())
             .filter(|site| site.index() > 0 && !site.is_last())
-            .map(Place::Site)
+            .map(Location::Site)
             .collect()
     }
 
     /// The sublayer inputs that read an inner site.
-    pub fn inner_inputs(&self) -> Vec<Place> {
+    pub fn inner_inputs(&self) -> Vec<Location> {
         (0..self.n_layers())
             .flat_map(|layer| {
-                [NodeKind::AttnIn, NodeKind::MlpIn].map(|kind| Place::Node(Node { layer, kind }))
+                [NodeKind::AttnIn, NodeKind::MlpIn].map(|kind| Location::Node(Node { layer, kind }))
             })
             .filter(|place| place.site(self.n_layers()).index() > 0)
             .collect()
     }
 
     /// The places whose channels are described by reference statistics.
-    pub fn described_places(&self) -> Vec<Place> {
-        Place::all(self.n_layers())
+    pub fn described_locations(&self) -> Vec<Location> {
+        Location::all(self.n_layers())
             .into_iter()
             .filter(|place| match place {
-                Place::Site(_) => true,
-                Place::Node(node) => matches!(
+                Location::Site(_) => true,
+                Location::Node(node) => matches!(
                     node.kind,
                     NodeKind::AttnIn
                         | NodeKind::AttnOut

@@ -8,11 +8,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::group::{WeightedChannel, Write};
 use crate::artifacts::atomic;
 use crate::bridge::pair::PairError;
-use crate::interventions::request::{WeightedChannel, Write};
 use crate::models::config::TransformerConfig;
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::tasks::Task;
 
 const FEATURES_FILE: &str = "features.json";
@@ -117,7 +117,7 @@ pub fn read_shipped(
 pub fn check(feature: &Feature, sparse: &TransformerConfig) -> Result<(), String> {
     let of = |problem: String| format!("feature {:?}: {problem}", feature.name);
     let place =
-        Place::parse(&feature.node, sparse.n_layers).map_err(|error| of(error.to_string()))?;
+        Location::parse(&feature.node, sparse.n_layers).map_err(|error| of(error.to_string()))?;
     let width = place.width(sparse);
     let channels: BTreeSet<usize> = feature.channels.iter().map(|entry| entry.channel).collect();
     if channels.is_empty() || channels.len() != feature.channels.len() {

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use candle_core::Device;
 
 use super::FeatureError;
+use super::group::Group;
+use super::group::WeightedChannel;
 use super::measured::MeasuredGroup;
+use super::reference::{LocationStatistics, ReferenceStatistics, ReferenceText};
 use super::registry::FeatureStatistics;
-use crate::interventions::reference::{PlaceStatistics, ReferenceStatistics, ReferenceText};
-use crate::interventions::request::WeightedChannel;
-use crate::interventions::subject::Group;
-use crate::models::location::{Place, Site};
+use crate::models::location::{Location, Site};
 use crate::models::tap::Recorder;
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
@@ -84,12 +84,12 @@ impl Moments {
 
 /// Runs `model` over sequences of `length` tokens and shows `see` the values of each place, chunk by chunk:
 /// the chunk's first token, the place, and `[rows, width]` values.
-pub fn visit_places(
+pub fn visit_locations(
     model: &Transformer,
     sequences: &[u32],
     length: usize,
-    places: &[Place],
-    mut see: impl FnMut(usize, Place, &[f32], usize),
+    places: &[Location],
+    mut see: impl FnMut(usize, Location, &[f32], usize),
 ) -> Result<(), FeatureError> {
     let n_layers = model.config.n_layers;
     let at_once = (CHUNK / length).max(1) * length;
@@ -112,10 +112,10 @@ pub fn measure(
     model: &Transformer,
     sequences: &[u32],
     length: usize,
-    places: &[Place],
+    places: &[Location],
 ) -> Result<ReferenceStatistics, FeatureError> {
-    let mut moments: BTreeMap<Place, Vec<Moments>> = BTreeMap::new();
-    visit_places(
+    let mut moments: BTreeMap<Location, Vec<Moments>> = BTreeMap::new();
+    visit_locations(
         model,
         sequences,
         length,
@@ -140,7 +140,7 @@ pub fn measure(
                 .map(|channel| field(channel) as f32)
                 .collect()
         };
-        let statistics = PlaceStatistics {
+        let statistics = LocationStatistics {
             mean: column(|channel| channel.mean),
             std: column(|channel| channel.std),
             max: column(|channel| channel.max),
@@ -156,7 +156,7 @@ pub fn measure(
 /// The statistics of a channel with weight 1 or -1, where its place was measured.
 pub fn of_signed_channel(
     reference: &ReferenceStatistics,
-    place: Place,
+    place: Location,
     channel: usize,
     weight: f64,
 ) -> Option<FeatureStatistics> {
@@ -175,7 +175,7 @@ pub fn of_signed_channel(
 /// One channel's statistics, where its place was measured.
 pub fn of_channel(
     reference: &ReferenceStatistics,
-    place: Place,
+    place: Location,
     channel: usize,
 ) -> Option<FeatureStatistics> {
     let place = reference.place(place)?;
@@ -196,7 +196,7 @@ pub fn group_activations(
     model: &Transformer,
     sequences: &[u32],
     length: usize,
-    place: Place,
+    place: Location,
     group: &[WeightedChannel],
 ) -> Result<Vec<f32>, FeatureError> {
     let width = place.width(&model.config);
@@ -208,7 +208,7 @@ pub fn group_activations(
         return Err(FeatureError::Invalid(problem));
     }
     let mut activations = vec![0f32; sequences.len()];
-    visit_places(
+    visit_locations(
         model,
         sequences,
         length,
@@ -230,13 +230,13 @@ pub fn measure_groups(
 ) -> Result<Vec<MeasuredGroup>, FeatureError> {
     let most = (MOST_TOKENS / text.length).max(1) * text.length;
     let tokens = &text.tokens[..text.tokens.len().min(most)];
-    let mut places: Vec<Place> = groups.iter().map(|group| group.place).collect();
+    let mut places: Vec<Location> = groups.iter().map(|group| group.place).collect();
     places.sort();
     places.dedup();
     let mut values = vec![Moments::default(); groups.len()];
     let sums = groups.iter().map(|group| vec![0f64; group.channels.len()]);
     let mut sums: Vec<Vec<f64>> = sums.collect();
-    visit_places(
+    visit_locations(
         model,
         tokens,
         text.length,

@@ -10,10 +10,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
 use super::pair::Pair;
+use super::reference::ReferenceStatistics;
 use crate::bridge::Bridge;
 use crate::bridge::pair;
 use crate::bridge::record::{BridgeRecord, SiteRecord};
-use crate::interventions::reference::ReferenceStatistics;
 use crate::models::config::{
     Activation, ActiveLocation, Norm, Positions, ResidualActivation, TransformerConfig,
 };
@@ -109,7 +109,7 @@ impl Parts {
             record: Arc::new(self.record.clone()),
             features: Arc::default(),
             reference: Arc::new(ReferenceStatistics::default()),
-            promotions: Arc::default(),
+            logit_effects: Arc::default(),
             fingerprint: String::new(),
         }
     }

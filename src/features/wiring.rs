@@ -6,7 +6,7 @@
 
 use super::FeatureError;
 use crate::models::layers::Linear;
-use crate::models::location::{Node, NodeKind, Place, Site};
+use crate::models::location::{Location, Node, NodeKind, Site};
 use crate::models::transformer::Transformer;
 
 /// One nonzero weight, seen from one of its ends.
@@ -26,7 +26,11 @@ pub struct Wiring {
 }
 
 /// The wiring of one channel of `place` of a sparse model.
-pub fn wiring(model: &Transformer, place: Place, channel: usize) -> Result<Wiring, FeatureError> {
+pub fn wiring(
+    model: &Transformer,
+    place: Location,
+    channel: usize,
+) -> Result<Wiring, FeatureError> {
     let width = place.width(&model.config);
     if channel >= width {
         let problem = format!("{place} has {width} channels; there is no channel {channel}");
@@ -35,11 +39,11 @@ pub fn wiring(model: &Transformer, place: Place, channel: usize) -> Result<Wirin
     let reader = Matrices { model };
     let mut wiring = Wiring::default();
     match place {
-        Place::Site(site) => {
+        Location::Site(site) => {
             reader.writers(site, channel, &mut wiring.incoming)?;
             reader.readers(site, channel, &mut wiring.outgoing)?;
         }
-        Place::Node(node) => reader.of_node(node, channel, &mut wiring)?,
+        Location::Node(node) => reader.of_node(node, channel, &mut wiring)?,
     }
     for edges in [&mut wiring.incoming, &mut wiring.outgoing] {
         edges.sort_by(|a, b| b.weight.abs().total_cmp(&a.weight.abs()));

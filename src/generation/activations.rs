@@ -14,12 +14,12 @@ use super::slots::Caches;
 use crate::interventions::nearest::suggestion;
 use crate::interventions::plan::{Resolved, resolve};
 use crate::interventions::subject::Subject;
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::numerics::rows;
 
 /// What a run has computed.
 struct Run {
-    seen: BTreeMap<Place, Tensor>,
+    seen: BTreeMap<Location, Tensor>,
     /// `[tokens][vocabulary]`, where they were asked for.
     logits: Vec<Vec<f32>>,
 }
@@ -39,9 +39,9 @@ pub fn activations(request: &ActivationsRequest) -> Result<Activations, EngineEr
         |feature: &&Resolved| scene.native || matches!(feature.subject, Subject::Direction(_));
     let place_of = |feature: &Resolved| feature.subject.place();
     let own = features.iter().filter(is_own).map(place_of);
-    let own: BTreeSet<Place> = places.iter().copied().chain(own).collect();
+    let own: BTreeSet<Location> = places.iter().copied().chain(own).collect();
     let read = features.iter().filter(|feature| !is_own(feature));
-    let read: BTreeSet<Place> = read.map(place_of).collect();
+    let read: BTreeSet<Location> = read.map(place_of).collect();
     let answered = run(asked.clone(), own)?;
     let sparse = match &asked.pair {
         Some(pair) if !read.is_empty() => {
@@ -80,10 +80,13 @@ pub fn activations(request: &ActivationsRequest) -> Result<Activations, EngineEr
     })
 }
 
-fn places(names: &[String], n_layers: usize) -> Result<Vec<Place>, EngineError> {
+fn places(names: &[String], n_layers: usize) -> Result<Vec<Location>, EngineError> {
     let parse = |(index, name): (usize, &String)| {
-        Place::parse(name, n_layers).map_err(|error| {
-            let known: Vec<String> = Place::all(n_layers).iter().map(Place::to_string).collect();
+        Location::parse(name, n_layers).map_err(|error| {
+            let known: Vec<String> = Location::all(n_layers)
+                .iter()
+                .map(Location::to_string)
+                .collect();
             let near = suggestion(name, known.iter().map(String::as_str));
             EngineError::Invalid {
                 message: format!("{error}{near}"),
@@ -94,13 +97,13 @@ fn places(names: &[String], n_layers: usize) -> Result<Vec<Place>, EngineError> 
     names.iter().enumerate().map(parse).collect()
 }
 
-fn visited(seen: &BTreeMap<Place, Tensor>, place: Place) -> Result<&Tensor, EngineError> {
+fn visited(seen: &BTreeMap<Location, Tensor>, place: Location) -> Result<&Tensor, EngineError> {
     let value = seen.get(&place);
     value.ok_or_else(|| EngineError::Failed(format!("{place} was not visited")))
 }
 
 /// Runs the whole sequence through a model, as the one arm of a request that generates nothing.
-fn run(asked: GenerationRequest, watched: BTreeSet<Place>) -> Result<Run, EngineError> {
+fn run(asked: GenerationRequest, watched: BTreeSet<Location>) -> Result<Run, EngineError> {
     let mut session = Session::admit(asked)?;
     if session.arms.len() != 1 {
         return Err(EngineError::Invalid {

@@ -20,7 +20,7 @@ use crate::interventions::rows_of_arms::{
     Feed, PassRows, Row, SamePrompts, cache_rows, ids_of, rows_of,
 };
 use crate::interventions::steering::{ArmSlots, Steering, StepReadings};
-use crate::models::location::{Place, Site};
+use crate::models::location::{Location, Site};
 use crate::models::model::LoadedModel;
 use crate::models::tap::{RowTap, WatchTap};
 
@@ -29,7 +29,7 @@ pub struct Share<'s> {
     pub session: &'s mut Session,
     pub arms: Vec<(usize, usize)>,
     /// Where the values that the answering model goes on with are kept.
-    pub watched: BTreeSet<Place>,
+    pub watched: BTreeSet<Location>,
 }
 
 /// What a step has computed for one request.
@@ -39,7 +39,7 @@ pub struct Computed {
     /// The logits after those rows that were wanted, by row.
     pub logits: Vec<(usize, Vec<f32>)>,
     /// What was watched, `[rows, width]` each.
-    pub seen: BTreeMap<Place, Tensor>,
+    pub seen: BTreeMap<Location, Tensor>,
 }
 
 /// One request's part of the work.
@@ -55,8 +55,8 @@ struct Work<'s> {
     steering: Option<&'s mut Steering>,
     edits: Vec<usize>,
     readings: StepReadings,
-    watched: &'s BTreeSet<Place>,
-    seen: BTreeMap<Place, Tensor>,
+    watched: &'s BTreeSet<Location>,
+    seen: BTreeMap<Location, Tensor>,
 }
 
 /// Runs a step. Nothing of the requests but their notes changes, and those are the same when a step is run again.

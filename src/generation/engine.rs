@@ -12,12 +12,12 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::activations::activations;
+use super::health::{EngineHealth, Load, NoProbe, Probe};
 use super::needed_groups::NeededGroups;
 use super::request::{
     Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
 };
 use super::scheduler::{Capacity, Observer, Scheduler, generate};
-use super::vitals::{Load, NoProbe, Probe, Vitals};
 use crate::features::measured::MeasuredGroup;
 use crate::models::model::LoadedModel;
 
@@ -44,7 +44,7 @@ struct Shared {
     /// None once the engine is told to stop.
     commands: Mutex<Option<mpsc::Sender<Command>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    vitals: Arc<Vitals>,
+    health: Arc<EngineHealth>,
     /// Lets one request measure its groups at a time.
     measuring: Arc<Semaphore>,
 }
@@ -60,9 +60,9 @@ impl Engine {
         capacity: Capacity,
         probe: Box<dyn Probe>,
     ) -> std::io::Result<EngineHandle> {
-        let vitals = Arc::new(Vitals::new(probe));
+        let health = Arc::new(EngineHealth::new(probe));
         let (sender, receiver) = mpsc::channel::<Command>(QUEUE);
-        let inside = vitals.clone();
+        let inside = health.clone();
         // Work that is divided between threads is divided by one of them: from outside a pool, every operation of a
         // step would wait for another thread to begin it.
         let pool = rayon::ThreadPoolBuilder::new()
@@ -75,7 +75,7 @@ impl Engine {
         let shared = Shared {
             commands: Mutex::new(Some(sender)),
             thread: Mutex::new(Some(thread)),
-            vitals,
+            health,
             measuring: Arc::new(Semaphore::new(1)),
         };
         Ok(EngineHandle {
@@ -86,8 +86,8 @@ impl Engine {
 
 /// The thread: takes what has come, makes a step, and so on; sleeps while there is nothing to do. It ends when
 /// nobody can send any more and everything taken on is answered.
-fn serve(capacity: Capacity, mut receiver: mpsc::Receiver<Command>, vitals: Arc<Vitals>) {
-    let mut scheduler = Scheduler::watched(capacity, vitals.clone());
+fn serve(capacity: Capacity, mut receiver: mpsc::Receiver<Command>, health: Arc<EngineHealth>) {
+    let mut scheduler = Scheduler::watched(capacity, health.clone());
     // After a panic: the models that had run before it and have not answered since.
     let mut suspects: Vec<Weak<LoadedModel>> = Vec::new();
     let mut open = true;
@@ -115,16 +115,20 @@ fn serve(capacity: Capacity, mut receiver: mpsc::Receiver<Command>, vitals: Arc<
             next = receiver.try_recv();
         }
         scheduler.step();
-        if !vitals.is_sound() {
-            recover(&mut suspects, &mut scheduler, &vitals);
+        if !health.is_sound() {
+            recover(&mut suspects, &mut scheduler, &health);
         }
     }
 }
 
 /// After a panic: nothing it may have left half written is used again, and every model that had run must answer. Where
 /// one does not, the engine stays unsound and looks again after the next command.
-fn recover(suspects: &mut Vec<Weak<LoadedModel>>, scheduler: &mut Scheduler, vitals: &Vitals) {
-    vitals.probe.recovering();
+fn recover(
+    suspects: &mut Vec<Weak<LoadedModel>>,
+    scheduler: &mut Scheduler,
+    health: &EngineHealth,
+) {
+    health.probe.recovering();
     suspects.extend(scheduler.models().iter().map(Arc::downgrade));
     scheduler.renew_caches();
     while let Some(suspect) = suspects.last() {
@@ -138,7 +142,7 @@ fn recover(suspects: &mut Vec<Weak<LoadedModel>>, scheduler: &mut Scheduler, vit
         suspects.pop();
     }
     tracing::warn!("the engine has recovered from a panic");
-    vitals.restore();
+    health.restore();
 }
 
 impl EngineHandle {
@@ -231,7 +235,7 @@ impl EngineHandle {
 
     /// Whether no panic has happened that the engine has not recovered from.
     pub fn is_sound(&self) -> bool {
-        self.shared.vitals.is_sound()
+        self.shared.health.is_sound()
     }
 
     /// Returns once the engine has come to this command.
@@ -247,7 +251,7 @@ impl EngineHandle {
 
     /// What the engine is doing.
     pub fn load(&self) -> Load {
-        self.shared.vitals.load()
+        self.shared.health.load()
     }
 
     /// Stops taking commands, lets those that wait finish, and waits for the thread.
@@ -262,12 +266,12 @@ impl EngineHandle {
         work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
         let (reply, answer) = oneshot::channel();
-        let vitals = self.shared.vitals.clone();
+        let health = self.shared.health.clone();
         let work = move || {
             if reply.is_closed() {
                 return;
             }
-            let answer = vitals.contain(work);
+            let answer = health.contain(work);
             // The caller may have gone meanwhile.
             let _ = reply.send(answer);
         };

@@ -10,6 +10,7 @@ pub mod admission;
 pub mod arms;
 pub mod batch;
 pub mod engine;
+pub mod health;
 pub mod needed_groups;
 pub mod pass;
 pub mod request;
@@ -19,7 +20,6 @@ pub mod scheduler;
 pub mod session;
 pub mod slots;
 pub mod stop;
-pub mod vitals;
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::request::GenerationRequest;
 use crate::features::FeatureError;
+use crate::features::group::Group;
 use crate::features::measured::MeasuredGroup;
 use crate::features::pair::Pair;
 use crate::features::statistics::measure_groups;
@@ -12,7 +13,6 @@ use crate::interventions::plan::unmeasured_groups;
 use crate::interventions::request::{
     AblateTo, Destination, EditRequest, FeatureAddress, SteerRequest, Unit,
 };
-use crate::interventions::subject::Group;
 
 /// Groups that a request needs statistics of.
 pub struct NeededGroups {

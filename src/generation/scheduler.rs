@@ -12,11 +12,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::batch::{self, Computed, Share};
+use super::health::{EngineHealth, Load, NoProbe};
 use super::needed_groups::NeededGroups;
 use super::request::{Delta, EngineError, Generation, GenerationRequest};
 use super::session::Session;
 use super::slots::Caches;
-use super::vitals::{Load, NoProbe, Vitals};
 use crate::models::model::LoadedModel;
 
 /// A token that costs no more, in tokens of a model, is one like all others: its own, a sparse run beside it, a
@@ -64,7 +64,7 @@ pub struct Scheduler<'o> {
     tickets: VecDeque<Ticket<'o>>,
     /// How many costly arms have had their turn: where the next step goes on.
     turns: usize,
-    vitals: Arc<Vitals>,
+    health: Arc<EngineHealth>,
 }
 
 struct Ticket<'o> {
@@ -78,17 +78,17 @@ struct Ticket<'o> {
 
 impl<'o> Scheduler<'o> {
     pub fn new(capacity: Capacity) -> Self {
-        Self::watched(capacity, Arc::new(Vitals::new(Box::new(NoProbe))))
+        Self::watched(capacity, Arc::new(EngineHealth::new(Box::new(NoProbe))))
     }
 
     /// One whose panics are noted.
-    pub fn watched(capacity: Capacity, vitals: Arc<Vitals>) -> Self {
+    pub fn watched(capacity: Capacity, health: Arc<EngineHealth>) -> Self {
         Scheduler {
             caches: Caches::new(capacity.sequences),
             capacity,
             tickets: VecDeque::new(),
             turns: 0,
-            vitals,
+            health,
         }
     }
 
@@ -101,7 +101,7 @@ impl<'o> Scheduler<'o> {
                 return observer.done(Err(EngineError::Busy));
             }
         }
-        let admitted = self.vitals.contain(|| Session::admit(request));
+        let admitted = self.health.contain(|| Session::admit(request));
         match admitted.and_then(|session| self.fits(session)) {
             Ok(session) => self.tickets.push_back(Ticket {
                 session,
@@ -160,7 +160,7 @@ impl<'o> Scheduler<'o> {
         }
         self.settle();
         self.lend_slots();
-        self.vitals.set_load(self.load());
+        self.health.set_load(self.load());
         let mut arms = self.chosen_arms();
         let (mut shares, mut members) = (Vec::new(), Vec::new());
         for (ticket, arms) in self.tickets.iter_mut().zip(&mut arms) {
@@ -177,16 +177,16 @@ impl<'o> Scheduler<'o> {
                 ));
             }
         }
-        let vitals = &*self.vitals;
-        let computed = compute(&mut shares, &mut self.caches, vitals);
+        let health = &*self.health;
+        let computed = compute(&mut shares, &mut self.caches, health);
         // Drawing a token takes a pass over the vocabulary: each request's is its own.
         let advanced: Vec<Result<Advanced, EngineError>> = shares
             .into_par_iter()
             .zip(computed)
-            .map(|(share, computed)| vitals.contain(|| advance(share.session, computed?)))
+            .map(|(share, computed)| health.contain(|| advance(share.session, computed?)))
             .collect();
         for (advanced, (failed, observer, first_token)) in advanced.into_iter().zip(members) {
-            let told = vitals.contain(|| {
+            let told = health.contain(|| {
                 let Advanced { drew, news } = advanced?;
                 if drew {
                     first_token.get_or_insert_with(Instant::now);
@@ -302,9 +302,9 @@ impl<'o> Scheduler<'o> {
             }
         }
         // Before anyone hears of an end: who then looks finds it gone.
-        self.vitals.set_load(self.load());
+        self.health.set_load(self.load());
         for ticket in ended {
-            ticket.end(&self.vitals);
+            ticket.end(&self.health);
         }
     }
 
@@ -341,7 +341,7 @@ impl Ticket<'_> {
         self.session.running_arms() > 0
     }
 
-    fn end(self, vitals: &Vitals) {
+    fn end(self, health: &EngineHealth) {
         let Ticket {
             session,
             observer,
@@ -354,7 +354,7 @@ impl Ticket<'_> {
         let longest = session.arms.iter().map(|arm| arm.generated.len()).max();
         let intervals = longest.unwrap_or(0).saturating_sub(1) as u32;
         let generating = first_token.map(|first| first.elapsed());
-        let answer = vitals.contain(|| match failed {
+        let answer = health.contain(|| match failed {
             Some(error) => Err(error),
             None => Ok(Generation {
                 queued: since(started),
@@ -386,15 +386,15 @@ fn advance(session: &mut Session, computed: Computed) -> Result<Advanced, Engine
 fn compute(
     shares: &mut [Share],
     caches: &mut Caches,
-    vitals: &Vitals,
+    health: &EngineHealth,
 ) -> Vec<Result<Computed, EngineError>> {
     if shares.is_empty() {
         return Vec::new();
     }
     let mut together = |shares: &mut [Share]| {
-        vitals.contain(|| {
+        health.contain(|| {
             for share in shares.iter() {
-                vitals.probe.computing(&share.session.request);
+                health.probe.computing(&share.session.request);
             }
             Ok(batch::run(shares, caches)?)
         })

@@ -19,7 +19,7 @@ use super::receipt::{Record, Records};
 use super::row_edits::{Change, ReadFrom, RowEdit, RowEdits, WriteTo, add};
 use super::rows_of_arms::{Row, RowBlock, SteeredArm};
 use crate::features::pair::Pair;
-use crate::models::location::{Place, Site};
+use crate::models::location::{Location, Site};
 use crate::models::tap::{OwnRows, RowTap};
 use crate::numerics::norm::root_mean_square;
 use crate::numerics::row_updates;
@@ -43,13 +43,13 @@ pub struct CarriedTap<'a> {
     beside: Beside<'a>,
     records: &'a mut Records,
     /// The encoder's output `[rows, S]` for the stream as edited at earlier sites.
-    encoded: BTreeMap<Place, Tensor>,
+    encoded: BTreeMap<Location, Tensor>,
     /// The same of the dense model's unedited runs, by their rows.
-    encoded_unedited: BTreeMap<Place, Tensor>,
+    encoded_unedited: BTreeMap<Location, Tensor>,
     /// The dense stream where conditions look at it.
     watched: BTreeMap<Site, Tensor>,
     /// Changes that wait for their node, by row.
-    pending: BTreeMap<Place, BTreeMap<usize, Pending>>,
+    pending: BTreeMap<Location, BTreeMap<usize, Pending>>,
     /// What is to be done at the place that was looked at last, and what is noted of each entry.
     table: RowEdits<'a>,
     notes: Vec<(usize, Note<'a>)>,
@@ -68,7 +68,7 @@ enum Note<'a> {
         edit: usize,
         touched: bool,
         /// Where a change that is handed back waits to be added.
-        target: Place,
+        target: Location,
     },
     /// Edits whose changes have come here, each with its own norm.
     Arrived(Vec<(usize, f32)>),
@@ -115,25 +115,25 @@ impl<'a> CarriedTap<'a> {
 }
 
 impl RowTap for CarriedTap<'_> {
-    fn places(&self) -> &BTreeSet<Place> {
+    fn places(&self) -> &BTreeSet<Location> {
         &self.plan.places
     }
 
-    fn look(&mut self, place: Place, rows: &OwnRows, changed: &mut Vec<u32>) -> Result<()> {
+    fn look(&mut self, place: Location, rows: &OwnRows, changed: &mut Vec<u32>) -> Result<()> {
         self.table = RowEdits::default();
         self.notes.clear();
         match place {
-            Place::Site(site) => {
+            Location::Site(site) => {
                 self.read_at(site, rows)?;
                 self.compile(site)?;
             }
-            Place::Node(_) => self.bring_what_waits(place),
+            Location::Node(_) => self.bring_what_waits(place),
         }
         changed.extend_from_slice(self.table.rows());
         Ok(())
     }
 
-    fn change(&mut self, _place: Place, rows: &mut [f32], width: usize) -> Result<()> {
+    fn change(&mut self, _place: Location, rows: &mut [f32], width: usize) -> Result<()> {
         let outcomes = self.table.carry_out(rows, width, self.records.wanted());
         for ((at, note), outcome) in self.notes.drain(..).zip(outcomes) {
             let row = &self.rows[at];
@@ -177,7 +177,7 @@ impl RowTap for CarriedTap<'_> {
 
 impl<'a> CarriedTap<'a> {
     /// Adds what waits for a sublayer's input `[rows, d_read]`, whose first channels are the stream's.
-    fn bring_what_waits(&mut self, place: Place) {
+    fn bring_what_waits(&mut self, place: Location) {
         for (at, Pending { change, edits }) in self.pending.remove(&place).unwrap_or_default() {
             let entry = RowEdit {
                 row: self.table.row(at),
@@ -202,7 +202,10 @@ impl<'a> CarriedTap<'a> {
         }
         let places = self.plan.unedited_encoder_places(site);
         let dense = self.beside.dense;
-        if let Some(unedited) = dense.all(Place::Site(site)).filter(|_| !places.is_empty()) {
+        if let Some(unedited) = dense
+            .all(Location::Site(site))
+            .filter(|_| !places.is_empty())
+        {
             let encoded = self.encode(site, unedited, &dense.positions, places.into_iter())?;
             self.encoded_unedited.extend(encoded);
         }
@@ -215,13 +218,13 @@ impl<'a> CarriedTap<'a> {
         site: Site,
         stream: &Tensor,
         positions: &[u32],
-        places: impl Iterator<Item = Place>,
-    ) -> Result<Vec<(Place, Tensor)>> {
+        places: impl Iterator<Item = Location>,
+    ) -> Result<Vec<(Location, Tensor)>> {
         let Some(pair) = self.pair else {
             return Ok(Vec::new());
         };
         let encoded = pair.bridge.encode(site, &stream.contiguous()?)?;
-        let mut values = vec![(Place::Site(site), encoded.clone())];
+        let mut values = vec![(Location::Site(site), encoded.clone())];
         for place in places.filter(|place| is_sublayer_input(*place)) {
             let Some(input) = pair.sparse.sublayer_input(site) else {
                 continue;
@@ -280,15 +283,15 @@ impl<'a> CarriedTap<'a> {
         edit: &Edit,
         site: Site,
         candidates: &[usize],
-        known: &mut BTreeMap<(Place, Source), usize>,
+        known: &mut BTreeMap<(Location, Source), usize>,
     ) -> Result<Operands> {
         let place = edit.subject.place();
         let rows = || candidates.iter().copied();
-        let encoded = |place: Place| match self.encoded.get(&place) {
+        let encoded = |place: Location| match self.encoded.get(&place) {
             Some(values) => RowBlock::gather(values, rows().map(Some)).map(Some),
             None => bail!("{place} was not read through the encoder"),
         };
-        let sparse = |place: Place| self.beside.sparse.own(place, rows());
+        let sparse = |place: Location| self.beside.sparse.own(place, rows());
         let read = match (known.get(&(place, edit.source)), edit.source) {
             (Some(_), _) | (None, Source::Own | Source::Unread) => None,
             (None, Source::Sparse) => sparse(place)?,
@@ -296,8 +299,8 @@ impl<'a> CarriedTap<'a> {
         };
         let stream = match (needs_sparse_rms(edit), edit.source) {
             (false, _) => None,
-            (true, Source::Encoder) => encoded(Place::Site(site))?,
-            (true, Source::Own | Source::Sparse | Source::Unread) => sparse(Place::Site(site))?,
+            (true, Source::Encoder) => encoded(Location::Site(site))?,
+            (true, Source::Own | Source::Sparse | Source::Unread) => sparse(Location::Site(site))?,
         };
         let partners = match edit.action {
             Action::Patch { stream } => self.partners(edit, stream, candidates)?,
@@ -383,7 +386,7 @@ impl<'a> CarriedTap<'a> {
                     subject: &edit.subject,
                     read,
                 },
-                Place::Site(site),
+                Location::Site(site),
             ),
             true => {
                 let rms = match needs_sparse_rms(edit) {
@@ -398,11 +401,11 @@ impl<'a> CarriedTap<'a> {
                     },
                 };
                 let (write, target) = match &edit.route {
-                    Route::Carried(carrier) if carrier.target == Place::Site(site) => {
+                    Route::Carried(carrier) if carrier.target == Location::Site(site) => {
                         (WriteTo::Columns { carrier, rms }, carrier.target)
                     }
                     Route::Carried(carrier) => (WriteTo::Later { carrier, rms }, carrier.target),
-                    Route::InPlace | Route::Replayed => (WriteTo::Added, Place::Site(site)),
+                    Route::InPlace | Route::Replayed => (WriteTo::Added, Location::Site(site)),
                 };
                 let change = Change::Operation {
                     subject: &edit.subject,
@@ -473,8 +476,8 @@ impl<'a> CarriedTap<'a> {
                 (self.encoded_unedited.get(&place), dense.own_row(at))
             }
             (Source::Encoder, _) => (self.encoded.get(&place), Some(at)),
-            (Source::Own, Place::Site(site)) => (self.watched.get(&site), Some(at)),
-            (Source::Own, Place::Node(_)) | (Source::Unread, _) => (None, None),
+            (Source::Own, Location::Site(site)) => (self.watched.get(&site), Some(at)),
+            (Source::Own, Location::Node(_)) | (Source::Unread, _) => (None, None),
         };
         let Some((values, row)) = values.zip(row) else {
             return Ok(None);

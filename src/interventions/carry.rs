@@ -15,10 +15,10 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::request::Write;
 use crate::bridge::Bridge;
+use crate::features::group::Write;
 use crate::models::config::Norm;
-use crate::models::location::{NodeKind, Place, Site};
+use crate::models::location::{Location, NodeKind, Site};
 use crate::models::transformer::Transformer;
 use crate::numerics::rows;
 
@@ -26,20 +26,20 @@ use crate::numerics::rows;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotCarried {
     #[error("channel {channel} of {place} is positional: it has no place in the residual stream")]
-    Positional { place: Place, channel: usize },
+    Positional { place: Location, channel: usize },
     #[error(
         "channel {channel} of {place} has a gain of zero in the sparse model's norm: nothing reads it"
     )]
-    ZeroGain { place: Place, channel: usize },
+    ZeroGain { place: Location, channel: usize },
     #[error("{place} is not a sublayer's input: only `residual` can write it")]
-    NoSublayer { place: Place },
+    NoSublayer { place: Location },
 }
 
 /// The dense counterpart of a place's channels: one row for each channel asked for.
 #[derive(Debug, Clone)]
 pub struct Carrier {
     /// Where the dense model is changed.
-    pub target: Place,
+    pub target: Location,
     /// `[channels][D]`: what a change of one does, before the token's own factor.
     columns: Vec<Arc<[f32]>>,
     /// A sublayer input written to the residual stream: the factor is the RMS of the sparse stream there.
@@ -48,7 +48,7 @@ pub struct Carrier {
 
 /// Columns that other carriers of a request have, by place, way of writing and channel: many edits of many channels
 /// hold each of them once.
-pub type KnownColumns = BTreeMap<(Place, Write, usize), Arc<[f32]>>;
+pub type KnownColumns = BTreeMap<(Location, Write, usize), Arc<[f32]>>;
 
 impl Carrier {
     /// Carries changes of `channels` of `place`, a residual site, a sublayer's input or a residual delta.
@@ -57,7 +57,7 @@ impl Carrier {
         dense: &Transformer,
         sparse: &Transformer,
         bridge: &Bridge,
-        place: Place,
+        place: Location,
         channels: &[usize],
         write: Write,
         rms_ratio: f64,
@@ -74,7 +74,7 @@ impl Carrier {
         dense: &Transformer,
         sparse: &Transformer,
         bridge: &Bridge,
-        place: Place,
+        place: Location,
         channels: &[usize],
         write: Write,
         rms_ratio: f64,
@@ -127,7 +127,7 @@ impl Carrier {
         Ok(Ok(Carrier {
             target: match write {
                 Write::Sublayer => place,
-                Write::Residual => Place::Site(site),
+                Write::Residual => Location::Site(site),
             },
             columns,
             times_sparse_rms: behind_norm && write == Write::Residual,
@@ -136,7 +136,7 @@ impl Carrier {
 
     /// One that writes these columns `[channels][D]` to a place.
     #[cfg(test)]
-    pub fn of_columns(target: Place, columns: Vec<Vec<f32>>, times_sparse_rms: bool) -> Self {
+    pub fn of_columns(target: Location, columns: Vec<Vec<f32>>, times_sparse_rms: bool) -> Self {
         Carrier {
             target,
             columns: columns.into_iter().map(Into::into).collect(),
@@ -174,8 +174,8 @@ impl Carrier {
 }
 
 /// Whether a place is what a sublayer reads after its norm.
-pub fn is_sublayer_input(place: Place) -> bool {
-    matches!(place, Place::Node(node) if matches!(node.kind, NodeKind::AttnIn | NodeKind::MlpIn))
+pub fn is_sublayer_input(place: Location) -> bool {
+    matches!(place, Location::Node(node) if matches!(node.kind, NodeKind::AttnIn | NodeKind::MlpIn))
 }
 
 /// The gains of the norm through which the sublayer after `site` reads the stream.

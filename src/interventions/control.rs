@@ -9,16 +9,13 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
-
 use super::carry::{Carrier, KnownColumns};
-use super::operation::norm;
+use super::control_directions::{self, ControlDraw};
 use super::plan::{Edit, Plan, PlanError, Route, Scene, refused, sublayer_output};
-use super::request::{Variant, Write};
+use super::request::Variant;
 use super::subject::Subject;
-use crate::models::location::Place;
+use crate::features::group::Write;
+use crate::models::location::Location;
 
 const VARIANTS: &str = "steer.variants";
 
@@ -34,7 +31,7 @@ pub struct Draws<'a> {
     plan: &'a Plan,
     scene: &'a Scene<'a>,
     /// For each edit, the channels that can stand in for its own; found when first asked for.
-    candidates: BTreeMap<usize, (Place, Vec<usize>)>,
+    candidates: BTreeMap<usize, (Location, Vec<usize>)>,
     columns: KnownColumns,
 }
 
@@ -56,51 +53,43 @@ impl<'a> Draws<'a> {
         seed: u64,
     ) -> Result<Option<Directions>, PlanError> {
         let (plan, scene) = (self.plan, self.scene);
-        let generator = |edit| generator(seed, variant, prompt, edit);
+        let draw = |edit| ControlDraw { seed, prompt, edit };
         let edits = plan.edits.iter().enumerate();
         let units = match variant {
             Variant::Steered | Variant::Baseline => return Ok(None),
             Variant::Random => edits
-                .map(|(index, edit)| gaussian(edit.changed_width(scene), &mut generator(index)))
+                .map(|(index, edit)| draw(index).random(edit.changed_width(scene)))
                 .collect(),
             Variant::RandomFeature => edits
-                .map(|(index, edit)| self.other_feature(index, edit, &mut generator(index)))
+                .map(|(index, edit)| self.other_feature(draw(index), edit))
                 .collect::<Result<_, PlanError>>()?,
         };
         Ok(Some(Directions { units }))
     }
 
     /// The counterpart of another live channel of the same place.
-    fn other_feature(
-        &mut self,
-        index: usize,
-        edit: &Edit,
-        generator: &mut ChaCha8Rng,
-    ) -> Result<Vec<f32>, PlanError> {
+    fn other_feature(&mut self, draw: ControlDraw, edit: &Edit) -> Result<Vec<f32>, PlanError> {
         let scene = self.scene;
-        if let Entry::Vacant(entry) = self.candidates.entry(index) {
+        if let Entry::Vacant(entry) = self.candidates.entry(draw.edit) {
             entry.insert(candidates(edit, scene)?);
         }
-        let Some((place, candidates)) = self.candidates.get_mut(&index) else {
+        let Some((place, candidates)) = self.candidates.get_mut(&draw.edit) else {
             return Err(refused("an edit has no channels beside it", VARIANTS));
         };
         let place = *place;
-        while !candidates.is_empty() {
-            let at = generator.random_range(0..candidates.len());
-            let channel = candidates[at];
+        let columns = &mut self.columns;
+        let found = draw.random_feature(candidates, |channel| {
             if scene.native {
                 let mut unit = vec![0.0; place.width(&scene.model.config)];
                 unit[channel] = 1.0;
-                return Ok(unit);
+                return Ok(Some(unit));
             }
-            match counterpart(place, channel, edit.write, scene, &mut self.columns)? {
-                Some(direction) => return Ok(direction),
-                // It cannot be carried over, whoever asks: nobody need try it again.
-                None => candidates.remove(at),
-            };
-        }
-        let message = format!("{place} has no other live channel that can be carried over");
-        Err(refused(message, VARIANTS))
+            counterpart(place, channel, edit.write, scene, columns)
+        })?;
+        found.ok_or_else(|| {
+            let message = format!("{place} has no other live channel that can be carried over");
+            refused(message, VARIANTS)
+        })
     }
 }
 
@@ -111,34 +100,8 @@ impl Directions {
     }
 }
 
-/// Its own stream for every prompt and edit, apart from the one that draws tokens.
-fn generator(seed: u64, variant: Variant, prompt: usize, edit: usize) -> ChaCha8Rng {
-    let mut generator = ChaCha8Rng::seed_from_u64(seed);
-    let kind = if variant == Variant::Random { 1 } else { 2 };
-    generator.set_stream(kind << 60 | (prompt as u64) << 32 | edit as u64);
-    generator
-}
-
-fn gaussian(width: usize, generator: &mut ChaCha8Rng) -> Vec<f32> {
-    loop {
-        let mut direction: Vec<f32> = (0..width)
-            .map(|_| generator.sample(StandardNormal))
-            .collect();
-        if normalise(&mut direction) {
-            return direction;
-        }
-    }
-}
-
-/// To unit length; false for a vector that has none.
-fn normalise(direction: &mut [f32]) -> bool {
-    let length = norm(direction);
-    direction.iter_mut().for_each(|value| *value /= length);
-    length > 0.0 && length.is_finite()
-}
-
 /// The place whose channels can stand in for those of an edit, and its live channels without the edit's own.
-fn candidates(edit: &Edit, scene: &Scene) -> Result<(Place, Vec<usize>), PlanError> {
+fn candidates(edit: &Edit, scene: &Scene) -> Result<(Location, Vec<usize>), PlanError> {
     let own_place = edit.subject.place();
     let place = match edit.route {
         Route::Replayed => sublayer_output(own_place).unwrap_or(own_place),
@@ -148,25 +111,26 @@ fn candidates(edit: &Edit, scene: &Scene) -> Result<(Place, Vec<usize>), PlanErr
         let message = "`random_feature` needs a bridge to take a feature from";
         return Err(refused(message, VARIANTS));
     };
-    let Some(statistics) = pair.reference.place(place) else {
-        let message =
-            format!("`random_feature` needs reference statistics of {place}, and there are none");
-        return Err(refused(message, VARIANTS));
-    };
     let edited: BTreeSet<usize> = match &edit.subject {
         Subject::Channels(group) if group.place == place => {
             group.channels.iter().copied().collect()
         }
         _ => BTreeSet::new(),
     };
-    let live = statistics.live_channels();
-    let candidates = live.filter(|channel| !edited.contains(channel)).collect();
-    Ok((place, candidates))
+    match control_directions::candidates(pair, place, &edited) {
+        Some(candidates) => Ok((place, candidates)),
+        None => {
+            let message = format!(
+                "`random_feature` needs reference statistics of {place}, and there are none"
+            );
+            Err(refused(message, VARIANTS))
+        }
+    }
 }
 
 /// The dense direction of one sparse channel, written as the edit is.
 fn counterpart(
-    place: Place,
+    place: Location,
     channel: usize,
     write: Option<Write>,
     scene: &Scene,
@@ -193,5 +157,5 @@ fn counterpart(
     };
     let mut direction = vec![0.0; carrier.width()];
     carrier.add(&[1.0], 1.0, &mut direction);
-    Ok(normalise(&mut direction).then_some(direction))
+    Ok(Some(direction))
 }

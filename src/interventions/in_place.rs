@@ -10,7 +10,7 @@ use super::readings::Readings;
 use super::receipt::{Record, Records};
 use super::row_edits::{Change, ReadFrom, RowEdit, RowEdits, WriteTo};
 use super::rows_of_arms::{Row, RowBlock, SteeredArm};
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::models::tap::{OwnRows, RowTap};
 
 /// Changes values where they are.
@@ -20,15 +20,15 @@ pub struct InPlaceTap<'a> {
     /// The edits that this pass makes.
     pub edits: &'a [usize],
     /// Where they are, and what is recorded.
-    pub places: &'a BTreeSet<Place>,
+    pub places: &'a BTreeSet<Location>,
     pub rows: &'a [Row],
     /// The unedited sparse model's.
     pub readings: &'a Readings,
     /// Control arms get their directions here; otherwise they are edited like steered ones.
     pub controls: bool,
     /// A place to record as edited.
-    pub wanted: Option<Place>,
-    pub recorded: BTreeMap<Place, Tensor>,
+    pub wanted: Option<Location>,
+    pub recorded: BTreeMap<Location, Tensor>,
     pub records: &'a mut Records,
     /// What is to be done at the place that was looked at last.
     pub table: RowEdits<'a>,
@@ -37,11 +37,11 @@ pub struct InPlaceTap<'a> {
 }
 
 impl RowTap for InPlaceTap<'_> {
-    fn places(&self) -> &BTreeSet<Place> {
+    fn places(&self) -> &BTreeSet<Location> {
         self.places
     }
 
-    fn look(&mut self, place: Place, _rows: &OwnRows, changed: &mut Vec<u32>) -> Result<()> {
+    fn look(&mut self, place: Location, _rows: &OwnRows, changed: &mut Vec<u32>) -> Result<()> {
         self.table = RowEdits::default();
         self.notes.clear();
         let plan = self.plan;
@@ -52,7 +52,7 @@ impl RowTap for InPlaceTap<'_> {
         Ok(())
     }
 
-    fn change(&mut self, _place: Place, rows: &mut [f32], width: usize) -> Result<()> {
+    fn change(&mut self, _place: Location, rows: &mut [f32], width: usize) -> Result<()> {
         let outcomes = self.table.carry_out(rows, width, self.records.wanted());
         for (&(at, edit, touched), outcome) in self.notes.iter().zip(outcomes) {
             let row = &self.rows[at];
@@ -62,7 +62,7 @@ impl RowTap for InPlaceTap<'_> {
         Ok(())
     }
 
-    fn leave(&mut self, place: Place, rows: &OwnRows) -> Result<()> {
+    fn leave(&mut self, place: Location, rows: &OwnRows) -> Result<()> {
         if self.wanted == Some(place) {
             self.recorded.insert(place, rows.tensor()?);
         }
@@ -72,7 +72,7 @@ impl RowTap for InPlaceTap<'_> {
 
 impl InPlaceTap<'_> {
     /// Makes the table of these edits of a place.
-    fn compile(&mut self, place: Place, here: &[usize]) -> Result<()> {
+    fn compile(&mut self, place: Location, here: &[usize]) -> Result<()> {
         let (plan, arms) = (self.plan, self.arms);
         let recorded = self.records.wanted();
         let takes_part = |at: &usize| {

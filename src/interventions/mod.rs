@@ -5,12 +5,13 @@
 //! a change of the sparse model becomes one of the dense. [`steering`] carries a plan out, step by step, with two
 //! taps: [`in_place`] in the model that has the features, [`carried`] in the dense one. Each compiles what is to be
 //! done at a place into a table of [`row_edits`], which has the one routine that carries it out; [`readings`] are the
-//! unedited runs beside them, [`control`] the arms to compare with, [`receipt`] what was done, [`cost`] what a plan
+//! unedited runs beside them, [`control`] the arms to compare with and [`control_directions`] what theirs are drawn from, [`receipt`] what was done, [`cost`] what a plan
 //! takes before it is begun.
 
 pub mod carried;
 pub mod carry;
 pub mod control;
+pub mod control_directions;
 pub mod cost;
 pub mod in_place;
 pub mod nearest;
@@ -18,7 +19,6 @@ pub mod operation;
 pub mod plan;
 pub mod readings;
 pub mod receipt;
-pub mod reference;
 pub mod request;
 pub mod row_edits;
 pub mod rows_of_arms;

@@ -5,7 +5,8 @@
 //! every channel to its own destination. A direction `v` of a residual stream is read as its projection
 //! `p = <h, v> / <v, v>`. Sums run in double precision, so that a change of zero is exactly zero.
 
-use super::subject::{Direction, Group, Subject};
+use super::subject::{Direction, Subject};
+use crate::features::group::Group;
 
 /// An operation with every number resolved to the feature's raw unit.
 #[derive(Debug, Clone, PartialEq)]
@@ -223,10 +224,10 @@ impl Direction {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::location::{Place, Site};
+    use crate::models::location::{Location, Site};
 
-    fn place() -> Place {
-        Place::Site(Site::before_attention(0, 1))
+    fn place() -> Location {
+        Location::Site(Site::before_attention(0, 1))
     }
 
     fn single(channel: usize) -> Subject {

@@ -11,7 +11,7 @@ use super::plan::Plan;
 use super::plan::counterfactual::StreamModel;
 use super::rows_of_arms::{Feed, PassRows, Row, RowBlock, SamePrompts, rows_of};
 use crate::models::kv_cache::CacheRow;
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::models::tap::{OwnRows, RowTap};
 
 /// What a plan reads in unedited runs of one model.
@@ -21,14 +21,14 @@ pub struct ReadingNeeds {
     own: bool,
     /// The plan's streams that it runs.
     streams: Vec<usize>,
-    places: BTreeSet<Place>,
+    places: BTreeSet<Location>,
 }
 
 /// What one step's unedited run of a model recorded.
 #[derive(Debug, Default)]
 pub struct Readings {
     /// `[recorded rows, width]`, where the pass left them.
-    values: BTreeMap<Place, Tensor>,
+    values: BTreeMap<Location, Tensor>,
     /// The position of each recorded row.
     pub positions: Vec<u32>,
     /// By the answering model's row: the row of the same token.
@@ -39,7 +39,11 @@ pub struct Readings {
 
 impl Readings {
     /// The values of `place` on the tokens of these rows of the answering model; none where they were not recorded.
-    pub fn own(&self, place: Place, rows: impl Iterator<Item = usize>) -> Result<Option<RowBlock>> {
+    pub fn own(
+        &self,
+        place: Location,
+        rows: impl Iterator<Item = usize>,
+    ) -> Result<Option<RowBlock>> {
         let own = rows.map(|row| self.own_row(row));
         let values = self.values.get(&place);
         values
@@ -55,7 +59,7 @@ impl Readings {
     /// The values of `place` on the tokens that stand beside these rows in a stream.
     pub fn partners(
         &self,
-        place: Place,
+        place: Location,
         stream: usize,
         rows: impl Iterator<Item = usize>,
     ) -> Result<Option<RowBlock>> {
@@ -72,12 +76,12 @@ impl Readings {
     }
 
     /// All recorded rows of `place`.
-    pub fn all(&self, place: Place) -> Option<&Tensor> {
+    pub fn all(&self, place: Location) -> Option<&Tensor> {
         self.values.get(&place)
     }
 
     /// Values recorded by another kind of run, on the tokens of these rows.
-    pub fn of_rows(values: BTreeMap<Place, Tensor>, rows: &[Row], count: usize) -> Self {
+    pub fn of_rows(values: BTreeMap<Location, Tensor>, rows: &[Row], count: usize) -> Self {
         let mut own = vec![None; count];
         for (at, row) in rows.iter().enumerate() {
             own[row.index] = Some(at);
@@ -99,11 +103,11 @@ pub struct ReadingTap<'a> {
 }
 
 impl RowTap for ReadingTap<'_> {
-    fn places(&self) -> &BTreeSet<Place> {
+    fn places(&self) -> &BTreeSet<Location> {
         &self.needs.places
     }
 
-    fn look(&mut self, place: Place, rows: &OwnRows, _changed: &mut Vec<u32>) -> Result<()> {
+    fn look(&mut self, place: Location, rows: &OwnRows, _changed: &mut Vec<u32>) -> Result<()> {
         self.readings.values.insert(place, rows.tensor()?);
         Ok(())
     }

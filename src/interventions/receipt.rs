@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::plan::{Edit, Plan, Source};
-use super::request::{Operation, Read, Variant, WeightedChannel, Write};
+use super::request::{Operation, Read, Variant};
 use super::row_edits::Outcome;
 use super::rows_of_arms::SteeredArm;
 use super::subject::Subject;
 use crate::bridge::record::BridgeRecord;
+use crate::features::group::{WeightedChannel, Write};
 
 /// What was done in one arm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -1,13 +1,11 @@
 //! The `steer` field as callers write it. Nothing here is resolved or checked beyond its types: see the plan.
 
-use std::fmt;
-
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::documented::documented;
+use crate::features::group::{WeightedChannel, Write};
+use crate::objects_only::objects_only;
 
 /// Edits of sparse features, to be carried over to the dense model's answer.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
@@ -143,16 +141,6 @@ pub struct GroupAddress {
     /// The channels with their weights; the weights are scaled to unit length.
     #[schema(min_items = 1)]
     pub channels: Vec<WeightedChannel>,
-}
-
-/// One channel of a group.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, remote = "Self")]
-pub struct WeightedChannel {
-    /// Counted from 0.
-    pub channel: usize,
-    /// Its part in the group, positive or negative; never 0.
-    pub weight: f64,
 }
 
 /// A direction of the dense model.
@@ -396,55 +384,4 @@ documented! {
     }
 }
 
-documented! {
-    /// How a change enters the dense model.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-    #[serde(rename_all = "snake_case")]
-    pub enum Write {
-        /// Into the dense input of the same sublayer, after its norm.
-        Sublayer,
-        /// Into the dense residual stream at the feature's site, reaching every later layer.
-        Residual,
-    }
-}
-
-/// Reads the structs that are one of several shapes, or stand in one, from objects only. What serde derives for them reads a list of
-/// their fields' values too, and a choice between shapes keeps a deserializer from saying otherwise.
-macro_rules! objects_only {
-    ($($name:ident),+) => {
-        $(impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                // The inherent function, which is derived.
-                $name::serialize(self, serializer)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Fields;
-
-                impl<'de> Visitor<'de> for Fields {
-                    type Value = $name;
-
-                    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        formatter.write_str("an object")
-                    }
-
-                    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<$name, A::Error> {
-                        $name::deserialize(MapAccessDeserializer::new(map))
-                    }
-                }
-
-                deserializer.deserialize_map(Fields)
-            }
-        })+
-    };
-}
-
-objects_only!(
-    ChannelAddress,
-    GroupAddress,
-    WeightedChannel,
-    VectorAddress,
-    Counterfactual
-);
+objects_only!(ChannelAddress, GroupAddress, VectorAddress, Counterfactual);

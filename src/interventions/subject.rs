@@ -1,21 +1,13 @@
 //! What an edit or a condition speaks of, resolved: channels of a place, or a direction of a residual stream.
 
-use super::request::WeightedChannel;
-use crate::models::location::{Place, Site};
+use crate::features::group::{Group, WeightedChannel};
+use crate::models::location::{Location, Site};
 
 /// A feature by what it is made of.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Subject {
     Channels(Group),
     Direction(Direction),
-}
-
-/// Channels of one place with a unit weight vector.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Group {
-    pub place: Place,
-    pub channels: Vec<usize>,
-    pub weights: Vec<f64>,
 }
 
 /// A direction of the answering model's own residual stream.
@@ -28,10 +20,10 @@ pub struct Direction {
 
 impl Subject {
     /// Where it is read.
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> Location {
         match self {
             Subject::Channels(group) => group.place,
-            Subject::Direction(direction) => Place::Site(direction.site),
+            Subject::Direction(direction) => Location::Site(direction.site),
         }
     }
 

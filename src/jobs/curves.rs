@@ -41,7 +41,7 @@ pub struct JobCurves {
     /// sum of its other terms). A bridge's terms have the names of their weights in `terms`; those of its twin term are
     /// `twin` (`weight`), `twin_native` (`native_weight`) and `twin_counterfactual` (`counterfactual_weight`).
     /// Cross-entropies and divergences are in nats per token; `encoder` and `decoder` are normalised mean squared errors
-    /// and without a unit; `gradient_norm` is the gradient's before clipping, `rate` the learning rate, `kept_fraction`
+    /// and without a unit; `gradient_norm` is the gradient's before clipping, `learning_rate` the model's, `kept_fraction`
     /// the fraction of weights that may be other than zero.
     pub training: BTreeMap<String, Vec<CurvePoint>>,
     /// The same on held-out text, by name and only from steps with an evaluation: losses and divergences in nats per
@@ -394,7 +394,7 @@ mod tests {
         let curves = collected(
             7,
             &[
-                step(1, json!({"loss": 2.0, "rate": 0.5})),
+                step(1, json!({"loss": 2.0, "learning_rate": 0.5})),
                 evaluation(1, json!({"held_out_generated": 3.0})),
             ],
         );
@@ -405,7 +405,7 @@ mod tests {
                 "object": "fine_tuning.job.curves",
                 "job": "ftjob-1",
                 "steps": 7,
-                "training": {"loss": point(2.0), "rate": point(0.5)},
+                "training": {"loss": point(2.0), "learning_rate": point(0.5)},
                 "held_out": {"held_out_generated": point(3.0)},
             })
         );

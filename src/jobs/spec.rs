@@ -130,7 +130,8 @@ pub struct BridgeHyperparameters {
     pub batches: Batches,
     pub optimizer: Optimizer,
     /// The bridge's peak rate; the sparse model's is the optimizer's.
-    pub bridge_rate: f64,
+    #[serde(alias = "bridge_rate")]
+    pub bridge_learning_rate: f64,
     pub sparsity: Sparsity,
     pub terms: Terms,
     #[serde(default)]
@@ -408,7 +409,7 @@ fn bridge_recipe(
         sources: sources(fields.generated.as_ref(), places)?,
         batches: fields.batches.clone(),
         optimizer: fields.optimizer.clone(),
-        bridge_rate: fields.bridge_rate,
+        bridge_learning_rate: fields.bridge_learning_rate,
         sparsity: fields.sparsity.clone(),
         terms: fields.terms.clone(),
         output: output(&fields.watch),

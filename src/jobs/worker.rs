@@ -15,7 +15,7 @@ use super::spec::{INPUTS, JobSpec, MODEL};
 use super::store::claims::{NewCheckpoint, Outcome, held_checkpoints};
 use super::store::{Store, StoreError};
 use crate::artifacts::{Manifest, atomic, is_full};
-use crate::evaluation::closing;
+use crate::evaluation::training_report;
 use crate::settings::{JobSettings, Settings};
 
 /// Beside a result: what it was trained by. Paths in it begin where the training ran.
@@ -350,7 +350,7 @@ impl Attempt<'_> {
         };
         Ok(Outcome::Succeeded {
             artifact: self.keeping(put).await?,
-            evaluation: closing::read(&folder)?,
+            evaluation: training_report::read(&folder)?,
             results,
         })
     }

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::config::{ActiveLocation, TransformerConfig};
 use super::layers::{Active, Linear, SublayerInput, Weights, sinks};
-use super::location::{Node, NodeKind, Place};
+use super::location::{Location, Node, NodeKind};
 use super::tap::ResidualTap;
 use super::token_rows::{Arrangement, TokenRows};
 use crate::numerics::attention::{Heads, causal_attention};
@@ -81,7 +81,7 @@ impl Attention {
         tap: &mut dyn ResidualTap,
     ) -> Result<Tensor> {
         let node = |kind| {
-            Place::Node(Node {
+            Location::Node(Node {
                 layer: self.layer,
                 kind,
             })

@@ -124,30 +124,30 @@ impl fmt::Display for Node {
 
 /// A residual site or a node location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Place {
+pub enum Location {
     Site(Site),
     Node(Node),
 }
 
-impl Place {
+impl Location {
     /// Every place of a model, layer after layer.
-    pub fn all(n_layers: usize) -> Vec<Place> {
+    pub fn all(n_layers: usize) -> Vec<Location> {
         let mut places = Vec::new();
         for layer in 0..n_layers {
-            places.push(Place::Site(Site::before_attention(layer, n_layers)));
-            let nodes = NodeKind::NAMES.map(|(_, kind)| Place::Node(Node { layer, kind }));
+            places.push(Location::Site(Site::before_attention(layer, n_layers)));
+            let nodes = NodeKind::NAMES.map(|(_, kind)| Location::Node(Node { layer, kind }));
             let (attention, mlp) = nodes.split_at(6);
             places.extend_from_slice(attention);
-            places.push(Place::Site(Site::before_mlp(layer, n_layers)));
+            places.push(Location::Site(Site::before_mlp(layer, n_layers)));
             places.extend_from_slice(mlp);
         }
-        places.extend(Site::new(2 * n_layers, n_layers).map(Place::Site));
+        places.extend(Site::new(2 * n_layers, n_layers).map(Location::Site));
         places
     }
 
     /// The place called `name` in a model of `n_layers` layers.
-    pub fn parse(name: &str, n_layers: usize) -> Result<Self, UnknownPlace> {
-        let unknown = || UnknownPlace {
+    pub fn parse(name: &str, n_layers: usize) -> Result<Self, UnknownLocation> {
+        let unknown = || UnknownLocation {
             name: name.to_string(),
             last_layer: n_layers.saturating_sub(1),
         };
@@ -159,8 +159,8 @@ impl Place {
     /// everything else of a sublayer reaches the stream at the site after it.
     pub fn site(self, n_layers: usize) -> Site {
         match self {
-            Place::Site(site) => site,
-            Place::Node(Node { layer, kind }) => {
+            Location::Site(site) => site,
+            Location::Node(Node { layer, kind }) => {
                 let index = match kind {
                     NodeKind::AttnIn => 2 * layer,
                     NodeKind::MlpIn
@@ -179,8 +179,8 @@ impl Place {
     /// The last site that a pass comes by before this place, or the place itself.
     pub fn site_before(self, n_layers: usize) -> Site {
         match self {
-            Place::Site(site) => site,
-            Place::Node(Node { layer, kind }) => match kind {
+            Location::Site(site) => site,
+            Location::Node(Node { layer, kind }) => match kind {
                 NodeKind::MlpIn | NodeKind::PostAct | NodeKind::MlpOut => {
                     Site::before_mlp(layer, n_layers)
                 }
@@ -197,8 +197,8 @@ impl Place {
     /// How many channels a model has there.
     pub fn width(self, config: &TransformerConfig) -> usize {
         match self {
-            Place::Site(_) => config.d_model,
-            Place::Node(node) => match node.kind {
+            Location::Site(_) => config.d_model,
+            Location::Node(node) => match node.kind {
                 NodeKind::AttnIn | NodeKind::MlpIn => config.d_read(),
                 NodeKind::Q | NodeKind::K | NodeKind::V | NodeKind::AttnY => config.d_attention(),
                 NodeKind::AttnOut | NodeKind::MlpOut => config.d_model,
@@ -208,11 +208,11 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Site(site) => site.fmt(f),
-            Place::Node(node) => node.fmt(f),
+            Location::Site(site) => site.fmt(f),
+            Location::Node(node) => node.fmt(f),
         }
     }
 }
@@ -223,7 +223,7 @@ impl fmt::Display for Place {
     "no place is called {name:?}: residual sites are `L.resid_in`, `L.resid_mid` and `final_resid`, nodes \
      `L.attn.act_in|q|k|v|y|resid_delta` and `L.mlp.act_in|post_act|resid_delta`, with L from 0 to {last_layer}"
 )]
-pub struct UnknownPlace {
+pub struct UnknownLocation {
     pub name: String,
     pub last_layer: usize,
 }
@@ -238,22 +238,22 @@ enum ParsedPlace {
 }
 
 impl ParsedPlace {
-    fn in_model(self, n_layers: usize) -> Option<Place> {
+    fn in_model(self, n_layers: usize) -> Option<Location> {
         let layer_exists = |layer: usize| (layer < n_layers).then_some(layer);
         Some(match self {
             ParsedPlace::ResidIn(layer) => {
-                Place::Site(Site::before_attention(layer_exists(layer)?, n_layers))
+                Location::Site(Site::before_attention(layer_exists(layer)?, n_layers))
             }
             ParsedPlace::ResidMid(layer) => {
-                Place::Site(Site::before_mlp(layer_exists(layer)?, n_layers))
+                Location::Site(Site::before_mlp(layer_exists(layer)?, n_layers))
             }
-            ParsedPlace::FinalResid => Place::Site(Site {
+            ParsedPlace::FinalResid => Location::Site(Site {
                 index: 2 * n_layers,
                 n_layers,
             }),
             ParsedPlace::Node(node) => {
                 layer_exists(node.layer)?;
-                Place::Node(node)
+                Location::Node(node)
             }
         })
     }
@@ -284,20 +284,20 @@ impl FromStr for ParsedPlace {
     }
 }
 
-impl Serialize for Place {
+impl Serialize for Location {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-/// A place's name as it stands in a file, to be held against a model with [`PlaceName::in_model`].
+/// A place's name as it stands in a file, to be held against a model with [`LocationName::in_model`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-pub struct PlaceName(String);
+pub struct LocationName(String);
 
-impl PlaceName {
-    pub fn in_model(&self, n_layers: usize) -> Result<Place, UnknownPlace> {
-        Place::parse(&self.0, n_layers)
+impl LocationName {
+    pub fn in_model(&self, n_layers: usize) -> Result<Location, UnknownLocation> {
+        Location::parse(&self.0, n_layers)
     }
 
     pub fn as_str(&self) -> &str {
@@ -305,17 +305,17 @@ impl PlaceName {
     }
 }
 
-impl From<Place> for PlaceName {
-    fn from(place: Place) -> Self {
-        PlaceName(place.to_string())
+impl From<Location> for LocationName {
+    fn from(place: Location) -> Self {
+        LocationName(place.to_string())
     }
 }
 
-impl<'de> Deserialize<'de> for PlaceName {
+impl<'de> Deserialize<'de> for LocationName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
         match name.parse::<ParsedPlace>() {
-            Ok(_) => Ok(PlaceName(name)),
+            Ok(_) => Ok(LocationName(name)),
             Err(()) => Err(serde::de::Error::custom(format!(
                 "{name:?} is not a place's name"
             ))),
@@ -329,10 +329,10 @@ mod tests {
 
     #[test]
     fn every_place_is_found_under_its_own_name() {
-        let places = Place::all(3);
+        let places = Location::all(3);
         assert_eq!(places.len(), 3 * 11 + 1);
         for place in places {
-            assert_eq!(Place::parse(&place.to_string(), 3), Ok(place));
+            assert_eq!(Location::parse(&place.to_string(), 3), Ok(place));
         }
     }
 
@@ -347,7 +347,7 @@ mod tests {
             "",
             "0.attn.act_in.x",
         ] {
-            assert!(Place::parse(name, 3).is_err(), "{name}");
+            assert!(Location::parse(name, 3).is_err(), "{name}");
         }
     }
 }

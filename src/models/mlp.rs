@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::config::{Activation, ActiveLocation, TransformerConfig};
 use super::layers::{Active, Linear, SublayerInput, Weights};
-use super::location::{Node, NodeKind, Place};
+use super::location::{Location, Node, NodeKind};
 use super::tap::ResidualTap;
 use crate::numerics::activation::{gelu, gelu_tanh, relu};
 
@@ -60,7 +60,7 @@ impl Mlp {
         tap: &mut dyn ResidualTap,
     ) -> Result<Tensor> {
         let node = |kind| {
-            Place::Node(Node {
+            Location::Node(Node {
                 layer: self.layer,
                 kind,
             })

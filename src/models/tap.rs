@@ -5,20 +5,20 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::location::{Place, Site};
+use super::location::{Location, Site};
 use crate::numerics::row_updates;
 
 /// Sees every value of a forward pass on its way, `[rows, channels]`, and may put another in its place.
 pub trait ResidualTap {
     /// Called once for each place in the order of the pass; what it returns goes on.
-    fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor>;
+    fn visit(&mut self, place: Location, value: Tensor) -> Result<Tensor>;
 }
 
 /// Changes nothing.
 pub struct NoTap;
 
 impl ResidualTap for NoTap {
-    fn visit(&mut self, _place: Place, value: Tensor) -> Result<Tensor> {
+    fn visit(&mut self, _place: Location, value: Tensor) -> Result<Tensor> {
         Ok(value)
     }
 }
@@ -26,18 +26,18 @@ impl ResidualTap for NoTap {
 /// Sees the values of those rows of a pass that belong together, such as one request's.
 pub trait RowTap: Send {
     /// Where it looks. It is shown nothing else, and a place that nobody looks at costs nothing.
-    fn places(&self) -> &BTreeSet<Place>;
+    fn places(&self) -> &BTreeSet<Location>;
 
     /// Looks at its rows of one of its places, and adds those that it changes there to `changed`, each once.
-    fn look(&mut self, place: Place, rows: &OwnRows, changed: &mut Vec<u32>) -> Result<()>;
+    fn look(&mut self, place: Location, rows: &OwnRows, changed: &mut Vec<u32>) -> Result<()>;
 
     /// Changes the rows that it has just named: `[named rows, width]`, in the order in which it named them.
-    fn change(&mut self, _place: Place, _rows: &mut [f32], _width: usize) -> Result<()> {
+    fn change(&mut self, _place: Location, _rows: &mut [f32], _width: usize) -> Result<()> {
         Ok(())
     }
 
     /// Sees its rows as they go on.
-    fn leave(&mut self, _place: Place, _rows: &OwnRows) -> Result<()> {
+    fn leave(&mut self, _place: Location, _rows: &OwnRows) -> Result<()> {
         Ok(())
     }
 }
@@ -45,17 +45,17 @@ pub trait RowTap: Send {
 /// Keeps what a part's rows hold at some places as they go on, after what `edits` does to them.
 pub struct WatchTap<'a> {
     edits: Option<Box<dyn RowTap + 'a>>,
-    watched: &'a BTreeSet<Place>,
+    watched: &'a BTreeSet<Location>,
     /// Those, and where the edits look.
-    places: BTreeSet<Place>,
-    seen: &'a mut BTreeMap<Place, Tensor>,
+    places: BTreeSet<Location>,
+    seen: &'a mut BTreeMap<Location, Tensor>,
 }
 
 impl<'a> WatchTap<'a> {
     pub fn new(
         edits: Option<Box<dyn RowTap + 'a>>,
-        watched: &'a BTreeSet<Place>,
-        seen: &'a mut BTreeMap<Place, Tensor>,
+        watched: &'a BTreeSet<Location>,
+        seen: &'a mut BTreeMap<Location, Tensor>,
     ) -> Self {
         let looked_at = edits.iter().flat_map(|edits| edits.places());
         WatchTap {
@@ -67,32 +67,32 @@ impl<'a> WatchTap<'a> {
     }
 
     /// The edits, where they look at a place.
-    fn edits_at(&mut self, place: Place) -> Option<&mut Box<dyn RowTap + 'a>> {
+    fn edits_at(&mut self, place: Location) -> Option<&mut Box<dyn RowTap + 'a>> {
         let edits = self.edits.as_mut();
         edits.filter(|edits| edits.places().contains(&place))
     }
 }
 
 impl RowTap for WatchTap<'_> {
-    fn places(&self) -> &BTreeSet<Place> {
+    fn places(&self) -> &BTreeSet<Location> {
         &self.places
     }
 
-    fn look(&mut self, place: Place, rows: &OwnRows, changed: &mut Vec<u32>) -> Result<()> {
+    fn look(&mut self, place: Location, rows: &OwnRows, changed: &mut Vec<u32>) -> Result<()> {
         match self.edits_at(place) {
             Some(edits) => edits.look(place, rows, changed),
             None => Ok(()),
         }
     }
 
-    fn change(&mut self, place: Place, rows: &mut [f32], width: usize) -> Result<()> {
+    fn change(&mut self, place: Location, rows: &mut [f32], width: usize) -> Result<()> {
         match self.edits_at(place) {
             Some(edits) => edits.change(place, rows, width),
             None => Ok(()),
         }
     }
 
-    fn leave(&mut self, place: Place, rows: &OwnRows) -> Result<()> {
+    fn leave(&mut self, place: Location, rows: &OwnRows) -> Result<()> {
         if let Some(edits) = self.edits_at(place) {
             edits.leave(place, rows)?;
         }
@@ -122,7 +122,7 @@ impl OwnRows<'_> {
 pub struct SplitTap<'a> {
     parts: Vec<(Range<usize>, &'a mut dyn RowTap)>,
     /// The parts that look at each place.
-    lookers: BTreeMap<Place, Vec<usize>>,
+    lookers: BTreeMap<Location, Vec<usize>>,
 }
 
 impl<'a> SplitTap<'a> {
@@ -139,7 +139,7 @@ impl<'a> SplitTap<'a> {
 }
 
 impl ResidualTap for SplitTap<'_> {
-    fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor> {
+    fn visit(&mut self, place: Location, value: Tensor) -> Result<Tensor> {
         let Some(lookers) = self.lookers.get(&place) else {
             return Ok(value);
         };
@@ -188,12 +188,12 @@ impl ResidualTap for SplitTap<'_> {
 /// Keeps the values of the places it was asked for; changes nothing.
 #[derive(Default)]
 pub struct Recorder {
-    wanted: BTreeSet<Place>,
-    values: BTreeMap<Place, Tensor>,
+    wanted: BTreeSet<Location>,
+    values: BTreeMap<Location, Tensor>,
 }
 
 impl Recorder {
-    pub fn of(places: impl IntoIterator<Item = Place>) -> Self {
+    pub fn of(places: impl IntoIterator<Item = Location>) -> Self {
         Recorder {
             wanted: places.into_iter().collect(),
             values: BTreeMap::new(),
@@ -202,15 +202,15 @@ impl Recorder {
 
     /// A recorder of the residual stream at every site.
     pub fn of_sites(n_layers: usize) -> Self {
-        Self::of(Site::all(n_layers).map(Place::Site))
+        Self::of(Site::all(n_layers).map(Location::Site))
     }
 
     /// What was seen at `place`, if it was asked for and the pass has come by.
-    pub fn get(&self, place: Place) -> Option<&Tensor> {
+    pub fn get(&self, place: Location) -> Option<&Tensor> {
         self.values.get(&place)
     }
 
-    pub fn into_values(self) -> BTreeMap<Place, Tensor> {
+    pub fn into_values(self) -> BTreeMap<Location, Tensor> {
         self.values
     }
 
@@ -218,14 +218,14 @@ impl Recorder {
     pub fn into_sites(self) -> Vec<Tensor> {
         self.values
             .into_iter()
-            .filter(|(place, _)| matches!(place, Place::Site(_)))
+            .filter(|(place, _)| matches!(place, Location::Site(_)))
             .map(|(_, value)| value)
             .collect()
     }
 }
 
 impl ResidualTap for Recorder {
-    fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor> {
+    fn visit(&mut self, place: Location, value: Tensor) -> Result<Tensor> {
         if self.wanted.contains(&place) {
             self.values.insert(place, value.clone());
         }

@@ -40,6 +40,16 @@ pub struct Entry {
     pub directory: PathBuf,
 }
 
+/// A folder of the library that cannot be an entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct SkippedFolder {
+    /// Its name in the library's directory.
+    #[schema(example = "My Model")]
+    pub folder: String,
+    /// What is wrong with its name, or with what it holds.
+    pub problem: String,
+}
+
 /// What an entry brings into service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -71,6 +81,31 @@ impl Library {
         entries.extend(trained.map(|(id, trained)| (id, trained.entry)));
         entries.extend(self.named.clone());
         entries
+    }
+
+    /// The folders that are no entries, each with why; reads the directory. Those that begin with a dot are not meant
+    /// to be any.
+    pub fn skipped(&self) -> Vec<SkippedFolder> {
+        let folders = std::fs::read_dir(&self.directory).into_iter().flatten();
+        let mut skipped: Vec<SkippedFolder> = folders
+            .flatten()
+            .filter(|folder| folder.path().is_dir())
+            .filter_map(|folder| {
+                let name = folder.file_name().to_string_lossy().into_owned();
+                let problem = match name.parse::<ArtifactId>() {
+                    _ if name.starts_with('.') => return None,
+                    Err(problem) => problem.to_string(),
+                    Ok(_) if Entry::of(folder.path()).is_some() => return None,
+                    Ok(_) => "it holds neither a pair nor a model".to_owned(),
+                };
+                Some(SkippedFolder {
+                    folder: name,
+                    problem,
+                })
+            })
+            .collect();
+        skipped.sort_by(|one, other| one.folder.cmp(&other.folder));
+        skipped
     }
 
     /// Whether an id is that of something that no job has trained.

@@ -14,7 +14,7 @@ use crate::features::pair::Pair;
 use crate::memory;
 use crate::models::kv_cache::{CacheRow, KvCache};
 use crate::models::layout::{LayoutError, ModelFiles, ReadLimits};
-use crate::models::location::{Place, Site};
+use crate::models::location::{Location, Site};
 use crate::models::memory_need::MemoryNeed;
 use crate::models::model::{LoadedModel, ModelError, ModelKind};
 use crate::models::tap::{NoTap, Recorder};
@@ -174,7 +174,7 @@ fn model_answers(model: &LoadedModel, directory: &Path) -> Result<Vec<(Site, Ten
     let mut cache = KvCache::new(config, 1, config.context_length)?;
     let at = (0..ids.len()).map(|position| CacheRow { slot: 0, position });
     let mut rows = TokenRows::cached(&ids, at.collect(), &mut cache)?;
-    let mut recorder = Recorder::of(Site::all(config.n_layers).map(Place::Site));
+    let mut recorder = Recorder::of(Site::all(config.n_layers).map(Location::Site));
     let logits = model.transformer.forward(&mut rows, &mut recorder)?;
     finite(&logits, "the model's logits", directory)?;
     let last: Vec<f32> = rows::to_vec(&logits.narrow(0, ids.len() - 1, 1)?)?;
@@ -186,8 +186,8 @@ fn model_answers(model: &LoadedModel, directory: &Path) -> Result<Vec<(Site, Ten
     drop(model.tokenizer.decode(&[ids, vec![best]].concat()));
     let streams = recorder.into_values().into_iter();
     let sites = streams.filter_map(|(place, stream)| match place {
-        Place::Site(site) => Some((site, stream)),
-        Place::Node(_) => None,
+        Location::Site(site) => Some((site, stream)),
+        Location::Node(_) => None,
     });
     sites
         .map(|(site, stream)| Ok((site, stream.narrow(0, 0, 1)?)))

@@ -13,6 +13,8 @@ use crate::features::pair::Pair;
 use crate::models::layout::ReadLimits;
 use crate::models::model::{LoadedModel, ModelError};
 
+/// How long weights that are asked for wait for those of requests that are just ending.
+const ROOM_WAIT: Duration = Duration::from_secs(2);
 const MIB: u64 = 1 << 20;
 
 /// Why there are no weights to be had.
@@ -165,7 +167,7 @@ impl OnDemand {
         if let Some(loaded) = self.known() {
             return Ok(loaded);
         }
-        self.memory.make_room(self)?;
+        self.memory.wait_for_room(self).await?;
         let ended = || WeightsError::Ended {
             id: self.id.clone(),
         };
@@ -251,6 +253,20 @@ impl ResultMemory {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let there = all.iter().filter_map(Weak::upgrade);
         there.filter(|weights| weights.held().is_some()).collect()
+    }
+
+    /// Makes room for weights that are to be read, or waits a moment for it: a request that has just been answered may
+    /// not have let go of its own yet.
+    async fn wait_for_room(&self, wanted: &OnDemand) -> Result<(), WeightsError> {
+        let begun = Instant::now();
+        loop {
+            match self.make_room(wanted) {
+                Err(WeightsError::NoRoom { .. }) if begun.elapsed() < ROOM_WAIT => {
+                    tokio::time::sleep(ROOM_WAIT / 100).await;
+                }
+                ended => return ended,
+            }
+        }
     }
 
     /// Makes room for weights that are to be read: those that were asked for longest ago go first.

@@ -24,7 +24,7 @@ use super::TrainingError;
 use super::data::{Batch, DRAW_CHANNELS, DRAW_PAIRS, DRAW_SITES, TrainingData, step_rng};
 use super::initialise;
 use super::model::{check_vocabulary, trainable};
-use super::parameters::{Group, Parameters};
+use super::parameters::{ParameterGroup, Parameters};
 use super::recipe::{BridgeRecipe, SiteChoice, Terms};
 use super::run::{End, Ended, Loss, Mode, Objective, Plan, train};
 use super::task_pairs::{check_tasks, push_pairs};
@@ -88,7 +88,7 @@ pub fn train_bridge(
         batches: &recipe.batches,
         optimizer: &recipe.optimizer,
         sparsity: Some(&recipe.sparsity),
-        bridge_rate: recipe.bridge_rate,
+        bridge_learning_rate: recipe.bridge_learning_rate,
         output: &recipe.output,
         recipe_sha256: Plan::hash(recipe)?,
         begun,
@@ -110,14 +110,14 @@ pub fn train_bridge(
     };
     let sparse_files = ModelFiles {
         config: recipe.sparse.clone(),
-        tensors: parameters.tensors(Group::Model),
+        tensors: parameters.tensors(ParameterGroup::Model),
         tokenizer: Some(json),
     };
     let folder = recipe.output.directory.join("pair");
     pair::write(
         &folder,
         (&dense_files, &sparse_files),
-        &parameters.tensors(Group::Bridge),
+        &parameters.tensors(ParameterGroup::Bridge),
         &record,
     )?;
     // Both models have the dense one's tokenizer, and with it its way of writing conversations.
@@ -213,7 +213,7 @@ impl<'a> BridgeObjective<'a> {
         let (config, sparse) = (dense.config.clone(), recipe.sparse.clone());
         Ok(BridgeObjective {
             bridge: Bridge::new(
-                &parameters.tensors(Group::Bridge),
+                &parameters.tensors(ParameterGroup::Bridge),
                 sparse.n_sites(),
                 config.d_model,
                 sparse.d_model,
@@ -221,7 +221,11 @@ impl<'a> BridgeObjective<'a> {
                 Purpose::Training,
             )?,
             dense: Transformer::new(config, &on_device(&dense.tensors)?, Purpose::Frozen)?,
-            sparse: Transformer::new(sparse, &parameters.tensors(Group::Model), Purpose::Training)?,
+            sparse: Transformer::new(
+                sparse,
+                &parameters.tensors(ParameterGroup::Model),
+                Purpose::Training,
+            )?,
             recipe,
             data,
             tokenizer,

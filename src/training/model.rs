@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use super::TrainingError;
 use super::data::{Batch, TrainingData};
 use super::initialise;
-use super::parameters::{Group, Parameters};
+use super::parameters::{ParameterGroup, Parameters};
 use super::recipe::{Batches, ModelRecipe};
 use super::run::{End, Ended, Loss, Mode, Objective, Plan, train};
 use crate::models::companions;
@@ -43,7 +43,7 @@ pub fn train_model(
     };
     let protected = recipe.sparsity.as_ref().map(|sparsity| sparsity.protected);
     let parameters = Parameters::of_model(initial, protected)?;
-    let tensors = parameters.tensors(Group::Model);
+    let tensors = parameters.tensors(ParameterGroup::Model);
     let mut objective = NextToken {
         model: Transformer::new(recipe.model.clone(), &tensors, Purpose::Training)?,
         held_out: data.held_out(recipe.output.evaluation_sequences, recipe.batches.length),
@@ -55,7 +55,7 @@ pub fn train_model(
         batches: &recipe.batches,
         optimizer: &recipe.optimizer,
         sparsity: recipe.sparsity.as_ref(),
-        bridge_rate: 0.0,
+        bridge_learning_rate: 0.0,
         output: &recipe.output,
         recipe_sha256: Plan::hash(recipe)?,
         begun,
@@ -67,7 +67,7 @@ pub fn train_model(
     }
     let files = ModelFiles {
         config: recipe.model.clone(),
-        tensors: parameters.tensors(Group::Model),
+        tensors: parameters.tensors(ParameterGroup::Model),
         tokenizer: Some(json),
     };
     let folder = recipe.output.directory.join("model");

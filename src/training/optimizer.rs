@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, Device, InplaceOp1, InplaceOp2, Layout, Result, Te
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::parameters::{Group, Parameter, Parameters};
+use super::parameters::{Parameter, ParameterGroup, Parameters};
 use super::recipe::{Clip, Optimizer as Recipe};
 use super::weight_mask::{Protect, keep_fraction};
 use crate::numerics::rows;
@@ -83,8 +83,8 @@ impl AdamW {
             .zip(&self.moments)
             .try_for_each(|(parameter, moments)| {
                 let rate = match parameter.group {
-                    Group::Model => rates.model,
-                    Group::Bridge => rates.bridge,
+                    ParameterGroup::Model => rates.model,
+                    ParameterGroup::Bridge => rates.bridge,
                 };
                 if let Some(gradient) = gradients.get(&parameter.var) {
                     let update = Update {

@@ -8,7 +8,7 @@ use super::weight_mask::Protect;
 
 /// Which learning rate a parameter follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Group {
+pub enum ParameterGroup {
     Model,
     Bridge,
 }
@@ -17,7 +17,7 @@ pub enum Group {
 pub struct Parameter {
     pub name: String,
     pub var: Var,
-    pub group: Group,
+    pub group: ParameterGroup,
     /// Weight decay applies.
     pub decays: bool,
     /// The magnitude mask applies, with these weights protected; none leaves the tensor dense.
@@ -36,7 +36,7 @@ impl Parameters {
                 decays: tensor.rank() == 2,
                 masked: protected.and_then(|count| mask_rule(&name, count)),
                 var: Var::from_tensor(&tensor)?,
-                group: Group::Model,
+                group: ParameterGroup::Model,
                 name,
             })
         };
@@ -54,7 +54,7 @@ impl Parameters {
                 decays: tensor.rank() == 2,
                 masked: None,
                 var: Var::from_tensor(&tensor)?,
-                group: Group::Bridge,
+                group: ParameterGroup::Bridge,
                 name,
             });
         }
@@ -70,7 +70,7 @@ impl Parameters {
     }
 
     /// A group's tensors; changes to the parameters show in them.
-    pub fn tensors(&self, group: Group) -> BTreeMap<String, Tensor> {
+    pub fn tensors(&self, group: ParameterGroup) -> BTreeMap<String, Tensor> {
         let of_group = self.0.iter().filter(|parameter| parameter.group == group);
         of_group
             .map(|p| (p.name.clone(), p.var.as_tensor().clone()))

@@ -98,7 +98,8 @@ pub struct Batches {
 #[serde(deny_unknown_fields)]
 pub struct Optimizer {
     /// The peak learning rate.
-    pub rate: f64,
+    #[serde(alias = "rate")]
+    pub learning_rate: f64,
     pub warmup_steps: usize,
     /// The rate at the last step as a fraction of the peak; the decay is linear.
     #[serde(default)]
@@ -276,7 +277,8 @@ pub struct BridgeRecipe {
     pub batches: Batches,
     pub optimizer: Optimizer,
     /// The bridge's peak rate; the sparse model's is the optimizer's.
-    pub bridge_rate: f64,
+    #[serde(alias = "bridge_rate")]
+    pub bridge_learning_rate: f64,
     pub sparsity: Sparsity,
     pub terms: Terms,
     pub output: Output,

@@ -10,7 +10,7 @@ use super::TrainingError;
 use super::checkpoint::{Checkpoint, recipe_hash};
 use super::data::TrainingData;
 use super::optimizer::{AdamW, StepRates};
-use super::parameters::{Group, Parameters};
+use super::parameters::{ParameterGroup, Parameters};
 use super::progress::Progress;
 use super::recipe::{Batches, Optimizer, Output, Sparsity};
 use super::schedule::{kept_fraction, sparse_rate, warmup_and_decay};
@@ -45,7 +45,7 @@ pub struct Plan<'a> {
     pub optimizer: &'a Optimizer,
     pub sparsity: Option<&'a Sparsity>,
     /// The bridge's peak rate, where there is a bridge.
-    pub bridge_rate: f64,
+    pub bridge_learning_rate: f64,
     pub output: &'a Output,
     pub recipe_sha256: String,
     /// When the training began to read what it needs.
@@ -213,11 +213,11 @@ fn measure(
     let begun = Instant::now();
     objective.evaluate()?;
     let evaluation_seconds = begun.elapsed().as_secs_f64();
-    let count = |group: Group| {
+    let count = |group: ParameterGroup| {
         let tensors = parameters.tensors(group);
         tensors.values().map(Tensor::elem_count).sum::<usize>()
     };
-    let (model, bridge) = (count(Group::Model), count(Group::Bridge));
+    let (model, bridge) = (count(ParameterGroup::Model), count(ParameterGroup::Bridge));
     let steps = plan.batches.steps;
     let evaluations = steps.div_ceil(plan.output.evaluate_every.max(1));
     Ok(Cost {
@@ -254,7 +254,7 @@ fn one_step(
         terms.push((name, value.to_scalar::<f32>()?));
     }
     terms.push(("gradient_norm".into(), norm as f32));
-    terms.push(("rate".into(), rates.model as f32));
+    terms.push(("learning_rate".into(), rates.model as f32));
     if let Some(kept) = rates.kept_fraction {
         terms.push(("kept_fraction".into(), kept as f32));
     }
@@ -265,12 +265,12 @@ fn rates(plan: &Plan, step: usize) -> StepRates {
     let steps = plan.batches.steps;
     let shape = warmup_and_decay(plan.optimizer, step, steps);
     StepRates {
-        model: plan.optimizer.rate
+        model: plan.optimizer.learning_rate
             * match plan.sparsity {
                 Some(sparsity) => sparse_rate(plan.optimizer, sparsity, step, steps),
                 None => shape,
             },
-        bridge: plan.bridge_rate * shape,
+        bridge: plan.bridge_learning_rate * shape,
         kept_fraction: plan
             .sparsity
             .map(|sparsity| kept_fraction(sparsity, step, steps)),

@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn a_normalised_rate_peaks_at_one() {
         let optimizer = Optimizer {
-            rate: 1e-3,
+            learning_rate: 1e-3,
             warmup_steps: 5,
             final_fraction: 0.0,
             beta1: 0.9,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use actix_web::dev::ServerHandle;
 use actix_web::web;
 use causeway::api::{loading, server};
-use causeway::generation::vitals::{NoProbe, Probe};
+use causeway::generation::health::{NoProbe, Probe};
 use causeway::serving::data_directory::DataDirectory;
 use causeway::settings::{JobSettings, Settings};
 use serde_json::Value;

@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use causeway::generation::health::Probe;
 use causeway::generation::request::GenerationRequest;
-use causeway::generation::vitals::Probe;
 use serde_json::{Value, json};
 
 use crate::client::Server;

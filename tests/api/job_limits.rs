@@ -174,7 +174,7 @@ fn what_is_started_from_need_not_be_described_again() {
     let mut dense = json!({"model": "tiny", "suffix": "dense", "method": {"type": "dense", "dense": {"hyperparameters": {
         "generated": {"documents": 20, "seed": 1},
         "batches": {"steps": 4, "sequences": 2, "length": 16, "seed": 3},
-        "optimizer": {"rate": 1e-3, "warmup_steps": 1},
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
     }}}});
     server
         .post(JOBS, &dense)

@@ -46,7 +46,7 @@ pub fn bridge(suffix: &str) -> Value {
     {"hyperparameters": {
         "sparse": sparse, "generated": {"documents": 20, "seed": 1},
         "batches": {"steps": 4, "sequences": 2, "length": 16, "seed": 3},
-        "optimizer": {"rate": 1e-3, "warmup_steps": 1}, "bridge_rate": 1e-3,
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1}, "bridge_learning_rate": 1e-3,
         "sparsity": {"kept_fraction": 0.2},
         "terms": {"cross_entropy": 1, "distillation": 1, "encoder": 1, "decoder": 1, "dense_to_sparse": 1,
             "sparse_to_dense": 1}
@@ -281,9 +281,9 @@ fn recipes_that_cannot_work_are_refused_with_their_field() {
             "method.bridge.hyperparameters.batches.steps",
         ),
         (
-            "H/optimizer/rate",
+            "H/optimizer/learning_rate",
             json!(-1),
-            "method.bridge.hyperparameters.optimizer.rate",
+            "method.bridge.hyperparameters.optimizer.learning_rate",
         ),
         (
             "H/sparsity/kept_fraction",

@@ -25,6 +25,7 @@ fn server() -> Server {
     .unwrap();
     std::fs::write(library.join("damaged/model.safetensors"), b"nothing").unwrap();
     std::fs::create_dir(library.join("Not an id")).unwrap();
+    std::fs::create_dir(library.join("empty")).unwrap();
     Server::with(move |settings| settings.library = library)
 }
 
@@ -38,6 +39,19 @@ fn ids(list: &Value) -> Vec<(&str, bool)> {
 fn ask(server: &Server, model: &str) -> u16 {
     let request = json!({"model": model, "prompt": "x = 1", "max_tokens": 2});
     server.post("/v1/completions", &request).status
+}
+
+#[test]
+fn folders_that_cannot_be_served_are_told() {
+    let list = server().get("/v1/library").ok();
+    let skipped = list["skipped"].as_array().unwrap();
+    let folders: Vec<_> = skipped.iter().map(|one| one["folder"].as_str()).collect();
+    assert_eq!(folders, [Some("Not an id"), Some("empty")]);
+    assert_eq!(
+        skipped[0]["problem"],
+        "\"Not an id\" is not a valid id: 1 to 64 of a-z, 0-9, '.', '_' and '-', no '..', no dot at the start"
+    );
+    assert_eq!(skipped[1]["problem"], "it holds neither a pair nor a model");
 }
 
 #[test]

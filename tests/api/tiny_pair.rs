@@ -8,12 +8,12 @@ use causeway::artifacts::atomic;
 use causeway::bridge::pair;
 use causeway::bridge::record::{BridgeRecord, SiteRecord};
 use causeway::corpus::{CorpusGenerator, Split};
-use causeway::interventions::reference::{PlaceStatistics, ReferenceStatistics, ReferenceText};
+use causeway::features::reference::{LocationStatistics, ReferenceStatistics, ReferenceText};
 use causeway::models::config::{
     Activation, Norm, Positions, ResidualActivation, TransformerConfig,
 };
 use causeway::models::layout::ModelFiles;
-use causeway::models::location::{Place, Site};
+use causeway::models::location::{Location, Site};
 use causeway::models::tokenizer::{Tokenizer, train_bpe};
 use causeway::training::initialise;
 use serde_json::json;
@@ -122,9 +122,9 @@ pub fn write(directory: &Path) {
         tokens: text,
         length: REFERENCE_LENGTH,
     });
-    for place in Place::all(LAYERS) {
+    for place in Location::all(LAYERS) {
         let each = |value: f32| vec![value; place.width(&sparse)];
-        let statistics = PlaceStatistics {
+        let statistics = LocationStatistics {
             mean: each(0.1),
             std: each(0.5),
             max: each(2.0),

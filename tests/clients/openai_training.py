@@ -20,7 +20,7 @@ TRANSFORMER = {
 }
 COMMON = {
     "batches": {"steps": 6, "sequences": 2, "length": 32, "seed": 1},
-    "optimizer": {"rate": 1e-3, "warmup_steps": 1},
+    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
     "watch": {"checkpoint_every": 2, "evaluate_every": 3, "evaluation_sequences": 1},
 }
 SPARSITY = {"kept_fraction": 0.2}
@@ -28,7 +28,7 @@ METHODS = {
     "dense": {"model": TRANSFORMER, **COMMON},
     "sparse": {"model": TRANSFORMER, "sparsity": SPARSITY, **COMMON},
     "bridge": {
-        "sparse": TRANSFORMER, "sparsity": SPARSITY, "bridge_rate": 1e-3,
+        "sparse": TRANSFORMER, "sparsity": SPARSITY, "bridge_learning_rate": 1e-3,
         "terms": {
             "cross_entropy": 1, "distillation": 1, "encoder": 1, "decoder": 1, "dense_to_sparse": 1,
             "sparse_to_dense": 1,

@@ -17,7 +17,7 @@ use causeway::models::tokenizer::{Tokenizer, train_bpe};
 use causeway::models::transformer::Transformer;
 use causeway::training::bridge::BridgeObjective;
 use causeway::training::data::{Batch, DRAW_CHANNELS, TrainingData, step_rng};
-use causeway::training::parameters::{Group, Parameter, Parameters};
+use causeway::training::parameters::{Parameter, ParameterGroup, Parameters};
 use causeway::training::recipe::{
     Batches, BridgeRecipe, Clip, Optimizer, Output, SiteChoice, Source, Sparsity, Terms, Twin,
 };
@@ -104,7 +104,7 @@ fn recipe(terms: Terms) -> BridgeRecipe {
             seed: 1,
         },
         optimizer: Optimizer {
-            rate: 1e-3,
+            learning_rate: 1e-3,
             warmup_steps: 1,
             final_fraction: 0.0,
             beta1: 0.9,
@@ -113,7 +113,7 @@ fn recipe(terms: Terms) -> BridgeRecipe {
             weight_decay: 0.0,
             clip,
         },
-        bridge_rate: 1e-3,
+        bridge_learning_rate: 1e-3,
         sparsity: Sparsity {
             kept_fraction: 0.5,
             anneal_from: 0.0,
@@ -255,8 +255,8 @@ impl Pair {
 /// `sparse`, `encoder` or `decoder`.
 fn part_of(parameter: &Parameter) -> String {
     match parameter.group {
-        Group::Model => "sparse".to_owned(),
-        Group::Bridge => parameter
+        ParameterGroup::Model => "sparse".to_owned(),
+        ParameterGroup::Bridge => parameter
             .name
             .split('.')
             .nth(2)
@@ -303,7 +303,7 @@ fn the_bridge_has_the_gradient_of_every_term() -> Result<()> {
         ..no_terms()
     };
     Pair::new()?.check("all terms", terms, |parameter| {
-        parameter.group == Group::Bridge
+        parameter.group == ParameterGroup::Bridge
     })
 }
 
@@ -319,7 +319,7 @@ fn the_sparse_model_has_the_gradient_of_every_term_that_moves_it() -> Result<()>
     };
     // The logits' bias is a parameter of these models as well.
     Pair::new()?.check("no stopped gradient", terms, |parameter| {
-        parameter.group == Group::Model
+        parameter.group == ParameterGroup::Model
     })
 }
 
@@ -370,11 +370,11 @@ fn the_parts_of_the_twin_term_have_their_gradients_in_the_streams() -> Result<()
     let dense = Transformer::new(dense_config, &pair.dense.tensors, Purpose::Frozen)?;
     let sparse = Transformer::new(
         sparse_config,
-        &pair.parameters.tensors(Group::Model),
+        &pair.parameters.tensors(ParameterGroup::Model),
         Purpose::Training,
     )?;
     let bridge = Bridge::new(
-        &pair.parameters.tensors(Group::Bridge),
+        &pair.parameters.tensors(ParameterGroup::Bridge),
         2 * N_LAYERS + 1,
         9,
         13,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Result, Tensor, backprop::GradStore};
 use causeway::training::optimizer::{AdamW, StepRates};
-use causeway::training::parameters::{Group, Parameters};
+use causeway::training::parameters::{ParameterGroup, Parameters};
 use causeway::training::recipe::{Clip, Optimizer};
 
 use super::{near, noise};
@@ -28,7 +28,7 @@ const PROTECTED: usize = 2;
 
 fn recipe(clip: Clip) -> Optimizer {
     Optimizer {
-        rate: 1.0,
+        learning_rate: 1.0,
         warmup_steps: 1,
         final_fraction: 0.0,
         beta1: 0.9,
@@ -327,6 +327,6 @@ fn a_restored_optimizer_goes_on_bit_for_bit() -> Result<()> {
         .restore(&other, &incomplete, 6)
         .expect_err("a moment is missing");
     assert!(error.to_string().contains("bigram_table"), "{error}");
-    assert_eq!(parameters.tensors(Group::Bridge).len(), 1);
+    assert_eq!(parameters.tensors(ParameterGroup::Bridge).len(), 1);
     Ok(())
 }

@@ -66,8 +66,8 @@ async fn a_result_answers_at_once_and_can_be_taken_away_and_measured() {
         "encoder",
         "gradient_norm",
         "kept_fraction",
+        "learning_rate",
         "loss",
-        "rate",
         "sparse_to_dense",
         "twin",
         "twin_counterfactual",
@@ -178,7 +178,7 @@ async fn a_bridge_to_a_model_that_talks_talks_and_is_steered_in_talk() {
     let method = json!({"type": "dense", "dense": {"hyperparameters": {
         "start_from_model": true, "generated": {"documents": 20, "seed": 1},
         "batches": {"steps": 2, "sequences": 1, "length": 16, "seed": 3},
-        "optimizer": {"rate": 1e-4, "warmup_steps": 1},
+        "optimizer": {"learning_rate": 1e-4, "warmup_steps": 1},
         "watch": {"evaluation_sequences": 1},
     }}});
     carried_out(

@@ -18,7 +18,7 @@ fn workshop() -> (Workshop, String) {
     let recipe = format!(
         r#"
 dense = "{root}/dense/model"
-bridge_rate = 1e-2
+bridge_learning_rate = 1e-2
 encoder_fraction = 0.25
 
 [sparse]
@@ -50,7 +50,7 @@ length = 32
 seed = 5
 
 [optimizer]
-rate = 5e-3
+learning_rate = 5e-3
 warmup_steps = 3
 
 [sparsity]

@@ -66,9 +66,17 @@ fn a_value_that_cannot_be_is_named() {
             "active_fraction = 0.0",
             &["model.active_fraction"],
         ),
-        ("rate = 1e-2", "rate = -1e-2", &["optimizer.rate"]),
-        ("rate = 1e-2", "rate = nan", &["optimizer.rate"]),
-        ("rate = 1e-2", "", &["rate"]),
+        (
+            "learning_rate = 1e-2",
+            "learning_rate = -1e-2",
+            &["optimizer.learning_rate"],
+        ),
+        (
+            "learning_rate = 1e-2",
+            "learning_rate = nan",
+            &["optimizer.learning_rate"],
+        ),
+        ("learning_rate = 1e-2", "", &["learning_rate"]),
         (
             "final_fraction = 0.1",
             "final_fraction = 1.5",

@@ -175,7 +175,7 @@ fn another_recipe_or_a_forgotten_resume_overwrites_nothing() {
     let (workshop, recipe) = finished();
     refuses(&workshop, &recipe, &[], &["--resume", "step 12"]);
     for (from, to) in [
-        ("rate = 1e-2", "rate = 2e-2"),
+        ("learning_rate = 1e-2", "learning_rate = 2e-2"),
         ("steps = 12", "steps = 24"),
         ("seed = 5", "seed = 6"),
     ] {

@@ -9,9 +9,9 @@ use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
 use crate::api::state::State;
 use crate::artifacts::ArtifactId;
+use crate::features::group::WeightedChannel;
 use crate::features::registry::{self, FeatureTest};
-use crate::interventions::request::WeightedChannel;
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::serving::feature_store::{Change, ChangeGuard, Origin, StoreError, StoredFeature};
 use crate::settings::Limits;
 
@@ -58,7 +58,7 @@ pub async fn create(
         let message = format!("/v1/features/{CONTRAST} is another address; choose another name");
         return Err(ApiError::invalid("name", message));
     }
-    let place = Place::parse(&request.node, config.n_layers)
+    let place = Location::parse(&request.node, config.n_layers)
         .map_err(|error| ApiError::invalid("node", error.to_string()))?;
     let channels = unit_length(&request.channels, place.width(config), place)?;
     check_texts(
@@ -216,7 +216,7 @@ async fn keep(
 fn unit_length(
     channels: &[WeightedChannel],
     width: usize,
-    place: Place,
+    place: Location,
 ) -> Result<Vec<WeightedChannel>, ApiError> {
     if channels.is_empty() {
         return Err(ApiError::invalid(

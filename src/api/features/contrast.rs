@@ -11,18 +11,18 @@ use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
 use crate::api::examiner::{Effort, check_length};
 use crate::api::state::State;
-use crate::features::contrast::{self, ContrastOptions};
+use crate::discovery::attribution::Attribution;
+use crate::discovery::contrast::{self, ContrastOptions};
+use crate::discovery::patching::{Patching, UneditedAnswers};
+use crate::discovery::patience::Patience;
+use crate::discovery::question::PromptPair;
+use crate::discovery::route::Route;
+use crate::discovery::search::search;
+use crate::discovery::{DiscoveryError, verify};
+use crate::features::group::{WeightedChannel, Write};
 use crate::features::pair::Pair;
-use crate::features::patching::{Patching, UneditedAnswers};
-use crate::features::patience::Patience;
-use crate::features::question::PromptPair;
 use crate::features::registry::FeatureTest;
-use crate::features::route::Route;
-use crate::features::search::search;
-use crate::features::slopes::Slopes;
-use crate::features::{FeatureError, verify};
-use crate::interventions::request::{WeightedChannel, Write};
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::serving::snapshot::ServedPair;
 
 const MOST_PAIRS: usize = 64;
@@ -206,7 +206,7 @@ fn places(
     state: &State,
     bridge: &ServedPair,
     request: &CreateContrast,
-) -> Result<Vec<Place>, ApiError> {
+) -> Result<Vec<Location>, ApiError> {
     let names = request.nodes.as_deref().unwrap_or_default();
     if request.nodes.is_some() && !(1..=MOST_NODES).contains(&names.len()) {
         return Err(ApiError::invalid(
@@ -217,7 +217,7 @@ fn places(
     let model = lookup::sparse_model(state, bridge)?;
     let config = &model.config;
     let parse = |(index, name): (usize, &String)| {
-        Place::parse(name, config.n_layers)
+        Location::parse(name, config.n_layers)
             .map_err(|error| ApiError::invalid(format!("nodes[{index}]"), error.to_string()))
     };
     names.iter().enumerate().map(parse).collect()
@@ -275,7 +275,7 @@ type Found = (f64, f64, Vec<contrast::Contrast>);
 
 /// Where channels are searched, and how.
 struct Search<'a> {
-    places: &'a [Place],
+    places: &'a [Location],
     write: Option<Write>,
     /// The most places that are searched in earnest.
     limit: usize,
@@ -288,7 +288,7 @@ impl Search<'_> {
         models: &Pair,
         tests: &[FeatureTest],
         patience: &Patience,
-    ) -> Result<Found, FeatureError> {
+    ) -> Result<Found, DiscoveryError> {
         let tokenizer = models.tokenizer();
         let pairs: Vec<PromptPair> = tests
             .iter()
@@ -299,14 +299,20 @@ impl Search<'_> {
         let route =
             |place| Route::Bridge(self.write.unwrap_or_else(|| lookup::default_write(place)));
         let places = self.places.iter();
-        let routes: Vec<(Place, Route)> = places.map(|&place| (place, route(place))).collect();
+        let routes: Vec<(Location, Route)> = places.map(|&place| (place, route(place))).collect();
         let answers = &patching.answers;
         let dense =
             UneditedAnswers::accuracy(&answers.dense_presented, &answers.dense_counterfactual);
         let sparse =
             UneditedAnswers::accuracy(&answers.sparse_presented, &answers.sparse_counterfactual);
-        let slopes = Slopes::new(&patching, routes[0].1)?;
-        let found = search(&mut patching, &slopes, &routes, self.limit, self.options)?;
+        let attribution = Attribution::new(&patching, routes[0].1)?;
+        let found = search(
+            &mut patching,
+            &attribution,
+            &routes,
+            self.limit,
+            self.options,
+        )?;
         Ok((dense, sparse, found))
     }
 }

@@ -11,14 +11,14 @@ use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::examiner::Effort;
 use crate::api::state::State;
+use crate::discovery::DiscoveryError;
+use crate::discovery::logit_effects::promotion;
 use crate::documented::documented;
-use crate::features::FeatureError;
-use crate::features::examples::{self, Example};
+use crate::features::logit_effects::{LogitEffectMethod, LogitEffectQuery, TokenScore};
 use crate::features::pair::Pair;
-use crate::features::promoted_tokens::{Promoting, PromotionMethod, TokenScore};
-use crate::features::promotion::promotion;
 use crate::features::registry;
 use crate::features::statistics::group_activations;
+use crate::features::top_activations::{self, Example};
 use crate::features::wiring::{Edge, wiring};
 use crate::models::tokenizer::Tokenizer;
 
@@ -212,10 +212,10 @@ struct Known {
 impl Known {
     fn of(
         models: &Pair,
-        place: crate::models::location::Place,
+        place: crate::models::location::Location,
         feature: &registry::Feature,
         count: usize,
-    ) -> Result<Self, FeatureError> {
+    ) -> Result<Self, DiscoveryError> {
         let tokenizer = models.tokenizer();
         let scored = |tokens: &[TokenScore]| -> Vec<ScoredToken> {
             let told = |token: &TokenScore| ScoredToken {
@@ -225,7 +225,7 @@ impl Known {
             };
             tokens.iter().map(told).collect()
         };
-        let asked = Promoting {
+        let asked = LogitEffectQuery {
             place,
             group: feature.channels.clone(),
             write: feature.write,
@@ -236,12 +236,12 @@ impl Known {
         let ends = ends.as_ref().as_ref();
         let tokens = ends.map(|ends| {
             let basis = match ends.method {
-                PromotionMethod::Unembedding => PromotionBasis {
+                LogitEffectMethod::Unembedding => PromotionBasis {
                     scored_by: ScoredBy::Unembedding,
                     added: 1.0,
                     tokens: 0,
                 },
-                PromotionMethod::Measured { added, tokens } => PromotionBasis {
+                LogitEffectMethod::Measured { added, tokens } => PromotionBasis {
                     scored_by: ScoredBy::Measured,
                     added,
                     tokens,
@@ -268,7 +268,8 @@ impl Known {
                     place,
                     &feature.channels,
                 )?;
-                let found = examples::examples(&text.tokens, text.length, &values, count);
+                let found =
+                    top_activations::top_activations(&text.tokens, text.length, &values, count);
                 Some(Examples {
                     top: windows(&found.top, tokenizer),
                     bottom: windows(&found.bottom, tokenizer),
@@ -279,7 +280,7 @@ impl Known {
         };
         Ok(Known {
             tokens,
-            weights: weights.collect::<Result<_, FeatureError>>()?,
+            weights: weights.collect::<Result<_, DiscoveryError>>()?,
             examples,
         })
     }

@@ -7,13 +7,13 @@ use actix_web::HttpRequest;
 use crate::api::ApiError;
 use crate::api::examiner::Effort;
 use crate::api::state::State;
+use crate::discovery::patience::Patience;
+use crate::features::group::{WeightedChannel, Write};
 use crate::features::pair::Pair;
-use crate::features::patience::Patience;
 use crate::features::registry::{Feature, FeatureStatistics};
 use crate::features::statistics::{group_activations, of_signed_channel, statistics_of};
 use crate::interventions::nearest::suggestion;
-use crate::interventions::request::{WeightedChannel, Write};
-use crate::models::location::{NodeKind, Place};
+use crate::models::location::{Location, NodeKind};
 use crate::serving::feature_store::StoredFeature;
 use crate::serving::snapshot::{ModelCard, ServedPair, shortened};
 
@@ -87,7 +87,7 @@ fn find_unnamed(
     let model = sparse_model(state, &bridge)?;
     let config = &model.config;
     let place =
-        Place::parse(node, config.n_layers).map_err(|error| not_found(error.to_string()))?;
+        Location::parse(node, config.n_layers).map_err(|error| not_found(error.to_string()))?;
     let width = place.width(config);
     let channel = channel
         .parse::<usize>()
@@ -124,7 +124,7 @@ fn find_unnamed(
 /// channels': [`group_statistics`] takes a pass.
 pub fn statistics(
     bridge: &ServedPair,
-    place: Place,
+    place: Location,
     channels: &[WeightedChannel],
 ) -> Option<FeatureStatistics> {
     match channels {
@@ -139,7 +139,7 @@ pub async fn group_statistics(
     http: &HttpRequest,
     state: &State,
     bridge: &ServedPair,
-    place: Place,
+    place: Location,
     channels: &[WeightedChannel],
 ) -> Result<Option<FeatureStatistics>, ApiError> {
     if channels.len() == 1 || bridge.reference.text.is_none() {
@@ -168,16 +168,16 @@ pub fn sparse_model(state: &State, bridge: &ServedPair) -> Result<Arc<ModelCard>
 }
 
 /// The place of a feature of a bridge.
-pub fn place_of(state: &State, bridge: &str, feature: &Feature) -> Result<Place, ApiError> {
+pub fn place_of(state: &State, bridge: &str, feature: &Feature) -> Result<Location, ApiError> {
     let model = sparse_model(state, &*state.snapshot().bridge(bridge, None)?)?;
-    Place::parse(&feature.node, model.config.n_layers).map_err(ApiError::internal)
+    Location::parse(&feature.node, model.config.n_layers).map_err(ApiError::internal)
 }
 
 /// How an edit enters the dense model where nobody has said: what a sublayer reads is changed for that
 /// sublayer, everything else for all that follows.
-pub fn default_write(place: Place) -> Write {
+pub fn default_write(place: Location) -> Write {
     match place {
-        Place::Node(node) if matches!(node.kind, NodeKind::AttnIn | NodeKind::MlpIn) => {
+        Location::Node(node) if matches!(node.kind, NodeKind::AttnIn | NodeKind::MlpIn) => {
             Write::Sublayer
         }
         _ => Write::Residual,

@@ -10,10 +10,10 @@ use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::examiner::{Effort, check_length};
 use crate::api::state::State;
+use crate::discovery::patience::Patience;
+use crate::discovery::question::PromptPair;
+use crate::discovery::verify;
 use crate::features::pair::Pair;
-use crate::features::patience::Patience;
-use crate::features::question::PromptPair;
-use crate::features::verify;
 
 /// The outcome of all of a feature's tests.
 #[derive(Debug, Serialize, ToSchema)]

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::features::group::{WeightedChannel, Write};
 use crate::features::registry::{self, FeatureTest};
-use crate::interventions::request::{WeightedChannel, Write};
 use crate::serving::feature_store::{Origin, StoredFeature};
 use crate::tasks::Task;
 

@@ -59,8 +59,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
             },
             "generated": {"documents": 2000, "seed": 1},
             "batches": {"steps": 400, "sequences": 4, "length": 128, "seed": 1},
-            "optimizer": {"rate": 2e-3, "warmup_steps": 20},
-            "bridge_rate": 2e-3,
+            "optimizer": {"learning_rate": 2e-3, "warmup_steps": 20},
+            "bridge_learning_rate": 2e-3,
             "sparsity": {"kept_fraction": 0.1},
             "terms": {
                 "cross_entropy": 1, "distillation": 2, "encoder": 2, "decoder": 4, "dense_to_sparse": 1,

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::evaluation::closing::Closing;
+use crate::evaluation::training_report::Closing;
 use crate::jobs::job::{self, Failure, Level, Milliseconds, Status};
 use crate::jobs::spec::Method;
 use crate::training::run::Cost;

@@ -7,8 +7,9 @@ use utoipa::openapi::{OpenApi, RefOr, Schema};
 use crate::api::features::detail::ScoredBy;
 use crate::api::models::ModelKind;
 use crate::documented::Documented;
+use crate::features::group::Write;
 use crate::interventions::request::{
-    AblateTo, Align, AllOrNone, Operation, Read, Return, Unit, Variant, Write,
+    AblateTo, Align, AllOrNone, Operation, Read, Return, Unit, Variant,
 };
 
 /// Makes each of these enumerations a choice between words that are explained.

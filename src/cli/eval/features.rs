@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 
+use super::files::{find_feature, read_features, sources, write_json, write_outputs};
 use super::tasks::TableArguments;
-use super::{find_feature, read_features, sources, write_json, write_outputs};
 use crate::corpus::{CorpusGenerator, Split};
+use crate::discovery::patience::Patience;
+use crate::discovery::verify::verify;
 use crate::evaluation::catalogue::{self, FEATURES_FILE, FeaturesFile};
 use crate::evaluation::report;
 use crate::features::pair::Pair;
-use crate::features::patience::Patience;
+use crate::features::reference::ReferenceText;
 use crate::features::statistics::measure;
-use crate::features::verify::verify;
-use crate::interventions::reference::ReferenceText;
 use crate::training::data::documents;
 use crate::training::recipe::Source;
 
@@ -56,7 +56,7 @@ impl FeaturesArguments {
             .min(models.sparse.config.context_length)
             .min(models.dense.config.context_length);
         let (reference, excerpt) = self.reference_tokens(&models, length)?;
-        let places = models.described_places();
+        let places = models.described_locations();
         let mut statistics = measure(&models.sparse, &reference, length, &places)?;
         statistics.text = (!excerpt.is_empty()).then_some(ReferenceText {
             tokens: excerpt,

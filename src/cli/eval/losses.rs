@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 
-use super::{sources, write_outputs};
+use super::files::{sources, write_outputs};
 use crate::evaluation::{losses, report};
 use crate::features::pair::Pair;
 use crate::training::data::TrainingData;

@@ -6,13 +6,13 @@ use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 
-use super::{find_feature, sources, write_json};
+use super::files::{find_feature, sources, write_json};
 use crate::corpus::Split;
+use crate::discovery::patching::Patching;
 use crate::evaluation::{catalogue, real_strings, task_pairs, unrelated};
+use crate::features::group::WeightedChannel;
 use crate::features::pair::Pair;
-use crate::features::patching::Patching;
-use crate::interventions::request::WeightedChannel;
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::tasks::Task;
 use crate::training::data::documents;
 use crate::training::recipe::Source;
@@ -54,7 +54,7 @@ impl QuoteArguments {
     pub fn run(self) -> anyhow::Result<()> {
         let models = Pair::read(&self.pair)?;
         let feature = find_feature(&self.pair, &self.feature)?;
-        let place = Place::parse(&feature.node, models.n_layers())?;
+        let place = Location::parse(&feature.node, models.n_layers())?;
         let group: &[WeightedChannel] = &feature.channels;
         let pairs = task_pairs(&models, Task::SingleDoubleQuote, 128, 0, Split::Train)?;
         let values =

@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 
-use super::{find_feature, write_json};
+use super::files::{find_feature, write_json};
 use crate::artifacts::atomic;
 use crate::corpus::Split;
+use crate::discovery::patching::Patching;
 use crate::evaluation::steering::{Dose, dose_response};
 use crate::evaluation::task_pairs;
+use crate::features::group::Write;
 use crate::features::pair::Pair;
-use crate::features::patching::Patching;
 use crate::interventions::carry::is_sublayer_input;
-use crate::interventions::request::Write;
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::tasks::Task;
 
 #[derive(Debug, Args)]
@@ -65,7 +65,7 @@ impl SteeringArguments {
         let (name, place, channels, write, task) = match (&self.feature, &self.place) {
             (Some(name), _) => {
                 let feature = find_feature(&self.pair, name)?;
-                let place = Place::parse(&feature.node, models.n_layers())?;
+                let place = Location::parse(&feature.node, models.n_layers())?;
                 let channels = feature
                     .channels
                     .iter()
@@ -81,7 +81,7 @@ impl SteeringArguments {
                 )
             }
             (None, Some(place)) => {
-                let place = Place::parse(place, models.n_layers())?;
+                let place = Location::parse(place, models.n_layers())?;
                 let default = match is_sublayer_input(place) {
                     true => Write::Sublayer,
                     false => Write::Residual,

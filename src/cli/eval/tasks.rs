@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::write_outputs;
+use super::files::write_outputs;
+use crate::discovery::contrast::ContrastOptions;
 use crate::evaluation::report;
 use crate::evaluation::task_table::{RouteFigures, TableOptions, TaskRow, task_row};
-use crate::features::contrast::ContrastOptions;
 use crate::features::pair::Pair;
 use crate::tasks::Task;
 

@@ -8,7 +8,7 @@ use super::forward::{
     read, rms, run, scaled, site,
 };
 use super::pair::{D_DENSE, D_SPARSE, catalog, steered};
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::models::tap::ResidualTap;
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
@@ -72,7 +72,7 @@ fn a_sublayer_input_is_carried_into_the_same_sublayer() {
     let values = read(sparse, PROMPT, "1.attn.act_in");
     struct Add(Vec<Vec<f32>>);
     impl ResidualTap for Add {
-        fn visit(&mut self, at: Place, value: Tensor) -> Result<Tensor> {
+        fn visit(&mut self, at: Location, value: Tensor) -> Result<Tensor> {
             match at == place("1.attn.act_in") {
                 true => value + Tensor::new(self.0.clone(), &Device::Cpu)?,
                 false => Ok(value),
@@ -147,7 +147,7 @@ fn the_encoder_reads_the_dense_stream_as_edited_before() {
     let vector: Vec<f32> = (0..D_DENSE).map(|i| (i as f32 * 0.7).sin()).collect();
     struct AddRow(Vec<f32>);
     impl ResidualTap for AddRow {
-        fn visit(&mut self, at: Place, value: Tensor) -> Result<Tensor> {
+        fn visit(&mut self, at: Location, value: Tensor) -> Result<Tensor> {
             match at == place("0.resid_in") {
                 true => value.broadcast_add(&Tensor::new(self.0.clone(), &Device::Cpu)?),
                 false => Ok(value),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::pair::{Catalog, LAYERS, assert_near, first_distribution, request, steered};
 use crate::generation::request::GenerationRequest;
-use crate::models::location::{Place, Site};
+use crate::models::location::{Location, Site};
 use crate::models::tap::{Recorder, ResidualTap};
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
@@ -15,13 +15,13 @@ pub const PROMPT: &[u32] = &[40, 257, 33, 260, 101, 45];
 pub const OTHER: &[u32] = &[40, 99, 33, 258, 101, 45];
 
 pub struct SetChannel {
-    pub place: Place,
+    pub place: Location,
     pub channel: usize,
     pub value: f32,
 }
 
 impl ResidualTap for SetChannel {
-    fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor> {
+    fn visit(&mut self, place: Location, value: Tensor) -> Result<Tensor> {
         if place != self.place {
             return Ok(value);
         }
@@ -32,15 +32,15 @@ impl ResidualTap for SetChannel {
     }
 }
 
-pub fn place(name: &str) -> Place {
-    Place::parse(name, LAYERS).expect("a place")
+pub fn place(name: &str) -> Location {
+    Location::parse(name, LAYERS).expect("a place")
 }
 
 /// One tap after another.
 pub struct Both<'a>(&'a mut dyn ResidualTap, &'a mut Recorder);
 
 impl ResidualTap for Both<'_> {
-    fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor> {
+    fn visit(&mut self, place: Location, value: Tensor) -> Result<Tensor> {
         let value = self.0.visit(place, value)?;
         self.1.visit(place, value)
     }
@@ -83,7 +83,7 @@ pub fn read(model: &Transformer, ids: &[u32], name: &str) -> Vec<Vec<f32>> {
 /// What the dense model says when `change [rows][D]` is added to its stream at a site.
 pub fn dense_with(catalog: &Catalog, ids: &[u32], name: &str, change: &[Vec<f32>]) -> Vec<f32> {
     let dense = &catalog.models["dense"].transformer;
-    let Place::Site(site) = place(name) else {
+    let Location::Site(site) = place(name) else {
         panic!("{name} is no site")
     };
     let mut stream = read(dense, ids, name);

@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use super::pair::{
     Catalog, LAYERS, answer, assert_near, bits, first_distribution, pair, refusal, steered,
 };
-use crate::features::statistics::visit_places;
+use crate::features::group::Group;
+use crate::features::reference::ReferenceText;
+use crate::features::statistics::visit_locations;
 use crate::generation::engine::Engine;
 use crate::generation::request::{EngineError, GenerationRequest};
 use crate::generation::scheduler::Capacity;
-use crate::interventions::reference::ReferenceText;
-use crate::interventions::subject::Group;
-use crate::models::location::Place;
+use crate::models::location::Location;
 
 const PROMPT: &[u32] = &[40, 257, 33, 260, 101, 45];
 const LENGTH: usize = 7;
@@ -36,14 +36,14 @@ fn with_text() -> Catalog {
 /// The projection on `channels` at every token of the text, by the definition.
 fn values(catalog: &Catalog, node: &str, channels: &[(usize, f64)]) -> Vec<f64> {
     let sparse = &catalog.models["sparse"].transformer;
-    let place = Place::parse(node, LAYERS).expect("a place");
+    let place = Location::parse(node, LAYERS).expect("a place");
     let norm = channels
         .iter()
         .map(|(_, weight)| weight * weight)
         .sum::<f64>()
         .sqrt();
     let mut values = Vec::new();
-    visit_places(
+    visit_locations(
         sparse,
         &text().tokens,
         LENGTH,
@@ -147,7 +147,7 @@ fn bare_channels_have_units_and_means_wherever_they_are() {
 #[test]
 fn a_negative_channel_counts_from_its_smallest_value() {
     let mut lower = pair("pair", 3);
-    let place = Place::parse("1.resid_in", LAYERS).expect("a place");
+    let place = Location::parse("1.resid_in", LAYERS).expect("a place");
     let reference = Arc::make_mut(&mut lower.reference);
     let mut statistics = reference.place(place).expect("statistics").clone();
     statistics.min[3] = -2.5;
@@ -188,7 +188,7 @@ async fn a_group_is_measured_once_beside_the_engine() {
     let engine = Engine::start(Capacity::default()).expect("a thread");
     let asked = catalog.resolved(&edited(&edit));
     let group = Group {
-        place: Place::parse("1.resid_mid", LAYERS).expect("a place"),
+        place: Location::parse("1.resid_mid", LAYERS).expect("a place"),
         channels: vec![1, 7],
         weights: vec![0.75 / 1.25, -1.0 / 1.25],
     };

@@ -14,16 +14,16 @@ use crate::bridge::Bridge;
 use crate::bridge::pair;
 use crate::bridge::record::{BridgeRecord, SiteRecord};
 use crate::features::pair::Pair;
+use crate::features::reference::{LocationStatistics, ReferenceStatistics};
 use crate::features::registry::Feature;
 use crate::generation::request::{Choice, EngineError, Generation, GenerationRequest};
 use crate::generation::sampling::Sampling;
 use crate::generation::scheduler::generate;
-use crate::interventions::reference::{PlaceStatistics, ReferenceStatistics};
 use crate::models::config::{
     Activation, ActiveLocation, Norm, Positions, ResidualActivation, TransformerConfig,
 };
 use crate::models::layout::ModelFiles;
-use crate::models::location::{Place, Site};
+use crate::models::location::{Location, Site};
 use crate::models::model::{LoadedModel, ModelKind};
 use crate::models::tensor_names::tensor_shapes;
 use crate::models::tokenizer::{Tokenizer, train_bpe};
@@ -196,7 +196,7 @@ pub fn pair(id: &str, seed: u64) -> Pair {
         record: Arc::new(files.record),
         features: Arc::new(features()),
         reference: Arc::new(reference()),
-        promotions: Arc::default(),
+        logit_effects: Arc::default(),
         fingerprint: String::new(),
     }
 }
@@ -230,7 +230,7 @@ fn reference() -> ReferenceStatistics {
         "1.resid_in",
         "1.attn.resid_delta",
     ] {
-        let place = Place::parse(name, LAYERS).expect("a place");
+        let place = Location::parse(name, LAYERS).expect("a place");
         let width = place.width(&config);
         let mut draw = || {
             (0..width)
@@ -239,7 +239,7 @@ fn reference() -> ReferenceStatistics {
         };
         reference.insert(
             place,
-            PlaceStatistics {
+            LocationStatistics {
                 mean: draw(),
                 std: draw(),
                 max: draw(),

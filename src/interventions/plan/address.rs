@@ -1,11 +1,13 @@
 //! Addresses: which channels of a place, or which direction of a residual stream, an edit or a condition speaks of.
 
 use super::scene::{PlanError, Scene, refused};
+use crate::features::group::Group;
+use crate::features::group::{WeightedChannel, Write};
 use crate::features::registry::FeatureStatistics;
 use crate::interventions::nearest::suggestion;
-use crate::interventions::request::{FeatureAddress, WeightedChannel, Write};
-use crate::interventions::subject::{Direction, Group, Subject};
-use crate::models::location::{Place, Site};
+use crate::interventions::request::FeatureAddress;
+use crate::interventions::subject::{Direction, Subject};
+use crate::models::location::{Location, Site};
 
 /// An address with what the registry knows of it.
 #[derive(Debug, Clone)]
@@ -54,7 +56,7 @@ pub fn resolve(
             let site_param = format!("{param}.site");
             let layers = scene.model.config.n_layers;
             let place = named_place(&address.site, layers, &site_param)?;
-            let Place::Site(site) = place else {
+            let Location::Site(site) = place else {
                 let message = format!("{place} is a node; a vector acts on a residual site");
                 return Err(refused(message, &site_param));
             };
@@ -89,7 +91,12 @@ fn named(name: &str, scene: &Scene, param: &str) -> Result<Resolved, PlanError> 
 }
 
 /// One channel by itself.
-fn single(place: Place, channel: usize, scene: &Scene, param: &str) -> Result<Subject, PlanError> {
+fn single(
+    place: Location,
+    channel: usize,
+    scene: &Scene,
+    param: &str,
+) -> Result<Subject, PlanError> {
     let channels = [WeightedChannel {
         channel,
         weight: 1.0,
@@ -98,20 +105,23 @@ fn single(place: Place, channel: usize, scene: &Scene, param: &str) -> Result<Su
 }
 
 /// A place of the sparse model.
-fn parse_place(name: &str, scene: &Scene, param: &str) -> Result<Place, PlanError> {
+fn parse_place(name: &str, scene: &Scene, param: &str) -> Result<Location, PlanError> {
     named_place(name, scene.sparse(param)?.config.n_layers, param)
 }
 
-fn named_place(name: &str, n_layers: usize, param: &str) -> Result<Place, PlanError> {
-    Place::parse(name, n_layers).map_err(|error| {
-        let names: Vec<String> = Place::all(n_layers).iter().map(Place::to_string).collect();
+fn named_place(name: &str, n_layers: usize, param: &str) -> Result<Location, PlanError> {
+    Location::parse(name, n_layers).map_err(|error| {
+        let names: Vec<String> = Location::all(n_layers)
+            .iter()
+            .map(Location::to_string)
+            .collect();
         let near = suggestion(name, names.iter().map(String::as_str));
         refused(format!("{error}{near}"), param)
     })
 }
 
 fn group(
-    place: Place,
+    place: Location,
     channels: &[WeightedChannel],
     scene: &Scene,
     param: &str,

@@ -6,7 +6,7 @@ use super::source::Source;
 use crate::interventions::carry::is_sublayer_input;
 use crate::interventions::request::{Read, Threshold, When};
 use crate::interventions::subject::Subject;
-use crate::models::location::{Place, Site};
+use crate::models::location::{Location, Site};
 
 /// No condition has more thresholds.
 pub const MOST_THRESHOLDS: usize = 16;
@@ -140,7 +140,7 @@ fn source(
                        look at a dense direction";
         return Err(refused(message, param));
     };
-    if !dense && !is_sublayer_input(place) && !matches!(place, Place::Site(_)) {
+    if !dense && !is_sublayer_input(place) && !matches!(place, Location::Site(_)) {
         let message =
             format!("the encoder gives residual sites and sublayer inputs; {place} is neither");
         return Err(refused(message, param));

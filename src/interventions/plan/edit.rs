@@ -8,17 +8,19 @@ use super::counterfactual::{Stream, StreamModel, stream};
 use super::scene::{PlanError, Scene, refused};
 use super::source::Source;
 use super::span::{Prompts, Span};
+use crate::features::group::Group;
+use crate::features::group::Write;
 use crate::features::measured::MeasuredGroup;
+use crate::features::reference::LocationStatistics;
 use crate::features::registry::FeatureStatistics;
 use crate::features::statistics::of_signed_channel;
 use crate::interventions::carry::{Carrier, KnownColumns, NotCarried, is_sublayer_input};
 use crate::interventions::operation::Action;
-use crate::interventions::reference::PlaceStatistics;
 use crate::interventions::request::{
-    AblateTo, Counterfactual, Destination, EditRequest, Operation, Read, Strength, Unit, Write,
+    AblateTo, Counterfactual, Destination, EditRequest, Operation, Read, Strength, Unit,
 };
-use crate::interventions::subject::{Group, Subject};
-use crate::models::location::{Node, NodeKind, Place};
+use crate::interventions::subject::Subject;
+use crate::models::location::{Location, Node, NodeKind};
 
 /// How a change takes effect.
 #[derive(Debug, Clone)]
@@ -81,8 +83,8 @@ pub fn needs_sparse_rms(edit: &Edit) -> bool {
 }
 
 /// The residual delta that a node inside a sublayer works through; none for other places.
-pub fn sublayer_output(place: Place) -> Option<Place> {
-    let Place::Node(Node { layer, kind }) = place else {
+pub fn sublayer_output(place: Location) -> Option<Location> {
+    let Location::Node(Node { layer, kind }) = place else {
         return None;
     };
     let kind = match kind {
@@ -90,7 +92,7 @@ pub fn sublayer_output(place: Place) -> Option<Place> {
         NodeKind::PostAct => NodeKind::MlpOut,
         NodeKind::AttnIn | NodeKind::AttnOut | NodeKind::MlpIn | NodeKind::MlpOut => return None,
     };
-    Some(Place::Node(Node { layer, kind }))
+    Some(Location::Node(Node { layer, kind }))
 }
 
 /// Checks one edit; counterfactual streams it needs are added to `streams`, and columns it writes to `columns`.
@@ -258,7 +260,7 @@ fn source(
     };
     match request.read {
         None | Some(Read::Sparse) => Ok(Source::Sparse),
-        Some(Read::Encoder) if is_sublayer_input(place) || matches!(place, Place::Site(_)) => {
+        Some(Read::Encoder) if is_sublayer_input(place) || matches!(place, Location::Site(_)) => {
             Ok(Source::Encoder)
         }
         Some(Read::Encoder) => {
@@ -376,7 +378,7 @@ fn measured<'a>(group: &Group, scene: &Scene<'a>) -> Option<&'a MeasuredGroup> {
     known.find(|known| known.group == *group).map(Arc::as_ref)
 }
 
-fn not_measured(place: Place, scene: &Scene) -> String {
+fn not_measured(place: Location, scene: &Scene) -> String {
     match scene.pair {
         Some(pair) => format!(
             "bridge {:?} came without statistics of {place} and without reference text to measure them over",
@@ -408,7 +410,7 @@ pub fn unmeasured(request: &EditRequest, scene: &Scene) -> Option<Group> {
     (!is_known).then(|| group.clone())
 }
 
-fn reference<'a>(place: Place, scene: &Scene<'a>) -> Option<&'a PlaceStatistics> {
+fn reference<'a>(place: Location, scene: &Scene<'a>) -> Option<&'a LocationStatistics> {
     scene.pair.and_then(|pair| pair.reference.place(place))
 }
 

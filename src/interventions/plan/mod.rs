@@ -13,9 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::carry::{Carrier, KnownColumns};
 use super::operation::Action;
-use super::request::{EditRequest, Return, SteerRequest, Strength, Variant, Write};
-use super::subject::Group;
-use crate::models::location::{Place, Site};
+use super::request::{EditRequest, Return, SteerRequest, Strength, Variant};
+use crate::features::group::Group;
+use crate::features::group::Write;
+use crate::models::location::{Location, Site};
 
 use counterfactual::{Stream, StreamModel};
 
@@ -35,10 +36,10 @@ pub const LARGEST_STRENGTH: f64 = 10.0;
 #[derive(Debug, Clone)]
 pub struct Replay {
     /// The sublayer's residual delta, whose change is carried.
-    pub output: Place,
+    pub output: Location,
     pub edits: Vec<usize>,
     /// Where the edits are, and the output.
-    pub places: BTreeSet<Place>,
+    pub places: BTreeSet<Location>,
     /// Of every channel of the delta, in order.
     pub carrier: Carrier,
 }
@@ -69,7 +70,7 @@ pub struct Plan {
     /// The dense model's steps, by site; empty for a sparse model.
     pub steps: BTreeMap<Site, Vec<Step>>,
     /// Where the answering model is looked at or changed.
-    pub places: BTreeSet<Place>,
+    pub places: BTreeSet<Location>,
 }
 
 /// The groups of a request that must be measured over reference text before it can be planned.
@@ -155,7 +156,7 @@ impl Plan {
         scene: &Scene,
         columns: &mut KnownColumns,
     ) -> Result<(), PlanError> {
-        let mut outputs: Vec<Place> = Vec::new();
+        let mut outputs: Vec<Location> = Vec::new();
         for edit in &self.edits {
             if let (Route::Replayed, Some(output)) =
                 (&edit.route, sublayer_output(edit.subject.place()))
@@ -213,7 +214,7 @@ impl Plan {
                 && matches!(edit.route, Route::Carried(_))
                 && !needs_sparse_rms(edit)
         };
-        let read: BTreeSet<(Place, Source)> = self
+        let read: BTreeSet<(Location, Source)> = self
             .edits
             .iter()
             .filter(|edit| !adds(edit))
@@ -232,7 +233,7 @@ impl Plan {
         places.map(|place| place.site_before(self.n_layers)).min()
     }
 
-    fn answering_places(&self) -> BTreeSet<Place> {
+    fn answering_places(&self) -> BTreeSet<Location> {
         if self.native {
             return self.edits.iter().map(|edit| edit.subject.place()).collect();
         }
@@ -246,7 +247,7 @@ impl Plan {
             Route::Carried(carrier) => Some(carrier.target),
             Route::InPlace | Route::Replayed => None,
         });
-        sites.map(Place::Site).chain(targets).collect()
+        sites.map(Location::Site).chain(targets).collect()
     }
 
     fn order_steps(&mut self) {
@@ -273,14 +274,15 @@ impl Plan {
     }
 
     /// The places read in the unedited sparse model.
-    pub fn sparse_places(&self) -> BTreeSet<Place> {
-        let mut places: BTreeSet<Place> = self.replays.iter().map(|replay| replay.output).collect();
+    pub fn sparse_places(&self) -> BTreeSet<Location> {
+        let mut places: BTreeSet<Location> =
+            self.replays.iter().map(|replay| replay.output).collect();
         for edit in &self.edits {
             let place = edit.subject.place();
             if edit.source == Source::Sparse {
                 places.insert(place);
                 if needs_sparse_rms(edit) {
-                    places.insert(Place::Site(place.site(self.n_layers)));
+                    places.insert(Location::Site(place.site(self.n_layers)));
                 }
             }
             if self.stream_model(edit) == Some(StreamModel::Sparse) {
@@ -300,7 +302,7 @@ impl Plan {
     }
 
     /// The sites read in unedited runs of the dense model.
-    pub fn dense_places(&self) -> BTreeSet<Place> {
+    pub fn dense_places(&self) -> BTreeSet<Location> {
         let reading = self
             .edits
             .iter()
@@ -308,7 +310,7 @@ impl Plan {
         reading
             .map(|edit| edit.subject.place())
             .chain(self.unedited_tests().map(|test| test.subject.place()))
-            .map(|place| Place::Site(place.site(self.n_layers)))
+            .map(|place| Location::Site(place.site(self.n_layers)))
             .collect()
     }
 
@@ -332,7 +334,7 @@ impl Plan {
     }
 
     /// The places whose encoder values are read at `site` in the answering model's pass.
-    pub fn encoder_places(&self, site: Site) -> BTreeSet<Place> {
+    pub fn encoder_places(&self, site: Site) -> BTreeSet<Location> {
         let edited = self
             .edits
             .iter()
@@ -350,7 +352,7 @@ impl Plan {
     }
 
     /// The places whose encoder values are read at `site` in the dense model's unedited runs.
-    pub fn unedited_encoder_places(&self, site: Site) -> BTreeSet<Place> {
+    pub fn unedited_encoder_places(&self, site: Site) -> BTreeSet<Location> {
         let patched = self.edits.iter().filter(|edit| {
             edit.source == Source::Encoder && self.stream_model(edit) == Some(StreamModel::Dense)
         });
@@ -369,7 +371,7 @@ impl Plan {
         let tested = self.edits.iter().flat_map(|edit| tests(edit, Source::Own));
         tested
             .filter(|test| !test.needs_unedited_run)
-            .any(|test| test.subject.place() == Place::Site(site))
+            .any(|test| test.subject.place() == Location::Site(site))
     }
 
     fn stream_model(&self, edit: &Edit) -> Option<StreamModel> {

@@ -5,16 +5,17 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::interventions::subject::{Direction, Group};
-use crate::models::location::{Place, Site};
+use crate::features::group::Group;
+use crate::interventions::subject::Direction;
+use crate::models::location::{Location, Site};
 
 const WIDTH: usize = 7;
 /// Of the values that are read elsewhere.
 const READ_WIDTH: usize = 9;
 const ROWS: usize = 3;
 
-fn place() -> Place {
-    Place::Site(Site::before_attention(0, 1))
+fn place() -> Location {
+    Location::Site(Site::before_attention(0, 1))
 }
 
 /// What can be in a table, owned so that a table can borrow it.

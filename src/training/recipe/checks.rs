@@ -80,7 +80,7 @@ impl Batches {
 
 impl Optimizer {
     fn check(&self) -> Result<(), Fault> {
-        in_range("optimizer.rate", self.rate, 1e-9, 1.0)?;
+        in_range("optimizer.learning_rate", self.learning_rate, 1e-9, 1.0)?;
         in_range("optimizer.warmup_steps", self.warmup_steps as f64, 0.0, 1e9)?;
         in_range("optimizer.final_fraction", self.final_fraction, 0.0, 1.0)?;
         in_range("optimizer.beta1", self.beta1, 0.0, 0.9999)?;
@@ -167,7 +167,7 @@ impl Check for BridgeRecipe {
             .map_err(|error| Fault::new(format!("sparse.{}", error.field), error.problem))?;
         self.batches.check(&self.sparse)?;
         self.optimizer.check()?;
-        in_range("bridge_rate", self.bridge_rate, 1e-9, 1.0)?;
+        in_range("bridge_learning_rate", self.bridge_learning_rate, 1e-9, 1.0)?;
         in_range("encoder_fraction", self.encoder_fraction, 1e-6, 1.0)?;
         self.output.check()?;
         self.sparsity.check(&self.sparse)?;

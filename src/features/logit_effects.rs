@@ -1,20 +1,20 @@
 //! Which tokens a feature speaks for, and how that was found.
 
+use super::group::{WeightedChannel, Write};
 use super::recent::Recent;
-use crate::interventions::request::{WeightedChannel, Write};
-use crate::models::location::Place;
+use crate::models::location::Location;
 
 /// A token and how far a feature leads towards it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenScore {
     pub token: u32,
-    /// In the unit of [`PromotionMethod`].
+    /// In the unit of [`LogitEffectMethod`].
     pub score: f32,
 }
 
 /// How scores were found.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum PromotionMethod {
+pub enum LogitEffectMethod {
     /// Logits for a unit of the feature, the last norm's divisor taken as one, less their mean over the vocabulary:
     /// tokens of one feature compare, features do not.
     Unembedding,
@@ -25,8 +25,8 @@ pub enum PromotionMethod {
 
 /// The ends of the vocabulary, as one feature sees it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Promotion {
-    pub method: PromotionMethod,
+pub struct LogitEffects {
+    pub method: LogitEffectMethod,
     /// Highest scores first.
     pub promoted: Vec<TokenScore>,
     /// Lowest scores first.
@@ -35,8 +35,8 @@ pub struct Promotion {
 
 /// What a promotion is asked of: a group of channels of one place.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Promoting {
-    pub place: Place,
+pub struct LogitEffectQuery {
+    pub place: Location,
     pub group: Vec<WeightedChannel>,
     /// How the group's changes enter the dense model.
     pub write: Write,
@@ -46,5 +46,5 @@ pub struct Promoting {
     pub count: usize,
 }
 
-/// The promotions of a pair that were asked for last; none where there is nothing to tell.
-pub type KnownPromotions = Recent<Promoting, Option<Promotion>, 256>;
+/// The logit_effects of a pair that were asked for last; none where there is nothing to tell.
+pub type KnownLogitEffects = Recent<LogitEffectQuery, Option<LogitEffects>, 256>;

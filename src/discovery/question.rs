@@ -1,6 +1,6 @@
 //! What a pair of prompts asks: which of two next tokens, and how an answer is read off the logits.
 //!
-//! Every answer is a *margin*, the log odds of the counterfactual's answer against the presented one's:
+//! Every answer is a *logit_diff*, the log odds of the counterfactual's answer against the presented one's:
 //! its sign says which is the more probable, its logistic function is the two-way probability. Where one side
 //! may be followed by anything else, that side's probability is all that the candidate leaves.
 
@@ -23,7 +23,7 @@ pub enum Question {
 
 impl Question {
     /// Log odds of the counterfactual's answer.
-    pub fn margin(self, logits: &[f32]) -> f32 {
+    pub fn logit_diff(self, logits: &[f32]) -> f32 {
         match self {
             Question::Between {
                 presented,
@@ -44,7 +44,7 @@ impl Question {
         }
     }
 
-    /// Adds `weight` times the margin's derivative with respect to the logits.
+    /// Adds `weight` times the logit_diff's derivative with respect to the logits.
     pub fn add_gradient(self, logits: &[f32], weight: f32, out: &mut [f32]) {
         match self {
             Question::Between {
@@ -62,7 +62,7 @@ impl Question {
     }
 
     /// The presented and the counterfactual token, where there is one of each.
-    pub fn margin_tokens(self) -> Option<(u32, u32)> {
+    pub fn logit_diff_tokens(self) -> Option<(u32, u32)> {
         match self {
             Question::Between {
                 presented,
@@ -157,7 +157,7 @@ impl From<&TokenPair> for PromptPair {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answers {
     /// Log odds of the counterfactual's answer.
-    pub margins: Vec<f32>,
+    pub logit_diffs: Vec<f32>,
     /// Its probability among all next tokens.
     pub probabilities: Vec<f32>,
 }
@@ -167,12 +167,12 @@ impl Answers {
     pub fn read(questions: impl Iterator<Item = Question>, logits: &Tensor) -> Result<Self> {
         let vocabulary = logits.dim(1)?;
         rows::with_values(logits, |values| {
-            let (margins, probabilities) = questions
+            let (logit_diffs, probabilities) = questions
                 .zip(values.chunks_exact(vocabulary))
-                .map(|(question, row)| (question.margin(row), question.probability(row)))
+                .map(|(question, row)| (question.logit_diff(row), question.probability(row)))
                 .unzip();
             Answers {
-                margins,
+                logit_diffs,
                 probabilities,
             }
         })
@@ -180,18 +180,23 @@ impl Answers {
 
     /// The counterfactual's share of the two answers.
     pub fn shares(&self) -> impl Iterator<Item = f64> + '_ {
-        self.margins.iter().map(|&margin| share(margin))
+        self.logit_diffs.iter().map(|&logit_diff| share(logit_diff))
     }
 
     /// Which answers are the presented one.
     pub fn presented(&self) -> Vec<bool> {
-        self.margins.iter().map(|&margin| margin < 0.0).collect()
+        self.logit_diffs
+            .iter()
+            .map(|&logit_diff| logit_diff < 0.0)
+            .collect()
     }
 
     /// Among the pairs marked, the share whose answer is the counterfactual's; none where none is marked.
     pub fn flips(&self, among: &[bool]) -> Option<f64> {
         mean_among(
-            self.margins.iter().map(|&margin| f64::from(margin > 0.0)),
+            self.logit_diffs
+                .iter()
+                .map(|&logit_diff| f64::from(logit_diff > 0.0)),
             among,
         )
     }
@@ -202,9 +207,9 @@ impl Answers {
     }
 }
 
-/// The two-way probability of a margin.
-pub fn share(margin: f32) -> f64 {
-    1.0 / (1.0 + (-f64::from(margin)).exp())
+/// The two-way probability of a logit_diff.
+pub fn share(logit_diff: f32) -> f64 {
+    1.0 / (1.0 + (-f64::from(logit_diff)).exp())
 }
 
 fn mean_among(values: impl Iterator<Item = f64>, among: &[bool]) -> Option<f64> {

@@ -1,15 +1,15 @@
-//! First-order effects: the gradient of the answers' margins with respect to a change at one place.
+//! First-order effects: the gradient of the answers' logit_diffs with respect to a change at one place.
 //!
 //! Gradients need whole sequences, so the prompts are padded on the right to equal length, bucket by bucket;
 //! attention is causal, so what follows a prompt's last token does not reach its answer.
 
 use candle_core::{Device, Result, Tensor, Var};
 
-use super::patching::{Patching, PlacePatch};
+use super::patching::{LocationPatch, Patching};
 use super::prompt_run::{AddAt, pass_start};
 use super::question::Question;
 use super::route::Route;
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::models::tap::Recorder;
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
@@ -22,7 +22,7 @@ const MOST_DENSE_PAIRS: usize = 32;
 const MOST_SPARSE_PAIRS: usize = 16;
 
 /// Some of a [`Patching`]'s pairs, padded, with one model's residual stream at every site.
-pub struct Slopes<'m> {
+pub struct Attribution<'m> {
     model: &'m Transformer,
     native: bool,
     buckets: Vec<Bucket>,
@@ -41,7 +41,7 @@ struct Bucket {
     sites: Vec<Tensor>,
 }
 
-impl<'m> Slopes<'m> {
+impl<'m> Attribution<'m> {
     /// Prepares the pairs that the model edited by `route` gets right, or the first of them.
     pub fn new(patching: &Patching<'m>, route: Route) -> Result<Self> {
         let (model, most_pairs) = match route {
@@ -56,7 +56,7 @@ impl<'m> Slopes<'m> {
             .chunks(BUCKET)
             .map(|pairs| Bucket::new(model, patching, pairs))
             .collect::<Result<_>>()?;
-        Ok(Slopes {
+        Ok(Attribution {
             model,
             native: route == Route::Native,
             buckets,
@@ -68,9 +68,9 @@ impl<'m> Slopes<'m> {
         self.native == (route == Route::Native)
     }
 
-    /// The gradient at the patch's target, `[rows, width]`, of the sum of those pairs' margins that are still
+    /// The gradient at the patch's target, `[rows, width]`, of the sum of those pairs' logit_diffs that are still
     /// below `enough`, where `change [rows, width]` has already been added. Rows of other pairs get zeros.
-    pub fn gradient(&self, patch: &PlacePatch, change: &[f32], enough: f32) -> Result<Vec<f32>> {
+    pub fn gradient(&self, patch: &LocationPatch, change: &[f32], enough: f32) -> Result<Vec<f32>> {
         let width = patch.columns.width;
         let mut gradient = vec![0f32; change.len()];
         for bucket in &self.buckets {
@@ -132,7 +132,7 @@ impl Bucket {
     fn gradient(
         &self,
         model: &Transformer,
-        target: Place,
+        target: Location,
         change: Vec<f32>,
         width: usize,
         enough: f32,
@@ -163,7 +163,7 @@ impl Bucket {
                 .chunks_exact(vocabulary)
                 .zip(direction.chunks_exact_mut(vocabulary));
             for (question, (logits, direction)) in self.questions.iter().zip(each) {
-                if question.margin(logits) < enough {
+                if question.logit_diff(logits) < enough {
                     question.add_gradient(logits, 1.0, direction);
                 }
             }

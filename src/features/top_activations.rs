@@ -18,7 +18,7 @@ pub struct Example {
 
 /// Examples from one pass over a text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Examples {
+pub struct TopActivations {
     /// Largest values first, at most one a sequence.
     pub top: Vec<Example>,
     /// Smallest values first, at most one a sequence.
@@ -28,7 +28,12 @@ pub struct Examples {
 }
 
 /// Picks examples given a feature's `activations` at each of `tokens`, sequences of `length`.
-pub fn examples(tokens: &[u32], length: usize, activations: &[f32], count: usize) -> Examples {
+pub fn top_activations(
+    tokens: &[u32],
+    length: usize,
+    activations: &[f32],
+    count: usize,
+) -> TopActivations {
     let mut order: Vec<usize> = (0..activations.len().min(tokens.len()))
         .filter(|&at| activations[at] != 0.0)
         .collect();
@@ -50,7 +55,7 @@ pub fn examples(tokens: &[u32], length: usize, activations: &[f32], count: usize
         chosen
     };
     let quantile = |index: usize| order[(order.len() - 1) * (index + 1) / (count + 1)];
-    Examples {
+    TopActivations {
         top: spread(&mut order.iter().rev().copied()),
         bottom: spread(&mut order.iter().copied()),
         quantiles: match order.is_empty() {

@@ -8,17 +8,17 @@
 
 use serde::Serialize;
 
-use super::FeatureError;
-use super::patching::{Patching, PlacePatch};
+use super::DiscoveryError;
+use super::attribution::Attribution;
+use super::patching::{LocationPatch, Patching};
 use super::question::Answers;
 use super::route::Route;
-use super::slopes::Slopes;
-use crate::interventions::request::WeightedChannel;
-use crate::models::location::{Place, PlaceName};
+use crate::features::group::WeightedChannel;
+use crate::models::location::{Location, LocationName};
 
-/// A margin beyond this is a flip that needs no more help, and no longer counts towards a group's score.
+/// A logit_diff beyond this is a flip that needs no more help, and no longer counts towards a group's score.
 const ENOUGH: f32 = 1.0;
-/// What one flipped pair is worth beside its margin.
+/// What one flipped pair is worth beside its logit_diff.
 const FLIP_BONUS: f64 = 2.0;
 /// A channel must raise the score by this to join a group.
 const LEAST_GAIN: f64 = 1e-3;
@@ -77,7 +77,7 @@ pub struct GroupStep {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Contrast {
     #[serde(serialize_with = "place_name")]
-    pub place: Place,
+    pub place: Location,
     pub route: Route,
     /// Channels by their effect alone, the strongest first.
     pub ranking: Vec<ChannelEffect>,
@@ -89,8 +89,8 @@ pub struct Contrast {
     pub weights: Vec<f64>,
 }
 
-fn place_name<S: serde::Serializer>(place: &Place, serializer: S) -> Result<S::Ok, S::Error> {
-    PlaceName::from(*place).serialize(serializer)
+fn place_name<S: serde::Serializer>(place: &Location, serializer: S) -> Result<S::Ok, S::Error> {
+    LocationName::from(*place).serialize(serializer)
 }
 
 impl Contrast {
@@ -142,17 +142,17 @@ pub fn unit(mut weights: Vec<f64>) -> Vec<f64> {
 /// Ranks the channels of `place` and selects a group among them.
 pub fn contrast(
     patching: &mut Patching,
-    slopes: &Slopes,
-    place: Place,
+    attribution: &Attribution,
+    place: Location,
     route: Route,
     options: &ContrastOptions,
-) -> Result<Contrast, FeatureError> {
-    if !slopes.suits(route) {
+) -> Result<Contrast, DiscoveryError> {
+    if !attribution.suits(route) {
         let problem = "the gradients were prepared for the other model".to_owned();
-        return Err(FeatureError::Invalid(problem));
+        return Err(DiscoveryError::Invalid(problem));
     }
-    let patch = patching.place_patch(place, route)?;
-    let mut selection = Selection::new(patching, slopes, patch, options)?;
+    let patch = patching.location_patch(place, route)?;
+    let mut selection = Selection::new(patching, attribution, patch, options)?;
     let ranking = selection.rank()?;
     selection.forward(Some(&ranking))?;
     if selection.reached() {
@@ -168,8 +168,8 @@ pub fn contrast(
 /// A group being put together.
 struct Selection<'s, 'm> {
     patching: &'s mut Patching<'m>,
-    slopes: &'s Slopes<'s>,
-    patch: PlacePatch,
+    attribution: &'s Attribution<'s>,
+    patch: LocationPatch,
     options: &'s ContrastOptions,
     right: Vec<bool>,
     before: Answers,
@@ -182,17 +182,17 @@ struct Selection<'s, 'm> {
 impl<'s, 'm> Selection<'s, 'm> {
     fn new(
         patching: &'s mut Patching<'m>,
-        slopes: &'s Slopes<'s>,
-        patch: PlacePatch,
+        attribution: &'s Attribution<'s>,
+        patch: LocationPatch,
         options: &'s ContrastOptions,
-    ) -> Result<Self, FeatureError> {
+    ) -> Result<Self, DiscoveryError> {
         let right = patching.right(patch.route);
         let before = patching.before(patch.route).clone();
         let score = score(&before, &right);
         let change = patch.nothing();
         Ok(Selection {
             patching,
-            slopes,
+            attribution,
             patch,
             options,
             right,
@@ -210,18 +210,18 @@ impl<'s, 'm> Selection<'s, 'm> {
     }
 
     /// Measures the channels of the largest first-order effects one by one.
-    fn rank(&mut self) -> Result<Vec<ChannelEffect>, FeatureError> {
+    fn rank(&mut self) -> Result<Vec<ChannelEffect>, DiscoveryError> {
         let gradient = self
-            .slopes
+            .attribution
             .gradient(&self.patch, &self.change, f32::INFINITY)?;
         let first_order = self.patch.first_order(&gradient);
         let mut effects = Vec::new();
         for channel in strongest(&first_order, self.options.ranked, &[]) {
             let answers = self.answers(&[], Some(channel))?;
             let gains = answers
-                .margins
+                .logit_diffs
                 .iter()
-                .zip(&self.before.margins)
+                .zip(&self.before.logit_diffs)
                 .zip(&self.right);
             let gains: Vec<f64> = gains
                 .filter(|(_, right)| **right)
@@ -239,7 +239,7 @@ impl<'s, 'm> Selection<'s, 'm> {
     }
 
     /// Adds the best channel until the target is reached, or past it once it has been.
-    fn forward(&mut self, ranking: Option<&[ChannelEffect]>) -> Result<(), FeatureError> {
+    fn forward(&mut self, ranking: Option<&[ChannelEffect]>) -> Result<(), DiscoveryError> {
         let stop_at_target = !self.reached();
         // Effects change as the group grows, ever more slowly: the gradient is taken again when it has doubled.
         let mut effects: Option<Vec<f64>> = None;
@@ -262,7 +262,8 @@ impl<'s, 'm> Selection<'s, 'm> {
                         Some(effects) => effects,
                         None => {
                             let gradient =
-                                self.slopes.gradient(&self.patch, &self.change, ENOUGH)?;
+                                self.attribution
+                                    .gradient(&self.patch, &self.change, ENOUGH)?;
                             self.patch.first_order(&gradient)
                         }
                     };
@@ -279,7 +280,7 @@ impl<'s, 'm> Selection<'s, 'm> {
     }
 
     /// Adds the candidate that raises the score most; false where none does.
-    fn add_best(&mut self, candidates: &[usize]) -> Result<bool, FeatureError> {
+    fn add_best(&mut self, candidates: &[usize]) -> Result<bool, DiscoveryError> {
         let mut best: Option<(f64, usize, Answers)> = None;
         for &channel in candidates {
             let mut change = self.change.clone();
@@ -302,7 +303,7 @@ impl<'s, 'm> Selection<'s, 'm> {
     }
 
     /// Drops members as long as the rest reaches the target.
-    fn prune(&mut self) -> Result<(), FeatureError> {
+    fn prune(&mut self) -> Result<(), DiscoveryError> {
         let mut members: Vec<usize> = self.group.iter().map(|step| step.channel).collect();
         while members.len() > 1 {
             let mut best: Option<(f64, usize)> = None;
@@ -327,7 +328,7 @@ impl<'s, 'm> Selection<'s, 'm> {
     }
 
     /// Puts the members in the order in which they help most.
-    fn order(&mut self) -> Result<(), FeatureError> {
+    fn order(&mut self) -> Result<(), DiscoveryError> {
         let mut rest: Vec<usize> = self.group.drain(..).map(|step| step.channel).collect();
         self.change = self.patch.nothing();
         while !rest.is_empty() {
@@ -350,7 +351,11 @@ impl<'s, 'm> Selection<'s, 'm> {
         });
     }
 
-    fn answers(&mut self, members: &[usize], also: Option<usize>) -> Result<Answers, FeatureError> {
+    fn answers(
+        &mut self,
+        members: &[usize],
+        also: Option<usize>,
+    ) -> Result<Answers, DiscoveryError> {
         let channels: Vec<usize> = members.iter().copied().chain(also).collect();
         let change = self.patch.group(&channels, 1.0);
         self.patching.answers_with(&self.patch, change)
@@ -374,15 +379,15 @@ impl<'s, 'm> Selection<'s, 'm> {
     }
 }
 
-/// How far a set of answers has come: margins up to [`ENOUGH`], and the share flipped.
+/// How far a set of answers has come: logit_diffs up to [`ENOUGH`], and the share flipped.
 fn score(answers: &Answers, right: &[bool]) -> f64 {
     let marked = answers
-        .margins
+        .logit_diffs
         .iter()
         .zip(right)
         .filter(|(_, right)| **right);
     let clipped: Vec<f64> = marked
-        .map(|(&margin, _)| f64::from(margin.min(ENOUGH)))
+        .map(|(&logit_diff, _)| f64::from(logit_diff.min(ENOUGH)))
         .collect();
     let mean = clipped.iter().sum::<f64>() / clipped.len().max(1) as f64;
     mean + FLIP_BONUS * answers.flips(right).unwrap_or(0.0)
@@ -402,11 +407,11 @@ pub(super) fn strongest(effects: &[f64], count: usize, members: &[usize]) -> Vec
 /// holds: select on some pairs, evaluate on others.
 pub fn evaluate_prefixes(
     patching: &mut Patching,
-    place: Place,
+    place: Location,
     route: Route,
     channels: &[usize],
-) -> Result<Vec<GroupStep>, FeatureError> {
-    let patch = patching.place_patch(place, route)?;
+) -> Result<Vec<GroupStep>, DiscoveryError> {
+    let patch = patching.location_patch(place, route)?;
     let right = patching.right(route);
     let mut change = patch.nothing();
     let mut steps = Vec::with_capacity(channels.len());

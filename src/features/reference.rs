@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use super::measured::MeasuredGroups;
 use crate::artifacts::ArtifactError;
 use crate::artifacts::tensors::{self, FloatPrecision};
-use crate::features::measured::MeasuredGroups;
 use crate::models::config::TransformerConfig;
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::numerics::rows;
 
 /// The file in a pair's directory.
@@ -35,7 +35,7 @@ pub enum ReferenceError {
 /// The statistics of all places that were measured.
 #[derive(Debug, Clone, Default)]
 pub struct ReferenceStatistics {
-    places: BTreeMap<Place, PlaceStatistics>,
+    places: BTreeMap<Location, LocationStatistics>,
     pub text: Option<ReferenceText>,
     /// What was measured over the text since.
     pub measured: Arc<MeasuredGroups>,
@@ -43,7 +43,7 @@ pub struct ReferenceStatistics {
 
 /// One place's statistics, each `[channels]`.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct PlaceStatistics {
+pub struct LocationStatistics {
     pub mean: Vec<f32>,
     pub std: Vec<f32>,
     pub max: Vec<f32>,
@@ -79,8 +79,8 @@ impl ReferenceStatistics {
         config: &TransformerConfig,
     ) -> Result<Self, String> {
         let mut places = BTreeMap::new();
-        for place in Place::all(config.n_layers) {
-            if let Some(statistics) = PlaceStatistics::from_tensors(tensors, place, config)? {
+        for place in Location::all(config.n_layers) {
+            if let Some(statistics) = LocationStatistics::from_tensors(tensors, place, config)? {
                 places.insert(place, statistics);
             }
         }
@@ -127,19 +127,19 @@ impl ReferenceStatistics {
     }
 
     /// The statistics of one place, where it was measured.
-    pub fn place(&self, place: Place) -> Option<&PlaceStatistics> {
+    pub fn place(&self, place: Location) -> Option<&LocationStatistics> {
         self.places.get(&place)
     }
 
     /// Adds or replaces one place's statistics.
-    pub fn insert(&mut self, place: Place, statistics: PlaceStatistics) {
+    pub fn insert(&mut self, place: Location, statistics: LocationStatistics) {
         self.places.insert(place, statistics);
     }
 }
 
 const PARTS: [&str; 5] = ["mean", "std", "max", "min", "density"];
 
-impl PlaceStatistics {
+impl LocationStatistics {
     /// In the order of [`PARTS`].
     fn parts(&self) -> [&Vec<f32>; 5] {
         [&self.mean, &self.std, &self.max, &self.min, &self.density]
@@ -147,7 +147,7 @@ impl PlaceStatistics {
 
     fn from_tensors(
         tensors: &BTreeMap<String, Tensor>,
-        place: Place,
+        place: Location,
         config: &TransformerConfig,
     ) -> Result<Option<Self>, String> {
         let expected = place.width(config);
@@ -185,7 +185,7 @@ impl PlaceStatistics {
             .and_then(|tensor| tensor.to_vec1::<i64>().ok())
             .and_then(|tokens| usize::try_from(*tokens.first()?).ok())
             .ok_or_else(|| format!("{name} must be one i64, the number of tokens"))?;
-        Ok(Some(PlaceStatistics {
+        Ok(Some(LocationStatistics {
             mean,
             std,
             max,

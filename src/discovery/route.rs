@@ -4,11 +4,11 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::FeatureError;
-use super::pair::Pair;
+use super::DiscoveryError;
+use crate::features::group::Write;
+use crate::features::pair::Pair;
 use crate::interventions::carry::{Carrier, NotCarried, is_sublayer_input};
-use crate::interventions::request::Write;
-use crate::models::location::Place;
+use crate::models::location::Location;
 
 /// Which model is edited, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Serialize for Route {
 #[derive(Debug, Clone)]
 pub struct ChannelColumns {
     /// Where the edited model is changed.
-    pub target: Place,
+    pub target: Location,
     /// Channels of the target.
     pub width: usize,
     /// The token's factor is the RMS of the sparse stream at the place's site.
@@ -57,7 +57,7 @@ enum Columns {
 
 impl ChannelColumns {
     /// The columns of every channel of `place`.
-    pub fn new(models: &Pair, place: Place, route: Route) -> Result<Self, FeatureError> {
+    pub fn new(models: &Pair, place: Location, route: Route) -> Result<Self, DiscoveryError> {
         let channels = place.width(&models.sparse.config);
         let Route::Bridge(write) = route else {
             return Ok(ChannelColumns {
@@ -72,7 +72,7 @@ impl ChannelColumns {
         }
         let site = place.site(models.n_layers());
         let width = models.dense.config.d_model;
-        let (mut target, mut times_sparse_rms) = (Place::Site(site), false);
+        let (mut target, mut times_sparse_rms) = (Location::Site(site), false);
         let mut columns = Vec::with_capacity(channels);
         for channel in 0..channels {
             let carrier = Carrier::new(

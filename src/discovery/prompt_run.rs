@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Result, Tensor, bail};
 
 use crate::models::kv_cache::{CacheRow, KvCache};
-use crate::models::location::{Node, NodeKind, Place, Site};
+use crate::models::location::{Location, Node, NodeKind, Site};
 use crate::models::tap::{Recorder, ResidualTap};
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
@@ -24,7 +24,7 @@ pub struct PromptRun<'m> {
     last: Vec<u32>,
     cache: KvCache,
     /// Of the kept rows: the residual stream at every site, and the other places asked for.
-    values: BTreeMap<Place, Tensor>,
+    values: BTreeMap<Location, Tensor>,
     logits: Tensor,
 }
 
@@ -34,7 +34,7 @@ impl<'m> PromptRun<'m> {
         model: &'m Transformer,
         prompts: &[&[u32]],
         keep_from: &[usize],
-        places: impl IntoIterator<Item = Place>,
+        places: impl IntoIterator<Item = Location>,
     ) -> Result<Self> {
         let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
         if prompts.iter().any(|prompt| prompt.is_empty()) || longest > model.config.context_length {
@@ -55,7 +55,7 @@ impl<'m> PromptRun<'m> {
             last.push(kept.len() as u32 - 1);
         }
         let n_layers = model.config.n_layers;
-        let mut recorder = Recorder::of(Site::all(n_layers).map(Place::Site).chain(places));
+        let mut recorder = Recorder::of(Site::all(n_layers).map(Location::Site).chain(places));
         let mut cache = KvCache::new(&model.config, prompts.len(), longest)?;
         let mut rows = TokenRows::cached(&ids, at.clone(), &mut cache)?;
         let stream = model.embed(&rows)?;
@@ -81,7 +81,7 @@ impl<'m> PromptRun<'m> {
             logits: kept_rows,
         };
         let stream = match Site::new(2 * n_layers, n_layers) {
-            Some(site) => run.value(Place::Site(site))?.clone(),
+            Some(site) => run.value(Location::Site(site))?.clone(),
             None => bail!("the model has no last site"),
         };
         run.logits = run.unembed_last(&stream)?;
@@ -89,7 +89,7 @@ impl<'m> PromptRun<'m> {
     }
 
     /// The value at a place, `[kept rows, width]`.
-    pub fn value(&self, place: Place) -> Result<&Tensor> {
+    pub fn value(&self, place: Location) -> Result<&Tensor> {
         match self.values.get(&place) {
             Some(value) => Ok(value),
             None => bail!("{place} was not recorded"),
@@ -117,9 +117,9 @@ impl<'m> PromptRun<'m> {
     }
 
     /// The logits after each prompt when `change [kept rows, width]` is added at `target`.
-    pub fn with_change(&mut self, target: Place, change: Vec<f32>) -> Result<Tensor> {
+    pub fn with_change(&mut self, target: Location, change: Vec<f32>) -> Result<Tensor> {
         let start = pass_start(target, self.model.config.n_layers);
-        let stream = self.value(Place::Site(start))?.clone();
+        let stream = self.value(Location::Site(start))?.clone();
         let change = Tensor::from_vec(
             change,
             (self.kept_rows(), target.width(&self.model.config)),
@@ -143,10 +143,10 @@ impl<'m> PromptRun<'m> {
 }
 
 /// The site from which a pass must go on to come by `target`.
-pub fn pass_start(target: Place, n_layers: usize) -> Site {
+pub fn pass_start(target: Location, n_layers: usize) -> Site {
     match target {
-        Place::Site(site) => site,
-        Place::Node(Node { layer, kind }) => match kind {
+        Location::Site(site) => site,
+        Location::Node(Node { layer, kind }) => match kind {
             NodeKind::MlpIn | NodeKind::PostAct | NodeKind::MlpOut => {
                 Site::before_mlp(layer, n_layers)
             }
@@ -157,12 +157,12 @@ pub fn pass_start(target: Place, n_layers: usize) -> Site {
 
 /// Adds a change to the value at one place.
 pub struct AddAt<'t> {
-    pub target: Place,
+    pub target: Location,
     pub change: &'t Tensor,
 }
 
 impl ResidualTap for AddAt<'_> {
-    fn visit(&mut self, place: Place, value: Tensor) -> Result<Tensor> {
+    fn visit(&mut self, place: Location, value: Tensor) -> Result<Tensor> {
         match place == self.target {
             true => value + self.change,
             false => Ok(value),

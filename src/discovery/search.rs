@@ -4,12 +4,12 @@
 //! promising are searched in earnest, each given up once it needs more channels than the best so far; the best
 //! is then searched to the end.
 
-use super::FeatureError;
+use super::DiscoveryError;
+use super::attribution::Attribution;
 use super::contrast::{Contrast, ContrastOptions, contrast, strongest};
 use super::patching::Patching;
 use super::route::Route;
-use super::slopes::Slopes;
-use crate::models::location::Place;
+use crate::models::location::Location;
 
 /// Group sizes a screening looks at.
 const SCREENED_SIZES: [usize; 5] = [1, 2, 4, 8, 16];
@@ -22,7 +22,7 @@ const HOPELESS: f64 = 16.0;
 /// A place as the screening sees it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Screened {
-    pub place: Place,
+    pub place: Location,
     pub route: Route,
     /// Smaller is more promising.
     pub badness: f64,
@@ -31,15 +31,15 @@ pub struct Screened {
 /// Screens places: how few of the first-order strongest channels flip the pairs.
 pub fn screen(
     patching: &mut Patching,
-    slopes: &Slopes,
-    places: &[(Place, Route)],
+    attribution: &Attribution,
+    places: &[(Location, Route)],
     target_flips: f64,
-) -> Result<Vec<Screened>, FeatureError> {
+) -> Result<Vec<Screened>, DiscoveryError> {
     let mut screened = Vec::with_capacity(places.len());
     for &(place, route) in places {
-        let patch = patching.place_patch(place, route)?;
+        let patch = patching.location_patch(place, route)?;
         let right = patching.right(route);
-        let gradient = slopes.gradient(&patch, &patch.nothing(), f32::INFINITY)?;
+        let gradient = attribution.gradient(&patch, &patch.nothing(), f32::INFINITY)?;
         let channels = strongest(&patch.first_order(&gradient), 16, &[]);
         let mut badness = None;
         let mut share = 0.0;
@@ -68,12 +68,12 @@ pub fn screen(
 /// The places searched in earnest, the best first; `refined` of them at most. All routes must edit one model.
 pub fn search(
     patching: &mut Patching,
-    slopes: &Slopes,
-    places: &[(Place, Route)],
+    attribution: &Attribution,
+    places: &[(Location, Route)],
     refined: usize,
     options: &ContrastOptions,
-) -> Result<Vec<Contrast>, FeatureError> {
-    let screened = screen(patching, slopes, places, options.target_flips)?;
+) -> Result<Vec<Contrast>, DiscoveryError> {
+    let screened = screen(patching, attribution, places, options.target_flips)?;
     let mut found: Vec<Contrast> = Vec::new();
     for place in screened.iter().take(refined.max(1)) {
         if found.len() >= HOPELESS_REFINED && place.badness > HOPELESS {
@@ -89,7 +89,7 @@ pub fn search(
             give_up_after: best.map(|best| best + 1),
             ..*options
         };
-        let contrast = contrast(patching, slopes, place.place, place.route, &options)?;
+        let contrast = contrast(patching, attribution, place.place, place.route, &options)?;
         tracing::debug!(
             place = %place.place,
             route = %place.route,
@@ -104,7 +104,7 @@ pub fn search(
     if options.beyond_target
         && let Some(best) = found.first_mut()
     {
-        *best = contrast(patching, slopes, best.place, best.route, options)?;
+        *best = contrast(patching, attribution, best.place, best.route, options)?;
     }
     Ok(found)
 }

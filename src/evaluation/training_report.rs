@@ -19,14 +19,14 @@ use super::site_table::{SiteFigures, site_table};
 use super::task_table::{TableOptions, TaskRow, task_row};
 use crate::artifacts::atomic;
 use crate::bridge::fidelity;
-use crate::features::FeatureError;
+use crate::discovery::DiscoveryError;
+use crate::discovery::route::Route;
+use crate::features::group::Write;
 use crate::features::pair::Pair;
-use crate::features::route::Route;
-use crate::features::statistics::visit_places;
-use crate::interventions::request::Write;
+use crate::features::statistics::visit_locations;
 use crate::models::layers::Purpose;
 use crate::models::layout::ModelFiles;
-use crate::models::location::{Node, NodeKind, Place};
+use crate::models::location::{Location, Node, NodeKind};
 use crate::models::tap::NoTap;
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
@@ -143,7 +143,7 @@ pub fn of_pair(
     batches: &Batches,
     output: &Output,
 ) -> Result<Closing, EvaluationError> {
-    let models = Pair::read(folder).map_err(FeatureError::from)?;
+    let models = Pair::read(folder).map_err(DiscoveryError::from)?;
     let mut sources = BTreeMap::new();
     let held_out = data.held_out(output.evaluation_sequences, batches.length);
     for (source, batch) in &held_out {
@@ -258,10 +258,10 @@ fn counted(tensors: &BTreeMap<String, candle_core::Tensor>) -> candle_core::Resu
 }
 
 /// The inputs of the sublayers and the MLP's neurons: what is read, and can be steered.
-fn read_places(n_layers: usize) -> Vec<Place> {
+fn read_places(n_layers: usize) -> Vec<Location> {
     let kinds = [NodeKind::AttnIn, NodeKind::MlpIn, NodeKind::PostAct];
     (0..n_layers)
-        .flat_map(|layer| kinds.map(|kind| Place::Node(Node { layer, kind })))
+        .flat_map(|layer| kinds.map(|kind| Location::Node(Node { layer, kind })))
         .collect()
 }
 
@@ -269,10 +269,10 @@ fn dead_channels(
     model: &Transformer,
     held_out: &[(&'static str, Batch)],
 ) -> Result<BTreeMap<String, DeadChannels>, EvaluationError> {
-    let mut alive: BTreeMap<Place, Vec<bool>> = BTreeMap::new();
+    let mut alive: BTreeMap<Location, Vec<bool>> = BTreeMap::new();
     let places = read_places(model.config.n_layers);
     for (_, batch) in held_out {
-        visit_places(
+        visit_locations(
             model,
             &batch.inputs,
             batch.length,

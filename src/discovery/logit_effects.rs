@@ -10,17 +10,19 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::FeatureError;
-use super::pair::Pair;
-use super::promoted_tokens::{Promoting, Promotion, PromotionMethod, TokenScore};
+use super::DiscoveryError;
 use super::prompt_run::AddAt;
 use super::route::{ChannelColumns, Route};
-use super::statistics::{group_value, statistics_of};
-use super::wiring::wiring;
+use crate::features::group::{WeightedChannel, Write};
+use crate::features::logit_effects::{
+    LogitEffectMethod, LogitEffectQuery, LogitEffects, TokenScore,
+};
+use crate::features::pair::Pair;
+use crate::features::reference::ReferenceText;
+use crate::features::statistics::{group_value, statistics_of};
+use crate::features::wiring::wiring;
 use crate::interventions::carry::{is_sublayer_input, row_rms};
-use crate::interventions::reference::ReferenceText;
-use crate::interventions::request::{WeightedChannel, Write};
-use crate::models::location::{Node, NodeKind, Place, Site};
+use crate::models::location::{Location, Node, NodeKind, Site};
 use crate::models::tap::Recorder;
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
@@ -36,16 +38,19 @@ const LOGITS: usize = 1 << 22;
 
 /// The tokens at either end of the vocabulary. None where a channel has no direction in the dense stream, or where the
 /// effect would have to be measured and the pair came without reference text.
-pub fn promotion(models: &Pair, asked: &Promoting) -> Result<Arc<Option<Promotion>>, FeatureError> {
-    if let Some(known) = models.promotions.get(asked) {
+pub fn promotion(
+    models: &Pair,
+    asked: &LogitEffectQuery,
+) -> Result<Arc<Option<LogitEffects>>, DiscoveryError> {
+    if let Some(known) = models.logit_effects.get(asked) {
         return Ok(known);
     }
     let found = Arc::new(find(models, asked)?);
-    models.promotions.keep(asked.clone(), found.clone());
+    models.logit_effects.keep(asked.clone(), found.clone());
     Ok(found)
 }
 
-fn find(models: &Pair, asked: &Promoting) -> Result<Option<Promotion>, FeatureError> {
+fn find(models: &Pair, asked: &LogitEffectQuery) -> Result<Option<LogitEffects>, DiscoveryError> {
     let Some((place, group)) = in_the_stream(models, asked.place, &asked.group)? else {
         return Ok(None);
     };
@@ -63,7 +68,7 @@ fn find(models: &Pair, asked: &Promoting) -> Result<Option<Promotion>, FeatureEr
     for member in &group {
         columns.add(member.channel, member.weight as f32, &mut direction);
     }
-    let is_last = |place: Place| matches!(place, Place::Site(site) if site.is_last());
+    let is_last = |place: Location| matches!(place, Location::Site(site) if site.is_last());
     let (scores, method) = match (is_last(columns.target), &models.reference.text) {
         (true, _) => {
             let direction = Tensor::from_vec(direction, (1, columns.width), &Device::Cpu)?;
@@ -71,7 +76,7 @@ fn find(models: &Pair, asked: &Promoting) -> Result<Option<Promotion>, FeatureEr
             // What all logits share changes no probability.
             let mean = scores.iter().sum::<f32>() / scores.len() as f32;
             let scores = scores.iter().map(|score| score - mean).collect();
-            (scores, PromotionMethod::Unembedding)
+            (scores, LogitEffectMethod::Unembedding)
         }
         (false, Some(text)) => measured(models, asked, &columns, &direction, text)?,
         (false, None) => return Ok(None),
@@ -81,7 +86,7 @@ fn find(models: &Pair, asked: &Promoting) -> Result<Option<Promotion>, FeatureEr
         .map(|(token, score)| TokenScore { token, score })
         .collect();
     ranked.sort_by(|a, b| b.score.total_cmp(&a.score));
-    Ok(Some(Promotion {
+    Ok(Some(LogitEffects {
         method,
         promoted: ranked.iter().take(asked.count).copied().collect(),
         suppressed: ranked.iter().rev().take(asked.count).copied().collect(),
@@ -92,18 +97,18 @@ fn find(models: &Pair, asked: &Promoting) -> Result<Option<Promotion>, FeatureEr
 /// where it never varies. `direction` is what a unit of the feature is at the columns' target.
 fn measured(
     models: &Pair,
-    asked: &Promoting,
+    asked: &LogitEffectQuery,
     columns: &ChannelColumns,
     direction: &[f32],
     text: &ReferenceText,
-) -> Result<(Vec<f32>, PromotionMethod), FeatureError> {
+) -> Result<(Vec<f32>, LogitEffectMethod), DiscoveryError> {
     let length = text.length;
     let most = (MOST_TOKENS / length).max(1) * length;
     let tokens = &text.tokens[..text.tokens.len().min(most)];
     let chunks = || tokens.chunks((CHUNK / length).max(1) * length);
     let varies = |std: f64| std.is_finite() && std > 0.0;
     // The sparse model says how large a change is.
-    let site = Place::Site(asked.place.site(models.n_layers()));
+    let site = Location::Site(asked.place.site(models.n_layers()));
     let (mut values, mut factors) = (Vec::new(), Vec::new());
     if asked.std.is_none() || columns.times_sparse_rms {
         for ids in chunks() {
@@ -152,7 +157,7 @@ fn measured(
     }
     let count = tokens.len().max(1) as f64;
     let scores = sums.iter().map(|sum| (sum / count) as f32).collect();
-    let method = PromotionMethod::Measured {
+    let method = LogitEffectMethod::Measured {
         added,
         tokens: tokens.len(),
     };
@@ -164,12 +169,12 @@ fn add_effects(
     dense: &Transformer,
     ids: &[u32],
     length: usize,
-    target: Place,
+    target: Location,
     change: Vec<f32>,
     sums: &mut [f64],
-) -> Result<(), FeatureError> {
+) -> Result<(), DiscoveryError> {
     let start = target.site_before(dense.config.n_layers);
-    let mut recorder = Recorder::of([Place::Site(start)]);
+    let mut recorder = Recorder::of([Location::Site(start)]);
     let mut token_rows = TokenRows::sequences(ids, length, &Device::Cpu)?;
     let unedited = run(dense, &mut token_rows, &mut recorder)?;
     let mut edited = unedited.clone();
@@ -225,17 +230,17 @@ fn run(
 /// and heads' outputs; none for queries, keys and values, which write nothing themselves.
 fn in_the_stream(
     models: &Pair,
-    place: Place,
+    place: Location,
     group: &[WeightedChannel],
-) -> Result<Option<(Place, Vec<WeightedChannel>)>, FeatureError> {
+) -> Result<Option<(Location, Vec<WeightedChannel>)>, DiscoveryError> {
     let (layer, output) = match place {
-        Place::Node(Node { layer, kind }) => match kind {
+        Location::Node(Node { layer, kind }) => match kind {
             NodeKind::Q | NodeKind::K | NodeKind::V => return Ok(None),
             NodeKind::AttnY => (layer, NodeKind::AttnOut),
             NodeKind::PostAct => (layer, NodeKind::MlpOut),
             _ => return Ok(Some((place, group.to_vec()))),
         },
-        Place::Site(_) => return Ok(Some((place, group.to_vec()))),
+        Location::Site(_) => return Ok(Some((place, group.to_vec()))),
     };
     let mut written: BTreeMap<usize, f64> = BTreeMap::new();
     for member in group {
@@ -245,7 +250,7 @@ fn in_the_stream(
     }
     let written = written.into_iter();
     let written = written.map(|(channel, weight)| WeightedChannel { channel, weight });
-    let output = Place::Node(Node {
+    let output = Location::Node(Node {
         layer,
         kind: output,
     });

@@ -5,14 +5,14 @@ use std::ops::Range;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::FeatureError;
-use super::pair::Pair;
+use super::DiscoveryError;
 use super::patching::Patching;
 use super::patience::Patience;
 use super::question::{PromptPair, Question, share};
-use super::registry::{Feature, FeatureTest};
 use super::route::Route;
-use crate::models::location::Place;
+use crate::features::pair::Pair;
+use crate::features::registry::{Feature, FeatureTest};
+use crate::models::location::Location;
 use crate::models::tokenizer::Tokenizer;
 
 /// What one test found.
@@ -33,19 +33,19 @@ pub fn verify(
     models: &Pair,
     feature: &Feature,
     patience: Patience,
-) -> Result<Vec<TestOutcome>, FeatureError> {
+) -> Result<Vec<TestOutcome>, DiscoveryError> {
     if feature.tests.is_empty() {
         return Ok(Vec::new());
     }
     let tokenizer = models.tokenizer();
-    let place = Place::parse(&feature.node, models.n_layers())?;
+    let place = Location::parse(&feature.node, models.n_layers())?;
     let pairs = feature
         .tests
         .iter()
         .map(|test| test_pair(test, tokenizer))
         .collect::<Result<Vec<_>, _>>()?;
     let mut patching = Patching::patient(models, pairs, &[place], patience)?;
-    let patch = patching.place_patch(place, Route::Bridge(feature.write))?;
+    let patch = patching.location_patch(place, Route::Bridge(feature.write))?;
     let channels: Vec<usize> = feature
         .channels
         .iter()
@@ -57,7 +57,7 @@ pub fn verify(
                 "{place} has {} channels; there is no channel {channel}",
                 patch.channels
             );
-            return Err(FeatureError::Invalid(problem));
+            return Err(DiscoveryError::Invalid(problem));
         }
         if let Some(refusal) = patch.columns.refusal(channel) {
             return Err(refusal.clone().into());
@@ -65,11 +65,11 @@ pub fn verify(
     }
     let after = patching.answers_with(&patch, patch.group(&channels, 1.0))?;
     let before = &patching.answers.dense_presented;
-    let margins = before.margins.iter().zip(&after.margins);
+    let logit_diffs = before.logit_diffs.iter().zip(&after.logit_diffs);
     Ok(feature
         .tests
         .iter()
-        .zip(margins)
+        .zip(logit_diffs)
         .map(|(test, (&before, &after))| {
             let (before, after) = (share(before), share(after));
             TestOutcome {
@@ -87,7 +87,7 @@ pub fn verify(
 
 /// A test as tokens. The candidates are cut from the full text: the first token that starts where the prompt
 /// ends, in the tokenisation of the prompt together with what is said to follow.
-pub fn test_pair(test: &FeatureTest, tokenizer: &Tokenizer) -> Result<PromptPair, FeatureError> {
+pub fn test_pair(test: &FeatureTest, tokenizer: &Tokenizer) -> Result<PromptPair, DiscoveryError> {
     let (presented, instead) = cut(tokenizer, &test.prompt, &test.instead)?;
     let (_, expected) = cut(tokenizer, &test.prompt, &test.expected)?;
     let (counterfactual, _) = cut(tokenizer, &test.counterfactual, &test.expected)?;
@@ -97,14 +97,14 @@ pub fn test_pair(test: &FeatureTest, tokenizer: &Tokenizer) -> Result<PromptPair
             "the prompt {:?} has {one} tokens and its counterfactual {:?} has {other}; they must agree",
             test.prompt, test.counterfactual
         );
-        return Err(FeatureError::Invalid(problem));
+        return Err(DiscoveryError::Invalid(problem));
     }
     if expected == instead {
         let problem = format!(
             "{:?} and {:?} begin with the same token after {:?}",
             test.expected, test.instead, test.prompt
         );
-        return Err(FeatureError::Invalid(problem));
+        return Err(DiscoveryError::Invalid(problem));
     }
     let question = Question::Between {
         presented: instead,
@@ -122,7 +122,7 @@ fn cut(
     tokenizer: &Tokenizer,
     prompt: &str,
     following: &str,
-) -> Result<(Vec<u32>, u32), FeatureError> {
+) -> Result<(Vec<u32>, u32), DiscoveryError> {
     let tokens: Vec<(u32, Range<usize>)> =
         tokenizer.encode_with_offsets(&format!("{prompt}{following}"))?;
     let at = tokens
@@ -137,7 +137,7 @@ fn cut(
         _ => {
             let problem =
                 format!("no token starts where the prompt {prompt:?} ends before {following:?}");
-            Err(FeatureError::Invalid(problem))
+            Err(DiscoveryError::Invalid(problem))
         }
     }
 }

@@ -1,29 +1,29 @@
 //! Planted features are found, patches agree with plain forward passes, statistics with plain sums.
 
-mod promotion;
+mod logit_effects;
 
 use candle_core::{Device, Tensor};
 
+use super::attribution::Attribution;
 use super::contrast::{ContrastOptions, contrast, evaluate_prefixes};
-use super::examples::examples;
-use super::pair::Pair;
 use super::patching::Patching;
 use super::question::{PromptPair, Question};
 use super::route::Route;
 use super::search::search;
-use super::slopes::Slopes;
-use super::statistics::{group_activations, measure, of_channel, statistics_of};
-use super::test_pair::{D_DENSE, D_SPARSE, LAYERS, VOCABULARY, random_pair, set};
 use crate::bridge::tensor_name;
-use crate::interventions::reference::{ReferenceStatistics, ReferenceText};
-use crate::interventions::request::{WeightedChannel, Write};
-use crate::models::location::{Place, Site};
+use crate::features::group::{WeightedChannel, Write};
+use crate::features::pair::Pair;
+use crate::features::reference::{ReferenceStatistics, ReferenceText};
+use crate::features::statistics::{group_activations, measure, of_channel, statistics_of};
+use crate::features::test_pair::{D_DENSE, D_SPARSE, LAYERS, VOCABULARY, random_pair, set};
+use crate::features::top_activations::top_activations;
+use crate::models::location::{Location, Site};
 use crate::models::tap::{NoTap, Recorder};
 use crate::models::token_rows::TokenRows;
 use crate::numerics::rows;
 
-fn site(index: usize) -> Place {
-    Place::Site(Site::new(index, LAYERS).unwrap())
+fn site(index: usize) -> Location {
+    Location::Site(Site::new(index, LAYERS).unwrap())
 }
 
 /// Prompts of different lengths that differ in one token each.
@@ -63,7 +63,7 @@ fn a_patch_agrees_with_a_plain_forward_pass() {
     let mut patching = Patching::new(&models, pairs.clone(), &[]).unwrap();
     let place = site(2);
     let patch = patching
-        .place_patch(place, Route::Bridge(Write::Residual))
+        .location_patch(place, Route::Bridge(Write::Residual))
         .unwrap();
     let all: Vec<usize> = (0..D_SPARSE).collect();
     let answers = patching
@@ -88,8 +88,8 @@ fn a_patch_agrees_with_a_plain_forward_pass() {
         let logits = models.dense.tail(site, stream, &mut rows).unwrap();
         let logits = rows::to_vec(&logits).unwrap();
         let last = &logits[logits.len() - VOCABULARY..];
-        let expected = pair.question.margin(last);
-        let found = answers.margins[index];
+        let expected = pair.question.logit_diff(last);
+        let found = answers.logit_diffs[index];
         assert!(
             (expected - found).abs() < 1e-3,
             "pair {index}: {expected} against {found}"
@@ -101,13 +101,13 @@ fn a_patch_agrees_with_a_plain_forward_pass() {
 fn patching_everything_natively_gives_the_counterfactual() {
     let models = models(4);
     let mut patching = Patching::new(&models, prompts(between), &[]).unwrap();
-    let patch = patching.place_patch(site(0), Route::Native).unwrap();
+    let patch = patching.location_patch(site(0), Route::Native).unwrap();
     let all: Vec<usize> = (0..D_SPARSE).collect();
     let answers = patching
         .answers_with(&patch, patch.group(&all, 1.0))
         .unwrap();
     let expected = &patching.answers.sparse_counterfactual;
-    for (found, expected) in answers.margins.iter().zip(&expected.margins) {
+    for (found, expected) in answers.logit_diffs.iter().zip(&expected.logit_diffs) {
         assert!(
             (found - expected).abs() < 1e-3,
             "{found} against {expected}"
@@ -129,10 +129,10 @@ fn first_order_effects_are_the_slopes_of_real_ones() {
     for route in [Route::Bridge(Write::Residual), Route::Native] {
         let mut patching = Patching::new(&models, prompts(question), &[]).unwrap();
         let right = patching.right(route);
-        let slopes = Slopes::new(&patching, route).unwrap();
+        let attribution = Attribution::new(&patching, route).unwrap();
         // The last site: no AbsTopK follows it whose choice a small change could alter.
-        let patch = patching.place_patch(site(2 * LAYERS), route).unwrap();
-        let gradient = slopes
+        let patch = patching.location_patch(site(2 * LAYERS), route).unwrap();
+        let gradient = attribution
             .gradient(&patch, &patch.nothing(), f32::INFINITY)
             .unwrap();
         let estimates = patch.first_order(&gradient);
@@ -144,7 +144,7 @@ fn first_order_effects_are_the_slopes_of_real_ones() {
                 .unwrap();
             let sum: f32 = (0..right.len())
                 .filter(|&pair| right[pair])
-                .map(|pair| after.margins[pair] - before.margins[pair])
+                .map(|pair| after.logit_diffs[pair] - before.logit_diffs[pair])
                 .sum();
             let measured = f64::from(sum / step);
             assert!(
@@ -222,11 +222,11 @@ fn a_planted_feature_is_found_first_and_alone() {
     let models = planted();
     let mut patching = Patching::new(&models, planted_pairs(&models), &[]).unwrap();
     let route = Route::Bridge(Write::Residual);
-    let slopes = Slopes::new(&patching, route).unwrap();
+    let attribution = Attribution::new(&patching, route).unwrap();
     // At site 0 only the planted channel changes.
     let found = contrast(
         &mut patching,
-        &slopes,
+        &attribution,
         site(0),
         route,
         &ContrastOptions::default(),
@@ -245,7 +245,7 @@ fn a_planted_feature_is_found_first_and_alone() {
         target_flips: 0.3,
         ..ContrastOptions::default()
     };
-    let found = contrast(&mut patching, &slopes, site(2), route, &options).unwrap();
+    let found = contrast(&mut patching, &attribution, site(2), route, &options).unwrap();
     assert_eq!(found.ranking[0].channel, 5);
     assert_eq!(found.group[0].channel, 5);
     assert_eq!(found.channels_to_flip, Some(1));
@@ -257,7 +257,7 @@ fn a_groups_flips_are_those_of_its_prefixes() {
     let models = models(8);
     let mut patching = Patching::new(&models, prompts(between), &[]).unwrap();
     let route = Route::Bridge(Write::Residual);
-    let slopes = Slopes::new(&patching, route).unwrap();
+    let attribution = Attribution::new(&patching, route).unwrap();
     let places: Vec<_> = models
         .inner_sites()
         .into_iter()
@@ -265,7 +265,7 @@ fn a_groups_flips_are_those_of_its_prefixes() {
         .collect();
     let found = search(
         &mut patching,
-        &slopes,
+        &attribution,
         &places,
         2,
         &ContrastOptions::default(),
@@ -291,11 +291,13 @@ fn sublayer_inputs_are_patched_after_their_norm() {
     let mut patching = Patching::new(&models, prompts(between), &places).unwrap();
     for write in [Write::Sublayer, Write::Residual] {
         for &place in &places {
-            let patch = patching.place_patch(place, Route::Bridge(write)).unwrap();
+            let patch = patching
+                .location_patch(place, Route::Bridge(write))
+                .unwrap();
             let expected = if write == Write::Sublayer {
                 place
             } else {
-                Place::Site(place.site(LAYERS))
+                Location::Site(place.site(LAYERS))
             };
             assert_eq!(patch.columns.target, expected);
             let all: Vec<usize> = (0..D_SPARSE).collect();
@@ -308,7 +310,7 @@ fn sublayer_inputs_are_patched_after_their_norm() {
             );
         }
     }
-    let refused = patching.place_patch(site(1), Route::Bridge(Write::Sublayer));
+    let refused = patching.location_patch(site(1), Route::Bridge(Write::Sublayer));
     assert!(refused.is_err());
 }
 
@@ -319,13 +321,13 @@ fn reference_statistics_agree_with_plain_sums_and_survive_the_disk() {
     let tokens: Vec<u32> = (0..length * 20)
         .map(|at| (at * at % VOCABULARY) as u32)
         .collect();
-    let places = models.described_places();
+    let places = models.described_locations();
     let mut reference = measure(&models.sparse, &tokens, length, &places).unwrap();
     reference.text = Some(ReferenceText {
         tokens: tokens.clone(),
         length,
     });
-    let place = Place::parse("1.mlp.act_in", LAYERS).unwrap();
+    let place = Location::parse("1.mlp.act_in", LAYERS).unwrap();
     let mut recorder = Recorder::of([place]);
     let mut token_rows = TokenRows::sequences(&tokens, length, &Device::Cpu).unwrap();
     models
@@ -379,7 +381,7 @@ fn examples_are_the_extremes_with_their_surroundings() {
         activations[15],
         activations[25],
     ) = (3.0, 2.5, 9.0, -4.0);
-    let found = examples(&tokens, 10, &activations, 2);
+    let found = top_activations(&tokens, 10, &activations, 2);
     let tops: Vec<f32> = found.top.iter().map(|example| example.activation).collect();
     assert_eq!(tops, [9.0, 3.0], "one a sequence");
     assert_eq!(found.bottom[0].activation, -4.0);
@@ -397,7 +399,7 @@ fn examples_are_the_extremes_with_their_surroundings() {
             "never from another sequence"
         );
     }
-    assert!(examples(&tokens, 10, &[0.0; 40], 2).top.is_empty());
+    assert!(top_activations(&tokens, 10, &[0.0; 40], 2).top.is_empty());
 }
 
 #[test]
@@ -408,7 +410,7 @@ fn answers_are_read_from_the_right_side() {
         presented: 0,
         counterfactual: 1,
     });
-    assert!((between.margins[0] + 1.0).abs() < 1e-6);
+    assert!((between.logit_diffs[0] + 1.0).abs() < 1e-6);
     let total: f32 = [2.0f32, 1.0, 0.0].iter().map(|x| x.exp()).sum();
     let p = 2.0f32.exp() / total;
     let not = read(Question::NotPresented { candidate: 0 });
@@ -429,6 +431,8 @@ fn a_forward_pass_without_edits_gives_the_unedited_answers() {
     let mut token_rows =
         TokenRows::sequences(&pair.presented, pair.presented.len(), &Device::Cpu).unwrap();
     let logits = rows::to_vec(&models.dense.forward(&mut token_rows, &mut NoTap).unwrap()).unwrap();
-    let margin = pair.question.margin(&logits[logits.len() - VOCABULARY..]);
-    assert!((patching.answers.dense_presented.margins[4] - margin).abs() < 1e-4);
+    let logit_diff = pair
+        .question
+        .logit_diff(&logits[logits.len() - VOCABULARY..]);
+    assert!((patching.answers.dense_presented.logit_diffs[4] - logit_diff).abs() < 1e-4);
 }

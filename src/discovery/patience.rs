@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::FeatureError;
+use super::DiscoveryError;
 
 /// Looked at between any two passes of an examination.
 #[derive(Debug, Clone, Default)]
@@ -33,10 +33,10 @@ impl Patience {
     }
 
     /// Refuses to go on where the time is over or nobody waits.
-    pub fn check(&self) -> Result<(), FeatureError> {
+    pub fn check(&self) -> Result<(), DiscoveryError> {
         let is_over = self.until.is_some_and(|until| Instant::now() >= until);
         match is_over || self.is_lost.load(Ordering::Relaxed) {
-            true => Err(FeatureError::GivenUp),
+            true => Err(DiscoveryError::GivenUp),
             false => Ok(()),
         }
     }
@@ -50,10 +50,10 @@ mod tests {
     fn patience_ends_with_its_time_or_when_it_is_lost() {
         assert!(Patience::endless().check().is_ok());
         let over = Patience::until(Instant::now());
-        assert!(matches!(over.check(), Err(FeatureError::GivenUp)));
+        assert!(matches!(over.check(), Err(DiscoveryError::GivenUp)));
         let patience = Patience::endless();
         let clone = patience.clone();
         patience.lose();
-        assert!(matches!(clone.check(), Err(FeatureError::GivenUp)));
+        assert!(matches!(clone.check(), Err(DiscoveryError::GivenUp)));
     }
 }

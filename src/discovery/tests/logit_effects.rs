@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use super::models;
+use crate::discovery::logit_effects::promotion;
+use crate::discovery::prompt_run::PromptRun;
+use crate::discovery::route::{ChannelColumns, Route};
+use crate::features::group::{WeightedChannel, Write};
+use crate::features::logit_effects::{LogitEffectMethod, LogitEffectQuery};
 use crate::features::pair::Pair;
-use crate::features::promoted_tokens::{Promoting, PromotionMethod};
-use crate::features::promotion::promotion;
-use crate::features::prompt_run::PromptRun;
-use crate::features::route::{ChannelColumns, Route};
+use crate::features::reference::ReferenceText;
 use crate::features::statistics::{group_activations, statistics_of};
 use crate::features::test_pair::{LAYERS, VOCABULARY};
 use crate::interventions::carry::row_rms;
-use crate::interventions::reference::ReferenceText;
-use crate::interventions::request::{WeightedChannel, Write};
-use crate::models::location::Place;
+use crate::models::location::Location;
 use crate::numerics::rows;
 
 /// The reference text of a random pair, in sequences of `length`.
@@ -29,10 +29,10 @@ fn with_text(seed: u64, length: usize) -> Pair {
 }
 
 /// By the definition: each beginning of each sequence is a prompt of its own, run with and without the change.
-fn effects_one_by_one(models: &Pair, asked: &Promoting, added: f64) -> Vec<f64> {
+fn effects_one_by_one(models: &Pair, asked: &LogitEffectQuery, added: f64) -> Vec<f64> {
     let text = models.reference.text.as_ref().unwrap();
     let columns = ChannelColumns::new(models, asked.place, Route::Bridge(asked.write)).unwrap();
-    let site = Place::Site(asked.place.site(LAYERS));
+    let site = Location::Site(asked.place.site(LAYERS));
     let mut sums = vec![0f64; VOCABULARY];
     for sequence in text.tokens.chunks(text.length) {
         for end in 1..=sequence.len() {
@@ -86,8 +86,8 @@ fn what_a_feature_promotes_is_measured_where_layers_follow() {
     for (place, write, std) in cases {
         let group =
             [(3, 0.6), (4, -0.8)].map(|(channel, weight)| WeightedChannel { channel, weight });
-        let asked = Promoting {
-            place: Place::parse(place, LAYERS).unwrap(),
+        let asked = LogitEffectQuery {
+            place: Location::parse(place, LAYERS).unwrap(),
             group: group.to_vec(),
             write,
             std,
@@ -110,7 +110,7 @@ fn what_a_feature_promotes_is_measured_where_layers_follow() {
             Some(_) => 1.0,
             None => statistics_of(&values).std,
         };
-        let method = PromotionMethod::Measured {
+        let method = LogitEffectMethod::Measured {
             added,
             tokens: text.tokens.len(),
         };
@@ -136,8 +136,8 @@ fn what_a_feature_promotes_is_measured_where_layers_follow() {
 fn the_unembedding_speaks_where_nothing_else_follows() {
     let models = with_text(31, 9);
     let without_text = self::models(31);
-    let asked = |place: &str| Promoting {
-        place: Place::parse(place, LAYERS).unwrap(),
+    let asked = |place: &str| LogitEffectQuery {
+        place: Location::parse(place, LAYERS).unwrap(),
         group: vec![WeightedChannel {
             channel: 5,
             weight: 1.0,
@@ -149,7 +149,7 @@ fn the_unembedding_speaks_where_nothing_else_follows() {
     for place in ["final_resid", "1.mlp.resid_delta", "1.mlp.post_act"] {
         let found = promotion(&models, &asked(place)).unwrap();
         let method = found.as_ref().as_ref().unwrap().method;
-        assert_eq!(method, PromotionMethod::Unembedding, "{place}");
+        assert_eq!(method, LogitEffectMethod::Unembedding, "{place}");
         assert_eq!(
             found,
             promotion(&without_text, &asked(place)).unwrap(),
@@ -165,7 +165,7 @@ fn the_unembedding_speaks_where_nothing_else_follows() {
         let found = promotion(&models, &asked(place)).unwrap();
         let method = found.as_ref().as_ref().unwrap().method;
         assert!(
-            matches!(method, PromotionMethod::Measured { .. }),
+            matches!(method, LogitEffectMethod::Measured { .. }),
             "{place}"
         );
         assert_eq!(

@@ -33,15 +33,15 @@ pub struct NoProbe;
 impl Probe for NoProbe {}
 
 /// Written by the engine, read by those who ask how it is.
-pub struct Vitals {
+pub struct EngineHealth {
     sound: AtomicBool,
     load: Mutex<Load>,
     pub probe: Box<dyn Probe>,
 }
 
-impl Vitals {
+impl EngineHealth {
     pub fn new(probe: Box<dyn Probe>) -> Self {
-        Vitals {
+        EngineHealth {
             sound: AtomicBool::new(true),
             load: Mutex::default(),
             probe,

@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 
 use candle_core::{Result as CandleResult, Tensor};
 
-use super::FeatureError;
-use super::pair::Pair;
+use super::DiscoveryError;
 use super::patience::Patience;
 use super::prompt_run::PromptRun;
 use super::question::{Answers, PromptPair};
 use super::route::{ChannelColumns, Route};
+use crate::features::pair::Pair;
 use crate::interventions::carry::row_rms;
-use crate::models::location::{Place, Site};
+use crate::models::location::{Location, Site};
 use crate::numerics::rows;
 
 /// Pairs and everything both models made of them.
@@ -25,7 +25,7 @@ pub struct Patching<'m> {
     dense: PromptRun<'m>,
     sparse: PromptRun<'m>,
     /// The sparse model on the counterfactual prompts, `[rows, width]` each.
-    counterfactual: BTreeMap<Place, Tensor>,
+    counterfactual: BTreeMap<Location, Tensor>,
     /// The dense stream on the counterfactual prompts, `[rows, D]` for each site.
     dense_counterfactual: Vec<Tensor>,
     pub answers: UneditedAnswers,
@@ -45,16 +45,17 @@ impl UneditedAnswers {
     /// The share of prompts, of both kinds together, that a model answers rightly.
     pub fn accuracy(presented: &Answers, counterfactual: &Answers) -> f64 {
         let right = presented
-            .margins
+            .logit_diffs
             .iter()
-            .filter(|margin| **margin < 0.0)
+            .filter(|logit_diff| **logit_diff < 0.0)
             .count()
             + counterfactual
-                .margins
+                .logit_diffs
                 .iter()
-                .filter(|margin| **margin > 0.0)
+                .filter(|logit_diff| **logit_diff > 0.0)
                 .count();
-        right as f64 / (presented.margins.len() + counterfactual.margins.len()).max(1) as f64
+        right as f64
+            / (presented.logit_diffs.len() + counterfactual.logit_diffs.len()).max(1) as f64
     }
 }
 
@@ -63,8 +64,8 @@ impl<'m> Patching<'m> {
     pub fn new(
         models: &'m Pair,
         pairs: Vec<PromptPair>,
-        places: &[Place],
-    ) -> Result<Self, FeatureError> {
+        places: &[Location],
+    ) -> Result<Self, DiscoveryError> {
         Self::patient(models, pairs, places, Patience::endless())
     }
 
@@ -72,23 +73,23 @@ impl<'m> Patching<'m> {
     pub fn patient(
         models: &'m Pair,
         pairs: Vec<PromptPair>,
-        places: &[Place],
+        places: &[Location],
         patience: Patience,
-    ) -> Result<Self, FeatureError> {
+    ) -> Result<Self, DiscoveryError> {
         let vocabulary = models.dense.config.vocab_size;
         for (index, pair) in pairs.iter().enumerate() {
             if pair.presented.len() != pair.counterfactual.len() {
                 let (one, other) = (pair.presented.len(), pair.counterfactual.len());
                 let problem = format!("pair {index}: its prompts have {one} and {other} tokens");
-                return Err(FeatureError::Invalid(problem));
+                return Err(DiscoveryError::Invalid(problem));
             }
             if pair.question.largest_token() as usize >= vocabulary {
                 let problem = format!("pair {index}: a candidate is no token of the {vocabulary}");
-                return Err(FeatureError::Invalid(problem));
+                return Err(DiscoveryError::Invalid(problem));
             }
         }
         if pairs.is_empty() {
-            return Err(FeatureError::Invalid("no pairs were given".to_owned()));
+            return Err(DiscoveryError::Invalid("no pairs were given".to_owned()));
         }
         let from: Vec<usize> = pairs.iter().map(PromptPair::first_difference).collect();
         let presented: Vec<&[u32]> = pairs.iter().map(|pair| pair.presented.as_slice()).collect();
@@ -96,10 +97,10 @@ impl<'m> Patching<'m> {
             .iter()
             .map(|pair| pair.counterfactual.as_slice())
             .collect();
-        let run = |model, prompts: &[&[u32]], places: &[Place]| {
+        let run = |model, prompts: &[&[u32]], places: &[Location]| {
             patience.check()?;
             let run = PromptRun::new(model, prompts, &from, places.iter().copied());
-            run.map_err(FeatureError::from)
+            run.map_err(DiscoveryError::from)
         };
         let answers =
             |run: &PromptRun| Answers::read(pairs.iter().map(|pair| pair.question), run.logits());
@@ -108,9 +109,9 @@ impl<'m> Patching<'m> {
         let dense_other = run(&models.dense, &counterfactual, &[])?;
         let sparse_other = run(&models.sparse, &counterfactual, places)?;
         let dense_counterfactual = Site::all(models.n_layers())
-            .map(|site| dense_other.value(Place::Site(site)).cloned())
+            .map(|site| dense_other.value(Location::Site(site)).cloned())
             .collect::<CandleResult<_>>()?;
-        let sites = Site::all(models.n_layers()).map(Place::Site);
+        let sites = Site::all(models.n_layers()).map(Location::Site);
         let counterfactual = sites
             .chain(places.iter().copied())
             .map(|place| Ok((place, sparse_other.value(place)?.clone())))
@@ -147,23 +148,27 @@ impl<'m> Patching<'m> {
     }
 
     /// The patch of every channel of a place.
-    pub fn place_patch(&self, place: Place, route: Route) -> Result<PlacePatch, FeatureError> {
+    pub fn location_patch(
+        &self,
+        place: Location,
+        route: Route,
+    ) -> Result<LocationPatch, DiscoveryError> {
         self.patience.check()?;
         let columns = ChannelColumns::new(self.models, place, route)?;
         let Some(counterfactual) = self.counterfactual.get(&place) else {
-            return Err(FeatureError::Invalid(format!("{place} was not recorded")));
+            return Err(DiscoveryError::Invalid(format!("{place} was not recorded")));
         };
         let presented = self.sparse.value(place)?;
         let channels = presented.dim(1)?;
         let mut changes = rows::to_vec(&(counterfactual - presented)?)?;
         if columns.times_sparse_rms {
-            let site = Place::Site(place.site(self.models.n_layers()));
+            let site = Location::Site(place.site(self.models.n_layers()));
             let factors = row_rms(self.sparse.value(site)?)?;
             for (row, factor) in changes.chunks_exact_mut(channels).zip(factors) {
                 row.iter_mut().for_each(|change| *change *= factor);
             }
         }
-        Ok(PlacePatch {
+        Ok(LocationPatch {
             place,
             route,
             channels,
@@ -173,19 +178,19 @@ impl<'m> Patching<'m> {
     }
 
     /// The sparse values of a place on the presented and the counterfactual prompts, `[rows, width]` each.
-    pub fn sparse_values(&self, place: Place) -> Result<[&Tensor; 2], FeatureError> {
+    pub fn sparse_values(&self, place: Location) -> Result<[&Tensor; 2], DiscoveryError> {
         match self.counterfactual.get(&place) {
             Some(counterfactual) => Ok([self.sparse.value(place)?, counterfactual]),
-            None => Err(FeatureError::Invalid(format!("{place} was not recorded"))),
+            None => Err(DiscoveryError::Invalid(format!("{place} was not recorded"))),
         }
     }
 
     /// The answers when `change [rows, width]` is added at the patch's target.
     pub fn answers_with(
         &mut self,
-        patch: &PlacePatch,
+        patch: &LocationPatch,
         change: Vec<f32>,
-    ) -> Result<Answers, FeatureError> {
+    ) -> Result<Answers, DiscoveryError> {
         self.patience.check()?;
         let logits = self
             .run_of(patch.route)
@@ -198,9 +203,9 @@ impl<'m> Patching<'m> {
         &mut self,
         site: Site,
         change: Vec<f32>,
-    ) -> Result<Answers, FeatureError> {
+    ) -> Result<Answers, DiscoveryError> {
         self.patience.check()?;
-        let logits = self.dense.with_change(Place::Site(site), change)?;
+        let logits = self.dense.with_change(Location::Site(site), change)?;
         Ok(self.read(&logits)?)
     }
 
@@ -238,7 +243,7 @@ impl<'m> Patching<'m> {
     /// Mean difference of the dense stream, counterfactual less presented, over the rows of each [`Part`]: `[D]`
     /// each, in the order of [`Part::ALL`].
     pub fn dense_mean_differences(&self, site: Site) -> CandleResult<[Vec<f32>; 3]> {
-        let presented = self.dense.value(Place::Site(site))?;
+        let presented = self.dense.value(Location::Site(site))?;
         let difference = (&self.dense_counterfactual[site.index()] - presented)?;
         let width = difference.dim(1)?;
         let values = rows::to_vec(&difference)?;
@@ -287,8 +292,8 @@ impl Part {
 
 /// What patching each channel of one place would add to the edited model, at every row.
 #[derive(Debug, Clone)]
-pub struct PlacePatch {
-    pub place: Place,
+pub struct LocationPatch {
+    pub place: Location,
     pub route: Route,
     /// Channels of the place.
     pub channels: usize,
@@ -297,7 +302,7 @@ pub struct PlacePatch {
     pub columns: ChannelColumns,
 }
 
-impl PlacePatch {
+impl LocationPatch {
     /// The change `[rows, width]` at the target that nothing has been added to yet.
     pub fn nothing(&self) -> Vec<f32> {
         vec![0.0; self.changes.len() / self.channels * self.columns.width]
