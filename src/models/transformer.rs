@@ -11,7 +11,7 @@ use candle_core::{Result, Tensor};
 use super::attention::Attention;
 use super::config::{ActiveLocation, Positions, ResidualActivation, TransformerConfig};
 use super::layers::{Active, Linear, NormLayer, Purpose, SublayerInput, Weights};
-use super::location::{Place, Site};
+use super::location::{Location, Site};
 use super::mlp::Mlp;
 use super::tap::{NoTap, ResidualTap};
 use super::token_rows::TokenRows;
@@ -156,7 +156,7 @@ impl Transformer {
         let mut h = stream;
         let sites = Site::all(self.config.n_layers).skip(from.index());
         for site in sites.take_while(|site| Some(*site) != until) {
-            h = tap.visit(Place::Site(site), h)?;
+            h = tap.visit(Location::Site(site), h)?;
             let Some(layer) = self.layers.get(site.index() / 2) else {
                 break;
             };
@@ -183,13 +183,18 @@ impl Transformer {
 
     /// The last site's stream `[rows, d_model]` and the rows' own ids `-> logits [rows, vocabulary]`.
     pub fn unembed(&self, stream: &Tensor, ids: &Tensor) -> Result<Tensor> {
-        let mut logits = self
+        let logits = self
             .unembedding
             .forward(&self.final_norm.forward(stream)?)?;
-        if let Some(table) = &self.bigram_table {
-            logits = (logits + table.index_select(ids, 0)?)?;
+        self.add_bigrams(logits, ids)
+    }
+
+    /// Adds the bigram table's rows of the tokens to their logits, where there is a table.
+    pub fn add_bigrams(&self, logits: Tensor, ids: &Tensor) -> Result<Tensor> {
+        match &self.bigram_table {
+            Some(table) => logits + table.index_select(ids, 0)?,
+            None => Ok(logits),
         }
-        Ok(logits)
     }
 
     /// What a small step along `direction [rows, d_model]` of the last site adds to the logits, per unit of the

@@ -60,7 +60,7 @@ impl CustomOp1 for GeluErf {
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
     "x86_64+avx2+fma"
 ))]
-fn gelu_row(row: &[f32], out: &mut [f32]) {
+pub fn gelu_row(row: &[f32], out: &mut [f32]) {
     for (o, &x) in out.iter_mut().zip(row) {
         *o = 0.5 * x * (1.0 + exponential::erf(x * std::f32::consts::FRAC_1_SQRT_2));
     }
@@ -71,10 +71,26 @@ fn gelu_row(row: &[f32], out: &mut [f32]) {
     "x86_64+avx2+fma"
 ))]
 fn gelu_gradient_row(row: &[f32], grad: &[f32], out: &mut [f32]) {
-    const INVERSE_SQRT_TAU: f32 = 0.398_942_3;
     for ((o, &x), &g) in out.iter_mut().zip(row).zip(grad) {
-        let cumulative = 0.5 * (1.0 + exponential::erf(x * std::f32::consts::FRAC_1_SQRT_2));
-        let density = INVERSE_SQRT_TAU * exponential::exp(-0.5 * x * x);
-        *o = g * (cumulative + x * density);
+        *o = g * gelu_slope(x);
     }
+}
+
+/// The same with the gradient in place: `grad` times the GELU's derivative at `row`.
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
+pub fn gelu_gradient_in_place(row: &[f32], grad: &mut [f32]) {
+    for (g, &x) in grad.iter_mut().zip(row) {
+        *g *= gelu_slope(x);
+    }
+}
+
+#[inline(always)]
+fn gelu_slope(x: f32) -> f32 {
+    const INVERSE_SQRT_TAU: f32 = 0.398_942_3;
+    let cumulative = 0.5 * (1.0 + exponential::erf(x * std::f32::consts::FRAC_1_SQRT_2));
+    let density = INVERSE_SQRT_TAU * exponential::exp(-0.5 * x * x);
+    cumulative + x * density
 }

@@ -19,3 +19,4 @@ pub mod norm;
 pub mod row_updates;
 pub mod rows;
 pub mod softmax;
+pub mod tiles;

@@ -25,6 +25,8 @@ use super::data::{Batch, DRAW_CHANNELS, DRAW_PAIRS, DRAW_SITES, TrainingData, st
 use super::initialise;
 use super::model::{check_vocabulary, trainable};
 use super::parameters::{ParameterGroup, Parameters};
+use super::passes::Passes;
+use super::passes::gradients::WeightGradients;
 use super::recipe::{BridgeRecipe, SiteChoice, Terms};
 use super::run::{End, Ended, Loss, Mode, Objective, Plan, train};
 use super::task_pairs::{check_tasks, push_pairs};
@@ -38,10 +40,8 @@ use crate::models::companions;
 use crate::models::layers::Purpose;
 use crate::models::layout::ModelFiles;
 use crate::models::location::Site;
-use crate::models::tap::Recorder;
 use crate::models::token_rows::TokenRows;
 use crate::models::tokenizer::Tokenizer;
-use crate::models::transformer::Transformer;
 use crate::numerics::loss::{cross_entropy, kl_divergence, mean, normalised_mean_squared_error};
 
 /// Batches that a new bridge is fitted on before its training.
@@ -186,8 +186,8 @@ fn start_from(
 /// The bridge loss on batches of a training's data.
 pub struct BridgeObjective<'a> {
     recipe: &'a BridgeRecipe,
-    dense: Transformer,
-    sparse: Transformer,
+    dense: Passes,
+    sparse: Passes,
     bridge: Bridge,
     data: TrainingData,
     tokenizer: Tokenizer,
@@ -220,8 +220,8 @@ impl<'a> BridgeObjective<'a> {
                 recipe.encoder_fraction,
                 Purpose::Training,
             )?,
-            dense: Transformer::new(config, &on_device(&dense.tensors)?, Purpose::Frozen)?,
-            sparse: Transformer::new(
+            dense: Passes::new(config, &on_device(&dense.tensors)?, Purpose::Frozen)?,
+            sparse: Passes::new(
                 sparse,
                 &parameters.tensors(ParameterGroup::Model),
                 Purpose::Training,
@@ -236,7 +236,7 @@ impl<'a> BridgeObjective<'a> {
     /// Starts every encoder and decoder as the least-squares map between the two models' streams on `steps`
     /// batches; gradient descent would spend hundreds of noisy steps on the way there.
     fn fit_bridge(&self, parameters: &Parameters, steps: usize) -> Result<(), TrainingError> {
-        let n_sites = self.sparse.config.n_sites();
+        let n_sites = self.sparse.config().n_sites();
         let (d_dense, d_sparse) = (self.bridge.d_dense, self.bridge.d_sparse);
         let mut decoders: Vec<LeastSquares> = (0..n_sites)
             .map(|_| LeastSquares::new(d_sparse, d_dense))
@@ -280,11 +280,9 @@ impl<'a> BridgeObjective<'a> {
     }
 
     /// A model's logits and streams.
-    fn run(&self, model: &Transformer, batch: &Batch) -> CandleResult<(Tensor, Vec<Tensor>)> {
-        let mut recorder = Recorder::of_sites(model.config.n_layers);
+    fn run(&self, model: &Passes, batch: &Batch) -> CandleResult<(Tensor, Vec<Tensor>)> {
         let mut rows = TokenRows::sequences(&batch.inputs, batch.length, &self.device)?;
-        let logits = model.forward(&mut rows, &mut recorder)?;
-        Ok((logits, recorder.into_sites()))
+        model.forward(&mut rows)
     }
 
     /// The loss on one batch; `step` decides what is drawn.
@@ -319,7 +317,7 @@ impl<'a> BridgeObjective<'a> {
         terms: &Terms,
         streams: &Streams,
     ) -> CandleResult<()> {
-        let n_layers = self.sparse.config.n_layers;
+        let n_layers = self.sparse.config().n_layers;
         let over_sites = |nmse: &dyn Fn(Site) -> CandleResult<Tensor>| {
             let each: Vec<Tensor> = Site::all(n_layers).map(nmse).collect::<CandleResult<_>>()?;
             Tensor::stack(&each, 0)?.mean_all()
@@ -362,14 +360,14 @@ impl<'a> BridgeObjective<'a> {
         let window = |t: &Tensor| t.narrow(0, first_row, n_rows);
         let teacher = window(streams.dense_logits)?;
         let sites = |rng: &mut rand_chacha::ChaCha8Rng| -> Vec<Site> {
-            let all: Vec<Site> = Site::all(self.sparse.config.n_layers).collect();
+            let all: Vec<Site> = Site::all(self.sparse.config().n_layers).collect();
             match terms.sites {
                 SiteChoice::All => all,
                 SiteChoice::Sampled => vec![all[rng.random_range(0..all.len())]],
             }
         };
         let (to_sparse, to_dense) = (sites(&mut rng), sites(&mut rng));
-        let hybrid = |model: &Transformer, site: Site, stream: Tensor| {
+        let hybrid = |model: &Passes, site: Site, stream: Tensor| {
             let mut rows = TokenRows::sequences(ids, batch.length, &self.device)?;
             mean(&kl_divergence(
                 &teacher,
@@ -439,7 +437,7 @@ impl<'a> BridgeObjective<'a> {
         };
         let mut rng = step_rng(self.recipe.batches.seed, step, DRAW_CHANNELS);
         let sites = twin
-            .sites(self.sparse.config.n_layers)
+            .sites(self.sparse.config().n_layers)
             .map_err(|fault| candle_core::Error::Msg(fault.to_string()))?;
         let mut parts = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..twin.sites {
@@ -475,8 +473,8 @@ impl<'a> BridgeObjective<'a> {
 
     fn fidelity(&self, batch: &Batch) -> CandleResult<Fidelity> {
         fidelity::measure(
-            &self.dense,
-            &self.sparse,
+            &self.dense.transformer,
+            &self.sparse.transformer,
             &self.bridge,
             &batch.inputs,
             &batch.targets,
@@ -501,7 +499,12 @@ impl<'a> BridgeObjective<'a> {
 
 impl Objective for BridgeObjective<'_> {
     fn loss(&mut self, step: usize) -> Result<Loss, TrainingError> {
+        self.sparse.begin_step()?;
         self.loss_on(&self.batch(step)?, step)
+    }
+
+    fn gradients(&self) -> Option<&WeightGradients> {
+        self.sparse.gradients()
     }
 
     fn evaluate(&mut self) -> Result<Vec<(String, f32)>, TrainingError> {

@@ -11,6 +11,7 @@ pub mod initialise;
 pub mod model;
 pub mod optimizer;
 pub mod parameters;
+pub mod passes;
 pub mod progress;
 pub mod recipe;
 pub mod run;

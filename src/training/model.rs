@@ -12,6 +12,8 @@ use super::TrainingError;
 use super::data::{Batch, TrainingData};
 use super::initialise;
 use super::parameters::{ParameterGroup, Parameters};
+use super::passes::Passes;
+use super::passes::gradients::WeightGradients;
 use super::recipe::{Batches, ModelRecipe};
 use super::run::{End, Ended, Loss, Mode, Objective, Plan, train};
 use crate::models::companions;
@@ -22,7 +24,6 @@ use crate::models::tap::NoTap;
 use crate::models::tensor_names::FINAL_LOGITS_BIAS;
 use crate::models::token_rows::TokenRows;
 use crate::models::tokenizer::Tokenizer;
-use crate::models::transformer::Transformer;
 use crate::numerics::loss::{cross_entropy, mean};
 
 /// Trains the model of a recipe and writes it to `model/` below the recipe's directory.
@@ -45,7 +46,7 @@ pub fn train_model(
     let parameters = Parameters::of_model(initial, protected)?;
     let tensors = parameters.tensors(ParameterGroup::Model);
     let mut objective = NextToken {
-        model: Transformer::new(recipe.model.clone(), &tensors, Purpose::Training)?,
+        model: Passes::new(recipe.model.clone(), &tensors, Purpose::Training)?,
         held_out: data.held_out(recipe.output.evaluation_sequences, recipe.batches.length),
         data,
         batches: recipe.batches.clone(),
@@ -115,7 +116,7 @@ pub fn check_vocabulary(tokenizer: &Tokenizer, vocab_size: usize) -> Result<(), 
 }
 
 struct NextToken {
-    model: Transformer,
+    model: Passes,
     data: TrainingData,
     held_out: Vec<(&'static str, Batch)>,
     batches: Batches,
@@ -126,7 +127,8 @@ impl Objective for NextToken {
     fn loss(&mut self, step: usize) -> Result<Loss, TrainingError> {
         let batch = self.data.batch(&self.batches, step)?;
         let mut rows = TokenRows::sequences(&batch.inputs, batch.length, &self.device)?;
-        let logits = self.model.forward(&mut rows, &mut NoTap)?;
+        self.model.begin_step()?;
+        let (logits, _) = self.model.forward(&mut rows)?;
         let total = mean(&cross_entropy(&logits, &batch.targets(&self.device)?)?)?;
         Ok(Loss {
             total,
@@ -135,11 +137,19 @@ impl Objective for NextToken {
         })
     }
 
+    fn gradients(&self) -> Option<&WeightGradients> {
+        self.model.gradients()
+    }
+
     fn evaluate(&mut self) -> Result<Vec<(String, f32)>, TrainingError> {
         let mut results = Vec::new();
         for (name, batch) in &self.held_out {
             let mut rows = TokenRows::sequences(&batch.inputs, batch.length, &self.device)?;
-            let logits = self.model.forward(&mut rows, &mut NoTap)?.detach();
+            let logits = self
+                .model
+                .transformer
+                .forward(&mut rows, &mut NoTap)?
+                .detach();
             let loss = mean(&cross_entropy(&logits, &batch.targets(&self.device)?)?)?;
             results.push((format!("held_out_{name}"), loss.to_scalar()?));
         }

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, Device, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::parameters::{Parameter, ParameterGroup, Parameters};
+use super::passes::gradients::WeightGradients;
 use super::recipe::{Clip, Optimizer as Recipe};
 use super::weight_mask::{Protect, keep_fraction};
 use crate::numerics::rows;
@@ -27,6 +28,33 @@ pub struct AdamW {
 struct Moments {
     mean: Vec<f32>,
     square: Vec<f32>,
+}
+
+/// The gradients of one step.
+pub struct Gradients<'a> {
+    pub by_candle: &'a GradStore,
+    /// Those that the passes have added up themselves.
+    pub by_passes: Option<&'a WeightGradients>,
+}
+
+impl Gradients<'_> {
+    /// Calls `read` with a parameter's gradient; none where it has none.
+    fn with_values<T>(
+        &self,
+        parameter: &Parameter,
+        read: impl FnOnce(&[f32]) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let passes = self
+            .by_passes
+            .filter(|_| parameter.group == ParameterGroup::Model);
+        if let Some(values) = passes.and_then(|passes| passes.get(&parameter.name)) {
+            return read(&values).map(Some);
+        }
+        match self.by_candle.get(&parameter.var) {
+            Some(gradient) => rows::with_values(gradient, read)?.map(Some),
+            None => Ok(None),
+        }
+    }
 }
 
 /// What one step is told.
@@ -57,17 +85,16 @@ impl AdamW {
     pub fn step(
         &mut self,
         parameters: &Parameters,
-        gradients: &GradStore,
+        gradients: &Gradients,
         rates: &StepRates,
     ) -> Result<f64> {
         let parameters = parameters.as_slice();
         let squares: Vec<(f64, usize)> = parameters
             .par_iter()
-            .map(|parameter| match gradients.get(&parameter.var) {
-                Some(gradient) => {
-                    rows::with_values(gradient, |values| (sum_of_squares(values), values.len()))
-                }
-                None => Ok((0.0, parameter.var.elem_count())),
+            .map(|parameter| {
+                let square =
+                    gradients.with_values(parameter, |values| Ok(sum_of_squares(values)))?;
+                Ok((square.unwrap_or(0.0), parameter.var.elem_count()))
             })
             .collect::<Result<_>>()?;
         let norm = squares.iter().map(|(square, _)| square).sum::<f64>().sqrt();
@@ -86,8 +113,9 @@ impl AdamW {
                     ParameterGroup::Model => rates.model,
                     ParameterGroup::Bridge => rates.bridge,
                 };
-                if let Some(gradient) = gradients.get(&parameter.var) {
+                gradients.with_values(parameter, |gradient| {
                     let update = Update {
+                        gradient,
                         moments,
                         scale: scale as f32,
                         betas: (self.recipe.beta1 as f32, self.recipe.beta2 as f32),
@@ -99,8 +127,8 @@ impl AdamW {
                             false => 1.0,
                         },
                     };
-                    update.apply(parameter, gradient)?;
-                }
+                    update.apply(parameter)
+                })?;
                 match (rates.kept_fraction, parameter.masked) {
                     (Some(fraction), Some(protect)) => Mask { fraction, protect }.apply(parameter),
                     _ => Ok(()),
@@ -188,6 +216,7 @@ fn block_square(values: &[f32]) -> f32 {
 
 /// One parameter's AdamW update.
 struct Update<'a> {
+    gradient: &'a [f32],
     moments: &'a Mutex<Moments>,
     /// Multiplies the gradient: clipping.
     scale: f32,
@@ -200,31 +229,25 @@ struct Update<'a> {
 }
 
 impl Update<'_> {
-    fn apply(&self, parameter: &Parameter, gradient: &Tensor) -> Result<()> {
+    fn apply(&self, parameter: &Parameter) -> Result<()> {
         let tensor = parameter.var.as_tensor();
         if tensor.device().is_cpu() {
-            return tensor.inplace_op2(&gradient.contiguous()?, self);
+            return tensor.inplace_op1(self);
         }
         // On other devices the update runs on the host: the moments stay in one place and one format.
         let host = tensor.to_device(&Device::Cpu)?;
-        host.inplace_op2(&gradient.to_device(&Device::Cpu)?.contiguous()?, self)?;
+        host.inplace_op1(self)?;
         parameter.var.set(&host.to_device(tensor.device())?)
     }
 }
 
-impl InplaceOp2 for Update<'_> {
+impl InplaceOp1 for Update<'_> {
     fn name(&self) -> &'static str {
         "adamw"
     }
 
-    fn cpu_fwd(
-        &self,
-        weights: &mut CpuStorage,
-        layout: &Layout,
-        gradient: &CpuStorage,
-        gradient_layout: &Layout,
-    ) -> Result<()> {
-        let gradient = rows::values(gradient, gradient_layout)?;
+    fn cpu_fwd(&self, weights: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let gradient = self.gradient;
         let weights = values_mut(weights, layout)?;
         let mut moments = self.moments.lock().map_err(|_| lost_moments())?;
         let Moments { mean, square } = &mut *moments;

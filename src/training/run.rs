@@ -9,8 +9,9 @@ use candle_core::Tensor;
 use super::TrainingError;
 use super::checkpoint::{Checkpoint, recipe_hash};
 use super::data::TrainingData;
-use super::optimizer::{AdamW, StepRates};
+use super::optimizer::{AdamW, Gradients, StepRates};
 use super::parameters::{ParameterGroup, Parameters};
+use super::passes::gradients::WeightGradients;
 use super::progress::Progress;
 use super::recipe::{Batches, Optimizer, Output, Sparsity};
 use super::schedule::{kept_fraction, sparse_rate, warmup_and_decay};
@@ -25,8 +26,12 @@ const MEASURED: usize = 4;
 
 /// What a training minimises.
 pub trait Objective {
-    /// The loss of step `step` and its terms by name. The loss's gradients reach [`Parameters`].
+    /// The loss of step `step` and its terms by name. The loss's gradients reach [`Parameters`], or are added up by
+    /// the passes.
     fn loss(&mut self, step: usize) -> Result<Loss, TrainingError>;
+
+    /// The gradients that the passes of this step add up themselves.
+    fn gradients(&self) -> Option<&WeightGradients>;
 
     /// Held-out figures by name.
     fn evaluate(&mut self) -> Result<Vec<(String, f32)>, TrainingError>;
@@ -248,6 +253,10 @@ fn one_step(
     let loss = objective.loss(step)?;
     let gradients = loss.total.backward()?;
     let rates = rates(plan, step);
+    let gradients = Gradients {
+        by_candle: &gradients,
+        by_passes: objective.gradients(),
+    };
     let norm = optimizer.step(parameters, &gradients, &rates)?;
     let mut terms = vec![("loss".to_string(), loss.total.to_scalar::<f32>()?)];
     for (name, value) in loss.terms {

@@ -21,11 +21,11 @@ use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
+use super::passes::Passes;
 use super::recipe::Twin;
 use crate::bridge::Bridge;
 use crate::models::location::Site;
 use crate::models::token_rows::TokenRows;
-use crate::models::transformer::Transformer;
 use crate::numerics::loss::kl_divergence;
 use crate::numerics::rows;
 
@@ -53,8 +53,8 @@ pub struct TwinLoss {
 
 /// The term at one site.
 pub fn twin_loss(
-    dense: &Transformer,
-    sparse: &Transformer,
+    dense: &Passes,
+    sparse: &Passes,
     bridge: &Bridge,
     recipe: &Twin,
     batch: &TwinBatch,

@@ -14,10 +14,10 @@ use causeway::models::layout::ModelFiles;
 use causeway::models::location::Site;
 use causeway::models::tensor_names::tensor_shapes;
 use causeway::models::tokenizer::{Tokenizer, train_bpe};
-use causeway::models::transformer::Transformer;
 use causeway::training::bridge::BridgeObjective;
 use causeway::training::data::{Batch, DRAW_CHANNELS, TrainingData, step_rng};
 use causeway::training::parameters::{Parameter, ParameterGroup, Parameters};
+use causeway::training::passes::Passes;
 use causeway::training::recipe::{
     Batches, BridgeRecipe, Clip, Optimizer, Output, SiteChoice, Source, Sparsity, Terms, Twin,
 };
@@ -367,8 +367,8 @@ fn the_sparse_model_can_follow_the_encoder() -> Result<()> {
 fn the_parts_of_the_twin_term_have_their_gradients_in_the_streams() -> Result<()> {
     let pair = Pair::new()?;
     let (dense_config, sparse_config) = (config(9), config(13));
-    let dense = Transformer::new(dense_config, &pair.dense.tensors, Purpose::Frozen)?;
-    let sparse = Transformer::new(
+    let dense = Passes::new(dense_config, &pair.dense.tensors, Purpose::Frozen)?;
+    let sparse = Passes::new(
         sparse_config,
         &pair.parameters.tensors(ParameterGroup::Model),
         Purpose::Training,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Result, Tensor, backprop::GradStore};
-use causeway::training::optimizer::{AdamW, StepRates};
+use causeway::training::optimizer::{AdamW, Gradients, StepRates};
 use causeway::training::parameters::{ParameterGroup, Parameters};
 use causeway::training::recipe::{Clip, Optimizer};
 
@@ -77,6 +77,13 @@ fn gradients(parameters: &Parameters, step: usize) -> Result<GradStore> {
         total = (total + (parameter.var.as_tensor() * gradient)?.sum_all()?)?;
     }
     total.backward()
+}
+
+fn by_candle(gradients: &GradStore) -> Gradients<'_> {
+    Gradients {
+        by_candle: gradients,
+        by_passes: None,
+    }
 }
 
 fn rates(step: usize) -> StepRates {
@@ -238,7 +245,11 @@ fn steps_agree_with_a_plain_optimizer() -> Result<()> {
         let mut plain = plain(&parameters)?;
         let mut optimizer = AdamW::new(recipe(clip), &parameters);
         for step in 0..5 {
-            let norm = optimizer.step(&parameters, &gradients(&parameters, step)?, &rates(step))?;
+            let norm = optimizer.step(
+                &parameters,
+                &by_candle(&gradients(&parameters, step)?),
+                &rates(step),
+            )?;
             let expected = plain_step(&mut plain, &recipe(clip), &rates(step), step);
             assert!(
                 (norm - expected).abs() < 1e-5 * expected,
@@ -262,7 +273,11 @@ fn the_mask_keeps_its_fraction_and_a_lost_weight_can_come_back() -> Result<()> {
             bridge: 0.1,
             kept_fraction: Some(0.4),
         };
-        optimizer.step(&parameters, &gradients(&parameters, step)?, &rates)?;
+        optimizer.step(
+            &parameters,
+            &by_candle(&gradients(&parameters, step)?),
+            &rates,
+        )?;
         for parameter in parameters.iter() {
             let zero: Vec<bool> = parameter
                 .var
@@ -299,7 +314,11 @@ fn a_restored_optimizer_goes_on_bit_for_bit() -> Result<()> {
     let (parameters, other) = (parameters()?, parameters()?);
     let mut optimizer = AdamW::new(recipe(clip), &parameters);
     for step in 0..3 {
-        optimizer.step(&parameters, &gradients(&parameters, step)?, &rates(step))?;
+        optimizer.step(
+            &parameters,
+            &by_candle(&gradients(&parameters, step)?),
+            &rates(step),
+        )?;
     }
     for (from, to) in parameters.iter().zip(other.iter()) {
         to.var.set(&from.var.copy()?)?;
@@ -307,8 +326,12 @@ fn a_restored_optimizer_goes_on_bit_for_bit() -> Result<()> {
     let mut restored = AdamW::new(recipe(clip), &other);
     restored.restore(&other, &optimizer.state(&parameters)?, 3)?;
     for step in 3..6 {
-        optimizer.step(&parameters, &gradients(&parameters, step)?, &rates(step))?;
-        restored.step(&other, &gradients(&other, step)?, &rates(step))?;
+        optimizer.step(
+            &parameters,
+            &by_candle(&gradients(&parameters, step)?),
+            &rates(step),
+        )?;
+        restored.step(&other, &by_candle(&gradients(&other, step)?), &rates(step))?;
     }
     for (a, b) in parameters.iter().zip(other.iter()) {
         let bits = |p: &causeway::training::parameters::Parameter| -> Result<Vec<u32>> {

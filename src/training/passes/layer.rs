@@ -1,0 +1,219 @@
+//! What the sublayers have in common: how they read the stream, multiply by their weights, and give gradients back.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::gradients::WeightGradients;
+use crate::models::config::{Norm, TransformerConfig};
+use crate::numerics::rows;
+use crate::numerics::tiles::{self, Avx512, elementwise, norm, product, top_k};
+
+/// Where a weight comes from and its gradient goes to: its name, and the values of this step.
+#[derive(Debug)]
+pub struct Values {
+    pub name: String,
+    pub values: Vec<f32>,
+}
+
+impl Values {
+    pub fn read(name: String, tensor: &Tensor) -> Result<Self> {
+        let values = rows::to_vec(tensor)?;
+        Ok(Values { name, values })
+    }
+}
+
+/// A norm before a sublayer or the unembedding, and the AbsTopK behind it.
+#[derive(Debug)]
+pub struct Reading {
+    pub kind: Norm,
+    pub gain: Values,
+    pub bias: Option<Values>,
+    /// How many channels stay; none: all.
+    pub active: Option<usize>,
+}
+
+/// What a sublayer read, `[channels][width]`.
+#[derive(Debug)]
+pub struct Read {
+    pub statistics: norm::Statistics,
+    pub x: Vec<f32>,
+}
+
+impl Reading {
+    /// `h [channels][width]`, the stream.
+    pub fn forward(&self, cpu: Avx512, h: &[f32], width: usize) -> Read {
+        let centred = matches!(self.kind, Norm::Layer | Norm::LayerNoBias);
+        let statistics = norm::statistics(h, width, self.kind.epsilon(), centred);
+        let mut x = vec![0f32; h.len()];
+        let bias = self.bias.as_ref().map(|bias| bias.values.as_slice());
+        norm::apply(h, width, &statistics, &self.gain.values, bias, &mut x);
+        if let Some(k) = self.active {
+            top_k::keep_largest(cpu, &mut x, width, k);
+        }
+        Read { statistics, x }
+    }
+
+    /// Adds the gradient of the stream to `grad_h`; `grad_x` is used up.
+    pub fn backward(
+        &self,
+        h: &[f32],
+        width: usize,
+        read: &Read,
+        grad_x: &mut [f32],
+        grad_h: &mut [f32],
+        is_frozen: bool,
+    ) -> NormGradient {
+        if self.active.is_some() {
+            elementwise::mask(grad_x, &read.x);
+        }
+        let channels = if is_frozen { 0 } else { self.gain.values.len() };
+        let mut gradient = NormGradient {
+            gain: vec![0.0; channels],
+            bias: vec![0.0; if self.bias.is_some() { channels } else { 0 }],
+        };
+        let into = norm::Gradients {
+            h: grad_h,
+            gain: (!is_frozen).then_some(gradient.gain.as_mut_slice()),
+            bias: (!gradient.bias.is_empty()).then_some(gradient.bias.as_mut_slice()),
+        };
+        norm::gradient(h, width, &read.statistics, &self.gain.values, grad_x, into);
+        gradient
+    }
+}
+
+/// The gradients of a norm's weights by one sequence.
+#[derive(Debug)]
+pub struct NormGradient {
+    gain: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl NormGradient {
+    pub fn add_to(&self, sink: &WeightGradients, reading: &Reading) {
+        add_to(sink, &reading.gain.name, &self.gain);
+        if let Some(bias) = &reading.bias {
+            add_to(sink, &bias.name, &self.bias);
+        }
+    }
+}
+
+/// Adds a small gradient to the buffer of a weight.
+pub fn add_to(sink: &WeightGradients, name: &str, values: &[f32]) {
+    if let Some(mut buffer) = sink.get(name) {
+        elementwise::add(&mut buffer, values);
+    }
+}
+
+/// A linear layer with the names of its weights.
+#[derive(Debug)]
+pub struct Layer {
+    pub name: String,
+    pub weights: product::Weights,
+    pub bias: Option<Values>,
+}
+
+impl Layer {
+    pub fn read(name: String, weight: &Tensor, bias: Option<(String, &Tensor)>) -> Result<Self> {
+        let (outputs, inputs) = weight.dims2()?;
+        let weights = rows::with_values(weight, |values| {
+            product::Weights::new(values, outputs, inputs)
+        })?;
+        let bias = bias
+            .map(|(name, tensor)| Values::read(name, tensor))
+            .transpose()?;
+        Ok(Layer {
+            name,
+            weights,
+            bias,
+        })
+    }
+
+    /// `x [inputs][width] -> [outputs][width]`.
+    pub fn forward(&self, cpu: Avx512, x: &[f32], width: usize) -> Vec<f32> {
+        let mut y = vec![0f32; self.weights.outputs * width];
+        let bias = self.bias.as_ref().map(|bias| bias.values.as_slice());
+        self.weights.forward(cpu, x, width, bias, &mut y);
+        y
+    }
+
+    /// `grad_y [outputs][width] -> [inputs][width]`.
+    pub fn backward(&self, cpu: Avx512, grad_y: &[f32], width: usize) -> Vec<f32> {
+        let mut grad_x = vec![0f32; self.weights.inputs * width];
+        self.weights.backward(cpu, grad_y, width, &mut grad_x);
+        grad_x
+    }
+
+    /// Adds the gradients of weights and bias by all sequences, each its `grad_y` and `x`, in their order.
+    pub fn add_gradients(
+        &self,
+        sink: &WeightGradients,
+        sequences: &[(&[f32], &[f32])],
+        width: usize,
+    ) {
+        let (outputs, inputs) = (self.weights.outputs, self.weights.inputs);
+        if let Some(mut buffer) = sink.get(&self.name) {
+            // Several parts a thread: one that is held up leaves its parts to the others.
+            let lines = outputs.div_ceil(match rayon::current_num_threads() {
+                1 => 1,
+                threads => 4 * threads,
+            });
+            let parts = buffer.par_chunks_mut(lines * inputs).enumerate();
+            parts.for_each(|(part, buffer)| {
+                let first = part * lines * width;
+                for (grad_y, x) in sequences {
+                    let grad_y = &grad_y[first..][..buffer.len() / inputs * width];
+                    product::add_weight_gradient(buffer, grad_y, x, width);
+                }
+            });
+        }
+        if let Some(bias) = &self.bias
+            && let Some(mut buffer) = sink.get(&bias.name)
+        {
+            for (grad_y, _) in sequences {
+                product::add_bias_gradient(&mut buffer, grad_y, width);
+            }
+        }
+    }
+}
+
+/// What every operation of a pass needs to know.
+#[derive(Debug, Clone)]
+pub struct Context {
+    pub cpu: Avx512,
+    /// Where gradients of weights go; none for a frozen model.
+    pub sink: Option<Arc<WeightGradients>>,
+    /// Tokens of a sequence.
+    pub length: usize,
+    /// Whether a backward pass may come.
+    pub keeps: bool,
+}
+
+impl Context {
+    pub fn width(&self) -> usize {
+        tiles::width_of(self.length)
+    }
+
+    /// One sequence's rows `[length, channels]` as a tile.
+    pub fn tile(&self, rows: &[f32], channels: usize) -> Vec<f32> {
+        let width = self.width();
+        let mut tile = vec![0f32; channels * width];
+        tiles::from_rows(rows, channels, width, &mut tile);
+        tile
+    }
+}
+
+/// Whether the sublayers of such a model are all known here.
+pub fn is_known(config: &TransformerConfig) -> bool {
+    use crate::models::config::{Activation, ActiveLocation, Positions, ResidualActivation};
+    let after = [ActiveLocation::ResidPostAttn, ActiveLocation::ResidPostMlp];
+    let is_plain =
+        |location: ActiveLocation| config.active_count(location, config.d_model).is_none();
+    config.residual_activation == ResidualActivation::Identity
+        && config.activation == Activation::Gelu
+        && !config.tied_unembedding
+        && tiles::attention::SIZES.contains(&config.d_head)
+        && !matches!(config.positions, Positions::Concatenated { .. })
+        && after.into_iter().all(is_plain)
+}
