@@ -23,18 +23,19 @@ pub fn keep_fraction(weights: &mut [f32], columns: usize, fraction: f64, protect
     if keep >= weights.len() {
         return;
     }
-    let protected = protected_weights(weights, columns, protect);
-    // A protected weight ranks above all others by counting as infinite.
-    let rank = |index: usize, weight: f32| match protected.get(index) {
-        Some(true) => f32::INFINITY.to_bits(),
-        _ => weight.to_bits() & 0x7fff_ffff,
-    };
-    let ranks: Vec<u32> = weights
+    let mut ranks: Vec<u32> = weights
         .iter()
-        .enumerate()
-        .map(|(i, &w)| rank(i, w))
+        .map(|weight| weight.to_bits() & 0x7fff_ffff)
         .collect();
+    // A protected weight ranks above all others by counting as infinite.
+    for index in protected_weights(weights, columns, protect) {
+        ranks[index] = f32::INFINITY.to_bits();
+    }
     let threshold = kth_largest(&ranks, keep);
+    if count_at_least(&ranks, threshold) == keep {
+        keep_at_least(weights, &ranks, threshold);
+        return;
+    }
     let mut room = keep - count_at_least(&ranks, threshold.saturating_add(1)).min(keep);
     for (weight, &rank) in weights.iter_mut().zip(&ranks) {
         if rank > threshold {
@@ -45,6 +46,16 @@ pub fn keep_fraction(weights: &mut [f32], columns: usize, fraction: f64, protect
         } else {
             *weight = 0.0;
         }
+    }
+}
+
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
+fn keep_at_least(weights: &mut [f32], ranks: &[u32], threshold: u32) {
+    for (weight, &rank) in weights.iter_mut().zip(ranks) {
+        *weight = if rank >= threshold { *weight } else { 0.0 };
     }
 }
 
@@ -82,38 +93,36 @@ fn count_at_least(ranks: &[u32], threshold: u32) -> usize {
     total
 }
 
-/// Which weights are protected; empty where none are.
-fn protected_weights(weights: &[f32], columns: usize, protect: Protect) -> Vec<bool> {
-    let rows = weights.len() / columns;
-    let (lines, length, count) = match protect {
+/// The indices of the weights that are protected.
+fn protected_weights(weights: &[f32], columns: usize, protect: Protect) -> Vec<usize> {
+    let (lines, count) = match protect {
         Protect::None | Protect::Rows(0) | Protect::Columns(0) => return Vec::new(),
-        Protect::Rows(count) => (rows, columns, count),
-        Protect::Columns(count) => (columns, rows, count),
+        Protect::Rows(count) => (weights.len() / columns, count),
+        Protect::Columns(count) => (columns, count),
     };
-    let index = |line: usize, place: usize| match protect {
-        Protect::Columns(_) => place * columns + line,
-        _ => line * columns + place,
-    };
-    let mut protected = vec![false; weights.len()];
-    for line in 0..lines {
-        let mut largest: Vec<usize> = Vec::with_capacity(count + 1);
-        for place in 0..length {
-            let candidate = index(line, place);
-            let magnitude = weights[candidate].abs();
-            if magnitude == 0.0 {
+    let mut largest: Vec<Vec<usize>> = vec![Vec::with_capacity(count + 1); lines];
+    // What a weight must exceed to be among the largest of its line.
+    let mut floors = vec![0f32; lines];
+    for (row, values) in weights.chunks_exact(columns).enumerate() {
+        for (column, weight) in values.iter().enumerate() {
+            let line = match protect {
+                Protect::Columns(_) => column,
+                _ => row,
+            };
+            let magnitude = weight.abs();
+            if magnitude <= floors[line] {
                 continue;
             }
+            let largest = &mut largest[line];
             let after = largest.partition_point(|&other| weights[other].abs() >= magnitude);
-            if after < count {
-                largest.insert(after, candidate);
-                largest.truncate(count);
+            largest.insert(after, row * columns + column);
+            largest.truncate(count);
+            if largest.len() == count {
+                floors[line] = weights[largest[count - 1]].abs();
             }
         }
-        for index in largest {
-            protected[index] = true;
-        }
     }
-    protected
+    largest.concat()
 }
 
 #[cfg(test)]

@@ -52,11 +52,11 @@ impl Head<'_> {
 }
 
 /// The output `y`, and for every query the logarithm of its denominator, `[width]`.
-pub fn forward(_cpu: Avx512, head: Head, room: &mut Room, y: &mut [f32], totals: &mut [f32]) {
+pub fn forward(cpu: Avx512, head: Head, room: &mut Room, y: &mut [f32], totals: &mut [f32]) {
     head.check();
     assert!(y.len() == head.q.len() && totals.len() == head.width);
-    by_token(head.k, head.d_head, head.width, &mut room.rows[0]);
-    by_token(head.v, head.d_head, head.width, &mut room.rows[1]);
+    by_token(cpu, head.k, head.d_head, head.width, &mut room.rows[0]);
+    by_token(cpu, head.v, head.d_head, head.width, &mut room.rows[1]);
     room.scores[0].resize(head.width * LANES, 0.0);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `Avx512` proves the instructions, and the sizes were asserted above.
@@ -71,7 +71,7 @@ pub fn forward(_cpu: Avx512, head: Head, room: &mut Room, y: &mut [f32], totals:
 
 /// The gradients from that of `y`, which is `[d_head][width]` like `y` itself; returns the sink's.
 pub fn backward(
-    _cpu: Avx512,
+    cpu: Avx512,
     head: Head,
     room: &mut Room,
     outcome: Outcome,
@@ -87,7 +87,7 @@ pub fn backward(
         .into_iter()
         .zip(&mut room.rows)
     {
-        by_token(tile, d_head, width, rows);
+        by_token(cpu, tile, d_head, width, rows);
     }
     for rows in &mut room.gradients {
         rows.clear();
@@ -107,8 +107,8 @@ pub fn backward(
     };
     #[cfg(not(target_arch = "x86_64"))]
     let sink = 0.0;
-    super::from_rows(&room.gradients[0], d_head, width, gradients.k);
-    super::from_rows(&room.gradients[1], d_head, width, gradients.v);
+    super::from_rows(cpu, &room.gradients[0], d_head, width, gradients.k);
+    super::from_rows(cpu, &room.gradients[1], d_head, width, gradients.v);
     sink
 }
 
@@ -120,9 +120,9 @@ pub struct Outcome<'a> {
     pub grad: &'a [f32],
 }
 
-fn by_token(tile: &[f32], d_head: usize, width: usize, rows: &mut Vec<f32>) {
+fn by_token(cpu: Avx512, tile: &[f32], d_head: usize, width: usize, rows: &mut Vec<f32>) {
     rows.resize(d_head * width, 0.0);
-    super::to_rows(tile, d_head, width, rows);
+    super::to_rows(cpu, tile, d_head, width, rows);
 }
 
 #[cfg(target_arch = "x86_64")]

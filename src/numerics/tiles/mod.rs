@@ -9,10 +9,15 @@
 //! the modules beside this one are the portable version and the oracle of the tests.
 
 pub mod attention;
+pub mod buffers;
 pub mod elementwise;
 pub mod norm;
+pub mod outer;
 pub mod product;
 pub mod top_k;
+pub mod transpose;
+
+use self::transpose::transpose;
 
 /// Tokens that are computed side by side.
 pub const LANES: usize = 16;
@@ -44,38 +49,20 @@ pub fn width_of(length: usize) -> usize {
 }
 
 /// Rows `[length, channels]` as a tile `[channels][width]`.
-pub fn from_rows(rows: &[f32], channels: usize, width: usize, tile: &mut [f32]) {
+pub fn from_rows(cpu: Avx512, rows: &[f32], channels: usize, width: usize, tile: &mut [f32]) {
     let length = rows.len() / channels;
-    for first in (0..width).step_by(LANES) {
-        let tokens = length.saturating_sub(first).min(LANES);
-        for start in (0..channels).step_by(LANES) {
-            for channel in start..(start + LANES).min(channels) {
-                let line = &mut tile[channel * width + first..][..LANES];
-                for (token, value) in line.iter_mut().enumerate() {
-                    *value = match token < tokens {
-                        true => rows[(first + token) * channels + channel],
-                        false => 0.0,
-                    };
-                }
-            }
+    transpose(cpu, rows, (length, channels), channels, tile, width);
+    if length < width {
+        for row in tile.chunks_exact_mut(width) {
+            row[length..].fill(0.0);
         }
     }
 }
 
 /// A tile `[channels][width]` as rows `[length, channels]`.
-pub fn to_rows(tile: &[f32], channels: usize, width: usize, rows: &mut [f32]) {
+pub fn to_rows(cpu: Avx512, tile: &[f32], channels: usize, width: usize, rows: &mut [f32]) {
     let length = rows.len() / channels;
-    for first in (0..length).step_by(LANES) {
-        for start in (0..channels).step_by(LANES) {
-            for token in first..(first + LANES).min(length) {
-                let end = (start + LANES).min(channels);
-                let line = &mut rows[token * channels..][start..end];
-                for (offset, value) in line.iter_mut().enumerate() {
-                    *value = tile[(start + offset) * width + token];
-                }
-            }
-        }
-    }
+    transpose(cpu, tile, (channels, length), width, rows, channels);
 }
 
 #[cfg(test)]
@@ -84,11 +71,14 @@ mod tests {
 
     #[test]
     fn rows_become_a_tile_and_rows_again() {
+        let Some(cpu) = Avx512::detect() else {
+            return;
+        };
         for (length, channels) in [(1, 1), (5, 3), (16, 16), (33, 40)] {
             let rows: Vec<f32> = (0..length * channels).map(|i| i as f32 + 1.0).collect();
             let width = width_of(length);
             let mut tile = vec![f32::NAN; channels * width];
-            from_rows(&rows, channels, width, &mut tile);
+            from_rows(cpu, &rows, channels, width, &mut tile);
             for channel in 0..channels {
                 for token in 0..width {
                     let expected = match token < length {
@@ -99,7 +89,7 @@ mod tests {
                 }
             }
             let mut again = vec![f32::NAN; rows.len()];
-            to_rows(&tile, channels, width, &mut again);
+            to_rows(cpu, &tile, channels, width, &mut again);
             assert_eq!(again, rows);
         }
     }

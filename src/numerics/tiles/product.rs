@@ -120,7 +120,8 @@ impl Weights {
     }
 }
 
-/// `W' += y' x^T` for the outputs that `grad_weights` and `grad_y` hold: `[outputs, inputs]`.
+/// `W' += y' x^T` for the outputs that `grad_weights` and `grad_y` hold: `[outputs, inputs]`. Where one of the two has
+/// few values that are not zero, [`super::outer`] is faster.
 pub fn add_weight_gradient(grad_weights: &mut [f32], grad_y: &[f32], x: &[f32], width: usize) {
     let (outputs, inputs) = (grad_y.len() / width, x.len() / width);
     let left = Side {

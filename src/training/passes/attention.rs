@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::layer::{Context, Layer, NormGradient, Read, Reading, Values, add_to};
 use crate::numerics::rows;
 use crate::numerics::tiles::attention::{Head, HeadGradients, Outcome, Room};
+use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::{attention, elementwise, to_rows, top_k};
 
 /// The weights of an attention sublayer at one step.
@@ -36,19 +37,19 @@ pub struct AttentionPass {
 struct Saved {
     read: Read,
     /// Queries, keys and values: `[3 * heads * d_head][width]`.
-    qkv: Vec<f32>,
+    qkv: Buffer,
     /// `[heads * d_head][width]`.
-    y: Vec<f32>,
+    y: Buffer,
     /// `[heads][width]`: see [`attention::forward`].
-    totals: Vec<f32>,
+    totals: Buffer,
     /// `[d_model][width]`; empty where nothing of it is dropped.
-    delta: Vec<f32>,
+    delta: Buffer,
 }
 
 /// What the weights' gradients are made of, of one sequence.
 struct Parts {
-    grad_delta: Vec<f32>,
-    grad_qkv: Vec<f32>,
+    grad_delta: Buffer,
+    grad_qkv: Buffer,
     norm: NormGradient,
     sinks: Vec<f32>,
 }
@@ -97,8 +98,8 @@ impl AttentionPass {
                 top_k::keep_largest(cpu, part, width, k);
             }
         }
-        let mut y = vec![0f32; weights.heads * size];
-        let mut totals = vec![0f32; weights.heads * width];
+        let mut y = Buffer::of(weights.heads * size);
+        let mut totals = Buffer::of(weights.heads * width);
         let mut room = Room::default();
         let outputs = y.chunks_exact_mut(size).zip(totals.chunks_exact_mut(width));
         for (head, (y, totals)) in outputs.enumerate() {
@@ -108,10 +109,10 @@ impl AttentionPass {
         if let Some(k) = weights.active[3] {
             top_k::keep_largest(cpu, &mut delta, width, k);
         }
-        to_rows(&delta, d_model, width, out);
+        to_rows(cpu, &delta, d_model, width, out);
         elementwise::add(out, h);
         if weights.active[3].is_none() {
-            delta.clear();
+            delta = Buffer::default();
         }
         Saved {
             read,
@@ -126,12 +127,12 @@ impl AttentionPass {
         let (weights, cpu, width) = (&*self.weights, self.context.cpu, self.context.width());
         let d_model = weights.reading.gain.values.len();
         let grad_out = self.context.tile(grad, d_model);
-        let mut grad_delta = grad_out.clone();
+        let mut grad_delta = Buffer::copy(&grad_out);
         if !saved.delta.is_empty() {
             elementwise::mask(&mut grad_delta, &saved.delta);
         }
         let grad_y = weights.project.backward(cpu, &grad_delta, width);
-        let mut grad_qkv = vec![0f32; saved.qkv.len()];
+        let mut grad_qkv = Buffer::of(saved.qkv.len());
         let mut sinks = vec![0f32; weights.heads];
         let size = weights.d_head * width;
         let (queries, rest) = grad_qkv.split_at_mut(weights.heads * size);
@@ -172,7 +173,7 @@ impl AttentionPass {
             &mut into,
             self.context.sink.is_none(),
         );
-        to_rows(&into, d_model, width, grad_h);
+        to_rows(cpu, &into, d_model, width, grad_h);
         Parts {
             grad_delta,
             grad_qkv,
@@ -217,17 +218,19 @@ impl CustomOp1 for AttentionPass {
                 .collect()
         })?;
         if let Some(sink) = &self.context.sink {
-            let width = self.context.width();
-            let of = |grad: fn(&Parts) -> &Vec<f32>, x: fn(&Saved) -> &Vec<f32>| {
+            let of = |grad: fn(&Parts) -> &[f32], x: fn(&Saved) -> &[f32]| {
                 let pairs = parts.iter().zip(&saved);
-                let pairs =
-                    pairs.map(|(parts, saved)| (grad(parts).as_slice(), x(saved).as_slice()));
+                let pairs = pairs.map(|(parts, saved)| (grad(parts), x(saved)));
                 pairs.collect::<Vec<_>>()
             };
             let joint = of(|parts| &parts.grad_qkv, |saved| &saved.read.x);
-            self.weights.joint.add_gradients(sink, &joint, width);
+            self.weights
+                .joint
+                .add_gradients(&self.context, sink, &joint);
             let project = of(|parts| &parts.grad_delta, |saved| &saved.y);
-            self.weights.project.add_gradients(sink, &project, width);
+            self.weights
+                .project
+                .add_gradients(&self.context, sink, &project);
             for part in &parts {
                 part.norm.add_to(sink, &self.weights.reading);
                 if let Some(sinks) = &self.weights.sinks {

@@ -8,6 +8,9 @@ use rayon::prelude::*;
 use super::gradients::WeightGradients;
 use crate::models::config::{Norm, TransformerConfig};
 use crate::numerics::rows;
+use crate::numerics::tiles::buffers::Buffer;
+use crate::numerics::tiles::outer::{self, Listed, PANEL};
+use crate::numerics::tiles::transpose::transpose;
 use crate::numerics::tiles::{self, Avx512, elementwise, norm, product, top_k};
 
 /// Where a weight comes from and its gradient goes to: its name, and the values of this step.
@@ -38,7 +41,7 @@ pub struct Reading {
 #[derive(Debug)]
 pub struct Read {
     pub statistics: norm::Statistics,
-    pub x: Vec<f32>,
+    pub x: Buffer,
 }
 
 impl Reading {
@@ -46,7 +49,7 @@ impl Reading {
     pub fn forward(&self, cpu: Avx512, h: &[f32], width: usize) -> Read {
         let centred = matches!(self.kind, Norm::Layer | Norm::LayerNoBias);
         let statistics = norm::statistics(h, width, self.kind.epsilon(), centred);
-        let mut x = vec![0f32; h.len()];
+        let mut x = Buffer::of(h.len());
         let bias = self.bias.as_ref().map(|bias| bias.values.as_slice());
         norm::apply(h, width, &statistics, &self.gain.values, bias, &mut x);
         if let Some(k) = self.active {
@@ -131,16 +134,16 @@ impl Layer {
     }
 
     /// `x [inputs][width] -> [outputs][width]`.
-    pub fn forward(&self, cpu: Avx512, x: &[f32], width: usize) -> Vec<f32> {
-        let mut y = vec![0f32; self.weights.outputs * width];
+    pub fn forward(&self, cpu: Avx512, x: &[f32], width: usize) -> Buffer {
+        let mut y = Buffer::of(self.weights.outputs * width);
         let bias = self.bias.as_ref().map(|bias| bias.values.as_slice());
         self.weights.forward(cpu, x, width, bias, &mut y);
         y
     }
 
     /// `grad_y [outputs][width] -> [inputs][width]`.
-    pub fn backward(&self, cpu: Avx512, grad_y: &[f32], width: usize) -> Vec<f32> {
-        let mut grad_x = vec![0f32; self.weights.inputs * width];
+    pub fn backward(&self, cpu: Avx512, grad_y: &[f32], width: usize) -> Buffer {
+        let mut grad_x = Buffer::of(self.weights.inputs * width);
         self.weights.backward(cpu, grad_y, width, &mut grad_x);
         grad_x
     }
@@ -148,25 +151,27 @@ impl Layer {
     /// Adds the gradients of weights and bias by all sequences, each its `grad_y` and `x`, in their order.
     pub fn add_gradients(
         &self,
+        context: &Context,
         sink: &WeightGradients,
         sequences: &[(&[f32], &[f32])],
-        width: usize,
     ) {
-        let (outputs, inputs) = (self.weights.outputs, self.weights.inputs);
-        if let Some(mut buffer) = sink.get(&self.name) {
-            // Several parts a thread: one that is held up leaves its parts to the others.
-            let lines = outputs.div_ceil(match rayon::current_num_threads() {
-                1 => 1,
-                threads => 4 * threads,
-            });
-            let parts = buffer.par_chunks_mut(lines * inputs).enumerate();
-            parts.for_each(|(part, buffer)| {
-                let first = part * lines * width;
-                for (grad_y, x) in sequences {
-                    let grad_y = &grad_y[first..][..buffer.len() / inputs * width];
-                    product::add_weight_gradient(buffer, grad_y, x, width);
+        let width = context.width();
+        if let Some(mut buffer) = sink.get(&self.name)
+            && let Some((grad_y, x)) = sequences.first()
+        {
+            let (of_grad, of_x) = (outer::density(grad_y), outer::density(x));
+            match of_grad.min(of_x) < outer::LISTED_BELOW {
+                true if of_grad <= of_x => {
+                    let products = self.listed_products(context, sequences.iter().copied());
+                    products.add_to(&mut buffer);
                 }
-            });
+                true => {
+                    let swapped = sequences.iter().map(|&(grad_y, x)| (x, grad_y));
+                    let products = self.listed_products(context, swapped);
+                    products.add_transposed_to(context.cpu, &mut buffer);
+                }
+                false => self.add_whole_products(sequences, width, &mut buffer),
+            }
         }
         if let Some(bias) = &self.bias
             && let Some(mut buffer) = sink.get(&bias.name)
@@ -174,6 +179,98 @@ impl Layer {
             for (grad_y, _) in sequences {
                 product::add_bias_gradient(&mut buffer, grad_y, width);
             }
+        }
+    }
+
+    fn add_whole_products(&self, sequences: &[(&[f32], &[f32])], width: usize, buffer: &mut [f32]) {
+        let (outputs, inputs) = (self.weights.outputs, self.weights.inputs);
+        // Several parts a thread: one that is held up leaves its parts to the others.
+        let lines = outputs.div_ceil(match rayon::current_num_threads() {
+            1 => 1,
+            threads => 4 * threads,
+        });
+        let parts = buffer.par_chunks_mut(lines * inputs).enumerate();
+        parts.for_each(|(part, buffer)| {
+            let first = part * lines * width;
+            for (grad_y, x) in sequences {
+                let grad_y = &grad_y[first..][..buffer.len() / inputs * width];
+                product::add_weight_gradient(buffer, grad_y, x, width);
+            }
+        });
+    }
+
+    /// The products of the few values of one side with all of the other, over all sequences.
+    fn listed_products<'a>(
+        &self,
+        context: &Context,
+        sequences: impl Iterator<Item = (&'a [f32], &'a [f32])>,
+    ) -> PanelSums {
+        let (cpu, width) = (context.cpu, context.width());
+        let sequences: Vec<(&[f32], &[f32])> = sequences.collect();
+        let listed: Vec<Listed> = sequences
+            .par_iter()
+            .map(|(few, _)| Listed::new(cpu, few, width))
+            .collect();
+        let lines = listed.first().map_or(0, Listed::channels);
+        let columns = sequences
+            .first()
+            .map_or(0, |(_, other)| other.len() / width);
+        let mut sums = Buffer::zeros(columns.div_ceil(PANEL) * lines * PANEL);
+        let panels = sums.par_chunks_mut(lines * PANEL).enumerate();
+        panels.for_each_with(Vec::new(), |room, (panel, sums)| {
+            for (listed, (_, other)) in listed.iter().zip(&sequences) {
+                outer::add_products(cpu, listed, other, width, panel * PANEL, room, sums);
+            }
+        });
+        PanelSums {
+            sums,
+            lines,
+            columns,
+        }
+    }
+}
+
+/// A matrix `[lines, columns]` in panels: `[panels][lines][PANEL]`.
+struct PanelSums {
+    sums: Buffer,
+    lines: usize,
+    columns: usize,
+}
+
+impl PanelSums {
+    /// The panels, each with its first column and the number of its columns.
+    fn panels(&self) -> impl Iterator<Item = (usize, usize, &[f32])> {
+        let panels = self.sums.chunks_exact(self.lines * PANEL).enumerate();
+        panels.map(|(index, panel)| {
+            let first = index * PANEL;
+            (first, (self.columns - first).min(PANEL), panel)
+        })
+    }
+
+    /// `matrix [lines, columns] += self`.
+    fn add_to(&self, matrix: &mut [f32]) {
+        for (first, count, panel) in self.panels() {
+            let lines = matrix.chunks_exact_mut(self.columns);
+            for (line, sums) in lines.zip(panel.chunks_exact(PANEL)) {
+                elementwise::add(&mut line[first..first + count], &sums[..count]);
+            }
+        }
+    }
+
+    /// `matrix [columns, lines] += self^T`.
+    fn add_transposed_to(&self, cpu: Avx512, matrix: &mut [f32]) {
+        let mut turned = Buffer::of(PANEL * self.lines);
+        for (first, count, panel) in self.panels() {
+            transpose(
+                cpu,
+                panel,
+                (self.lines, count),
+                PANEL,
+                &mut turned,
+                self.lines,
+            );
+            let part = &mut matrix[first * self.lines..][..count * self.lines];
+            elementwise::add(part, &turned);
         }
     }
 }
@@ -196,10 +293,10 @@ impl Context {
     }
 
     /// One sequence's rows `[length, channels]` as a tile.
-    pub fn tile(&self, rows: &[f32], channels: usize) -> Vec<f32> {
+    pub fn tile(&self, rows: &[f32], channels: usize) -> Buffer {
         let width = self.width();
-        let mut tile = vec![0f32; channels * width];
-        tiles::from_rows(rows, channels, width, &mut tile);
+        let mut tile = Buffer::of(channels * width);
+        tiles::from_rows(self.cpu, rows, channels, width, &mut tile);
         tile
     }
 }

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::layer::{Context, Layer, NormGradient, Read, Reading};
 use crate::numerics::rows;
+use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::{elementwise, to_rows, top_k};
 
 /// The weights of an MLP at one step.
@@ -29,15 +30,15 @@ pub struct MlpPass {
 struct SavedMlp {
     read: Read,
     /// Before and after the nonlinearity, `[d_mlp][width]`.
-    hidden: Vec<f32>,
-    neurons: Vec<f32>,
+    hidden: Buffer,
+    neurons: Buffer,
     /// `[d_model][width]`; empty where nothing of it is dropped.
-    delta: Vec<f32>,
+    delta: Buffer,
 }
 
 struct MlpParts {
-    grad_delta: Vec<f32>,
-    grad_hidden: Vec<f32>,
+    grad_delta: Buffer,
+    grad_hidden: Buffer,
     norm: NormGradient,
 }
 
@@ -57,7 +58,7 @@ impl MlpPass {
             .reading
             .forward(cpu, &self.context.tile(h, d_model), width);
         let hidden = weights.expand.forward(cpu, &read.x, width);
-        let mut neurons = vec![0f32; hidden.len()];
+        let mut neurons = Buffer::of(hidden.len());
         elementwise::gelu(&hidden, &mut neurons);
         if let Some(k) = weights.active[0] {
             top_k::keep_largest(cpu, &mut neurons, width, k);
@@ -66,10 +67,10 @@ impl MlpPass {
         if let Some(k) = weights.active[1] {
             top_k::keep_largest(cpu, &mut delta, width, k);
         }
-        to_rows(&delta, d_model, width, out);
+        to_rows(cpu, &delta, d_model, width, out);
         elementwise::add(out, h);
         if weights.active[1].is_none() {
-            delta.clear();
+            delta = Buffer::default();
         }
         SavedMlp {
             read,
@@ -89,7 +90,7 @@ impl MlpPass {
         let (weights, cpu, width) = (&*self.weights, self.context.cpu, self.context.width());
         let d_model = weights.reading.gain.values.len();
         let grad_out = self.context.tile(grad, d_model);
-        let mut grad_delta = grad_out.clone();
+        let mut grad_delta = Buffer::copy(&grad_out);
         if !saved.delta.is_empty() {
             elementwise::mask(&mut grad_delta, &saved.delta);
         }
@@ -108,7 +109,7 @@ impl MlpPass {
             &mut into,
             self.context.sink.is_none(),
         );
-        to_rows(&into, d_model, width, grad_h);
+        to_rows(cpu, &into, d_model, width, grad_h);
         MlpParts {
             grad_delta,
             grad_hidden,
@@ -152,17 +153,19 @@ impl CustomOp1 for MlpPass {
                 .collect()
         })?;
         if let Some(sink) = &self.context.sink {
-            let width = self.context.width();
-            let of = |grad: fn(&MlpParts) -> &Vec<f32>, x: fn(&SavedMlp) -> &Vec<f32>| {
+            let of = |grad: fn(&MlpParts) -> &[f32], x: fn(&SavedMlp) -> &[f32]| {
                 let pairs = parts.iter().zip(&saved);
-                let pairs =
-                    pairs.map(|(parts, saved)| (grad(parts).as_slice(), x(saved).as_slice()));
+                let pairs = pairs.map(|(parts, saved)| (grad(parts), x(saved)));
                 pairs.collect::<Vec<_>>()
             };
             let expand = of(|parts| &parts.grad_hidden, |saved| &saved.read.x);
-            self.weights.expand.add_gradients(sink, &expand, width);
+            self.weights
+                .expand
+                .add_gradients(&self.context, sink, &expand);
             let project = of(|parts| &parts.grad_delta, |saved| &saved.neurons);
-            self.weights.project.add_gradients(sink, &project, width);
+            self.weights
+                .project
+                .add_gradients(&self.context, sink, &project);
             for part in &parts {
                 part.norm.add_to(sink, &self.weights.reading);
             }

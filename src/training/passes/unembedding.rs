@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::layer::{Context, Layer, NormGradient, Read, Reading};
 use crate::numerics::rows;
+use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::to_rows;
 
 /// The weights of the final norm and the unembedding at one step.
@@ -39,7 +40,7 @@ impl UnembeddingPass {
             .reading
             .forward(cpu, &self.context.tile(h, d_model), width);
         let tile = weights.unembed.forward(cpu, &read.x, width);
-        to_rows(&tile, weights.unembed.weights.outputs, width, logits);
+        to_rows(cpu, &tile, weights.unembed.weights.outputs, width, logits);
         read
     }
 
@@ -49,12 +50,12 @@ impl UnembeddingPass {
         read: &Read,
         grad: &[f32],
         grad_h: &mut [f32],
-    ) -> (Vec<f32>, NormGradient) {
+    ) -> (Buffer, NormGradient) {
         let (weights, cpu, width) = (&*self.weights, self.context.cpu, self.context.width());
         let d_model = weights.reading.gain.values.len();
         let grad_logits = self.context.tile(grad, weights.unembed.weights.outputs);
         let mut grad_x = weights.unembed.backward(cpu, &grad_logits, width);
-        let mut into = vec![0f32; grad_x.len()];
+        let mut into = Buffer::zeros(grad_x.len());
         let norm = weights.reading.backward(
             &self.context.tile(h, d_model),
             width,
@@ -63,7 +64,7 @@ impl UnembeddingPass {
             &mut into,
             self.context.sink.is_none(),
         );
-        to_rows(&into, d_model, width, grad_h);
+        to_rows(cpu, &into, d_model, width, grad_h);
         (grad_logits, norm)
     }
 }
@@ -98,7 +99,7 @@ impl CustomOp1 for UnembeddingPass {
         let (length, d_model) = (self.context.length, h.dim(1)?);
         let vocabulary = self.weights.unembed.weights.outputs;
         let mut grad_h = vec![0f32; h.elem_count()];
-        let parts: Vec<(Vec<f32>, NormGradient)> = rows::with_two(h, grad, |h, grad| {
+        let parts: Vec<(Buffer, NormGradient)> = rows::with_two(h, grad, |h, grad| {
             let grads = grad.par_chunks(length * vocabulary);
             grad_h
                 .par_chunks_mut(length * d_model)
@@ -109,12 +110,11 @@ impl CustomOp1 for UnembeddingPass {
         })?;
         if let Some(sink) = &self.context.sink {
             let pairs = parts.iter().zip(&saved);
-            let pairs: Vec<(&[f32], &[f32])> = pairs
-                .map(|((grad, _), read)| (grad.as_slice(), read.x.as_slice()))
-                .collect();
+            let pairs: Vec<(&[f32], &[f32])> =
+                pairs.map(|((grad, _), read)| (&**grad, &*read.x)).collect();
             self.weights
                 .unembed
-                .add_gradients(sink, &pairs, self.context.width());
+                .add_gradients(&self.context, sink, &pairs);
             for (_, norm) in &parts {
                 norm.add_to(sink, &self.weights.reading);
             }

@@ -1,0 +1,190 @@
+//! Weight gradients `y' x^T` where an AbsTopK has left one of the two few values: lists of those values times the whole
+//! other side.
+//!
+//! The side with few values is listed by channel: which tokens have one. The other side is laid out by token, `PANEL`
+//! channels side by side, so that every listed value is one scaled addition of a panel's row to the sums that a group of
+//! registers holds.
+
+use super::{Avx512, LANES, transpose};
+
+/// Channels of the other side that are summed at once.
+pub const PANEL: usize = 128;
+
+/// Above this share of values that are not zero the whole product is faster.
+pub const LISTED_BELOW: f64 = 0.5;
+
+/// The values of a tile that are not zero, by channel.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// Channel `i` has the values `starts[i]..starts[i + 1]`.
+    starts: Vec<u32>,
+    tokens: Vec<u32>,
+    values: Vec<f32>,
+}
+
+impl Listed {
+    /// Of a tile `[channels][width]`.
+    pub fn new(_cpu: Avx512, tile: &[f32], width: usize) -> Self {
+        assert!(width.is_multiple_of(LANES) && tile.len().is_multiple_of(width));
+        let count = tile.iter().filter(|&&value| value != 0.0).count();
+        let mut listed = Listed {
+            starts: vec![0],
+            // Sixteen are written at once, whatever their number.
+            tokens: vec![0; count + LANES],
+            values: vec![0.0; count + LANES],
+        };
+        #[cfg(target_arch = "x86_64")]
+        {
+            let mut end = 0;
+            for row in tile.chunks_exact(width) {
+                // SAFETY: `Avx512` proves the instructions; both lists have room for sixteen more than all values.
+                end = unsafe { append(row, end, &mut listed.tokens, &mut listed.values) };
+                listed.starts.push(end as u32);
+            }
+        }
+        listed
+    }
+
+    pub fn channels(&self) -> usize {
+        self.starts.len() - 1
+    }
+}
+
+/// The share of a tile's values that are not zero.
+pub fn density(tile: &[f32]) -> f64 {
+    let count = tile.iter().filter(|&&value| value != 0.0).count();
+    count as f64 / tile.len().max(1) as f64
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn append(row: &[f32], mut end: usize, tokens: &mut [u32], values: &mut [f32]) -> usize {
+    use std::arch::x86_64::*;
+    let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (group, chunk) in row.chunks_exact(LANES).enumerate() {
+        // SAFETY: the chunk has sixteen values; see the caller for the lists.
+        unsafe {
+            let value = _mm512_loadu_ps(chunk.as_ptr());
+            let there = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(value, _mm512_setzero_ps());
+            let at = _mm512_add_epi32(lanes, _mm512_set1_epi32((group * LANES) as i32));
+            let packed = _mm512_maskz_compress_epi32(there, at);
+            _mm512_storeu_si512(tokens.as_mut_ptr().add(end).cast(), packed);
+            _mm512_storeu_ps(
+                values.as_mut_ptr().add(end),
+                _mm512_maskz_compress_ps(there, value),
+            );
+            end += there.count_ones() as usize;
+        }
+    }
+    end
+}
+
+/// `sums [channels][PANEL] += listed * other^T` for the channels `first..first + PANEL` of the other side, a tile
+/// `[others][width]`; past its last channel the sums are of no meaning. `panel` is room.
+pub fn add_products(
+    cpu: Avx512,
+    listed: &Listed,
+    other: &[f32],
+    width: usize,
+    first: usize,
+    panel: &mut Vec<f32>,
+    sums: &mut [f32],
+) {
+    let channels = (other.len() / width - first).min(PANEL);
+    panel.resize(width * PANEL, 0.0);
+    let rows = &other[first * width..][..channels * width];
+    transpose(cpu, rows, (channels, width), width, panel, PANEL);
+    assert!(sums.len() == listed.channels() * PANEL);
+    let end = listed.starts.last().copied().unwrap_or(0) as usize;
+    assert!(
+        listed.tokens[..end]
+            .iter()
+            .all(|&token| (token as usize) < width)
+    );
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: `Avx512` proves the instructions; a panel has a row for every token that is listed, and the sums one for
+    // every channel.
+    unsafe {
+        accumulate(listed, panel, sums);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn accumulate(listed: &Listed, panel: &[f32], sums: &mut [f32]) {
+    use std::arch::x86_64::*;
+    const GROUPS: usize = PANEL / LANES;
+    let panel = panel.as_ptr();
+    for (channel, ends) in listed.starts.windows(2).enumerate() {
+        // SAFETY: see the caller.
+        unsafe {
+            let out = sums.as_mut_ptr().add(channel * PANEL);
+            let mut parts = [_mm512_setzero_ps(); GROUPS];
+            for (group, part) in parts.iter_mut().enumerate() {
+                *part = _mm512_loadu_ps(out.add(group * LANES));
+            }
+            for index in ends[0] as usize..ends[1] as usize {
+                let value = _mm512_set1_ps(*listed.values.get_unchecked(index));
+                let row = panel.add(*listed.tokens.get_unchecked(index) as usize * PANEL);
+                for (group, part) in parts.iter_mut().enumerate() {
+                    *part = _mm512_fmadd_ps(value, _mm512_loadu_ps(row.add(group * LANES)), *part);
+                }
+            }
+            for (group, part) in parts.into_iter().enumerate() {
+                _mm512_storeu_ps(out.add(group * LANES), part);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    #[test]
+    fn lists_times_the_other_side_are_the_whole_product() {
+        let Some(cpu) = Avx512::detect() else {
+            return;
+        };
+        let mut rng = SmallRng::seed_from_u64(6);
+        for (channels, others, width) in [(3, 5, 16), (20, 140, 48), (7, 256, 32)] {
+            let few: Vec<f32> = (0..channels * width)
+                .map(|_| {
+                    if rng.random_bool(0.3) {
+                        rng.random_range(-1.0..1.0f32)
+                    } else {
+                        0.0
+                    }
+                })
+                .collect();
+            let other: Vec<f32> = (0..others * width)
+                .map(|_| rng.random_range(-1.0..1.0))
+                .collect();
+            let listed = Listed::new(cpu, &few, width);
+            for first in (0..others).step_by(PANEL) {
+                let mut sums = vec![0.25f32; channels * PANEL];
+                add_products(
+                    cpu,
+                    &listed,
+                    &other,
+                    width,
+                    first,
+                    &mut Vec::new(),
+                    &mut sums,
+                );
+                for channel in 0..channels {
+                    for at in first..others.min(first + PANEL) {
+                        let expected: f32 = (0..width)
+                            .map(|token| few[channel * width + token] * other[at * width + token])
+                            .sum();
+                        let found = sums[channel * PANEL + at - first] - 0.25;
+                        assert!((found - expected).abs() < 1e-4, "{found} for {expected}");
+                    }
+                }
+            }
+        }
+    }
+}
