@@ -34,12 +34,110 @@ pub fn kl_divergence(teacher: &Tensor, student: &Tensor) -> Result<Tensor> {
 /// Squared error over the target's squared deviation from its mean over the rows, one ratio for all of
 /// `[rows, width]`. The denominator is a constant, or training would inflate the variance to shrink the ratio.
 pub fn normalised_mean_squared_error(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
+    if target.device().is_cpu() {
+        let op = NormalisedError::default();
+        return prediction
+            .contiguous()?
+            .apply_op2(&target.contiguous()?, op);
+    }
+    composed_error(prediction, target)
+}
+
+fn composed_error(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
     let constant = target.detach();
     let mean = constant.mean_keepdim(0)?;
     let denominator = constant.broadcast_sub(&mean)?.sqr()?.sum_all()?;
     // A constant target has no deviation to explain; the floor keeps the ratio finite.
     let denominator = denominator.maximum(1e-12f32)?;
     (prediction - target)?.sqr()?.sum_all()? / denominator.detach()
+}
+
+/// The denominator is kept for the gradient.
+#[derive(Default)]
+struct NormalisedError {
+    denominator: std::sync::atomic::AtomicU32,
+}
+
+impl CustomOp2 for NormalisedError {
+    fn name(&self) -> &'static str {
+        "normalised-mean-squared-error"
+    }
+
+    fn cpu_fwd(
+        &self,
+        prediction: &CpuStorage,
+        layout: &Layout,
+        target: &CpuStorage,
+        target_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let width = rows::width(layout)?;
+        let prediction = rows::values(prediction, layout)?;
+        let target = rows::values(target, target_layout)?;
+        if prediction.len() != target.len() {
+            bail!(
+                "{} values were predicted of {}",
+                prediction.len(),
+                target.len()
+            )
+        }
+        let count = (target.len() / width).max(1) as f32;
+        let mean: Vec<f32> = rows::sum_over_rows(target, width)
+            .iter()
+            .map(|sum| sum / count)
+            .collect();
+        let (mut errors, mut deviations) = (0f64, 0f64);
+        let both = prediction
+            .chunks_exact(width)
+            .zip(target.chunks_exact(width));
+        for (prediction, target) in both {
+            errors += f64::from(squared_distance(prediction, target));
+            deviations += f64::from(squared_distance(target, &mean));
+        }
+        // A constant target has no deviation to explain; the floor keeps the ratio finite.
+        let denominator = deviations.max(1e-12) as f32;
+        self.denominator
+            .store(denominator.to_bits(), std::sync::atomic::Ordering::Relaxed);
+        let error = (errors / f64::from(denominator)) as f32;
+        Ok((CpuStorage::F32(vec![error]), Shape::from(())))
+    }
+
+    fn bwd(
+        &self,
+        prediction: &Tensor,
+        target: &Tensor,
+        _result: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let bits = self.denominator.load(std::sync::atomic::Ordering::Relaxed);
+        let scale = 2.0 * grad.to_scalar::<f32>()? / f32::from_bits(bits);
+        let gradient = |scale: f32| -> Result<Tensor> {
+            let values: Vec<f32> = rows::with_two(prediction, target, |prediction, target| {
+                let both = prediction.iter().zip(target);
+                both.map(|(prediction, target)| scale * (prediction - target))
+                    .collect()
+            })?;
+            Tensor::from_vec(values, prediction.shape(), prediction.device())
+        };
+        let of =
+            |tensor: &Tensor, scale: f32| tensor.track_op().then(|| gradient(scale)).transpose();
+        Ok((of(prediction, scale)?, of(target, -scale)?))
+    }
+}
+
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
+fn squared_distance(one: &[f32], other: &[f32]) -> f32 {
+    let (ones, others) = (one.chunks_exact(LANES), other.chunks_exact(LANES));
+    let rest = ones.remainder().iter().zip(others.remainder());
+    let rest: f32 = rest.map(|(&a, &b)| (a - b) * (a - b)).sum();
+    let mut total = Lanes::splat(0.0);
+    for (a, b) in ones.zip(others) {
+        let difference = Lanes::load(a).zip(Lanes::load(b), |a, b| a - b);
+        total = total + difference.map(|x| x * x);
+    }
+    total.sum() + rest
 }
 
 struct CrossEntropy;
@@ -238,4 +336,33 @@ fn divergence_gradient(
 pub fn mean(per_row: &Tensor) -> Result<Tensor> {
     debug_assert_eq!(per_row.dtype(), DType::F32);
     per_row.mean_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    #[test]
+    fn the_normalised_error_is_that_of_its_parts_with_its_gradients() -> Result<()> {
+        let values =
+            |seed: f32| -> Vec<f32> { (0..7 * 19).map(|i| (seed * i as f32).sin()).collect() };
+        let var = |seed: f32| Var::from_vec(values(seed), (7, 19), &Device::Cpu);
+        let (prediction, target) = (var(0.7)?, var(1.3)?);
+        let gradients = |loss: Tensor| -> Result<[Vec<f32>; 2]> {
+            let store = (loss * 3.0)?.backward()?;
+            let of = |var: &Var| rows::to_vec(store.get(var).expect("a gradient"));
+            Ok([of(&prediction)?, of(&target)?])
+        };
+        let found = normalised_mean_squared_error(&prediction, &target)?;
+        let expected = composed_error(&prediction, &target)?;
+        assert!((found.to_scalar::<f32>()? - expected.to_scalar::<f32>()?).abs() < 1e-5);
+        for (found, expected) in gradients(found)?.iter().zip(gradients(expected)?) {
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-5, "{found} for {expected}");
+            }
+        }
+        Ok(())
+    }
 }

@@ -19,4 +19,5 @@ pub mod norm;
 pub mod row_updates;
 pub mod rows;
 pub mod softmax;
+pub mod student_loss;
 pub mod tiles;

@@ -31,6 +31,7 @@ use super::recipe::{BridgeRecipe, SiteChoice, Terms};
 use super::run::{End, Ended, Loss, Mode, Objective, Plan, train};
 use super::task_pairs::{check_tasks, push_pairs};
 use super::twin::{TwinBatch, twin_loss};
+use super::weighted_sum::WeightedSum;
 use crate::artifacts::ArtifactId;
 use crate::bridge::fidelity::{self, Fidelity};
 use crate::bridge::least_squares::LeastSquares;
@@ -42,7 +43,8 @@ use crate::models::layout::ModelFiles;
 use crate::models::location::Site;
 use crate::models::token_rows::TokenRows;
 use crate::models::tokenizer::Tokenizer;
-use crate::numerics::loss::{cross_entropy, kl_divergence, mean, normalised_mean_squared_error};
+use crate::numerics::loss::normalised_mean_squared_error;
+use crate::numerics::student_loss::{Lessons, student_loss};
 
 /// Batches that a new bridge is fitted on before its training.
 const FIT_STEPS: usize = 8;
@@ -293,13 +295,17 @@ impl<'a> BridgeObjective<'a> {
         let dense_sites: Vec<Tensor> = dense_sites.iter().map(Tensor::detach).collect();
         let (sparse_logits, sparse_sites) = self.run(&self.sparse, batch)?;
         let mut sum = WeightedSum::default();
-        let targets = batch.targets(&self.device)?;
-        sum.add("cross_entropy", terms.cross_entropy, || {
-            mean(&cross_entropy(&sparse_logits, &targets)?)
-        })?;
-        sum.add("distillation", terms.distillation, || {
-            mean(&kl_divergence(&dense_logits, &sparse_logits)?)
-        })?;
+        let (entropy, distillation) = (terms.cross_entropy, terms.distillation);
+        let lessons = Lessons {
+            targets: (entropy != 0.0).then_some((batch.targets.as_slice(), entropy)),
+            teacher: (distillation != 0.0).then_some((&dense_logits, distillation)),
+        };
+        if lessons.targets.is_some() || lessons.teacher.is_some() {
+            let loss = student_loss(&sparse_logits, &lessons)?;
+            sum.add_total(&loss.total)?;
+            sum.tell("cross_entropy", loss.cross_entropy);
+            sum.tell("distillation", loss.divergence);
+        }
         let streams = Streams {
             dense_logits: &dense_logits,
             dense_sites: &dense_sites,
@@ -369,10 +375,12 @@ impl<'a> BridgeObjective<'a> {
         let (to_sparse, to_dense) = (sites(&mut rng), sites(&mut rng));
         let hybrid = |model: &Passes, site: Site, stream: Tensor| {
             let mut rows = TokenRows::sequences(ids, batch.length, &self.device)?;
-            mean(&kl_divergence(
-                &teacher,
-                &model.tail(site, stream, &mut rows)?,
-            )?)
+            let lessons = Lessons {
+                targets: None,
+                teacher: Some((&teacher, 1.0)),
+            };
+            let loss = student_loss(&model.tail(site, stream, &mut rows)?, &lessons)?;
+            Ok(loss.total)
         };
         let over = |sites: &[Site], each: &dyn Fn(Site) -> CandleResult<Tensor>| {
             let all: Vec<Tensor> = sites
@@ -549,47 +557,5 @@ impl Streams<'_> {
             &self.dense_sites[site.index()],
             &self.sparse_sites[site.index()],
         )
-    }
-}
-
-/// The terms of a loss as they are added up.
-#[derive(Default)]
-struct WeightedSum {
-    total: Option<Tensor>,
-    terms: Vec<(String, Tensor)>,
-}
-
-impl WeightedSum {
-    /// Adds `weight * term()`; a term of weight zero is not computed.
-    fn add(
-        &mut self,
-        name: &str,
-        weight: f32,
-        term: impl FnOnce() -> CandleResult<Tensor>,
-    ) -> CandleResult<()> {
-        if weight == 0.0 {
-            return Ok(());
-        }
-        let value = term()?;
-        let weighted = (&value * f64::from(weight))?;
-        self.total = Some(match self.total.take() {
-            Some(total) => (total + weighted)?,
-            None => weighted,
-        });
-        self.terms.push((name.to_string(), value));
-        Ok(())
-    }
-
-    fn into_loss(self, tokens: usize) -> Result<Loss, TrainingError> {
-        match self.total {
-            Some(total) => Ok(Loss {
-                total,
-                terms: self.terms,
-                tokens,
-            }),
-            None => Err(TrainingError::Recipe(
-                "every term of the loss has weight zero".into(),
-            )),
-        }
     }
 }

@@ -20,6 +20,7 @@ pub mod task_pairs;
 pub mod tokenizer;
 pub mod twin;
 pub mod weight_mask;
+pub mod weighted_sum;
 
 use crate::artifacts::ArtifactError;
 use crate::bridge::pair::PairError;

@@ -25,6 +25,7 @@ use crate::models::tensor_names::FINAL_LOGITS_BIAS;
 use crate::models::token_rows::TokenRows;
 use crate::models::tokenizer::Tokenizer;
 use crate::numerics::loss::{cross_entropy, mean};
+use crate::numerics::student_loss::{Lessons, student_loss};
 
 /// Trains the model of a recipe and writes it to `model/` below the recipe's directory.
 pub fn train_model(
@@ -129,9 +130,12 @@ impl Objective for NextToken {
         let mut rows = TokenRows::sequences(&batch.inputs, batch.length, &self.device)?;
         self.model.begin_step()?;
         let (logits, _) = self.model.forward(&mut rows)?;
-        let total = mean(&cross_entropy(&logits, &batch.targets(&self.device)?)?)?;
+        let lessons = Lessons {
+            targets: Some((batch.targets.as_slice(), 1.0)),
+            teacher: None,
+        };
         Ok(Loss {
-            total,
+            total: student_loss(&logits, &lessons)?.total,
             terms: Vec::new(),
             tokens: batch.inputs.len(),
         })
