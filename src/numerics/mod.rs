@@ -16,6 +16,7 @@ pub mod lanes;
 pub mod linear;
 pub mod loss;
 pub mod norm;
+pub mod parts;
 pub mod row_updates;
 pub mod rows;
 pub mod softmax;

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::lanes::{LANES, Lanes};
 use super::loss::{cross_entropy, kl_divergence, mean};
+use super::parts::Part;
 use super::{exponential, rows};
 
 /// What a model learns from, each with its weight in the loss.
@@ -106,6 +107,7 @@ struct StudentLossOp {
 impl StudentLossOp {
     /// The sums of both losses over the rows.
     fn run(&self, logits: &[f32], teacher: &[f32], width: usize, gradient: &mut [f32]) -> [f64; 2] {
+        let _timed = Part::Losses.begin();
         let n_rows = logits.len() / width;
         let scale = 1.0 / n_rows as f32;
         let weights = [

@@ -1,5 +1,6 @@
 //! The loop every training shares: batch, loss, gradients, step, mask; metrics, evaluations, checkpoints.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use super::progress::Progress;
 use super::recipe::{Batches, Optimizer, Output, Sparsity};
 use super::schedule::{kept_fraction, sparse_rate, warmup_and_decay};
 use crate::artifacts::atomic;
+use crate::numerics::parts::{self, Part};
 
 /// Set when this process has been asked to end: its training then writes a checkpoint after its step and stops.
 pub static ASKED_TO_END: AtomicBool = AtomicBool::new(false);
@@ -106,6 +108,9 @@ pub struct Cost {
     pub setup_seconds: f64,
     /// Seconds of a step, the mean of three.
     pub step_seconds: f64,
+    /// The shares of a step that its parts take of all threads' time, by the part's name; the rest is candle's own
+    /// operations, and waiting. Where the passes are candle's own, so is most of a step.
+    pub parts: BTreeMap<String, f64>,
     /// Seconds of an evaluation on held-out text.
     pub evaluation_seconds: f64,
     /// Seconds of everything, without evaluations on tasks at the end.
@@ -210,11 +215,18 @@ fn measure(
     let mut optimizer = AdamW::new(plan.optimizer.clone(), parameters);
     let mut times = Vec::new();
     for step in 0..MEASURED {
+        if step == 1 {
+            parts::measure();
+        }
         let begun = Instant::now();
         one_step(plan, parameters, objective, &mut optimizer, step)?;
         times.push(begun.elapsed().as_secs_f64());
     }
     let step_seconds = times[1..].iter().sum::<f64>() / (MEASURED - 1) as f64;
+    let all: f64 = times[1..].iter().sum::<f64>() * rayon::current_num_threads() as f64;
+    let parts: BTreeMap<String, f64> = parts::measured()
+        .map(|(part, seconds)| (part.to_owned(), seconds / all))
+        .collect();
     let begun = Instant::now();
     objective.evaluate()?;
     let evaluation_seconds = begun.elapsed().as_secs_f64();
@@ -232,6 +244,7 @@ fn measure(
         tokens: steps * plan.batches.sequences * plan.batches.length,
         setup_seconds,
         step_seconds,
+        parts,
         evaluation_seconds,
         seconds: setup_seconds
             + steps as f64 * step_seconds
@@ -257,7 +270,9 @@ fn one_step(
         by_candle: &gradients,
         by_passes: objective.gradients(),
     };
+    let timed = Part::Optimizer.begin();
     let norm = optimizer.step(parameters, &gradients, &rates)?;
+    drop(timed);
     let mut terms = vec![("loss".to_string(), loss.total.to_scalar::<f32>()?)];
     for (name, value) in loss.terms {
         terms.push((name, value.to_scalar::<f32>()?));

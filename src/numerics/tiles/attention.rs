@@ -6,6 +6,7 @@
 //! [`crate::numerics::attention`].
 
 use super::{Avx512, LANES};
+use crate::numerics::parts::Part;
 
 /// The sizes of a head that there are kernels for.
 pub const SIZES: [usize; 3] = [16, 32, 64];
@@ -58,6 +59,7 @@ pub fn forward(cpu: Avx512, head: Head, room: &mut Room, y: &mut [f32], totals: 
     by_token(cpu, head.k, head.d_head, head.width, &mut room.rows[0]);
     by_token(cpu, head.v, head.d_head, head.width, &mut room.rows[1]);
     room.scores[0].resize(head.width * LANES, 0.0);
+    let _timed = Part::Attention.begin();
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `Avx512` proves the instructions, and the sizes were asserted above.
     unsafe {
@@ -96,6 +98,7 @@ pub fn backward(
     for scores in &mut room.scores {
         scores.resize(width * LANES, 0.0);
     }
+    let timed = Part::Attention.begin();
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `Avx512` proves the instructions, and the sizes were asserted above.
     let sink = unsafe {
@@ -107,6 +110,7 @@ pub fn backward(
     };
     #[cfg(not(target_arch = "x86_64"))]
     let sink = 0.0;
+    drop(timed);
     super::from_rows(cpu, &room.gradients[0], d_head, width, gradients.k);
     super::from_rows(cpu, &room.gradients[1], d_head, width, gradients.v);
     sink

@@ -3,14 +3,17 @@
 use multiversion::multiversion;
 
 use crate::numerics::activation;
+use crate::numerics::parts::Part;
 
 /// The exact GELU of `x`, in `out`.
 pub fn gelu(x: &[f32], out: &mut [f32]) {
+    let _timed = Part::Elementwise.begin();
     activation::gelu_row(x, out);
 }
 
 /// The gradient with respect to `x`, in place of the one with respect to the GELU of `x`.
 pub fn gelu_gradient(x: &[f32], grad: &mut [f32]) {
+    let _timed = Part::Elementwise.begin();
     activation::gelu_gradient_in_place(x, grad);
 }
 

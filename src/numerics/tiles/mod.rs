@@ -18,18 +18,25 @@ pub mod top_k;
 pub mod transpose;
 
 use self::transpose::transpose;
+use crate::numerics::parts::Part;
 
 /// Tokens that are computed side by side.
 pub const LANES: usize = 16;
+
+/// The environment's variable that asks for the portable operations, whatever the processor.
+pub const PORTABLE: &str = "CAUSEWAY_PORTABLE";
 
 /// The proof that this processor has the instructions.
 #[derive(Debug, Clone, Copy)]
 pub struct Avx512(());
 
 impl Avx512 {
+    /// None also where the environment asks for [`PORTABLE`].
     #[cfg(target_arch = "x86_64")]
     pub fn detect() -> Option<Self> {
-        let has_all = is_x86_feature_detected!("avx512f")
+        let is_wanted = std::env::var_os(PORTABLE).is_none();
+        let has_all = is_wanted
+            && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
@@ -50,6 +57,7 @@ pub fn width_of(length: usize) -> usize {
 
 /// Rows `[length, channels]` as a tile `[channels][width]`.
 pub fn from_rows(cpu: Avx512, rows: &[f32], channels: usize, width: usize, tile: &mut [f32]) {
+    let _timed = Part::Layout.begin();
     let length = rows.len() / channels;
     transpose(cpu, rows, (length, channels), channels, tile, width);
     if length < width {
@@ -61,6 +69,7 @@ pub fn from_rows(cpu: Avx512, rows: &[f32], channels: usize, width: usize, tile:
 
 /// A tile `[channels][width]` as rows `[length, channels]`.
 pub fn to_rows(cpu: Avx512, tile: &[f32], channels: usize, width: usize, rows: &mut [f32]) {
+    let _timed = Part::Layout.begin();
     let length = rows.len() / channels;
     transpose(cpu, tile, (channels, length), width, rows, channels);
 }

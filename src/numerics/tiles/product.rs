@@ -5,6 +5,7 @@
 //! gradient `y' x^T` is whole in either case, because a weight that is zero must be able to come back.
 
 use super::{Avx512, LANES};
+use crate::numerics::parts::Part;
 
 /// Below this share of nonzero weights the lists are faster than the whole matrix.
 const SPARSE_BELOW: f64 = 0.3;
@@ -50,6 +51,7 @@ impl Lists {
 impl Weights {
     /// From a row-major matrix; how it is kept follows from how many of its weights are zero.
     pub fn new(weights: &[f32], outputs: usize, inputs: usize) -> Self {
+        let _timed = Part::Preparation.begin();
         let nonzero = weights.iter().filter(|&&weight| weight != 0.0).count();
         let is_sparse = (nonzero as f64) < SPARSE_BELOW * weights.len() as f64;
         let kind = match is_sparse {
@@ -72,6 +74,7 @@ impl Weights {
         bias: Option<&[f32]>,
         y: &mut [f32],
     ) {
+        let _timed = Part::Products.begin();
         match &self.kind {
             Kind::Lists { by_output, .. } => scaled_rows(cpu, by_output, x, width, bias, y),
             Kind::Whole(weights) => {
@@ -100,6 +103,7 @@ impl Weights {
 
     /// `x' = W^T y'`.
     pub fn backward(&self, cpu: Avx512, grad_y: &[f32], width: usize, grad_x: &mut [f32]) {
+        let _timed = Part::Products.begin();
         match &self.kind {
             Kind::Lists { by_input, .. } => scaled_rows(cpu, by_input, grad_y, width, None, grad_x),
             Kind::Whole(weights) => {

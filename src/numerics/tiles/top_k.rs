@@ -3,6 +3,7 @@
 //! The threshold of sixteen tokens is found at once by bisection on the bits of their magnitudes.
 
 use super::{Avx512, LANES};
+use crate::numerics::parts::Part;
 
 /// Zeroes what does not stay in `x [channels][width]`.
 pub fn keep_largest(_cpu: Avx512, x: &mut [f32], width: usize, k: usize) {
@@ -11,6 +12,7 @@ pub fn keep_largest(_cpu: Avx512, x: &mut [f32], width: usize, k: usize) {
     if k >= channels {
         return;
     }
+    let _timed = Part::AbsTopK.begin();
     if k == 0 {
         x.fill(0.0);
         return;

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::gradients::WeightGradients;
 use crate::models::config::{Norm, TransformerConfig};
+use crate::numerics::parts::Part;
 use crate::numerics::rows;
 use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::outer::{self, Listed, PANEL};
@@ -47,11 +48,13 @@ pub struct Read {
 impl Reading {
     /// `h [channels][width]`, the stream.
     pub fn forward(&self, cpu: Avx512, h: &[f32], width: usize) -> Read {
+        let timed = Part::Norms.begin();
         let centred = matches!(self.kind, Norm::Layer | Norm::LayerNoBias);
         let statistics = norm::statistics(h, width, self.kind.epsilon(), centred);
         let mut x = Buffer::of(h.len());
         let bias = self.bias.as_ref().map(|bias| bias.values.as_slice());
         norm::apply(h, width, &statistics, &self.gain.values, bias, &mut x);
+        drop(timed);
         if let Some(k) = self.active {
             top_k::keep_largest(cpu, &mut x, width, k);
         }
@@ -81,6 +84,7 @@ impl Reading {
             gain: (!is_frozen).then_some(gradient.gain.as_mut_slice()),
             bias: (!gradient.bias.is_empty()).then_some(gradient.bias.as_mut_slice()),
         };
+        let _timed = Part::Norms.begin();
         norm::gradient(h, width, &read.statistics, &self.gain.values, grad_x, into);
         gradient
     }
@@ -155,6 +159,7 @@ impl Layer {
         sink: &WeightGradients,
         sequences: &[(&[f32], &[f32])],
     ) {
+        let _timed = Part::WeightGradients.begin();
         let width = context.width();
         if let Some(mut buffer) = sink.get(&self.name)
             && let Some((grad_y, x)) = sequences.first()

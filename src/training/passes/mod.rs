@@ -80,6 +80,12 @@ impl Passes {
         tensors: &BTreeMap<String, Tensor>,
         purpose: Purpose,
     ) -> Result<Self> {
+        let kind = if cpu.is_some() { "AVX-512" } else { "portable" };
+        tracing::info!(
+            passes = kind,
+            ?purpose,
+            "a model is ready to be trained with"
+        );
         let transformer = Transformer::new(config, tensors, purpose)?;
         let fused = match cpu {
             Some(cpu) => Some(Fused {
