@@ -31,13 +31,13 @@ struct Moments {
 }
 
 /// The gradients of one step.
-pub struct Gradients<'a> {
+pub struct StepGradients<'a> {
     pub by_candle: &'a GradStore,
     /// Those that the passes have added up themselves.
     pub by_passes: Option<&'a WeightGradients>,
 }
 
-impl Gradients<'_> {
+impl StepGradients<'_> {
     /// Calls `read` with a parameter's gradient; none where it has none.
     fn with_values<T>(
         &self,
@@ -85,7 +85,7 @@ impl AdamW {
     pub fn step(
         &mut self,
         parameters: &Parameters,
-        gradients: &Gradients,
+        gradients: &StepGradients,
         rates: &StepRates,
     ) -> Result<f64> {
         let parameters = parameters.as_slice();

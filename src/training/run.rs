@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use super::TrainingError;
 use super::checkpoint::{Checkpoint, recipe_hash};
 use super::data::TrainingData;
-use super::optimizer::{AdamW, Gradients, StepRates};
+use super::optimizer::{AdamW, StepGradients, StepRates};
 use super::parameters::{ParameterGroup, Parameters};
 use super::passes::gradients::WeightGradients;
 use super::progress::Progress;
@@ -266,7 +266,7 @@ fn one_step(
     let loss = objective.loss(step)?;
     let gradients = loss.total.backward()?;
     let rates = rates(plan, step);
-    let gradients = Gradients {
+    let gradients = StepGradients {
         by_candle: &gradients,
         by_passes: objective.gradients(),
     };

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Result, Tensor, backprop::GradStore};
-use causeway::training::optimizer::{AdamW, Gradients, StepRates};
+use causeway::training::optimizer::{AdamW, StepGradients, StepRates};
 use causeway::training::parameters::{ParameterGroup, Parameters};
 use causeway::training::recipe::{Clip, Optimizer};
 
@@ -79,8 +79,8 @@ fn gradients(parameters: &Parameters, step: usize) -> Result<GradStore> {
     total.backward()
 }
 
-fn by_candle(gradients: &GradStore) -> Gradients<'_> {
-    Gradients {
+fn by_candle(gradients: &GradStore) -> StepGradients<'_> {
+    StepGradients {
         by_candle: gradients,
         by_passes: None,
     }

@@ -5,7 +5,7 @@
 //! the backward pass computes them again from the logarithm of each query's denominator. The formulas are those of
 //! [`crate::numerics::attention`].
 
-use super::{Avx512, LANES};
+use super::processor::{Avx512, LANES};
 use crate::numerics::parts::Part;
 
 /// The sizes of a head that there are kernels for.
@@ -111,8 +111,8 @@ pub fn backward(
     #[cfg(not(target_arch = "x86_64"))]
     let sink = 0.0;
     drop(timed);
-    super::from_rows(cpu, &room.gradients[0], d_head, width, gradients.k);
-    super::from_rows(cpu, &room.gradients[1], d_head, width, gradients.v);
+    super::layout::from_rows(cpu, &room.gradients[0], d_head, width, gradients.k);
+    super::layout::from_rows(cpu, &room.gradients[1], d_head, width, gradients.v);
     sink
 }
 
@@ -126,7 +126,7 @@ pub struct Outcome<'a> {
 
 fn by_token(cpu: Avx512, tile: &[f32], d_head: usize, width: usize, rows: &mut Vec<f32>) {
     rows.resize(d_head * width, 0.0);
-    super::to_rows(cpu, tile, d_head, width, rows);
+    super::layout::to_rows(cpu, tile, d_head, width, rows);
 }
 
 #[cfg(target_arch = "x86_64")]

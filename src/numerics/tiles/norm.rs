@@ -89,9 +89,9 @@ pub fn gradient(
     statistics: &Statistics,
     gain: &[f32],
     grad_x: &mut [f32],
-    gradients: Gradients,
+    gradients: NormGradients,
 ) {
-    let Gradients {
+    let NormGradients {
         h: grad_h,
         gain: mut grad_gain,
         bias: mut grad_bias,
@@ -107,11 +107,11 @@ pub fn gradient(
         .zip(h.chunks_exact(width))
         .enumerate()
     {
-        let mut lanes = [0f32; super::LANES];
-        let mut bias_lanes = [0f32; super::LANES];
+        let mut lanes = [0f32; super::processor::LANES];
+        let mut bias_lanes = [0f32; super::processor::LANES];
         let gain = gain[channel];
-        for first in (0..width).step_by(super::LANES) {
-            for lane in 0..super::LANES {
+        for first in (0..width).step_by(super::processor::LANES) {
+            for lane in 0..super::processor::LANES {
                 let at = first + lane;
                 let normal = (h[at] - mean[at]) * statistics.inverse[at];
                 lanes[lane] += grad[at] * normal;
@@ -143,7 +143,7 @@ pub fn gradient(
 }
 
 /// Where a norm's gradients are added up.
-pub struct Gradients<'a> {
+pub struct NormGradients<'a> {
     /// `[channels][width]`.
     pub h: &'a mut [f32],
     /// `[channels]`; none for a frozen norm.

@@ -5,7 +5,8 @@
 //! channels side by side, so that every listed value is one scaled addition of a panel's row to the sums that a group of
 //! registers holds.
 
-use super::{Avx512, LANES, transpose};
+use super::processor::{Avx512, LANES};
+use super::transpose::transpose;
 
 /// Channels of the other side that are summed at once.
 pub const PANEL: usize = 128;

@@ -4,7 +4,7 @@
 //! of them, by output and by input, and costs as many scaled additions; one with many is multiplied whole. The weight
 //! gradient `y' x^T` is whole in either case, because a weight that is zero must be able to come back.
 
-use super::{Avx512, LANES};
+use super::processor::{Avx512, LANES};
 use crate::numerics::parts::Part;
 
 /// Below this share of nonzero weights the lists are faster than the whole matrix.

@@ -2,7 +2,7 @@
 //!
 //! The threshold of sixteen tokens is found at once by bisection on the bits of their magnitudes.
 
-use super::{Avx512, LANES};
+use super::processor::{Avx512, LANES};
 use crate::numerics::parts::Part;
 
 /// Zeroes what does not stay in `x [channels][width]`.

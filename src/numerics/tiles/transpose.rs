@@ -1,6 +1,6 @@
 //! Rows of tokens become rows of channels and the other way round, sixteen by sixteen.
 
-use super::{Avx512, LANES};
+use super::processor::{Avx512, LANES};
 
 /// `from [lines, length]`, lines `from_stride` apart, as `to [length, lines]`, lines `to_stride` apart.
 pub fn transpose(

@@ -9,7 +9,8 @@ use super::layer::{Context, Layer, NormGradient, Read, Reading, Values, add_to};
 use crate::numerics::rows;
 use crate::numerics::tiles::attention::{Head, HeadGradients, Outcome, Room};
 use crate::numerics::tiles::buffers::Buffer;
-use crate::numerics::tiles::{attention, elementwise, to_rows, top_k};
+use crate::numerics::tiles::layout::to_rows;
+use crate::numerics::tiles::{attention, elementwise, top_k};
 
 /// The weights of an attention sublayer at one step.
 #[derive(Debug)]

@@ -11,8 +11,9 @@ use crate::numerics::parts::Part;
 use crate::numerics::rows;
 use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::outer::{self, Listed, PANEL};
+use crate::numerics::tiles::processor::Avx512;
 use crate::numerics::tiles::transpose::transpose;
-use crate::numerics::tiles::{self, Avx512, elementwise, norm, product, top_k};
+use crate::numerics::tiles::{attention, elementwise, layout, norm, product, top_k};
 
 /// Where a weight comes from and its gradient goes to: its name, and the values of this step.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ impl Reading {
             gain: vec![0.0; channels],
             bias: vec![0.0; if self.bias.is_some() { channels } else { 0 }],
         };
-        let into = norm::Gradients {
+        let into = norm::NormGradients {
             h: grad_h,
             gain: (!is_frozen).then_some(gradient.gain.as_mut_slice()),
             bias: (!gradient.bias.is_empty()).then_some(gradient.bias.as_mut_slice()),
@@ -294,14 +295,14 @@ pub struct Context {
 
 impl Context {
     pub fn width(&self) -> usize {
-        tiles::width_of(self.length)
+        layout::width_of(self.length)
     }
 
     /// One sequence's rows `[length, channels]` as a tile.
     pub fn tile(&self, rows: &[f32], channels: usize) -> Buffer {
         let width = self.width();
         let mut tile = Buffer::of(channels * width);
-        tiles::from_rows(self.cpu, rows, channels, width, &mut tile);
+        layout::from_rows(self.cpu, rows, channels, width, &mut tile);
         tile
     }
 }
@@ -315,7 +316,7 @@ pub fn is_known(config: &TransformerConfig) -> bool {
     config.residual_activation == ResidualActivation::Identity
         && config.activation == Activation::Gelu
         && !config.tied_unembedding
-        && tiles::attention::SIZES.contains(&config.d_head)
+        && attention::SIZES.contains(&config.d_head)
         && !matches!(config.positions, Positions::Concatenated { .. })
         && after.into_iter().all(is_plain)
 }

@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use super::layer::{Context, Layer, NormGradient, Read, Reading};
 use crate::numerics::rows;
 use crate::numerics::tiles::buffers::Buffer;
-use crate::numerics::tiles::{elementwise, to_rows, top_k};
+use crate::numerics::tiles::layout::to_rows;
+use crate::numerics::tiles::{elementwise, top_k};
 
 /// The weights of an MLP at one step.
 #[derive(Debug)]

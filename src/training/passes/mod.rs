@@ -30,7 +30,7 @@ use crate::models::location::Site;
 use crate::models::tap::Recorder;
 use crate::models::token_rows::{Arrangement, TokenRows};
 use crate::models::transformer::Transformer;
-use crate::numerics::tiles::Avx512;
+use crate::numerics::tiles::processor::Avx512;
 
 /// A model as a training runs it.
 pub struct Passes {

@@ -13,7 +13,7 @@ use crate::models::location::Site;
 use crate::models::tensor_names::tensor_shapes;
 use crate::models::token_rows::TokenRows;
 use crate::numerics::loss::{cross_entropy, mean};
-use crate::numerics::tiles::Avx512;
+use crate::numerics::tiles::processor::Avx512;
 
 const VOCABULARY: usize = 37;
 const SEQUENCES: usize = 3;

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::layer::{Context, Layer, NormGradient, Read, Reading};
 use crate::numerics::rows;
 use crate::numerics::tiles::buffers::Buffer;
-use crate::numerics::tiles::to_rows;
+use crate::numerics::tiles::layout::to_rows;
 
 /// The weights of the final norm and the unembedding at one step.
 #[derive(Debug)]
