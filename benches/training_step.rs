@@ -100,6 +100,7 @@ active_locations = [
 [[sources]]
 kind = "generated"
 documents = 100
+weight = 1.0
 seed = 1
 [batches]
 steps = 10

@@ -60,20 +60,43 @@ fn keep_at_least(weights: &mut [f32], ranks: &[u32], threshold: u32) {
 }
 
 /// The largest `t` that at least `k` ranks reach; above every rank for `k` of zero.
+///
+/// The upper bits of all ranks are counted once, which leaves the few ranks of one bucket to look among.
 fn kth_largest(ranks: &[u32], k: usize) -> u32 {
+    const LOWER_BITS: u32 = 19;
     if k == 0 {
         return u32::MAX;
     }
-    let (mut low, mut high) = (0u32, f32::INFINITY.to_bits() + 1);
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        if count_at_least(ranks, middle) >= k {
-            low = middle;
-        } else {
-            high = middle;
+    // Neighbours are counted apart, so that no count waits for the one before.
+    let mut counts = [const { [0u32; 1 << (32 - LOWER_BITS)] }; 4];
+    for four in ranks.chunks(4) {
+        for (counts, rank) in counts.iter_mut().zip(four) {
+            counts[(rank >> LOWER_BITS) as usize] += 1;
         }
     }
-    low
+    let (mut above, mut bucket) = (0, counts[0].len() - 1);
+    loop {
+        let here: usize = counts.iter().map(|counts| counts[bucket] as usize).sum();
+        if above + here >= k || bucket == 0 {
+            break;
+        }
+        above += here;
+        bucket -= 1;
+    }
+    let mut candidates: Vec<u32> = ranks
+        .iter()
+        .copied()
+        .filter(|rank| (rank >> LOWER_BITS) as usize == bucket)
+        .collect();
+    let place = (k - above - 1).min(candidates.len().saturating_sub(1));
+    match candidates.is_empty() {
+        true => 0,
+        false => {
+            *candidates
+                .select_nth_unstable_by(place, |one, other| other.cmp(one))
+                .1
+        }
+    }
 }
 
 #[multiversion(targets(

@@ -1,24 +1,28 @@
 //! Weight gradients `y' x^T` where an AbsTopK has left one of the two few values: lists of those values times the whole
 //! other side.
 //!
-//! The side with few values is listed by channel: which tokens have one. The other side is laid out by token, `PANEL`
+//! The side with few values is listed by channel: which tokens have one. The other side is laid out by token, [`PANEL`]
 //! channels side by side, so that every listed value is one scaled addition of a panel's row to the sums that a group of
-//! registers holds.
+//! registers holds. A panel of sixty-four tokens stays in the first-level cache.
 
 use super::processor::{Avx512, LANES};
 use super::transpose::transpose;
 
 /// Channels of the other side that are summed at once.
-pub const PANEL: usize = 128;
+pub const PANEL: usize = 64;
+/// Tokens whose panel is in the first-level cache at once.
+const TOKENS: usize = 64;
 
 /// Above this share of values that are not zero the whole product is faster.
 pub const LISTED_BELOW: f64 = 0.5;
 
-/// The values of a tile that are not zero, by channel.
+/// The values of a tile that are not zero, by groups of [`TOKENS`] tokens, by channel.
 #[derive(Debug, Default)]
 pub struct Listed {
-    /// Channel `i` has the values `starts[i]..starts[i + 1]`.
+    channels: usize,
+    /// In group `g` channel `i` has the values `starts[j]..starts[j + 1]`, `j = g * channels + i`.
     starts: Vec<u32>,
+    /// Counted from the group's first.
     tokens: Vec<u32>,
     values: Vec<f32>,
 }
@@ -29,6 +33,7 @@ impl Listed {
         assert!(width.is_multiple_of(LANES) && tile.len().is_multiple_of(width));
         let count = tile.iter().filter(|&&value| value != 0.0).count();
         let mut listed = Listed {
+            channels: tile.len() / width,
             starts: vec![0],
             // Sixteen are written at once, whatever their number.
             tokens: vec![0; count + LANES],
@@ -37,17 +42,21 @@ impl Listed {
         #[cfg(target_arch = "x86_64")]
         {
             let mut end = 0;
-            for row in tile.chunks_exact(width) {
-                // SAFETY: `Avx512` proves the instructions; both lists have room for sixteen more than all values.
-                end = unsafe { append(row, end, &mut listed.tokens, &mut listed.values) };
-                listed.starts.push(end as u32);
+            for first in (0..width).step_by(TOKENS) {
+                for row in tile.chunks_exact(width) {
+                    let row = &row[first..width.min(first + TOKENS)];
+                    // SAFETY: `Avx512` proves the instructions; both lists have room for sixteen more than all
+                    // values.
+                    end = unsafe { append(row, end, &mut listed.tokens, &mut listed.values) };
+                    listed.starts.push(end as u32);
+                }
             }
         }
         listed
     }
 
     pub fn channels(&self) -> usize {
-        self.starts.len() - 1
+        self.channels
     }
 }
 
@@ -91,48 +100,60 @@ pub fn add_products(
     panel: &mut Vec<f32>,
     sums: &mut [f32],
 ) {
-    let channels = (other.len() / width - first).min(PANEL);
-    panel.resize(width * PANEL, 0.0);
-    let rows = &other[first * width..][..channels * width];
-    transpose(cpu, rows, (channels, width), width, panel, PANEL);
-    assert!(sums.len() == listed.channels() * PANEL);
-    let end = listed.starts.last().copied().unwrap_or(0) as usize;
-    assert!(
-        listed.tokens[..end]
-            .iter()
-            .all(|&token| (token as usize) < width)
-    );
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: `Avx512` proves the instructions; a panel has a row for every token that is listed, and the sums one for
-    // every channel.
-    unsafe {
-        accumulate(listed, panel, sums);
+    let columns = (other.len() / width - first).min(PANEL);
+    assert!(sums.len() == listed.channels * PANEL);
+    panel.resize(TOKENS * PANEL, 0.0);
+    for (group, token) in (0..width).step_by(TOKENS).enumerate() {
+        let tokens = (width - token).min(TOKENS);
+        let rows = &other[first * width + token..][..(columns - 1) * width + tokens];
+        transpose(cpu, rows, (columns, tokens), width, panel, PANEL);
+        let starts = &listed.starts[group * listed.channels..][..listed.channels + 1];
+        let (begin, end) = (starts[0] as usize, starts[listed.channels] as usize);
+        assert!(
+            listed.tokens[begin..end]
+                .iter()
+                .all(|&token| (token as usize) < TOKENS)
+        );
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Avx512` proves the instructions; a panel has a row for every token that is listed, and the sums one
+        // for every channel.
+        unsafe {
+            accumulate(listed, starts, panel, sums);
+        }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn accumulate(listed: &Listed, panel: &[f32], sums: &mut [f32]) {
+unsafe fn accumulate(listed: &Listed, starts: &[u32], panel: &[f32], sums: &mut [f32]) {
     use std::arch::x86_64::*;
     const GROUPS: usize = PANEL / LANES;
     let panel = panel.as_ptr();
-    for (channel, ends) in listed.starts.windows(2).enumerate() {
+    for (channel, ends) in starts.windows(2).enumerate() {
         // SAFETY: see the caller.
         unsafe {
             let out = sums.as_mut_ptr().add(channel * PANEL);
-            let mut parts = [_mm512_setzero_ps(); GROUPS];
-            for (group, part) in parts.iter_mut().enumerate() {
+            // Two sums for every group: an addition need not wait for the one before.
+            let mut parts = [[_mm512_setzero_ps(); GROUPS]; 2];
+            for (group, part) in parts[0].iter_mut().enumerate() {
                 *part = _mm512_loadu_ps(out.add(group * LANES));
             }
-            for index in ends[0] as usize..ends[1] as usize {
-                let value = _mm512_set1_ps(*listed.values.get_unchecked(index));
-                let row = panel.add(*listed.tokens.get_unchecked(index) as usize * PANEL);
-                for (group, part) in parts.iter_mut().enumerate() {
-                    *part = _mm512_fmadd_ps(value, _mm512_loadu_ps(row.add(group * LANES)), *part);
+            let (mut index, end) = (ends[0] as usize, ends[1] as usize);
+            while index < end {
+                for (offset, parts) in parts.iter_mut().enumerate().take(end - index) {
+                    let at = index + offset;
+                    let value = _mm512_set1_ps(*listed.values.get_unchecked(at));
+                    let row = panel.add(*listed.tokens.get_unchecked(at) as usize * PANEL);
+                    for (group, part) in parts.iter_mut().enumerate() {
+                        let values = _mm512_loadu_ps(row.add(group * LANES));
+                        *part = _mm512_fmadd_ps(value, values, *part);
+                    }
                 }
+                index += parts.len();
             }
-            for (group, part) in parts.into_iter().enumerate() {
-                _mm512_storeu_ps(out.add(group * LANES), part);
+            for group in 0..GROUPS {
+                let sum = _mm512_add_ps(parts[0][group], parts[1][group]);
+                _mm512_storeu_ps(out.add(group * LANES), sum);
             }
         }
     }
@@ -151,7 +172,7 @@ mod tests {
             return;
         };
         let mut rng = SmallRng::seed_from_u64(6);
-        for (channels, others, width) in [(3, 5, 16), (20, 140, 48), (7, 256, 32)] {
+        for (channels, others, width) in [(3, 5, 16), (20, 140, 48), (7, 256, 32), (5, 70, 176)] {
             let few: Vec<f32> = (0..channels * width)
                 .map(|_| {
                     if rng.random_bool(0.3) {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::layer::{Context, Layer, NormGradient, Read, Reading, Values, add_to};
+use super::layer::{Context, Layer, NormGradient, Reading, SublayerRead, Values, add_to};
 use crate::numerics::rows;
 use crate::numerics::tiles::attention::{Head, HeadGradients, Outcome, Room};
 use crate::numerics::tiles::buffers::Buffer;
@@ -36,7 +36,7 @@ pub struct AttentionPass {
 }
 
 struct Saved {
-    read: Read,
+    read: SublayerRead,
     /// Queries, keys and values: `[3 * heads * d_head][width]`.
     qkv: Buffer,
     /// `[heads * d_head][width]`.

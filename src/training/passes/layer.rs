@@ -41,14 +41,14 @@ pub struct Reading {
 
 /// What a sublayer read, `[channels][width]`.
 #[derive(Debug)]
-pub struct Read {
+pub struct SublayerRead {
     pub statistics: norm::Statistics,
     pub x: Buffer,
 }
 
 impl Reading {
     /// `h [channels][width]`, the stream.
-    pub fn forward(&self, cpu: Avx512, h: &[f32], width: usize) -> Read {
+    pub fn forward(&self, cpu: Avx512, h: &[f32], width: usize) -> SublayerRead {
         let timed = Part::Norms.begin();
         let centred = matches!(self.kind, Norm::Layer | Norm::LayerNoBias);
         let statistics = norm::statistics(h, width, self.kind.epsilon(), centred);
@@ -59,7 +59,7 @@ impl Reading {
         if let Some(k) = self.active {
             top_k::keep_largest(cpu, &mut x, width, k);
         }
-        Read { statistics, x }
+        SublayerRead { statistics, x }
     }
 
     /// Adds the gradient of the stream to `grad_h`; `grad_x` is used up.
@@ -67,7 +67,7 @@ impl Reading {
         &self,
         h: &[f32],
         width: usize,
-        read: &Read,
+        read: &SublayerRead,
         grad_x: &mut [f32],
         grad_h: &mut [f32],
         is_frozen: bool,
@@ -255,29 +255,26 @@ impl PanelSums {
 
     /// `matrix [lines, columns] += self`.
     fn add_to(&self, matrix: &mut [f32]) {
-        for (first, count, panel) in self.panels() {
-            let lines = matrix.chunks_exact_mut(self.columns);
-            for (line, sums) in lines.zip(panel.chunks_exact(PANEL)) {
-                elementwise::add(&mut line[first..first + count], &sums[..count]);
+        let lines = matrix.par_chunks_mut(self.columns).enumerate();
+        lines.with_min_len(64).for_each(|(index, line)| {
+            for (first, count, panel) in self.panels() {
+                let sums = &panel[index * PANEL..][..count];
+                elementwise::add(&mut line[first..first + count], sums);
             }
-        }
+        });
     }
 
     /// `matrix [columns, lines] += self^T`.
     fn add_transposed_to(&self, cpu: Avx512, matrix: &mut [f32]) {
-        let mut turned = Buffer::of(PANEL * self.lines);
-        for (first, count, panel) in self.panels() {
-            transpose(
-                cpu,
-                panel,
-                (self.lines, count),
-                PANEL,
-                &mut turned,
-                self.lines,
-            );
-            let part = &mut matrix[first * self.lines..][..count * self.lines];
+        let parts = matrix.par_chunks_mut(PANEL * self.lines);
+        let panels = self.sums.par_chunks_exact(PANEL * self.lines);
+        parts.zip(panels).for_each(|(part, panel)| {
+            let mut turned = Buffer::of(PANEL * self.lines);
+            let count = part.len() / self.lines;
+            let size = (self.lines, count);
+            transpose(cpu, panel, size, PANEL, &mut turned, self.lines);
             elementwise::add(part, &turned);
-        }
+        });
     }
 }
 

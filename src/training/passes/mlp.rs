@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::layer::{Context, Layer, NormGradient, Read, Reading};
+use super::layer::{Context, Layer, NormGradient, Reading, SublayerRead};
 use crate::numerics::rows;
 use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::layout::to_rows;
@@ -29,7 +29,7 @@ pub struct MlpPass {
 }
 
 struct SavedMlp {
-    read: Read,
+    read: SublayerRead,
     /// Before and after the nonlinearity, `[d_mlp][width]`.
     hidden: Buffer,
     neurons: Buffer,

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
+use rayon::prelude::*;
 
 use self::attention::{AttentionPass, AttentionWeights};
 use self::gradients::WeightGradients;
@@ -195,7 +196,7 @@ fn is_fused(name: &str) -> bool {
 impl StepWeights {
     fn read(config: &TransformerConfig, tensors: &BTreeMap<String, Tensor>) -> Result<Self> {
         let named = Named { config, tensors };
-        let layers = (0..config.n_layers).map(|layer| {
+        let layers = (0..config.n_layers).into_par_iter().map(|layer| {
             let at = |name: &str| format!("transformer.h.{layer}.{name}");
             let count = |location, width| config.active_count(location, width);
             let (d_model, d_attention) = (config.d_model, config.d_attention());

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::layer::{Context, Layer, NormGradient, Read, Reading};
+use super::layer::{Context, Layer, NormGradient, Reading, SublayerRead};
 use crate::numerics::rows;
 use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::layout::to_rows;
@@ -21,7 +21,7 @@ pub struct UnembeddingWeights {
 pub struct UnembeddingPass {
     pub context: Context,
     pub weights: Arc<UnembeddingWeights>,
-    saved: Mutex<Vec<Read>>,
+    saved: Mutex<Vec<SublayerRead>>,
 }
 
 impl UnembeddingPass {
@@ -33,7 +33,7 @@ impl UnembeddingPass {
         }
     }
 
-    fn forward_one(&self, h: &[f32], logits: &mut [f32]) -> Read {
+    fn forward_one(&self, h: &[f32], logits: &mut [f32]) -> SublayerRead {
         let (weights, cpu, width) = (&*self.weights, self.context.cpu, self.context.width());
         let d_model = weights.reading.gain.values.len();
         let read = weights
@@ -47,7 +47,7 @@ impl UnembeddingPass {
     fn backward_one(
         &self,
         h: &[f32],
-        read: &Read,
+        read: &SublayerRead,
         grad: &[f32],
         grad_h: &mut [f32],
     ) -> (Buffer, NormGradient) {
@@ -81,7 +81,7 @@ impl CustomOp1 for UnembeddingPass {
         let n_rows = h.len() / d_model;
         let mut logits = vec![0f32; n_rows * vocabulary];
         let length = self.context.length;
-        let saved: Vec<Option<Read>> = logits
+        let saved: Vec<Option<SublayerRead>> = logits
             .par_chunks_mut(length * vocabulary)
             .zip(h.par_chunks(length * d_model))
             .map(|(logits, h)| {
