@@ -3,7 +3,7 @@
 //!
 //! - [`group`]: what a feature is made of. [`registry`]: the features of a pair, as they are stored.
 //! - [`pair`]: both models, the bridge, and what is known of the channels, read once and shared.
-//! - [`reference`]: every channel's statistics over reference text, and the text; [`statistics`] makes them and those
+//! - [`mod@reference`]: every channel's statistics over reference text, and the text; [`statistics`] makes them and those
 //!   of groups; [`measured`] keeps what took a pass, among the [`recent`] findings.
 //! - [`top_activations`]: where in a text a feature is strongest. [`wiring`]: the weights that read and write a channel.
 //! - [`logit_effects`]: the tokens that a feature promotes, and how that was measured.

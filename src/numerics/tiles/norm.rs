@@ -7,7 +7,7 @@ use multiversion::multiversion;
 
 /// What a norm found of every token.
 #[derive(Debug, Clone, Default)]
-pub struct Statistics {
+pub struct TokenStatistics {
     /// `[width]`; empty for an RMSNorm.
     pub mean: Vec<f32>,
     /// `[width]`.
@@ -16,7 +16,7 @@ pub struct Statistics {
 
 /// The statistics of every token of `h [channels][width]`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma"))]
-pub fn statistics(h: &[f32], width: usize, epsilon: f32, centred: bool) -> Statistics {
+pub fn statistics(h: &[f32], width: usize, epsilon: f32, centred: bool) -> TokenStatistics {
     let channels = (h.len() / width) as f32;
     let mut mean = vec![0f32; if centred { width } else { 0 }];
     if centred {
@@ -49,7 +49,7 @@ pub fn statistics(h: &[f32], width: usize, epsilon: f32, centred: bool) -> Stati
             false => 1.0 / (square + epsilon).sqrt(),
         };
     }
-    Statistics { mean, inverse }
+    TokenStatistics { mean, inverse }
 }
 
 /// `x` from `h` and its statistics.
@@ -57,7 +57,7 @@ pub fn statistics(h: &[f32], width: usize, epsilon: f32, centred: bool) -> Stati
 pub fn apply(
     h: &[f32],
     width: usize,
-    statistics: &Statistics,
+    statistics: &TokenStatistics,
     gain: &[f32],
     bias: Option<&[f32]>,
     x: &mut [f32],
@@ -86,7 +86,7 @@ pub fn apply(
 pub fn gradient(
     h: &[f32],
     width: usize,
-    statistics: &Statistics,
+    statistics: &TokenStatistics,
     gain: &[f32],
     grad_x: &mut [f32],
     gradients: NormGradients,

@@ -16,7 +16,7 @@ const TOKENS: usize = 64;
 /// Above this share of values that are not zero the whole product is faster.
 pub const LISTED_BELOW: f64 = 0.5;
 
-/// The values of a tile that are not zero, by groups of [`TOKENS`] tokens, by channel.
+/// The values of a tile that are not zero, by groups of sixty-four tokens, by channel.
 #[derive(Debug, Default)]
 pub struct Listed {
     channels: usize,
@@ -151,9 +151,9 @@ unsafe fn accumulate(listed: &Listed, starts: &[u32], panel: &[f32], sums: &mut 
                 }
                 index += parts.len();
             }
-            for group in 0..GROUPS {
-                let sum = _mm512_add_ps(parts[0][group], parts[1][group]);
-                _mm512_storeu_ps(out.add(group * LANES), sum);
+            let [even, odd] = parts;
+            for (group, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+                _mm512_storeu_ps(out.add(group * LANES), _mm512_add_ps(even, odd));
             }
         }
     }

@@ -12,14 +12,14 @@ const SPARSE_BELOW: f64 = 0.3;
 
 /// A weight matrix as a training step multiplies by it.
 #[derive(Debug)]
-pub struct Weights {
+pub struct WeightMatrix {
     pub outputs: usize,
     pub inputs: usize,
-    kind: Kind,
+    kind: Storage,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum Storage {
     /// `[outputs, inputs]`.
     Whole(Vec<f32>),
     Lists {
@@ -33,22 +33,22 @@ enum Kind {
 struct Lists {
     /// Line `i` has the entries `starts[i]..starts[i + 1]`.
     starts: Vec<u32>,
-    entries: Vec<Entry>,
+    entries: Vec<Nonzero>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct Nonzero {
     at: u32,
     weight: f32,
 }
 
 impl Lists {
-    fn line(&self, index: usize) -> &[Entry] {
+    fn line(&self, index: usize) -> &[Nonzero] {
         &self.entries[self.starts[index] as usize..self.starts[index + 1] as usize]
     }
 }
 
-impl Weights {
+impl WeightMatrix {
     /// From a row-major matrix; how it is kept follows from how many of its weights are zero.
     pub fn new(weights: &[f32], outputs: usize, inputs: usize) -> Self {
         let _timed = Part::Preparation.begin();
@@ -56,9 +56,9 @@ impl Weights {
         let is_sparse = (nonzero as f64) < SPARSE_BELOW * weights.len() as f64;
         let kind = match is_sparse {
             true => lists(weights, outputs, inputs, nonzero),
-            false => Kind::Whole(weights.to_vec()),
+            false => Storage::Whole(weights.to_vec()),
         };
-        Weights {
+        WeightMatrix {
             outputs,
             inputs,
             kind,
@@ -76,8 +76,8 @@ impl Weights {
     ) {
         let _timed = Part::Products.begin();
         match &self.kind {
-            Kind::Lists { by_output, .. } => scaled_rows(cpu, by_output, x, width, bias, y),
-            Kind::Whole(weights) => {
+            Storage::Lists { by_output, .. } => scaled_rows(cpu, by_output, x, width, bias, y),
+            Storage::Whole(weights) => {
                 match bias {
                     Some(bias) => {
                         for (row, &bias) in y.chunks_exact_mut(width).zip(bias) {
@@ -105,8 +105,10 @@ impl Weights {
     pub fn backward(&self, cpu: Avx512, grad_y: &[f32], width: usize, grad_x: &mut [f32]) {
         let _timed = Part::Products.begin();
         match &self.kind {
-            Kind::Lists { by_input, .. } => scaled_rows(cpu, by_input, grad_y, width, None, grad_x),
-            Kind::Whole(weights) => {
+            Storage::Lists { by_input, .. } => {
+                scaled_rows(cpu, by_input, grad_y, width, None, grad_x)
+            }
+            Storage::Whole(weights) => {
                 grad_x.fill(0.0);
                 let left = Side {
                     values: weights,
@@ -154,7 +156,7 @@ pub fn add_bias_gradient(grad_bias: &mut [f32], grad_y: &[f32], width: usize) {
     }
 }
 
-fn lists(weights: &[f32], outputs: usize, inputs: usize, nonzero: usize) -> Kind {
+fn lists(weights: &[f32], outputs: usize, inputs: usize, nonzero: usize) -> Storage {
     let mut by_output = Lists {
         starts: Vec::with_capacity(outputs + 1),
         entries: Vec::with_capacity(nonzero),
@@ -170,7 +172,7 @@ fn lists(weights: &[f32], outputs: usize, inputs: usize, nonzero: usize) -> Kind
                 if weight != 0.0 {
                     let at = group * LANES + offset;
                     counts[at + 1] += 1;
-                    by_output.entries.push(Entry {
+                    by_output.entries.push(Nonzero {
                         at: at as u32,
                         weight,
                     });
@@ -183,18 +185,18 @@ fn lists(weights: &[f32], outputs: usize, inputs: usize, nonzero: usize) -> Kind
         counts[index + 1] += counts[index];
     }
     let starts = counts.clone();
-    let mut entries = vec![Entry { at: 0, weight: 0.0 }; by_output.entries.len()];
+    let mut entries = vec![Nonzero { at: 0, weight: 0.0 }; by_output.entries.len()];
     for output in 0..outputs {
         for entry in by_output.line(output) {
             let place = &mut counts[entry.at as usize];
-            entries[*place as usize] = Entry {
+            entries[*place as usize] = Nonzero {
                 at: output as u32,
                 weight: entry.weight,
             };
             *place += 1;
         }
     }
-    Kind::Lists {
+    Storage::Lists {
         by_output,
         by_input: Lists { starts, entries },
     }

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::layer::{Context, Layer, NormGradient, Reading, SublayerRead, Values, add_to};
+use super::layer::{
+    Context, LinearLayer, NormGradient, Reading, SublayerRead, WeightValues, add_to,
+};
 use crate::numerics::rows;
 use crate::numerics::tiles::attention::{Head, HeadGradients, Outcome, Room};
 use crate::numerics::tiles::buffers::Buffer;
@@ -17,10 +19,10 @@ use crate::numerics::tiles::{attention, elementwise, top_k};
 pub struct AttentionWeights {
     pub reading: Reading,
     /// Queries, keys and values, one after another.
-    pub joint: Layer,
-    pub project: Layer,
+    pub joint: LinearLayer,
+    pub project: LinearLayer,
     /// `[heads]`; none where the model has no sinks.
-    pub sinks: Option<Values>,
+    pub sinks: Option<WeightValues>,
     pub heads: usize,
     pub d_head: usize,
     /// How many channels of queries, keys, values and of the output stay; none: all.

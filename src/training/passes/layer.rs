@@ -17,15 +17,15 @@ use crate::numerics::tiles::{attention, elementwise, layout, norm, product, top_
 
 /// Where a weight comes from and its gradient goes to: its name, and the values of this step.
 #[derive(Debug)]
-pub struct Values {
+pub struct WeightValues {
     pub name: String,
     pub values: Vec<f32>,
 }
 
-impl Values {
+impl WeightValues {
     pub fn read(name: String, tensor: &Tensor) -> Result<Self> {
         let values = rows::to_vec(tensor)?;
-        Ok(Values { name, values })
+        Ok(WeightValues { name, values })
     }
 }
 
@@ -33,8 +33,8 @@ impl Values {
 #[derive(Debug)]
 pub struct Reading {
     pub kind: Norm,
-    pub gain: Values,
-    pub bias: Option<Values>,
+    pub gain: WeightValues,
+    pub bias: Option<WeightValues>,
     /// How many channels stay; none: all.
     pub active: Option<usize>,
 }
@@ -42,7 +42,7 @@ pub struct Reading {
 /// What a sublayer read, `[channels][width]`.
 #[derive(Debug)]
 pub struct SublayerRead {
-    pub statistics: norm::Statistics,
+    pub statistics: norm::TokenStatistics,
     pub x: Buffer,
 }
 
@@ -116,22 +116,22 @@ pub fn add_to(sink: &WeightGradients, name: &str, values: &[f32]) {
 
 /// A linear layer with the names of its weights.
 #[derive(Debug)]
-pub struct Layer {
+pub struct LinearLayer {
     pub name: String,
-    pub weights: product::Weights,
-    pub bias: Option<Values>,
+    pub weights: product::WeightMatrix,
+    pub bias: Option<WeightValues>,
 }
 
-impl Layer {
+impl LinearLayer {
     pub fn read(name: String, weight: &Tensor, bias: Option<(String, &Tensor)>) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
         let weights = rows::with_values(weight, |values| {
-            product::Weights::new(values, outputs, inputs)
+            product::WeightMatrix::new(values, outputs, inputs)
         })?;
         let bias = bias
-            .map(|(name, tensor)| Values::read(name, tensor))
+            .map(|(name, tensor)| WeightValues::read(name, tensor))
             .transpose()?;
-        Ok(Layer {
+        Ok(LinearLayer {
             name,
             weights,
             bias,

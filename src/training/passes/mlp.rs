@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::layer::{Context, Layer, NormGradient, Reading, SublayerRead};
+use super::layer::{Context, LinearLayer, NormGradient, Reading, SublayerRead};
 use crate::numerics::rows;
 use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::layout::to_rows;
@@ -15,8 +15,8 @@ use crate::numerics::tiles::{elementwise, top_k};
 #[derive(Debug)]
 pub struct MlpWeights {
     pub reading: Reading,
-    pub expand: Layer,
-    pub project: Layer,
+    pub expand: LinearLayer,
+    pub project: LinearLayer,
     /// How many neurons and how many channels of the output stay; none: all.
     pub active: [Option<usize>; 2],
 }

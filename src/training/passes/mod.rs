@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use self::attention::{AttentionPass, AttentionWeights};
 use self::gradients::WeightGradients;
-use self::layer::{Context, Layer, Reading, Values};
+use self::layer::{Context, LinearLayer, Reading, WeightValues};
 use self::mlp::{MlpPass, MlpWeights};
 use self::unembedding::{UnembeddingPass, UnembeddingWeights};
 use crate::models::config::{ActiveLocation, Norm, TransformerConfig};
@@ -233,7 +233,7 @@ impl StepWeights {
             layers: layers.collect::<Result<_>>()?,
             unembedding: Arc::new(UnembeddingWeights {
                 reading: named.reading("transformer.ln_f", None)?,
-                unembed: Layer::read(
+                unembed: LinearLayer::read(
                     "lm_head.weight".to_owned(),
                     named.tensor("lm_head.weight")?,
                     tensors.get(bias).map(|tensor| (bias.to_owned(), tensor)),
@@ -257,12 +257,12 @@ impl<'a> Named<'a> {
         }
     }
 
-    fn values(&self, name: String) -> Result<Values> {
+    fn values(&self, name: String) -> Result<WeightValues> {
         let tensor = self.tensor(&name)?;
-        Values::read(name, tensor)
+        WeightValues::read(name, tensor)
     }
 
-    fn layer(&self, name: &str, has_bias: bool) -> Result<Layer> {
+    fn layer(&self, name: &str, has_bias: bool) -> Result<LinearLayer> {
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
         let bias = match has_bias {
             true => {
@@ -272,7 +272,7 @@ impl<'a> Named<'a> {
             false => None,
         };
         let tensor = self.tensor(&weight)?;
-        Layer::read(weight, tensor, bias)
+        LinearLayer::read(weight, tensor, bias)
     }
 
     fn reading(&self, name: &str, active: Option<usize>) -> Result<Reading> {

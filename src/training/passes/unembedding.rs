@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::layer::{Context, Layer, NormGradient, Reading, SublayerRead};
+use super::layer::{Context, LinearLayer, NormGradient, Reading, SublayerRead};
 use crate::numerics::rows;
 use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::layout::to_rows;
@@ -14,7 +14,7 @@ use crate::numerics::tiles::layout::to_rows;
 #[derive(Debug)]
 pub struct UnembeddingWeights {
     pub reading: Reading,
-    pub unembed: Layer,
+    pub unembed: LinearLayer,
 }
 
 /// Both as one operation on the stream.
