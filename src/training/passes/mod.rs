@@ -10,6 +10,7 @@ pub mod attention;
 pub mod gradients;
 pub mod layer;
 pub mod mlp;
+pub mod sequences;
 #[cfg(test)]
 mod tests;
 pub mod unembedding;
@@ -20,11 +21,12 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use self::attention::{AttentionPass, AttentionWeights};
+use self::attention::AttentionWeights;
 use self::gradients::WeightGradients;
 use self::layer::{Context, LinearLayer, Reading, WeightValues};
-use self::mlp::{MlpPass, MlpWeights};
-use self::unembedding::{UnembeddingPass, UnembeddingWeights};
+use self::mlp::MlpWeights;
+use self::sequences::Pass;
+use self::unembedding::UnembeddingWeights;
 use crate::models::config::{ActiveLocation, Norm, TransformerConfig};
 use crate::models::layers::Purpose;
 use crate::models::location::Site;
@@ -172,12 +174,12 @@ impl Passes {
             };
             let context = context(&h);
             h = match site.index() % 2 {
-                0 => h.apply_op1(AttentionPass::new(context, attention.clone()))?,
-                _ => h.apply_op1(MlpPass::new(context, mlp.clone()))?,
+                0 => h.apply_op1(Pass::new(context, attention.clone()))?,
+                _ => h.apply_op1(Pass::new(context, mlp.clone()))?,
             };
             see(&h);
         }
-        let head = UnembeddingPass::new(context(&h), fused.weights.unembedding.clone());
+        let head = Pass::new(context(&h), fused.weights.unembedding.clone());
         let logits = h.apply_op1(head)?;
         self.transformer.add_bigrams(logits, &rows.ids)
     }
