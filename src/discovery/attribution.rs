@@ -1,4 +1,4 @@
-//! First-order effects: the gradient of the answers' logit_diffs with respect to a change at one place.
+//! First-order effects: the gradient of the answers' logit differences with respect to a change at one place.
 //!
 //! Gradients need whole sequences, so the prompts are padded on the right to equal length, bucket by bucket;
 //! attention is causal, so what follows a prompt's last token does not reach its answer.
@@ -68,7 +68,7 @@ impl<'m> Attribution<'m> {
         self.native == (route == Route::Native)
     }
 
-    /// The gradient at the patch's target, `[rows, width]`, of the sum of those pairs' logit_diffs that are still
+    /// The gradient at the patch's target, `[rows, width]`, of the sum of those pairs' logit differences that are still
     /// below `enough`, where `change [rows, width]` has already been added. Rows of other pairs get zeros.
     pub fn gradient(&self, patch: &LocationPatch, change: &[f32], enough: f32) -> Result<Vec<f32>> {
         let width = patch.columns.width;

@@ -16,9 +16,9 @@ use super::route::Route;
 use crate::features::group::WeightedChannel;
 use crate::models::location::{Location, LocationName};
 
-/// A logit_diff beyond this is a flip that needs no more help, and no longer counts towards a group's score.
+/// A logit difference beyond this is a flip that needs no more help, and no longer counts towards a group's score.
 const ENOUGH: f32 = 1.0;
-/// What one flipped pair is worth beside its logit_diff.
+/// What one flipped pair is worth beside its logit difference.
 const FLIP_BONUS: f64 = 2.0;
 /// A channel must raise the score by this to join a group.
 const LEAST_GAIN: f64 = 1e-3;
@@ -379,7 +379,7 @@ impl<'s, 'm> Selection<'s, 'm> {
     }
 }
 
-/// How far a set of answers has come: logit_diffs up to [`ENOUGH`], and the share flipped.
+/// How far a set of answers has come: logit differences up to [`ENOUGH`], and the share flipped.
 fn score(answers: &Answers, right: &[bool]) -> f64 {
     let marked = answers
         .logit_diffs

@@ -38,7 +38,7 @@ const LOGITS: usize = 1 << 22;
 
 /// The tokens at either end of the vocabulary. None where a channel has no direction in the dense stream, or where the
 /// effect would have to be measured and the pair came without reference text.
-pub fn promotion(
+pub fn logit_effects(
     models: &Pair,
     asked: &LogitEffectQuery,
 ) -> Result<Arc<Option<LogitEffects>>, DiscoveryError> {

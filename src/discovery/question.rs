@@ -1,6 +1,6 @@
 //! What a pair of prompts asks: which of two next tokens, and how an answer is read off the logits.
 //!
-//! Every answer is a *logit_diff*, the log odds of the counterfactual's answer against the presented one's:
+//! Every answer is a *logit difference*, the log odds of the counterfactual's answer against the presented one's:
 //! its sign says which is the more probable, its logistic function is the two-way probability. Where one side
 //! may be followed by anything else, that side's probability is all that the candidate leaves.
 
@@ -44,7 +44,7 @@ impl Question {
         }
     }
 
-    /// Adds `weight` times the logit_diff's derivative with respect to the logits.
+    /// Adds `weight` times the logit difference's derivative with respect to the logits.
     pub fn add_gradient(self, logits: &[f32], weight: f32, out: &mut [f32]) {
         match self {
             Question::Between {
@@ -207,7 +207,7 @@ impl Answers {
     }
 }
 
-/// The two-way probability of a logit_diff.
+/// The two-way probability of a logit difference.
 pub fn share(logit_diff: f32) -> f64 {
     1.0 / (1.0 + (-f64::from(logit_diff)).exp())
 }

@@ -46,5 +46,5 @@ pub struct LogitEffectQuery {
     pub count: usize,
 }
 
-/// The logit_effects of a pair that were asked for last; none where there is nothing to tell.
+/// The logit effects of a pair that were asked for last; none where there is nothing to tell.
 pub type KnownLogitEffects = Recent<LogitEffectQuery, Option<LogitEffects>, 256>;

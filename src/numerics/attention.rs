@@ -361,7 +361,7 @@ fn head_gradients(data: &HeadData, grad: &[f32], sink: f32, d_head: usize) -> He
         v: vec![0f32; data.q.len()],
         sink: 0.0,
     };
-    let (mut weights, mut attribution) = (vec![0f32; stride], vec![0f32; stride]);
+    let (mut weights, mut slopes) = (vec![0f32; stride], vec![0f32; stride]);
     for t in 0..length {
         let row = t * d_head..(t + 1) * d_head;
         let query = QueryGradient {
@@ -385,7 +385,7 @@ fn head_gradients(data: &HeadData, grad: &[f32], sink: f32, d_head: usize) -> He
         gradients.sink += query_gradient(
             query,
             &mut weights[..padded(t + 1)],
-            &mut attribution[..padded(t + 1)],
+            &mut slopes[..padded(t + 1)],
             &mut gradients.q[row],
             &mut gradients.k,
             &mut gradients.v,
@@ -413,32 +413,28 @@ struct QueryGradient<'a> {
 fn query_gradient(
     query: QueryGradient,
     weights: &mut [f32],
-    attribution: &mut [f32],
+    slopes: &mut [f32],
     grad_q: &mut [f32],
     grad_k: &mut [f32],
     grad_v: &mut [f32],
 ) -> f32 {
     let scale = 1.0 / (query.q.len() as f32).sqrt();
     let sink_weight = probabilities(query.q, query.keys, query.sink, query.count, weights);
-    project(query.grad, query.values, attribution);
+    project(query.grad, query.values, slopes);
     let mut total = Lanes::splat(0.0);
-    for (weights, attribution) in weights
-        .chunks_exact(LANES)
-        .zip(attribution.chunks_exact(LANES))
-    {
-        total = total.add_product(Lanes::load(weights), Lanes::load(attribution));
+    for (weights, slopes) in weights.chunks_exact(LANES).zip(slopes.chunks_exact(LANES)) {
+        total = total.add_product(Lanes::load(weights), Lanes::load(slopes));
     }
     let mean = total.sum();
-    for (weights, attribution) in weights
+    for (weights, slopes) in weights
         .chunks_exact(LANES)
-        .zip(attribution.chunks_exact_mut(LANES))
+        .zip(slopes.chunks_exact_mut(LANES))
     {
-        let slope =
-            Lanes::load(attribution).zip(Lanes::load(weights), |s, w| w * (s - mean) * scale);
-        slope.store(attribution);
+        let slope = Lanes::load(slopes).zip(Lanes::load(weights), |s, w| w * (s - mean) * scale);
+        slope.store(slopes);
     }
-    weighted_sum(&attribution[..query.count], query.key_rows, grad_q);
-    add_outer(&attribution[..query.count], query.q, grad_k);
+    weighted_sum(&slopes[..query.count], query.key_rows, grad_q);
+    add_outer(&slopes[..query.count], query.q, grad_k);
     add_outer(&weights[..query.count], query.grad, grad_v);
     -sink_weight * mean
 }

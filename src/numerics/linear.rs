@@ -7,6 +7,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use super::dense_product::{Matrix, add_product, all_threads};
 use super::rows;
 
 /// `x W^T + b`. A `frozen` layer passes gradients to `x` only.
@@ -80,7 +81,8 @@ impl CustomOp3 for LinearOp {
                 columns: n_out,
                 transposed: true,
             },
-        )?;
+            all_threads(),
+        );
         Ok((CpuStorage::F32(output), Shape::from((n_rows, n_out))))
     }
 
@@ -109,8 +111,8 @@ impl CustomOp3 for LinearOp {
                 columns: n_in,
                 transposed: false,
             };
-            add_product(&mut grad_x, grad, weight)
-        })??;
+            add_product(&mut grad_x, grad, weight, all_threads())
+        })?;
         let grad_x = tensor(grad_x, &[n_rows, n_in])?;
         if self.frozen {
             return Ok((Some(grad_x), None, None));
@@ -129,7 +131,7 @@ impl CustomOp3 for LinearOp {
                 columns: n_in,
                 transposed: false,
             };
-            add_product(&mut grad_weight, by_output, x)?;
+            add_product(&mut grad_weight, by_output, x, all_threads());
             let bias = self.has_bias.then(|| rows::sum_over_rows(grad, n_out));
             bias.map(|bias| tensor(bias, &[n_out])).transpose()
         })??;
@@ -139,69 +141,4 @@ impl CustomOp3 for LinearOp {
             grad_bias,
         ))
     }
-}
-
-/// A row-major matrix of `rows x columns` values; `transposed` says it is stored as `columns x rows`.
-struct Matrix<'a> {
-    values: &'a [f32],
-    rows: usize,
-    columns: usize,
-    transposed: bool,
-}
-
-impl Matrix<'_> {
-    /// Distances in values from one row to the next and from one column to the next.
-    fn strides(&self) -> (isize, isize) {
-        if self.transposed {
-            (1, self.rows as isize)
-        } else {
-            (self.columns as isize, 1)
-        }
-    }
-}
-
-/// `output += left * right`, `output` row-major.
-fn add_product(output: &mut [f32], left: Matrix, right: Matrix) -> Result<()> {
-    let (m, n, k) = (left.rows, right.columns, left.columns);
-    let complete =
-        left.values.len() == m * k && right.values.len() == k * n && output.len() == m * n;
-    if !complete || right.rows != k {
-        bail!(
-            "a product of {m} x {k} and {} x {n} was given other sizes",
-            right.rows
-        )
-    }
-    let (left_rows, left_columns) = left.strides();
-    let (right_rows, right_columns) = right.strides();
-    // More parts than threads: a thread that is held up leaves its parts to the others.
-    let threads = match rayon::current_num_threads() {
-        1 => gemm::Parallelism::None,
-        several => gemm::Parallelism::Rayon(4 * several),
-    };
-    // SAFETY: the sizes were checked against the slices above, the strides stay inside them, and `output` is
-    // borrowed mutably, so it overlaps neither input.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            output.as_mut_ptr(),
-            1,
-            n as isize,
-            true,
-            left.values.as_ptr(),
-            left_columns,
-            left_rows,
-            right.values.as_ptr(),
-            right_columns,
-            right_rows,
-            1f32,
-            1f32,
-            false,
-            false,
-            false,
-            threads,
-        );
-    }
-    Ok(())
 }

@@ -67,10 +67,18 @@ impl Process {
 
     /// Waits for its end, which must be a good one, and returns what it has logged since its start.
     fn end(mut self) -> Vec<String> {
-        let rest = self.log.map(Result::unwrap).collect();
+        let rest = self.log.by_ref().map(Result::unwrap).collect();
         assert!(self.child.wait().unwrap().success());
-        let _ = std::fs::remove_dir_all(&self.directory);
         rest
+    }
+}
+
+/// Nothing is left behind, however a test ends.
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 

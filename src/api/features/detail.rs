@@ -12,7 +12,7 @@ use crate::api::error::ErrorBody;
 use crate::api::examiner::Effort;
 use crate::api::state::State;
 use crate::discovery::DiscoveryError;
-use crate::discovery::logit_effects::promotion;
+use crate::discovery::logit_effects::logit_effects;
 use crate::documented::documented;
 use crate::features::logit_effects::{LogitEffectMethod, LogitEffectQuery, TokenScore};
 use crate::features::pair::Pair;
@@ -232,7 +232,7 @@ impl Known {
             std: feature.stats.map(|statistics| statistics.std),
             count: TOKENS,
         };
-        let ends = promotion(models, &asked)?;
+        let ends = logit_effects(models, &asked)?;
         let ends = ends.as_ref().as_ref();
         let tokens = ends.map(|ends| {
             let basis = match ends.method {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::models;
-use crate::discovery::logit_effects::promotion;
+use crate::discovery::logit_effects::logit_effects;
 use crate::discovery::prompt_run::PromptRun;
 use crate::discovery::route::{ChannelColumns, Route};
 use crate::features::group::{WeightedChannel, Write};
@@ -93,7 +93,7 @@ fn what_a_feature_promotes_is_measured_where_layers_follow() {
             std,
             count: VOCABULARY,
         };
-        let found = promotion(&models, &asked).unwrap();
+        let found = logit_effects(&models, &asked).unwrap();
         let promotion = found.as_ref().as_ref().unwrap();
         let text = models.reference.text.as_ref().unwrap();
         let values = group_activations(
@@ -147,12 +147,12 @@ fn the_unembedding_speaks_where_nothing_else_follows() {
         count: VOCABULARY,
     };
     for place in ["final_resid", "1.mlp.resid_delta", "1.mlp.post_act"] {
-        let found = promotion(&models, &asked(place)).unwrap();
+        let found = logit_effects(&models, &asked(place)).unwrap();
         let method = found.as_ref().as_ref().unwrap().method;
         assert_eq!(method, LogitEffectMethod::Unembedding, "{place}");
         assert_eq!(
             found,
-            promotion(&without_text, &asked(place)).unwrap(),
+            logit_effects(&without_text, &asked(place)).unwrap(),
             "{place}"
         );
     }
@@ -162,20 +162,20 @@ fn the_unembedding_speaks_where_nothing_else_follows() {
         "1.resid_mid",
         "1.attn.resid_delta",
     ] {
-        let found = promotion(&models, &asked(place)).unwrap();
+        let found = logit_effects(&models, &asked(place)).unwrap();
         let method = found.as_ref().as_ref().unwrap().method;
         assert!(
             matches!(method, LogitEffectMethod::Measured { .. }),
             "{place}"
         );
         assert_eq!(
-            *promotion(&without_text, &asked(place)).unwrap(),
+            *logit_effects(&without_text, &asked(place)).unwrap(),
             None,
             "{place}"
         );
     }
     // Asked again, it is what was found before.
-    let first = promotion(&models, &asked("0.resid_in")).unwrap();
-    let again = promotion(&models, &asked("0.resid_in")).unwrap();
+    let first = logit_effects(&models, &asked("0.resid_in")).unwrap();
+    let again = logit_effects(&models, &asked("0.resid_in")).unwrap();
     assert!(Arc::ptr_eq(&first, &again));
 }

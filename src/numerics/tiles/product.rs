@@ -4,7 +4,10 @@
 //! of them, by output and by input, and costs as many scaled additions; one with many is multiplied whole. The weight
 //! gradient `y' x^T` is whole in either case, because a weight that is zero must be able to come back.
 
+use gemm::Parallelism;
+
 use super::processor::{Avx512, LANES};
+use crate::numerics::dense_product::{Matrix, add_product};
 use crate::numerics::parts::Part;
 
 /// Below this share of nonzero weights the lists are faster than the whole matrix.
@@ -86,17 +89,19 @@ impl WeightMatrix {
                     }
                     None => y.fill(0.0),
                 }
-                let left = Side {
+                let left = Matrix {
                     values: weights,
-                    line: self.inputs,
-                    entry: 1,
+                    rows: self.outputs,
+                    columns: self.inputs,
+                    transposed: false,
                 };
-                let right = Side {
+                let right = Matrix {
                     values: x,
-                    line: width,
-                    entry: 1,
+                    rows: self.inputs,
+                    columns: width,
+                    transposed: false,
                 };
-                add_product(y, self.outputs, width, self.inputs, left, right);
+                add_product(y, left, right, Parallelism::None);
             }
         }
     }
@@ -110,17 +115,19 @@ impl WeightMatrix {
             }
             Storage::Whole(weights) => {
                 grad_x.fill(0.0);
-                let left = Side {
+                let left = Matrix {
                     values: weights,
-                    line: 1,
-                    entry: self.inputs,
+                    rows: self.inputs,
+                    columns: self.outputs,
+                    transposed: true,
                 };
-                let right = Side {
+                let right = Matrix {
                     values: grad_y,
-                    line: width,
-                    entry: 1,
+                    rows: self.outputs,
+                    columns: width,
+                    transposed: false,
                 };
-                add_product(grad_x, self.inputs, width, self.outputs, left, right);
+                add_product(grad_x, left, right, Parallelism::None);
             }
         }
     }
@@ -130,17 +137,19 @@ impl WeightMatrix {
 /// few values that are not zero, [`super::outer`] is faster.
 pub fn add_weight_gradient(grad_weights: &mut [f32], grad_y: &[f32], x: &[f32], width: usize) {
     let (outputs, inputs) = (grad_y.len() / width, x.len() / width);
-    let left = Side {
+    let left = Matrix {
         values: grad_y,
-        line: width,
-        entry: 1,
+        rows: outputs,
+        columns: width,
+        transposed: false,
     };
-    let right = Side {
+    let right = Matrix {
         values: x,
-        line: 1,
-        entry: width,
+        rows: width,
+        columns: inputs,
+        transposed: true,
     };
-    add_product(grad_weights, outputs, inputs, width, left, right);
+    add_product(grad_weights, left, right, Parallelism::None);
 }
 
 /// `b' += sum over tokens of y'`.
@@ -276,46 +285,5 @@ unsafe fn columns<const G: usize>(
             // SAFETY: see the caller.
             unsafe { _mm512_storeu_ps(out.add(line * width + first + group * LANES), sum) };
         }
-    }
-}
-
-/// A factor of a product: entry `(i, j)` of what is multiplied is `values[i * line + j * entry]`.
-struct Side<'a> {
-    values: &'a [f32],
-    line: usize,
-    entry: usize,
-}
-
-/// `output [m, n] += left [m, k] * right [k, n]`, on one thread: sequences and outputs are divided between threads.
-fn add_product(output: &mut [f32], m: usize, n: usize, k: usize, left: Side, right: Side) {
-    let last = |side: &Side, lines: usize, entries: usize| {
-        (lines.max(1) - 1) * side.line + (entries.max(1) - 1) * side.entry
-    };
-    assert!(output.len() == m * n);
-    assert!(last(&left, m, k) < left.values.len() && last(&right, k, n) < right.values.len());
-    // SAFETY: the furthest entry of either factor lies in its slice, as asserted above, and `output` is borrowed
-    // mutably, so that it overlaps neither.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            output.as_mut_ptr(),
-            1,
-            n as isize,
-            true,
-            left.values.as_ptr(),
-            left.entry as isize,
-            left.line as isize,
-            right.values.as_ptr(),
-            right.entry as isize,
-            right.line as isize,
-            1f32,
-            1f32,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
     }
 }

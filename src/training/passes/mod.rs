@@ -69,7 +69,8 @@ impl Passes {
     }
 
     /// The same with candle's own passes, whatever the processor.
-    pub fn composed(
+    #[cfg(test)]
+    fn composed(
         config: TransformerConfig,
         tensors: &BTreeMap<String, Tensor>,
         purpose: Purpose,
