@@ -23,16 +23,28 @@ pub struct Fidelity {
     pub sites: Vec<SiteRecord>,
 }
 
-/// Measures a pair on sequences of `length` tokens; `targets` are the tokens after `inputs`.
+/// Sequences of `length` tokens; `targets` are the tokens after `inputs`.
+#[derive(Debug, Clone, Copy)]
+pub struct Sequences<'a> {
+    pub inputs: &'a [u32],
+    pub targets: &'a [u32],
+    pub length: usize,
+}
+
+/// Measures a pair, and its bridge at the sites `at`.
 pub fn measure(
     dense: &Transformer,
     sparse: &Transformer,
     bridge: &Bridge,
-    inputs: &[u32],
-    targets: &[u32],
-    length: usize,
+    text: Sequences,
     device: &Device,
+    at: impl IntoIterator<Item = Site>,
 ) -> Result<Fidelity> {
+    let Sequences {
+        inputs,
+        targets,
+        length,
+    } = text;
     let n_layers = dense.config.n_layers;
     let run = |model: &Transformer| -> Result<(Tensor, Vec<Tensor>)> {
         let mut recorder = Recorder::of_sites(n_layers);
@@ -48,7 +60,7 @@ pub fn measure(
     let scalar = |t: Tensor| -> Result<f64> { Ok(f64::from(t.to_scalar::<f32>()?)) };
     let targets = Tensor::new(targets, device)?;
     let mut sites = Vec::new();
-    for site in Site::all(n_layers) {
+    for site in at {
         let (h_d, h_s) = (&dense_sites[site.index()], &sparse_sites[site.index()]);
         let (encoded, decoded) = (bridge.encode(site, h_d)?, bridge.decode(site, h_s)?);
         let mut rows = TokenRows::sequences(inputs, length, device)?;

@@ -1,5 +1,6 @@
 //! `causeway eval`: what a pair can do, in figures for its card.
 
+pub mod card;
 pub mod features;
 pub mod files;
 pub mod losses;
@@ -26,6 +27,8 @@ enum What {
     Losses(losses::LossesArguments),
     /// Find a pair's features; writes `features.json` and `reference.safetensors` into its directory.
     Features(features::FeaturesArguments),
+    /// Everything a pair's card tells: its features, and the figures in its README.md.
+    Card(card::CardArguments),
     /// Run the features' own tests.
     Verify(features::VerifyArguments),
     /// The quote feature on strings of real files and on prompts that have nothing to do with it.
@@ -39,6 +42,7 @@ impl EvalArguments {
             What::Tasks(arguments) => arguments.run(),
             What::Losses(arguments) => arguments.run(),
             What::Features(arguments) => arguments.run(),
+            What::Card(arguments) => arguments.run(),
             What::Verify(arguments) => arguments.run(),
             What::Quote(arguments) => arguments.run(),
         }

@@ -264,6 +264,15 @@ impl<'m> Patching<'m> {
         }))
     }
 
+    /// What exchanging the tokens' embeddings for the counterfactual prompt's would add to the dense stream, `[rows, D]`:
+    /// zero where the prompts agree.
+    pub fn token_swap(&self) -> Result<Vec<f32>, DiscoveryError> {
+        let first = Site::before_attention(0, self.models.n_layers());
+        let presented = self.dense.value(Location::Site(first))?;
+        let swap = (&self.dense_counterfactual[first.index()] - presented)?;
+        Ok(rows::to_vec(&swap)?)
+    }
+
     /// The part of its prompt that each row is.
     pub fn parts(&self) -> Vec<Part> {
         let pairs: Vec<usize> = self.pair_of_rows().collect();

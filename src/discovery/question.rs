@@ -61,6 +61,28 @@ impl Question {
         }
     }
 
+    /// Whose answer the most probable next token is.
+    pub fn greedy_choice(self, logits: &[f32]) -> Choice {
+        let best = logits
+            .iter()
+            .enumerate()
+            .max_by(|(_, one), (_, other)| one.total_cmp(other));
+        let best = best.map_or(0, |(token, _)| token as u32);
+        match self {
+            Question::Between { presented, .. } if best == presented => Choice::Presented,
+            Question::Between { counterfactual, .. } if best == counterfactual => {
+                Choice::Counterfactual
+            }
+            Question::Between { .. } => Choice::Other,
+            Question::NotPresented { candidate } if best == candidate => Choice::Presented,
+            Question::NotPresented { .. } => Choice::Counterfactual,
+            Question::OnlyCounterfactual { candidate } if best == candidate => {
+                Choice::Counterfactual
+            }
+            Question::OnlyCounterfactual { .. } => Choice::Presented,
+        }
+    }
+
     /// The presented and the counterfactual token, where there is one of each.
     pub fn logit_diff_tokens(self) -> Option<(u32, u32)> {
         match self {
@@ -116,6 +138,15 @@ fn odds_gradient(logits: &[f32], candidate: u32, weight: f32, out: &mut [f32]) {
     }
 }
 
+/// Whose answer a next token is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    Presented,
+    Counterfactual,
+    /// Neither candidate.
+    Other,
+}
+
 /// Two prompts of equal length, and what is asked at their end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PromptPair {
@@ -160,6 +191,8 @@ pub struct Answers {
     pub logit_diffs: Vec<f32>,
     /// Its probability among all next tokens.
     pub probabilities: Vec<f32>,
+    /// Whose answer the most probable next token is.
+    pub greedy: Vec<Choice>,
 }
 
 impl Answers {
@@ -167,14 +200,17 @@ impl Answers {
     pub fn read(questions: impl Iterator<Item = Question>, logits: &Tensor) -> Result<Self> {
         let vocabulary = logits.dim(1)?;
         rows::with_values(logits, |values| {
-            let (logit_diffs, probabilities) = questions
-                .zip(values.chunks_exact(vocabulary))
-                .map(|(question, row)| (question.logit_diff(row), question.probability(row)))
-                .unzip();
-            Answers {
-                logit_diffs,
-                probabilities,
+            let mut answers = Answers {
+                logit_diffs: Vec::new(),
+                probabilities: Vec::new(),
+                greedy: Vec::new(),
+            };
+            for (question, row) in questions.zip(values.chunks_exact(vocabulary)) {
+                answers.logit_diffs.push(question.logit_diff(row));
+                answers.probabilities.push(question.probability(row));
+                answers.greedy.push(question.greedy_choice(row));
             }
+            answers
         })
     }
 
@@ -199,6 +235,19 @@ impl Answers {
                 .map(|&logit_diff| f64::from(logit_diff > 0.0)),
             among,
         )
+    }
+
+    /// Which most probable next tokens are the presented answer.
+    pub fn greedily_presented(&self) -> Vec<bool> {
+        let presented = |choice: &Choice| *choice == Choice::Presented;
+        self.greedy.iter().map(presented).collect()
+    }
+
+    /// Among the pairs marked, the share whose most probable next token is the counterfactual's answer; none where none
+    /// is marked.
+    pub fn greedy_flips(&self, among: &[bool]) -> Option<f64> {
+        let flipped = |choice: &Choice| f64::from(*choice == Choice::Counterfactual);
+        mean_among(self.greedy.iter().map(flipped), among)
     }
 
     /// Among the pairs marked, the mean two-way probability.

@@ -7,17 +7,20 @@
 use serde::{Deserialize, Serialize};
 
 use super::EvaluationError;
-use super::task_table::{RouteFigures, TaskRow};
+use super::task_pairs;
+use super::task_table::{RouteFigures, TaskRow, route_figures};
 use crate::corpus::Split;
 use crate::discovery::patching::Patching;
 use crate::discovery::patience::Patience;
 use crate::discovery::question::{PromptPair, share};
 use crate::discovery::route::Route;
 use crate::discovery::verify::{test_pair, verify};
+use crate::features::effects::{FeatureEffects, OutsideEffect};
 use crate::features::group::WeightedChannel;
 use crate::features::pair::Pair;
 use crate::features::registry::{Feature, FeatureTest};
 use crate::features::statistics::{group_activations, statistics_of};
+use crate::models::location::Location;
 use crate::models::tokenizer::Tokenizer;
 use crate::tasks::{Task, TextPair, token_pair};
 use rand::SeedableRng;
@@ -36,6 +39,22 @@ const CLEAR_AFTER: f64 = 0.8;
 const TEST_STREAM: u64 = 1 << 50;
 /// Further channels must flip this much more of the pairs to be part of a feature.
 const LEAST_FLIPS: f64 = 0.005;
+
+/// Pairs of prompts that people wrote, a line each: not in the style of the generated programs, and written before any
+/// feature was tried on them.
+const OUTSIDE_PROMPTS: &str = include_str!("outside_prompts.jsonl");
+
+/// One line of them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OutsidePrompt {
+    task: Task,
+    prompt: String,
+    counterfactual: String,
+    /// What follows the counterfactual prompt, and what follows the prompt.
+    expected: String,
+    instead: String,
+}
 
 /// `features.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -112,32 +131,56 @@ pub fn name_of(task: Task) -> (&'static str, &'static str) {
     }
 }
 
-/// Makes the feature of a task from its row, if it earned one: the `whole` group that was selected, or as much of it
-/// as flips more pairs. `reference` holds sequences of `length` tokens. A feature that passes no test is none.
-pub fn feature(
-    models: &Pair,
-    row: &TaskRow,
-    reference: &[u32],
-    length: usize,
-    seed: u64,
-    whole: bool,
-) -> Result<Option<Feature>, EvaluationError> {
+/// What features are measured on.
+pub struct Measured<'a> {
+    pub models: &'a Pair,
+    /// Reference text, in sequences of `length` tokens.
+    pub reference: &'a [u32],
+    pub length: usize,
+    pub seed: u64,
+    /// Features keep all channels that were selected, also those that flip no further pair.
+    pub whole: bool,
+}
+
+/// Makes the features of a task from its row: that of the best way over the bridge, where the task earned one, and, where
+/// that acts in the first half of the model, that of the best way in the later half, called `NAME_late`. A feature that
+/// passes no test is none.
+pub fn features(measured: &Measured, row: &TaskRow) -> Result<Vec<Feature>, EvaluationError> {
     let natively = row
         .native
         .as_ref()
-        .and_then(|figures| figures.channels_to_flip);
-    let Some((figures, channels_to_flip)) = row
+        .is_some_and(|figures| figures.channels_to_flip.is_some());
+    let Some(best) = row
         .best_bridge()
-        .and_then(|figures| Some((figures, figures.channels_to_flip?)))
-        .filter(|_| natively.is_some())
+        .filter(|best| natively && best.channels_to_flip.is_some())
+    else {
+        return Ok(Vec::new());
+    };
+    let (name, _) = name_of(row.task);
+    let late = row.best_late().filter(|late| late.place != best.place);
+    let mut features: Vec<Feature> = feature(measured, row, name, best)?.into_iter().collect();
+    let in_first_half = best
+        .place
+        .in_model(row.n_layers)
+        .is_ok_and(|place| 2 * place.layer() < row.n_layers);
+    if let Some(late) = late.filter(|_| in_first_half) {
+        features.extend(feature(measured, row, &format!("{name}_late"), late)?);
+    }
+    Ok(features)
+}
+
+fn feature(
+    measured: &Measured,
+    row: &TaskRow,
+    name: &str,
+    figures: &RouteFigures,
+) -> Result<Option<Feature>, EvaluationError> {
+    let models = measured.models;
+    let (Route::Bridge(write), Some(channels_to_flip)) = (figures.route, figures.channels_to_flip)
     else {
         return Ok(None);
     };
-    let Route::Bridge(write) = figures.route else {
-        return Ok(None);
-    };
-    let (name, description) = name_of(row.task);
-    let channels = match whole {
+    let channels = match measured.whole {
         true => with_unit_length(figures.channels.clone()),
         false => trimmed(figures, channels_to_flip),
     };
@@ -145,13 +188,15 @@ pub fn feature(
         .place
         .in_model(models.n_layers())
         .map_err(crate::discovery::DiscoveryError::from)?;
+    let (reference, length) = (measured.reference, measured.length);
     let activations = group_activations(&models.sparse, reference, length, place, &channels)?;
     let mut statistics = statistics_of(&activations);
     statistics.channels_to_flip = Some(channels_to_flip);
     let mut feature = Feature {
         name: name.to_owned(),
         description: format!(
-            "{description} Task {}: {}.",
+            "{} Task {}: {}.",
+            name_of(row.task).1,
             row.task,
             row.task.description()
         ),
@@ -160,10 +205,79 @@ pub fn feature(
         write,
         tasks: vec![row.task],
         stats: Some(statistics),
+        effects: None,
         tests: Vec::new(),
     };
-    feature.tests = tests(models, &feature, row.task, seed)?;
-    Ok(Some(feature).filter(|feature| !feature.tests.is_empty()))
+    feature.tests = tests(models, &feature, row.task, measured.seed)?;
+    if feature.tests.is_empty() {
+        return Ok(None);
+    }
+    feature.effects = Some(effects(measured, row, &feature, place)?);
+    Ok(Some(feature))
+}
+
+/// What patching a feature does: on the task's held-out pairs, layer by layer, and on prompts that people wrote.
+fn effects(
+    measured: &Measured,
+    row: &TaskRow,
+    feature: &Feature,
+    place: Location,
+) -> Result<FeatureEffects, EvaluationError> {
+    let (models, seed) = (measured.models, measured.seed);
+    let pairs = task_pairs(models, row.task, row.held_out_pairs, seed, Split::HeldOut)?;
+    let mut held_out = Patching::new(models, pairs, &[place])?;
+    let route = Route::Bridge(feature.write);
+    let own = route_figures(&mut held_out, place, route, &feature.channels, seed)?;
+    let own = own.effect().ok_or_else(|| {
+        EvaluationError::Invalid(format!("{} is not carried over the bridge", feature.name))
+    })?;
+    Ok(FeatureEffects {
+        pairs: row.held_out_pairs,
+        own,
+        layers: row.layers.iter().filter_map(RouteFigures::effect).collect(),
+        outside: outside_effect(models, feature, row.task)?,
+    })
+}
+
+/// The prompts that people wrote for a task.
+pub fn outside_prompts(task: Task) -> Result<Vec<FeatureTest>, EvaluationError> {
+    let damaged = |error| EvaluationError::Invalid(format!("outside_prompts.jsonl: {error}"));
+    let mut prompts = Vec::new();
+    for line in OUTSIDE_PROMPTS.lines().filter(|line| !line.is_empty()) {
+        let written: OutsidePrompt = serde_json::from_str(line).map_err(damaged)?;
+        if written.task == task {
+            prompts.push(FeatureTest {
+                prompt: written.prompt,
+                counterfactual: written.counterfactual,
+                expected: written.expected,
+                instead: written.instead,
+                at_least: 0.5,
+                at_most_before: 0.5,
+            });
+        }
+    }
+    Ok(prompts)
+}
+
+fn outside_effect(
+    models: &Pair,
+    feature: &Feature,
+    task: Task,
+) -> Result<Option<OutsideEffect>, EvaluationError> {
+    let tokenizer = models.tokenizer();
+    let written = outside_prompts(task)?;
+    let cut = written.iter().map(|test| test_pair(test, tokenizer));
+    let pairs: Vec<PromptPair> = cut.filter_map(Result::ok).collect();
+    if pairs.is_empty() {
+        return Ok(None);
+    }
+    let flips = flips(models, feature, pairs)?;
+    let flipped = flips.flips.unwrap_or(0.0) * flips.right as f64;
+    Ok(Some(OutsideEffect {
+        pairs: flips.pairs,
+        right: flips.right,
+        flipped: flipped.round() as usize,
+    }))
 }
 
 /// The group without the channels at its end that flip nothing more.
@@ -247,6 +361,10 @@ pub struct FeatureFlips {
     pub pairs: usize,
     pub right: usize,
     pub flips: Option<f64>,
+    /// Pairs whose right answer is the dense model's most probable next token, and the share of those whose most probable
+    /// next token becomes the counterfactual's.
+    pub greedily_right: usize,
+    pub greedy_flips: Option<f64>,
     pub two_way_before: f64,
     pub two_way: f64,
 }
@@ -257,7 +375,7 @@ pub fn flips(
     feature: &Feature,
     pairs: Vec<PromptPair>,
 ) -> Result<FeatureFlips, EvaluationError> {
-    let place = crate::models::location::Location::parse(&feature.node, models.n_layers())
+    let place = Location::parse(&feature.node, models.n_layers())
         .map_err(crate::discovery::DiscoveryError::from)?;
     let mut patching = Patching::new(models, pairs, &[place])?;
     let route = Route::Bridge(feature.write);
@@ -269,6 +387,7 @@ pub fn flips(
         .collect();
     let answers = patching.answers_with(&patch, patch.group(&channels, 1.0))?;
     let right = patching.right(route);
+    let greedily_right = patching.before(route).greedily_presented();
     let mean = |logit_diffs: &[f32]| {
         logit_diffs
             .iter()
@@ -280,6 +399,8 @@ pub fn flips(
         pairs: right.len(),
         right: right.iter().filter(|right| **right).count(),
         flips: answers.flips(&right),
+        greedily_right: greedily_right.iter().filter(|right| **right).count(),
+        greedy_flips: answers.greedy_flips(&greedily_right),
         two_way_before: mean(&patching.answers.dense_presented.logit_diffs),
         two_way: mean(&answers.logit_diffs),
     })

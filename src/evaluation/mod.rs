@@ -5,15 +5,19 @@
 //!   [`site_table`] the bridge's figures.
 //! - [`losses`]: held-out losses beside those of [`ngram`] models, and the bridge's fidelity.
 //! - [`training_report`]: all that a training's end is worth writing down, for its card and its job.
-//! - [`unrelated`], [`real_strings`]: what a feature does where it should do nothing, and on real code.
+//! - [`quotes`]: the quote features on generated and real strings ([`real_strings`]) and where they should do nothing
+//!   ([`unrelated`]). [`unseen`]: code of packages that nothing of was trained on.
+//! - [`card`]: the figures of a pair's card, as text.
 //! - [`catalogue`]: a pair's features with their statistics and tests.
 //! - [`controls`], [`interval`]: the arms a steered one is compared with, and the error bars.
 
+pub mod card;
 pub mod catalogue;
 pub mod controls;
 pub mod interval;
 pub mod losses;
 pub mod ngram;
+pub mod quotes;
 pub mod real_strings;
 pub mod report;
 pub mod site_table;
@@ -23,6 +27,7 @@ pub mod task_table;
 mod tests;
 pub mod training_report;
 pub mod unrelated;
+pub mod unseen;
 
 use crate::corpus::Split;
 use crate::discovery::DiscoveryError;

@@ -84,9 +84,9 @@ pub fn loss_tables(sources: &[SourceLosses]) -> String {
             source.trigram
         );
     }
-    for source in sources {
+    for source in sources.iter().filter(|source| !source.sites.is_empty()) {
         let sites = source.sites.iter().map(SiteFigures::from);
-        table.push_str(&site_table(source.source, sites));
+        table.push_str(&site_table(&source.source, sites));
     }
     table
 }

@@ -11,9 +11,10 @@ use super::{EvaluationError, task_pairs};
 use crate::corpus::Split;
 use crate::discovery::attribution::Attribution;
 use crate::discovery::contrast::{Contrast, ContrastOptions, evaluate_prefixes};
-use crate::discovery::patching::{Patching, UneditedAnswers};
+use crate::discovery::patching::{Part, Patching, UneditedAnswers};
 use crate::discovery::route::Route;
 use crate::discovery::search::search;
+use crate::features::effects::{ActsAt, PatchEffect};
 use crate::features::group::{WeightedChannel, Write};
 use crate::features::pair::Pair;
 use crate::models::location::{Location, LocationName};
@@ -28,6 +29,8 @@ pub struct TableOptions {
     pub held_out_pairs: usize,
     /// Places searched in earnest for each way in.
     pub refined: usize,
+    /// Look for the best place of every layer too.
+    pub by_layer: bool,
     pub seed: u64,
     pub contrast: ContrastOptions,
 }
@@ -38,6 +41,7 @@ impl Default for TableOptions {
             train_pairs: 64,
             held_out_pairs: 128,
             refined: 3,
+            by_layer: false,
             seed: 0,
             contrast: ContrastOptions::default(),
         }
@@ -65,6 +69,15 @@ pub struct RouteFigures {
     /// Mean two-way probability of the counterfactual's answer with 16 channels, and without an edit.
     pub two_way: f64,
     pub two_way_before: f64,
+    /// Pairs that the edited model gets right of the two answers, and those whose right answer is its most probable next
+    /// token; the share of the latter whose most probable next token becomes the counterfactual's, with 16 channels.
+    pub right: usize,
+    pub greedily_right: usize,
+    pub greedy_flips: Option<f64>,
+    /// Flips when only the differing tokens' embeddings are exchanged, in the dense stream at the place's site; none
+    /// for the native way.
+    pub token_swap_flips: Option<f64>,
+    pub acts_at: ActsAt,
     /// Flips of the two random arms at the norm of the 16 channels' change.
     pub random: f64,
     pub random_feature: f64,
@@ -79,6 +92,8 @@ pub struct RouteFigures {
 #[derive(Debug, Clone, Serialize)]
 pub struct TaskRow {
     pub task: Task,
+    /// Of the models.
+    pub n_layers: usize,
     pub held_out_pairs: usize,
     /// Share of presented and counterfactual held-out prompts answered rightly.
     pub dense_accuracy: f64,
@@ -89,20 +104,72 @@ pub struct TaskRow {
     pub native: Option<RouteFigures>,
     pub residual: Option<RouteFigures>,
     pub sublayer: Option<RouteFigures>,
+    /// Over the bridge, by either way: the best place of each layer.
+    pub layers: Vec<RouteFigures>,
 }
 
-impl TaskRow {
-    /// The better of the two ways over the bridge: more flips with 16 channels, and where that is much the same
-    /// (to a twentieth) fewer channels for half of the pairs.
-    pub fn best_bridge(&self) -> Option<&RouteFigures> {
-        let badness = |figures: &&RouteFigures| {
-            let channels = figures
-                .channels_to_flip
-                .map_or(1e3, |channels| channels as f64);
-            channels - 100.0 * (20.0 * figures.flips_16).round()
+impl RouteFigures {
+    /// The same as it is told in the registry; none of the native way.
+    pub fn effect(&self) -> Option<PatchEffect> {
+        let Route::Bridge(write) = self.route else {
+            return None;
         };
+        Some(PatchEffect {
+            node: self.place.as_str().to_owned(),
+            write,
+            channels: self.channels.len(),
+            channels_to_flip: self.channels_to_flip,
+            right: self.right,
+            flips: self.flips_16,
+            greedily_right: self.greedily_right,
+            greedy_flips: self.greedy_flips,
+            token_swap_flips: self.token_swap_flips?,
+            random_flips: self.random,
+            random_feature_flips: self.random_feature,
+            acts_at: self.acts_at,
+        })
+    }
+
+    /// Whether at most 16 channels flip half of the pairs while both controls flip next to nothing.
+    pub fn passes(&self) -> bool {
+        self.channels_to_flip.is_some()
+            && self.random <= MOST_CONTROL_FLIPS
+            && self.random_feature <= MOST_CONTROL_FLIPS
+    }
+
+    /// Smaller is better: more flips with 16 channels, and where that is much the same (to a twentieth) fewer channels
+    /// for half of the pairs.
+    fn badness(&self) -> f64 {
+        let channels = self
+            .channels_to_flip
+            .map_or(1e3, |channels| channels as f64);
+        channels - 100.0 * (20.0 * self.flips_16).round()
+    }
+}
+
+/// What the control arms of a way in that counts may flip.
+const MOST_CONTROL_FLIPS: f64 = 0.05;
+
+impl TaskRow {
+    /// The better of the two ways over the bridge: one that [`passes`](RouteFigures::passes), and of several that do or
+    /// do not the one with more flips, or fewer channels.
+    pub fn best_bridge(&self) -> Option<&RouteFigures> {
         let both = self.residual.iter().chain(&self.sublayer);
-        both.min_by(|one, other| badness(one).total_cmp(&badness(other)))
+        both.chain(&self.layers).min_by(|one, other| {
+            let order = |figures: &RouteFigures| (!figures.passes(), figures.badness());
+            let ((one_fails, one), (other_fails, other)) = (order(one), order(other));
+            one_fails.cmp(&other_fails).then(one.total_cmp(&other))
+        })
+    }
+
+    /// The best way in at a layer of the later half of the model, among those that pass.
+    pub fn best_late(&self) -> Option<&RouteFigures> {
+        let n_layers = self.n_layers;
+        let late = self.layers.iter().filter(|figures| {
+            let place = figures.place.in_model(n_layers);
+            figures.passes() && place.is_ok_and(|place| 2 * place.layer() >= n_layers)
+        });
+        late.min_by(|one, other| one.badness().total_cmp(&other.badness()))
     }
 }
 
@@ -124,7 +191,9 @@ pub fn task_row(
         places.iter().map(|&place| (place, route)).collect()
     };
     let both: Vec<Location> = sites.iter().chain(&inputs).copied().collect();
-    let mut best = |places: &[(Location, Route)]| -> Result<Option<RouteFigures>, EvaluationError> {
+    let mut best = |places: &[(Location, Route)],
+                    refined: usize|
+     -> Result<Option<RouteFigures>, EvaluationError> {
         let Some(&(_, route)) = places.first() else {
             return Ok(None);
         };
@@ -132,27 +201,38 @@ pub fn task_row(
             return Ok(None);
         }
         let attribution = Attribution::new(&train, route)?;
-        let found = search(
-            &mut train,
-            &attribution,
-            places,
-            options.refined,
-            &options.contrast,
-        )?;
+        let found = search(&mut train, &attribution, places, refined, &options.contrast)?;
         match found.first() {
             Some(contrast) if !contrast.group.is_empty() => {
-                route_figures(&mut held_out, contrast, options.seed).map(Some)
+                contrast_figures(&mut held_out, contrast, options.seed).map(Some)
             }
             _ => Ok(None),
         }
     };
-    let native = best(&with(&both, Route::Native))?;
-    let residual = best(&with(&both, Route::Bridge(Write::Residual)))?;
-    let sublayer = best(&with(&inputs, Route::Bridge(Write::Sublayer)))?;
+    let native = best(&with(&both, Route::Native), options.refined)?;
+    let residual = best(
+        &with(&both, Route::Bridge(Write::Residual)),
+        options.refined,
+    )?;
+    let sublayer = best(
+        &with(&inputs, Route::Bridge(Write::Sublayer)),
+        options.refined,
+    )?;
+    let mut layers = Vec::new();
+    for layer in (0..models.n_layers()).filter(|_| options.by_layer) {
+        let of_layer = |places: &[Location]| -> Vec<Location> {
+            let places = places.iter().copied();
+            places.filter(|place| place.layer() == layer).collect()
+        };
+        let mut places = with(&of_layer(&both), Route::Bridge(Write::Residual));
+        places.extend(with(&of_layer(&inputs), Route::Bridge(Write::Sublayer)));
+        layers.extend(best(&places, 1)?);
+    }
     let answers = &held_out.answers;
     let count = |right: Vec<bool>| right.into_iter().filter(|right| *right).count();
     Ok(TaskRow {
         task,
+        n_layers: models.n_layers(),
         held_out_pairs: held_out.pairs.len(),
         dense_accuracy: UneditedAnswers::accuracy(
             &answers.dense_presented,
@@ -167,17 +247,32 @@ pub fn task_row(
         native,
         residual,
         sublayer,
+        layers,
+    })
+}
+
+fn contrast_figures(
+    held_out: &mut Patching,
+    contrast: &Contrast,
+    seed: u64,
+) -> Result<RouteFigures, EvaluationError> {
+    let channels = contrast.weighted(contrast.group.len());
+    let figures = route_figures(held_out, contrast.place, contrast.route, &channels, seed)?;
+    Ok(RouteFigures {
+        channels_to_flip_train: contrast.channels_to_flip,
+        ..figures
     })
 }
 
 /// A group's figures on the pairs of `held_out`.
 pub fn route_figures(
     held_out: &mut Patching,
-    contrast: &Contrast,
+    place: Location,
+    route: Route,
+    weighted: &[WeightedChannel],
     seed: u64,
 ) -> Result<RouteFigures, EvaluationError> {
-    let (place, route) = (contrast.place, contrast.route);
-    let channels = contrast.channels();
+    let channels: Vec<usize> = weighted.iter().map(|member| member.channel).collect();
     let steps = evaluate_prefixes(held_out, place, route, &channels)?;
     let natively = match route {
         Route::Native => None,
@@ -202,6 +297,7 @@ pub fn route_figures(
     let random = controls::random(held_out, &patch, &change, seed);
     let feature = controls::random_feature(held_out, &patch, &channels, &change, seed)?;
     let before_last = controls::before_last(held_out, &patch, change.clone());
+    let acts_at = acts_at(held_out, &change, patch.columns.width);
     let mut flips_of = |change: Vec<f32>| -> Result<f64, EvaluationError> {
         Ok(held_out
             .answers_with(&patch, change)?
@@ -210,7 +306,16 @@ pub fn route_figures(
     };
     let (random, random_feature) = (flips_of(random)?, flips_of(feature)?);
     let flips_before_last = flips_of(before_last)?;
+    let token_swap_flips = match route {
+        Route::Native => None,
+        Route::Bridge(_) => {
+            let site = place.site(held_out.models.n_layers());
+            let swapped = held_out.answers_with_dense(site, held_out.token_swap()?)?;
+            Some(swapped.flips(&right).unwrap_or(0.0))
+        }
+    };
     let steered = held_out.answers_with(&patch, change)?;
+    let greedily_right = held_out.before(route).greedily_presented();
     let own = match route {
         Route::Native => &held_out.answers.sparse_counterfactual,
         Route::Bridge(_) => &held_out.answers.dense_counterfactual,
@@ -220,8 +325,8 @@ pub fn route_figures(
     Ok(RouteFigures {
         place: place.into(),
         route,
-        channels: contrast.weighted(channels.len()),
-        channels_to_flip_train: contrast.channels_to_flip,
+        channels: weighted.to_vec(),
+        channels_to_flip_train: None,
         channels_to_flip: flips
             .iter()
             .position(|&flips| flips >= 0.5)
@@ -232,12 +337,33 @@ pub fn route_figures(
         flips_before_last,
         two_way: steered.mean_share(&right).unwrap_or(0.0),
         two_way_before: held_out.before(route).mean_share(&right).unwrap_or(0.0),
+        right: right.iter().filter(|right| **right).count(),
+        greedily_right: greedily_right.iter().filter(|right| **right).count(),
+        greedy_flips: steered.greedy_flips(&greedily_right),
+        token_swap_flips,
+        acts_at,
         random,
         random_feature,
         geometric_share: geometric_share(&steered.probabilities, &own.probabilities),
         channels_to_flip_natively: natively,
         flips,
     })
+}
+
+/// How the squared norm of a change is spread over the parts of the prompts; all zero where nothing is changed.
+fn acts_at(patching: &Patching, change: &[f32], width: usize) -> ActsAt {
+    let mut squares = [0f64; 3];
+    for (row, part) in change.chunks_exact(width).zip(patching.parts()) {
+        let square: f64 = row.iter().map(|&value| f64::from(value).powi(2)).sum();
+        squares[Part::ALL.iter().position(|of| *of == part).unwrap_or(0)] += square;
+    }
+    let total = squares.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+    let [first_difference, between, last] = squares.map(|square| square / total);
+    ActsAt {
+        first_difference,
+        between,
+        last,
+    }
 }
 
 /// Geometric mean of the ratios of two lists of probabilities.

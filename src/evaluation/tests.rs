@@ -317,6 +317,8 @@ fn every_row_of_the_table_has_as_many_cells_as_its_header() {
         native: None,
         residual: None,
         sublayer: None,
+        n_layers: 4,
+        layers: Vec::new(),
     };
     let table = report::task_table(&[row]);
     let cells: Vec<usize> = table

@@ -26,7 +26,7 @@ use crate::features::pair::Pair;
 use crate::features::statistics::visit_locations;
 use crate::models::layers::Purpose;
 use crate::models::layout::ModelFiles;
-use crate::models::location::{Location, Node, NodeKind};
+use crate::models::location::{Location, Node, NodeKind, Site};
 use crate::models::tap::NoTap;
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
@@ -151,10 +151,9 @@ pub fn of_pair(
             &models.dense,
             &models.sparse,
             &models.bridge,
-            &batch.inputs,
-            &batch.targets,
-            batch.length,
+            batch.text(),
             &Device::Cpu,
+            Site::all(models.n_layers()),
         )?;
         let figures = SourceFigures {
             tokens: batch.inputs.len(),

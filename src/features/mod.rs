@@ -2,12 +2,14 @@
 //! found is `discovery`'s.
 //!
 //! - [`group`]: what a feature is made of. [`registry`]: the features of a pair, as they are stored.
+//! - [`effects`]: what patching one does, as it is told in the registry.
 //! - [`pair`]: both models, the bridge, and what is known of the channels, read once and shared.
 //! - [`mod@reference`]: every channel's statistics over reference text, and the text; [`statistics`] makes them and those
 //!   of groups; [`measured`] keeps what took a pass, among the [`recent`] findings.
 //! - [`top_activations`]: where in a text a feature is strongest. [`wiring`]: the weights that read and write a channel.
 //! - [`logit_effects`]: the tokens that a feature promotes, and how that was measured.
 
+pub mod effects;
 pub mod group;
 pub mod logit_effects;
 pub mod measured;

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::effects::FeatureEffects;
 use super::group::{WeightedChannel, Write};
 use crate::artifacts::atomic;
 use crate::bridge::pair::PairError;
@@ -36,6 +37,9 @@ pub struct Feature {
     pub tasks: Vec<Task>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats: Option<FeatureStatistics>,
+    /// What patching it does; none where it was not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effects: Option<FeatureEffects>,
     #[serde(default)]
     pub tests: Vec<FeatureTest>,
 }

@@ -112,6 +112,14 @@ impl Linear {
         }
     }
 
+    /// Outputs and inputs.
+    pub fn shape(&self) -> Result<(usize, usize)> {
+        match self {
+            Linear::Columns(columns) => Ok(columns.shape()),
+            Linear::Matrix { weight, .. } => weight.dims2(),
+        }
+    }
+
     /// The weights of one input that are not zero, each with the output it adds to, in ascending order.
     pub fn weights_of_input(&self, input: usize) -> Result<Vec<(usize, f32)>> {
         match self {

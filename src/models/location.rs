@@ -176,6 +176,14 @@ impl Location {
         }
     }
 
+    /// The layer it belongs to; the last site counts as one past the last layer's.
+    pub fn layer(self) -> usize {
+        match self {
+            Location::Site(site) => site.index / 2,
+            Location::Node(node) => node.layer,
+        }
+    }
+
     /// The last site that a pass comes by before this place, or the place itself.
     pub fn site_before(self, n_layers: usize) -> Site {
         match self {

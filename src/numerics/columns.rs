@@ -115,6 +115,11 @@ impl Columns {
         }
     }
 
+    /// Outputs and inputs.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.outputs, self.inputs)
+    }
+
     /// Whether the weights are stored sparse.
     pub fn is_sparse(&self) -> bool {
         matches!(self.storage, Storage::Sparse { .. })

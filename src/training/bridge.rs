@@ -177,12 +177,20 @@ fn start_from(
             let record = pair::read_record(directory)?;
             let dense = ModelFiles::read_config(&directory.join("dense"))?;
             let sparse = ModelFiles::read(&directory.join("sparse"))?;
+            if sparse.config != recipe.sparse {
+                return Err(TrainingError::Recipe(format!(
+                    "start_from: the pair in {} has another sparse model than the recipe; name its folder `sparse` to \
+                     start from that model alone",
+                    directory.display()
+                )));
+            }
             let bridge = pair::read_tensors(directory, &record, &dense, &sparse.config)?;
             (sparse, Some(bridge))
         }
         false => (ModelFiles::read(directory)?, None),
     };
-    Ok((trainable(files, directory, &recipe.sparse)?, bridge))
+    let seed = recipe.batches.seed;
+    Ok((trainable(files, directory, &recipe.sparse, seed)?, bridge))
 }
 
 /// The bridge loss on batches of a training's data.
@@ -484,10 +492,9 @@ impl<'a> BridgeObjective<'a> {
             &self.dense.transformer,
             &self.sparse.transformer,
             &self.bridge,
-            &batch.inputs,
-            &batch.targets,
-            batch.length,
+            batch.text(),
             &self.device,
+            Site::all(self.recipe.sparse.n_layers),
         )
     }
 

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use super::TrainingError;
 use super::recipe::{Batches, Source};
 use crate::artifacts::text_files::{self, TextDocument};
+use crate::bridge::fidelity::Sequences;
 use crate::corpus::{CorpusGenerator, Split};
 use crate::models::tokenizer::{Tokenizer, TokenizerError};
 
@@ -187,16 +188,9 @@ impl TrainingData {
 
     /// Held-out sequences of each source, spread evenly over it.
     pub fn held_out(&self, sequences: usize, length: usize) -> Vec<(&'static str, Batch)> {
-        let cut = |stream: &Stream| {
-            let mut batch = Batch::new(length);
-            let last = stream.held_out.len() - length - 1;
-            for index in 0..sequences {
-                let start = last * index / sequences.max(2).saturating_sub(1).max(1);
-                batch.push(&stream.held_out[start.min(last)..=start.min(last) + length]);
-            }
-            (stream.name, batch)
-        };
-        self.streams.iter().map(cut).collect()
+        let streams = self.streams.iter();
+        let cut = |stream: &Stream| spread_sequences(&stream.held_out, sequences, length);
+        streams.map(|stream| (stream.name, cut(stream))).collect()
     }
 
     /// The training and held-out tokens of each source, by name.
@@ -220,7 +214,19 @@ pub fn step_rng(seed: u64, step: usize, purpose: u64) -> ChaCha8Rng {
     rng
 }
 
-fn tokenise(documents: &[String], tokenizer: &Tokenizer) -> Result<Vec<u32>, TrainingError> {
+/// `sequences` sequences of `length` tokens, spread evenly over more tokens than that.
+pub fn spread_sequences(tokens: &[u32], sequences: usize, length: usize) -> Batch {
+    let mut batch = Batch::new(length);
+    let last = tokens.len() - length - 1;
+    for index in 0..sequences {
+        let start = last * index / sequences.max(2).saturating_sub(1).max(1);
+        batch.push(&tokens[start.min(last)..=start.min(last) + length]);
+    }
+    batch
+}
+
+/// The documents' tokens, each document followed by the end-of-text token.
+pub fn tokenise(documents: &[String], tokenizer: &Tokenizer) -> Result<Vec<u32>, TrainingError> {
     let encoded: Vec<Vec<u32>> = documents
         .par_iter()
         .map(|text| tokenizer.encode(text))
@@ -262,6 +268,15 @@ impl Batch {
         debug_assert_eq!(self.length, other.length);
         self.inputs.extend(other.inputs);
         self.targets.extend(other.targets);
+    }
+
+    /// As a bridge's fidelity is measured on it.
+    pub fn text(&self) -> Sequences<'_> {
+        Sequences {
+            inputs: &self.inputs,
+            targets: &self.targets,
+            length: self.length,
+        }
     }
 
     pub fn sequences(&self) -> usize {

@@ -21,6 +21,7 @@ pub mod tokenizer;
 pub mod twin;
 pub mod weight_mask;
 pub mod weighted_sum;
+pub mod widen;
 
 use crate::artifacts::ArtifactError;
 use crate::bridge::pair::PairError;

@@ -16,6 +16,7 @@ use super::passes::Passes;
 use super::passes::gradients::WeightGradients;
 use super::recipe::{Batches, ModelRecipe};
 use super::run::{End, Ended, Loss, Mode, Objective, Plan, train};
+use super::widen::{can_widen, widened};
 use crate::models::companions;
 use crate::models::config::TransformerConfig;
 use crate::models::layers::Purpose;
@@ -40,7 +41,10 @@ pub fn train_model(
     let data = TrainingData::load(&recipe.sources, &tokenizer, recipe.batches.length)?;
     tracing::info!(sources = ?data.sizes(), "training tokens");
     let initial = match &recipe.start_from {
-        Some(directory) => weights_of(directory, &recipe.model)?,
+        Some(directory) => {
+            let files = ModelFiles::read(directory)?;
+            trainable(files, directory, &recipe.model, recipe.batches.seed)?
+        }
         None => initialise::model(&recipe.model, recipe.batches.seed, device)?,
     };
     let protected = recipe.sparsity.as_ref().map(|sparsity| sparsity.protected);
@@ -81,29 +85,34 @@ pub fn train_model(
     Ok(Ended { end, data })
 }
 
-/// The weights of a model in a directory, as a training starts from them.
-pub fn weights_of(
-    directory: &Path,
-    config: &TransformerConfig,
-) -> Result<BTreeMap<String, Tensor>, TrainingError> {
-    trainable(ModelFiles::read(directory)?, directory, config)
-}
-
-/// The weights of a model that was read from `directory`; it must have the recipe's configuration.
+/// The weights of a model that was read from `directory`, as a training of the recipe's configuration starts from them:
+/// as they are, or widened with random weights of `seed`.
 pub fn trainable(
     mut files: ModelFiles,
     directory: &Path,
     config: &TransformerConfig,
+    seed: u64,
 ) -> Result<BTreeMap<String, Tensor>, TrainingError> {
-    if files.config != *config {
+    // Added when a model is written, always zero here, and not trained.
+    files.tensors.remove(FINAL_LOGITS_BIAS);
+    if files.config == *config {
+        return Ok(files.tensors);
+    }
+    if !can_widen(&files.config, config) {
         return Err(TrainingError::Recipe(format!(
-            "start_from: the model in {} has another configuration than the recipe",
+            "start_from: the model in {} has another configuration than the recipe; it may have fewer channels, heads \
+             or neurons under RMSNorm, and must be the same in everything else",
             directory.display()
         )));
     }
-    // Added when a model is written, always zero here, and not trained.
-    files.tensors.remove(FINAL_LOGITS_BIAS);
-    Ok(files.tensors)
+    let device = &Device::Cpu;
+    Ok(widened(
+        &files.tensors,
+        &files.config,
+        config,
+        seed,
+        device,
+    )?)
 }
 
 /// A model's vocabulary must be its tokenizer's.

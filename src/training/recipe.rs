@@ -246,7 +246,8 @@ pub struct TokenizerRecipe {
 pub struct ModelRecipe {
     pub tokenizer: PathBuf,
     pub model: TransformerConfig,
-    /// A model of the same configuration to go on from instead of random weights.
+    /// A model to go on from instead of random weights: of the same configuration, or with fewer channels, heads or
+    /// neurons, which is then widened.
     #[serde(default)]
     pub start_from: Option<PathBuf>,
     pub sources: Vec<Source>,
@@ -267,7 +268,8 @@ pub struct BridgeRecipe {
     /// The dense model's directory, in any layout that can be served. It stays as it is.
     pub dense: PathBuf,
     pub sparse: TransformerConfig,
-    /// A pair, or a sparse model alone, to start from instead of random weights.
+    /// A pair, or a sparse model alone, to start from instead of random weights; a sparse model alone may have fewer
+    /// channels, heads or neurons, and is then widened.
     #[serde(default)]
     pub start_from: Option<PathBuf>,
     /// The share of channels that an encoder's AbsTopK keeps.

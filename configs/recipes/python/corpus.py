@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -54,6 +55,18 @@ def files_of_standard_library():
     return found
 
 
+def download(wheels, packages):
+    """Brings the packages' wheels that are not there yet, several at a time."""
+    wheels.mkdir(parents=True, exist_ok=True)
+    plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+    here = {plain(wheel.name.split("-")[0]) for wheel in wheels.glob("*.whl")}
+    missing = [package for package in packages if plain(package) not in here]
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(wheels)]
+    groups = [missing[start : start + 6] for start in range(0, len(missing), 6)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda group: subprocess.run([*pip, *group], check=True), groups))
+
+
 class Corpus:
     def __init__(self, directory):
         self.directory = directory
@@ -87,9 +100,7 @@ def main():
     corpus = Corpus(directory)
     for part in ("unseen", "train"):
         wheels = directory / "wheels" / part
-        packages = [line for line in (HERE / f"{part}.txt").read_text().split("\n") if line and line[0] != "#"]
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(wheels)]
-        subprocess.run([*pip, *packages], check=True)
+        download(wheels, [line for line in (HERE / f"{part}.txt").read_text().split("\n") if line and line[0] != "#"])
         for wheel in sorted(wheels.glob("*.whl")):
             said, files = files_of_wheel(wheel)
             package = wheel.name.split("-")[0].lower()

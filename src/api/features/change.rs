@@ -75,6 +75,7 @@ pub async fn create(
             .unwrap_or_else(|| lookup::default_write(place)),
         tasks: request.tasks,
         stats: lookup::group_statistics(&http, &state, &bridge, place, &channels).await?,
+        effects: None,
         channels,
         tests: request.tests,
     };

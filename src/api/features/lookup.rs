@@ -111,6 +111,7 @@ fn find_unnamed(
         write: default_write(place),
         tasks: Vec::new(),
         stats: statistics(&bridge, place, &channels),
+        effects: None,
         channels,
         tests: Vec::new(),
     };

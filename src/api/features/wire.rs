@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::features::effects::FeatureEffects;
 use crate::features::group::{WeightedChannel, Write};
 use crate::features::registry::{self, FeatureTest};
 use crate::serving::feature_store::{Origin, StoredFeature};
@@ -33,6 +34,9 @@ pub struct FeatureObject {
     /// Over reference text; null where it was not measured.
     #[schema(required = true)]
     pub stats: Option<Statistics>,
+    /// What patching it does to the dense model; null where it was not measured.
+    #[schema(required = true)]
+    pub effects: Option<FeatureEffects>,
     /// Claims about it that `verify` runs again.
     pub tests: Vec<FeatureTest>,
     pub origin: FeatureOrigin,
@@ -224,6 +228,7 @@ impl FeatureObject {
                 tokens: stats.tokens,
                 channels_to_flip: stats.channels_to_flip,
             }),
+            effects: feature.effects,
             tests: feature.tests,
             origin,
         }

@@ -10,10 +10,12 @@ use super::tasks::TableArguments;
 use crate::corpus::{CorpusGenerator, Split};
 use crate::discovery::patience::Patience;
 use crate::discovery::verify::verify;
-use crate::evaluation::catalogue::{self, FEATURES_FILE, FeaturesFile};
+use crate::evaluation::catalogue::{self, FEATURES_FILE, FeaturesFile, Measured};
 use crate::evaluation::report;
+use crate::evaluation::task_table::TaskRow;
 use crate::features::pair::Pair;
 use crate::features::reference::ReferenceText;
+use crate::features::registry::Feature;
 use crate::features::statistics::measure;
 use crate::training::data::documents;
 use crate::training::recipe::Source;
@@ -26,13 +28,13 @@ const EXCERPT_SEQUENCES: usize = 64;
 #[derive(Debug, Args)]
 pub struct FeaturesArguments {
     #[arg(long)]
-    pair: PathBuf,
+    pub pair: PathBuf,
     #[command(flatten)]
-    table: TableArguments,
+    pub table: TableArguments,
     /// Reference text is drawn from the training part of this recipe's sources, in equal parts; without it,
     /// from generated programs.
     #[arg(long)]
-    recipe: Option<PathBuf>,
+    pub recipe: Option<PathBuf>,
     /// Sequences of reference text.
     #[arg(long, default_value_t = 512)]
     reference_sequences: usize,
@@ -48,14 +50,25 @@ pub struct FeaturesArguments {
     tasks_output: Vec<PathBuf>,
 }
 
+/// What was found, as it was written.
+pub struct Found {
+    pub tasks: Vec<TaskRow>,
+    pub features: Vec<Feature>,
+}
+
 impl FeaturesArguments {
     pub fn run(self) -> anyhow::Result<()> {
         let models = Pair::read(&self.pair)?;
+        self.find(&models).map(|_| ())
+    }
+
+    /// Finds the features and writes them.
+    pub fn find(&self, models: &Pair) -> anyhow::Result<Found> {
         let directory = self.output.as_deref().unwrap_or(&self.pair);
         let length = REFERENCE_LENGTH
             .min(models.sparse.config.context_length)
             .min(models.dense.config.context_length);
-        let (reference, excerpt) = self.reference_tokens(&models, length)?;
+        let (reference, excerpt) = self.reference_tokens(models, length)?;
         let places = models.described_locations();
         let mut statistics = measure(&models.sparse, &reference, length, &places)?;
         statistics.text = (!excerpt.is_empty()).then_some(ReferenceText {
@@ -69,17 +82,17 @@ impl FeaturesArguments {
             "reference statistics written"
         );
         let mut features = Vec::new();
-        let rows = self.table.rows(&models);
+        let rows = self.table.rows(models);
         write_outputs(&self.tasks_output, &report::task_table(&rows), &rows)?;
-        for row in rows {
-            if let Some(feature) = catalogue::feature(
-                &models,
-                &row,
-                &reference,
-                length,
-                self.table.seed,
-                self.whole,
-            )? {
+        let measured = Measured {
+            models,
+            reference: &reference,
+            length,
+            seed: self.table.seed,
+            whole: self.whole,
+        };
+        for row in &rows {
+            for feature in catalogue::features(&measured, row)? {
                 println!(
                     "{}: {} channels of {} ({:?}), {} tests",
                     feature.name,
@@ -91,7 +104,12 @@ impl FeaturesArguments {
                 features.push(feature);
             }
         }
-        write_json(&directory.join(FEATURES_FILE), &FeaturesFile { features })
+        let file = FeaturesFile { features };
+        write_json(&directory.join(FEATURES_FILE), &file)?;
+        Ok(Found {
+            tasks: rows,
+            features: file.features,
+        })
     }
 
     /// Sequences spread evenly over the training documents, and those of them that may be shown as examples:

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::artifacts::atomic;
 use crate::evaluation::catalogue::{FEATURES_FILE, FeaturesFile};
+use crate::evaluation::unseen::{self, UnseenPackage};
 use crate::features::registry::Feature;
 use crate::training::recipe::{self, Source};
 
@@ -20,6 +21,14 @@ pub fn sources(path: &Path) -> anyhow::Result<Vec<Source>> {
     }
     let recipe: recipe::ModelRecipe = recipe::read(path)?;
     Ok(recipe.sources)
+}
+
+/// The packages in the directory of `--unseen`, where it is given.
+pub fn unseen_packages(directory: Option<&Path>) -> anyhow::Result<Vec<UnseenPackage>> {
+    match directory {
+        Some(directory) => Ok(unseen::packages(directory)?),
+        None => Ok(Vec::new()),
+    }
 }
 
 pub fn read_features(pair: &Path) -> anyhow::Result<Vec<Feature>> {

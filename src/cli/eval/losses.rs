@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 
-use super::files::{sources, write_outputs};
+use super::files::{sources, unseen_packages, write_outputs};
 use crate::evaluation::{losses, report};
 use crate::features::pair::Pair;
 use crate::training::data::TrainingData;
@@ -17,6 +17,9 @@ pub struct LossesArguments {
     /// The recipe the pair was trained by: its sources are measured.
     #[arg(long)]
     recipe: PathBuf,
+    /// A directory with a folder for each package that nothing of was trained on: measured together and each alone.
+    #[arg(long)]
+    unseen: Option<PathBuf>,
     /// Held-out sequences of each source.
     #[arg(long, default_value_t = 64)]
     sequences: usize,
@@ -37,8 +40,9 @@ impl LossesArguments {
             (2..=context).contains(&length),
             "--length must be between 2 and {context}"
         );
+        let unseen = unseen_packages(self.unseen.as_deref())?;
         let data = TrainingData::load(&sources(&self.recipe)?, models.tokenizer(), length)?;
-        let results = losses::measure(&models, &data, self.sequences, length)?;
+        let results = losses::measure(&models, &data, &unseen, self.sequences, length)?;
         let table = report::loss_tables(&results);
         print!("{table}");
         write_outputs(&self.output, &table, &results)

@@ -49,6 +49,7 @@ impl TableArguments {
             train_pairs: self.train_pairs,
             held_out_pairs: self.pairs,
             refined: self.refined,
+            by_layer: true,
             seed: self.seed,
             contrast: ContrastOptions::default(),
         };
