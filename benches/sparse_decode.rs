@@ -53,6 +53,7 @@ fn config() -> TransformerConfig {
         tied_unembedding: false,
         bigram_table: false,
         attention_sinks: false,
+        variant: Default::default(),
     }
 }
 

@@ -49,6 +49,7 @@ fn config(active: Option<f64>) -> TransformerConfig {
         tied_unembedding: false,
         bigram_table: true,
         attention_sinks: true,
+        variant: Default::default(),
     }
 }
 

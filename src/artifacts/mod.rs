@@ -13,6 +13,7 @@
 
 pub mod atomic;
 pub mod error;
+pub mod gguf;
 pub mod manifest;
 pub mod regular;
 pub mod sparse_tensor;

@@ -7,14 +7,18 @@ use clap::Args;
 
 use crate::artifacts::atomic;
 use crate::models::companions;
+use crate::models::gguf;
 use crate::models::layout::ModelFiles;
 use crate::models::text_bounds::TextBounds;
+
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// Write a model in Causeway's own form: safetensors, with the zeros of sparse matrices left out. Pickled checkpoints
 /// cannot be loaded from a server's library until they are written so.
 #[derive(Debug, Args)]
 pub struct ConvertArguments {
-    /// The model's directory: a released checkpoint, its Hugging Face copy, or a Hugging Face GPT-2.
+    /// The model's directory: a released checkpoint, its Hugging Face copy, or a dense model in Hugging Face's form. Or a
+    /// GGUF file, whose weights become float32.
     from: PathBuf,
     /// The new directory.
     to: PathBuf,
@@ -27,6 +31,9 @@ impl ConvertArguments {
             "{} is there already; name a new directory",
             self.to.display()
         );
+        if self.from.is_file() {
+            return self.convert_gguf();
+        }
         let model = ModelFiles::read(&self.from)?;
         // The configuration comes last, so that what was cut short is no model.
         atomic::create_directory(&self.to)?;
@@ -34,6 +41,19 @@ impl ConvertArguments {
         // A configuration of Causeway's own does not say what ends a text.
         TextBounds::read(&self.from)?.keep(&self.to)?;
         model
+            .write(&self.to)
+            .with_context(|| format!("cannot write {}", self.to.display()))
+    }
+
+    fn convert_gguf(&self) -> anyhow::Result<()> {
+        let model = gguf::read(&self.from, u64::MAX)?;
+        atomic::create_directory(&self.to)?;
+        if let Some(template) = &model.chat_template {
+            atomic::write(&self.to.join(CHAT_TEMPLATE), template.as_bytes())?;
+        }
+        model.bounds.keep(&self.to)?;
+        model
+            .files
             .write(&self.to)
             .with_context(|| format!("cannot write {}", self.to.display()))
     }

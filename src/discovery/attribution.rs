@@ -6,7 +6,7 @@
 use candle_core::{Device, Result, Tensor, Var};
 
 use super::patching::{LocationPatch, Patching};
-use super::prompt_run::{AddAt, pass_start};
+use super::prompt_run::AddAt;
 use super::question::Question;
 use super::route::Route;
 use crate::models::location::Location;
@@ -139,7 +139,7 @@ impl Bucket {
     ) -> Result<Vec<f32>> {
         let change = Tensor::from_vec(change, (self.ids.len(), width), &Device::Cpu)?;
         let change = Var::from_tensor(&change)?;
-        let start = pass_start(target, model.config.n_layers);
+        let start = target.pass_start(&model.config);
         let mut rows = TokenRows::sequences(&self.ids, self.length, &Device::Cpu)?;
         let mut tap = AddAt {
             target,

@@ -173,7 +173,7 @@ fn add_effects(
     change: Vec<f32>,
     sums: &mut [f64],
 ) -> Result<(), DiscoveryError> {
-    let start = target.site_before(dense.config.n_layers);
+    let start = target.pass_start(&dense.config);
     let mut recorder = Recorder::of([Location::Site(start)]);
     let mut token_rows = TokenRows::sequences(ids, length, &Device::Cpu)?;
     let unedited = run(dense, &mut token_rows, &mut recorder)?;

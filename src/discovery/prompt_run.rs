@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Result, Tensor, bail};
 
 use crate::models::kv_cache::{CacheRow, KvCache};
-use crate::models::location::{Location, Node, NodeKind, Site};
+use crate::models::location::{Location, Site};
 use crate::models::tap::{Recorder, ResidualTap};
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
@@ -118,7 +118,7 @@ impl<'m> PromptRun<'m> {
 
     /// The logits after each prompt when `change [kept rows, width]` is added at `target`.
     pub fn with_change(&mut self, target: Location, change: Vec<f32>) -> Result<Tensor> {
-        let start = pass_start(target, self.model.config.n_layers);
+        let start = target.pass_start(&self.model.config);
         let stream = self.value(Location::Site(start))?.clone();
         let change = Tensor::from_vec(
             change,
@@ -139,19 +139,6 @@ impl<'m> PromptRun<'m> {
         let ids = Tensor::new(self.ids.as_slice(), &Device::Cpu)?;
         let stream = stream.index_select(&last, 0)?;
         self.model.unembed(&stream, &ids.index_select(&last, 0)?)
-    }
-}
-
-/// The site from which a pass must go on to come by `target`.
-pub fn pass_start(target: Location, n_layers: usize) -> Site {
-    match target {
-        Location::Site(site) => site,
-        Location::Node(Node { layer, kind }) => match kind {
-            NodeKind::MlpIn | NodeKind::PostAct | NodeKind::MlpOut => {
-                Site::before_mlp(layer, n_layers)
-            }
-            _ => Site::before_attention(layer, n_layers),
-        },
     }
 }
 

@@ -62,24 +62,24 @@ impl Question {
     }
 
     /// Whose answer the most probable next token is.
-    pub fn greedy_choice(self, logits: &[f32]) -> Choice {
+    pub fn greedy_choice(self, logits: &[f32]) -> GreedyChoice {
         let best = logits
             .iter()
             .enumerate()
             .max_by(|(_, one), (_, other)| one.total_cmp(other));
         let best = best.map_or(0, |(token, _)| token as u32);
         match self {
-            Question::Between { presented, .. } if best == presented => Choice::Presented,
+            Question::Between { presented, .. } if best == presented => GreedyChoice::Presented,
             Question::Between { counterfactual, .. } if best == counterfactual => {
-                Choice::Counterfactual
+                GreedyChoice::Counterfactual
             }
-            Question::Between { .. } => Choice::Other,
-            Question::NotPresented { candidate } if best == candidate => Choice::Presented,
-            Question::NotPresented { .. } => Choice::Counterfactual,
+            Question::Between { .. } => GreedyChoice::Other,
+            Question::NotPresented { candidate } if best == candidate => GreedyChoice::Presented,
+            Question::NotPresented { .. } => GreedyChoice::Counterfactual,
             Question::OnlyCounterfactual { candidate } if best == candidate => {
-                Choice::Counterfactual
+                GreedyChoice::Counterfactual
             }
-            Question::OnlyCounterfactual { .. } => Choice::Presented,
+            Question::OnlyCounterfactual { .. } => GreedyChoice::Presented,
         }
     }
 
@@ -140,7 +140,7 @@ fn odds_gradient(logits: &[f32], candidate: u32, weight: f32, out: &mut [f32]) {
 
 /// Whose answer a next token is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Choice {
+pub enum GreedyChoice {
     Presented,
     Counterfactual,
     /// Neither candidate.
@@ -192,7 +192,7 @@ pub struct Answers {
     /// Its probability among all next tokens.
     pub probabilities: Vec<f32>,
     /// Whose answer the most probable next token is.
-    pub greedy: Vec<Choice>,
+    pub greedy: Vec<GreedyChoice>,
 }
 
 impl Answers {
@@ -239,14 +239,14 @@ impl Answers {
 
     /// Which most probable next tokens are the presented answer.
     pub fn greedily_presented(&self) -> Vec<bool> {
-        let presented = |choice: &Choice| *choice == Choice::Presented;
+        let presented = |choice: &GreedyChoice| *choice == GreedyChoice::Presented;
         self.greedy.iter().map(presented).collect()
     }
 
     /// Among the pairs marked, the share whose most probable next token is the counterfactual's answer; none where none
     /// is marked.
     pub fn greedy_flips(&self, among: &[bool]) -> Option<f64> {
-        let flipped = |choice: &Choice| f64::from(*choice == Choice::Counterfactual);
+        let flipped = |choice: &GreedyChoice| f64::from(*choice == GreedyChoice::Counterfactual);
         mean_among(self.greedy.iter().map(flipped), among)
     }
 

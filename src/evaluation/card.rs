@@ -227,7 +227,7 @@ fn steering_table(response: &DoseResponse) -> String {
          the other quote and, in brackets, flips.\n\n| strength |",
         response.pairs, response.right
     );
-    let shown = |strength: f64| (strength * 10.0).round() as u32 % 2 == 0;
+    let shown = |strength: f64| ((strength * 10.0).round() as u32).is_multiple_of(2);
     let points = response
         .curves
         .first()

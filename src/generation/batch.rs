@@ -130,8 +130,9 @@ impl<'s> Work<'s> {
             (true, _) => (all, None),
             (false, at) => {
                 // Nobody looks: they part for the sake of their logits only.
-                let n_layers = self.model.transformer.config.n_layers;
-                let at = at.unwrap_or(Site::before_attention(n_layers, n_layers));
+                let config = &self.model.transformer.config;
+                let last = Site::before_attention(config.n_layers, config.n_layers);
+                let at = at.unwrap_or(last).pass_start(config);
                 (
                     once,
                     Some(Parting {

@@ -2,12 +2,17 @@
 
 use candle_core::{Result, Tensor};
 
+use std::sync::Arc;
+
 use super::config::{ActiveLocation, TransformerConfig};
-use super::layers::{Active, Linear, SublayerInput, Weights, sinks};
+use super::layers::{Active, Linear, NormLayer, SublayerInput, Weights, output_norm, sinks};
 use super::location::{Location, Node, NodeKind};
 use super::tap::ResidualTap;
 use super::token_rows::{Arrangement, TokenRows};
-use crate::numerics::attention::{Heads, causal_attention};
+use super::variant::QkNorm;
+use crate::numerics::attention::causal_attention;
+use crate::numerics::attention::kernel::{Heads, Scores};
+use crate::numerics::rotary::{Pairing, Turns, rotate};
 
 /// Reads the stream, attends, returns what is to be added to it.
 #[derive(Debug, Clone)]
@@ -19,8 +24,31 @@ pub struct Attention {
     v: Linear,
     active: [Active; 4],
     sinks: Tensor,
+    /// Of queries and of keys, before they are rotated.
+    qk_norms: Option<[NormLayer; 2]>,
+    /// Whether queries and keys are rotated, and how their channels are paired.
+    rotated: Option<Pairing>,
     heads: Heads,
     pub project: Linear,
+    /// Of what is added to the stream.
+    output_norm: Option<NormLayer>,
+}
+
+/// How the heads of a layer are laid out and scored.
+pub fn heads(config: &TransformerConfig, layer: usize) -> Heads {
+    let variant = &config.variant;
+    let plain = Heads::plain(config.n_heads, config.d_head);
+    let window = variant.window.as_ref();
+    let window = window.filter(|window| window.layers.contains(&layer));
+    Heads {
+        kv_count: config.n_kv_heads(),
+        scores: Scores {
+            scale: variant.attention_scale.unwrap_or(plain.scores.scale),
+            soft_cap: variant.attention_soft_cap,
+            window: window.map(|window| window.size),
+        },
+        ..plain
+    }
 }
 
 impl Attention {
@@ -33,35 +61,53 @@ impl Attention {
             (&at("ln_1"), &at("ln_p1")),
             ActiveLocation::AttnIn,
         )?;
-        let joint = weights.get(&at("attn.c_attn.weight"), &[3 * d_attention, d_read])?;
+        let d_key_value = config.d_key_value();
+        let d_joint = d_attention + 2 * d_key_value;
+        let joint = weights.get(&at("attn.c_attn.weight"), &[d_joint, d_read])?;
         let joint_bias = match config.bias {
-            true => Some(weights.get(&at("attn.c_attn.bias"), &[3 * d_attention])?),
+            true => Some(weights.get(&at("attn.c_attn.bias"), &[d_joint])?),
             false => None,
         };
         // The rows of `c_attn` are q, then k, then v. Three layers, because each has its own AbsTopK.
-        let part = |index: usize| {
-            let pick = |t: &Tensor| t.narrow(0, index * d_attention, d_attention);
+        let part = |first: usize, width: usize| {
+            let pick = |t: &Tensor| t.narrow(0, first, width);
             let bias = joint_bias.as_ref().map(pick).transpose()?;
             Linear::new(pick(&joint)?, bias, weights.purpose)
         };
+        let variant = &config.variant;
+        let qk_norms = variant.qk_norm.map(|over| {
+            let norm = |name: &str, width| {
+                let channels = match over {
+                    QkNorm::PerHead => config.d_head,
+                    QkNorm::WholeWidth => width,
+                };
+                NormLayer::load(weights, &at(name), config, channels)
+            };
+            Ok::<_, candle_core::Error>([
+                norm("attn.q_norm", d_attention)?,
+                norm("attn.k_norm", d_key_value)?,
+            ])
+        });
+        let rotary = variant.rotary.as_ref();
+        let rotary = rotary.filter(|rotary| !rotary.layers_without.contains(&layer));
         let device = joint.device();
         Ok(Attention {
             layer,
             input,
-            q: part(0)?,
-            k: part(1)?,
-            v: part(2)?,
+            q: part(0, d_attention)?,
+            k: part(d_attention, d_key_value)?,
+            v: part(d_attention + d_key_value, d_key_value)?,
+            qk_norms: qk_norms.transpose()?,
+            rotated: rotary.map(|rotary| rotary.pairing(config.d_head)),
+            output_norm: output_norm(weights, config, &at("ln_1_after"))?,
             active: [
                 Active::at(config, ActiveLocation::AttnQ, d_attention),
-                Active::at(config, ActiveLocation::AttnK, d_attention),
-                Active::at(config, ActiveLocation::AttnV, d_attention),
+                Active::at(config, ActiveLocation::AttnK, d_key_value),
+                Active::at(config, ActiveLocation::AttnV, d_key_value),
                 Active::at(config, ActiveLocation::AttnOut, config.d_model),
             ],
             sinks: sinks(weights, config, &at("attn.attn_imp.sink_logit"), device)?,
-            heads: Heads {
-                count: config.n_heads,
-                d_head: config.d_head,
-            },
+            heads: heads(config, layer),
             project: Linear::load(
                 weights,
                 &at("attn.c_proj"),
@@ -72,11 +118,12 @@ impl Attention {
         })
     }
 
-    /// `h [rows, d_model] -> [rows, d_model]`, the residual delta.
+    /// `h [rows, d_model] -> [rows, d_model]`, the residual delta. `positional` and `turns` are of the rows' positions.
     pub fn forward(
         &self,
         h: &Tensor,
         positional: Option<&Tensor>,
+        turns: Option<&Arc<Turns>>,
         rows: &mut TokenRows,
         tap: &mut dyn ResidualTap,
     ) -> Result<Tensor> {
@@ -99,16 +146,35 @@ impl Attention {
             node(NodeKind::V),
             self.active[2].forward(self.v.forward(&x)?)?,
         )?;
+        let (q, k) = match &self.qk_norms {
+            Some([of_q, of_k]) => (of_q.forward_parts(&q)?, of_k.forward_parts(&k)?),
+            None => (q, k),
+        };
+        let (q, k) = match (self.rotated, turns) {
+            (Some(pairing), Some(turns)) => {
+                (rotate(&q, turns, pairing)?, rotate(&k, turns, pairing)?)
+            }
+            _ => (q, k),
+        };
         let y = match &mut rows.arrangement {
             Arrangement::Sequences { length } => {
                 causal_attention(&q, &k, &v, &self.sinks, self.heads, *length)?
             }
-            Arrangement::Cached { at, copies, cache } => {
-                cache.attend(self.layer, (at, copies), (&q, &k, &v), &self.sinks)?
-            }
+            Arrangement::Cached { at, copies, cache } => cache.attend(
+                self.layer,
+                (at, copies),
+                (&q, &k, &v),
+                &self.sinks,
+                self.heads,
+            )?,
         };
         let y = tap.visit(node(NodeKind::AttnY), y)?;
-        let delta = self.active[3].forward(self.project.forward(&y)?)?;
+        let delta = self.project.forward(&y)?;
+        let delta = match &self.output_norm {
+            Some(norm) => norm.forward(&delta)?,
+            None => delta,
+        };
+        let delta = self.active[3].forward(delta)?;
         tap.visit(node(NodeKind::AttnOut), delta)
     }
 

@@ -10,6 +10,9 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use super::config_error::ConfigError;
+use super::variant::ModelVariant;
+
 /// The shape and the switches of one transformer. Widths are in channels, the context in tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +47,9 @@ pub struct TransformerConfig {
     /// One learned logit per head that enters only the softmax's denominator.
     #[serde(default)]
     pub attention_sinks: bool,
+    /// What Llama-like and other dense models have beyond GPT-2.
+    #[serde(default, skip_serializing_if = "ModelVariant::is_plain")]
+    pub variant: ModelVariant,
 }
 
 /// How the residual stream is normalised before each sublayer reads it.
@@ -77,6 +83,8 @@ pub enum Activation {
     /// The tanh approximation that GPT-2 was trained with.
     GeluTanh,
     Relu,
+    /// `x / (1 + exp(-x))`.
+    Silu,
 }
 
 /// What happens to the residual stream after a sublayer's output has been added to it.
@@ -134,15 +142,6 @@ impl ActiveLocation {
     ];
 }
 
-/// What is wrong with a configuration.
-#[derive(Debug, thiserror::Error, PartialEq)]
-#[error("{field}: {problem}")]
-pub struct ConfigError {
-    /// The offending field of `config.json`.
-    pub field: &'static str,
-    pub problem: String,
-}
-
 /// No field may exceed this; a larger one is a damaged file, not a model. Products of any two of them, times a
 /// few, are far from the integers' limit.
 const LARGEST_SIZE: usize = 1 << 24;
@@ -161,6 +160,22 @@ impl TransformerConfig {
     /// `n_heads * d_head`, the width of q, k, v and of the attention's output before `c_proj`.
     pub fn d_attention(&self) -> usize {
         self.n_heads.saturating_mul(self.d_head)
+    }
+
+    /// Heads of keys and values.
+    pub fn n_kv_heads(&self) -> usize {
+        self.variant.n_kv_heads.unwrap_or(self.n_heads)
+    }
+
+    /// `n_kv_heads * d_head`, the width of k and of v.
+    pub fn d_key_value(&self) -> usize {
+        self.n_kv_heads().saturating_mul(self.d_head)
+    }
+
+    /// What every norm adds before its root.
+    pub fn norm_epsilon(&self) -> f32 {
+        let own = self.variant.norm_epsilon;
+        own.unwrap_or_else(|| self.norm.epsilon())
     }
 
     /// Residual sites: one before each sublayer and the last layer's output.
@@ -213,6 +228,8 @@ impl TransformerConfig {
                 problem,
             });
         }
+        self.variant
+            .validate(self.n_layers, self.n_heads, self.d_head)?;
         if let Some(fraction) = self.active_fraction
             && !(fraction > 0.0 && fraction <= 1.0)
         {

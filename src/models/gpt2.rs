@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::config::{
     Activation, ConfigError, Norm, Positions, ResidualActivation, TransformerConfig,
 };
-use super::released::Fields;
+use super::fields::Fields;
 use super::tensor_names::UNEMBEDDING;
 
 /// Parses a GPT-2 `config.json`. Settings that would change the forward pass are refused.
@@ -77,6 +77,7 @@ pub fn from_object(object: &Map<String, Value>) -> Result<TransformerConfig, Con
         tied_unembedding: fields.boolean("tie_word_embeddings", true)?,
         bigram_table: false,
         attention_sinks: false,
+        variant: Default::default(),
     };
     config.validate()?;
     Ok(config)

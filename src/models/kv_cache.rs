@@ -1,7 +1,7 @@
 //! The key-value cache of inference: slots that are allocated once each and written in place.
 //!
-//! A slot holds one sequence. Keys are kept by channel (`[layers, heads, d_head, capacity]`) so that scores run
-//! along the keys, values by position (`[layers, heads, capacity, d_head]`). Either way what one head reads lies
+//! A slot holds one sequence. Keys are kept by channel (`[layers, kv heads, d_head, capacity]`) so that scores run
+//! along the keys, values by position (`[layers, kv heads, capacity, d_head]`). Either way what one head reads lies
 //! together: in rows of all heads each position would be a cache line of its own, far from the next.
 //! Slots do not touch each other, so threads can work on different ones at once ([`KvCache::divide`]).
 
@@ -10,7 +10,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::config::TransformerConfig;
-use crate::numerics::attention::{Heads, Keys, Values, attend, padded};
+use crate::numerics::attention::kernel::{Heads, Keys, Values, attend, padded};
 use crate::numerics::rows;
 
 /// Keys and values to be gone through below which one thread is as fast as several.
@@ -43,13 +43,15 @@ pub struct CacheRow {
 #[derive(Debug, Clone, Copy)]
 struct SlotShape {
     n_layers: usize,
-    heads: Heads,
+    kv_heads: usize,
+    d_head: usize,
     capacity: usize,
 }
 
 impl SlotShape {
+    /// Of one token's keys.
     fn width(self) -> usize {
-        self.heads.count * self.heads.d_head
+        self.kv_heads * self.d_head
     }
 
     /// Values of one layer's keys, and as many of its values.
@@ -60,17 +62,15 @@ impl SlotShape {
     fn new(config: &TransformerConfig, capacity: usize) -> Self {
         SlotShape {
             n_layers: config.n_layers,
-            heads: Heads {
-                count: config.n_heads,
-                d_head: config.d_head,
-            },
+            kv_heads: config.n_kv_heads(),
+            d_head: config.d_head,
             capacity: padded(capacity),
         }
     }
 
     /// Keys and values of all layers; `usize::MAX` where they are more than can be counted.
     fn values(self) -> usize {
-        [2, self.heads.count, self.heads.d_head, self.capacity]
+        [2, self.kv_heads, self.d_head, self.capacity]
             .into_iter()
             .fold(self.n_layers, usize::saturating_mul)
     }
@@ -154,8 +154,8 @@ impl KvCache {
 }
 
 impl CacheSlots<'_> {
-    /// Stores the rows' keys and values, then lets each row attend to its own slot up to itself. `q`, `k`, `v`
-    /// and the result are `[rows, heads * d_head]`; positions below a row's own must have been stored before
+    /// Stores the rows' keys and values, then lets each row attend to its own slot up to itself. `q` and the result are
+    /// `[rows, heads * d_head]`, `k` and `v` `[rows, kv heads * d_head]`; positions below a row's own must have been stored before
     /// or be among the rows. `copies` name further places for a row's key and value: the same token of the same
     /// text in another slot.
     pub fn attend(
@@ -164,21 +164,29 @@ impl CacheSlots<'_> {
         (at, copies): (&[CacheRow], &[(usize, CacheRow)]),
         (q, k, v): (&Tensor, &Tensor, &Tensor),
         sinks: &Tensor,
+        heads: Heads,
     ) -> Result<Tensor> {
-        let width = self.shape.width();
+        let kv_width = self.shape.width();
+        if heads.kv_width() != kv_width {
+            bail!(
+                "keys of {} channels do not fit slots of {kv_width}",
+                heads.kv_width()
+            )
+        }
         rows::with_two(k, v, |k, v| {
             let own = at.iter().copied().enumerate();
             for (row, place) in own.chain(copies.iter().copied()) {
-                let of_row = row * width..(row + 1) * width;
+                let of_row = row * kv_width..(row + 1) * kv_width;
                 self.store(layer, place, &k[of_row.clone()], &v[of_row])?;
             }
             Result::Ok(())
         })??;
+        let width = heads.width();
         let mut output = vec![0f32; at.len() * width];
         rows::with_two(q, sinks, |q, sinks| {
             let one_row = |row: usize, weights: &mut Vec<f32>, out: &mut [f32]| {
                 let q = &q[row * width..][..width];
-                self.attend_row(layer, at[row], q, sinks, weights, out)
+                self.attend_row(layer, at[row], q, (heads, sinks), weights, out)
             };
             let work: usize = at.iter().map(|row| (row.position + 1) * width).sum();
             if work < WORTH_THREADS {
@@ -195,11 +203,7 @@ impl CacheSlots<'_> {
     }
 
     fn store(&mut self, layer: usize, at: CacheRow, k: &[f32], v: &[f32]) -> Result<()> {
-        let (capacity, d_head, half) = (
-            self.shape.capacity,
-            self.shape.heads.d_head,
-            self.shape.half(),
-        );
+        let (capacity, d_head, half) = (self.shape.capacity, self.shape.d_head, self.shape.half());
         let slot = self.slots.get_mut(at.slot).and_then(Option::as_deref_mut);
         let Some(slot) = slot.filter(|_| at.position < capacity) else {
             bail!("{at:?} is outside these slots of {capacity} positions")
@@ -219,15 +223,11 @@ impl CacheSlots<'_> {
         layer: usize,
         at: CacheRow,
         q: &[f32],
-        sinks: &[f32],
+        (heads, sinks): (Heads, &[f32]),
         weights: &mut Vec<f32>,
         out: &mut [f32],
     ) -> Result<()> {
-        let (capacity, d_head, half) = (
-            self.shape.capacity,
-            self.shape.heads.d_head,
-            self.shape.half(),
-        );
+        let (capacity, d_head, half) = (self.shape.capacity, self.shape.d_head, self.shape.half());
         let Some(Some(slot)) = self.slots.get(at.slot) else {
             bail!("slot {} is not among these", at.slot)
         };
@@ -235,7 +235,7 @@ impl CacheSlots<'_> {
         let count = at.position + 1;
         weights.resize(padded(count), 0.0);
         for (head, out) in out.chunks_exact_mut(d_head).enumerate() {
-            let first = head * d_head * capacity;
+            let first = heads.kv_head(head) * d_head * capacity;
             let keys = Keys {
                 by_channel: &keys[first..][..d_head * capacity],
                 stride: capacity,
@@ -245,7 +245,16 @@ impl CacheSlots<'_> {
                 stride: d_head,
             };
             let q = &q[head * d_head..][..d_head];
-            attend(q, keys, values, sinks[head], count, weights, out);
+            attend(
+                q,
+                keys,
+                values,
+                sinks[head],
+                count,
+                heads.scores,
+                weights,
+                out,
+            );
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::config::{ActiveLocation, Norm, TransformerConfig};
+use super::variant::NormPlacement;
 use crate::numerics::{abs_top_k::abs_top_k, columns::Columns, linear, norm};
 
 /// What a model's weights are for.
@@ -45,6 +46,12 @@ impl<'a> Weights<'a> {
             Purpose::Training => Ok(tensor.clone()),
             Purpose::Frozen | Purpose::Inference => Ok(tensor.detach()),
         }
+    }
+
+    /// Where the tensors are.
+    pub fn device(&self) -> &'a Device {
+        let first = self.tensors.values().next();
+        first.map_or(&Device::Cpu, Tensor::device)
     }
 
     /// The same where the checkpoint may leave it out.
@@ -152,33 +159,61 @@ fn nonzero(values: &Tensor) -> Result<Vec<(usize, f32)>> {
     Ok(values.filter(|(_, weight)| *weight != 0.0).collect())
 }
 
-/// RMSNorm or LayerNorm with its weights.
+/// RMSNorm or LayerNorm with its weights, or nothing where a model has no norm.
 #[derive(Debug, Clone)]
 pub struct NormLayer {
-    kind: Norm,
-    /// `[channels]`.
+    kind: Option<Norm>,
+    epsilon: f32,
+    /// `[channels]`; ones where there is no norm.
     pub gain: Tensor,
     bias: Option<Tensor>,
 }
 
 impl NormLayer {
-    pub fn load(weights: &Weights, name: &str, kind: Norm, channels: usize) -> Result<Self> {
+    /// Of the model's kind, over `channels`.
+    pub fn load(
+        weights: &Weights,
+        name: &str,
+        config: &TransformerConfig,
+        channels: usize,
+    ) -> Result<Self> {
         let gain = weights.get(&format!("{name}.weight"), &[channels])?;
-        let bias = match kind {
+        let bias = match config.norm {
             Norm::Layer => Some(weights.get(&format!("{name}.bias"), &[channels])?),
             Norm::Rms | Norm::LayerNoBias => None,
         };
-        Ok(NormLayer { kind, gain, bias })
+        Ok(NormLayer {
+            kind: Some(config.norm),
+            epsilon: config.norm_epsilon(),
+            gain,
+            bias,
+        })
+    }
+
+    /// What goes in comes out.
+    pub fn none(channels: usize, device: &Device) -> Result<Self> {
+        Ok(NormLayer {
+            kind: None,
+            epsilon: 0.0,
+            gain: Tensor::ones(channels, DType::F32, device)?,
+            bias: None,
+        })
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let epsilon = self.kind.epsilon();
         match self.kind {
-            Norm::Rms => norm::rms_norm(x, &self.gain, epsilon),
-            Norm::Layer | Norm::LayerNoBias => {
-                norm::layer_norm(x, &self.gain, self.bias.as_ref(), epsilon)
+            None => Ok(x.clone()),
+            Some(Norm::Rms) => norm::rms_norm(x, &self.gain, self.epsilon),
+            Some(Norm::Layer | Norm::LayerNoBias) => {
+                norm::layer_norm(x, &self.gain, self.bias.as_ref(), self.epsilon)
             }
         }
+    }
+
+    /// The same over each of the parts of a row that are as wide as the gain.
+    pub fn forward_parts(&self, x: &Tensor) -> Result<Tensor> {
+        let part = self.gain.elem_count();
+        self.forward(&x.reshape(((), part))?)?.reshape(x.shape())
     }
 }
 
@@ -217,10 +252,15 @@ impl SublayerInput {
     ) -> Result<Self> {
         let positional = config.d_read() - config.d_model;
         Ok(SublayerInput {
-            norm: NormLayer::load(weights, names.0, config.norm, config.d_model)?,
+            norm: match config.variant.norm_placement {
+                NormPlacement::After => NormLayer::none(config.d_model, weights.device())?,
+                NormPlacement::Before | NormPlacement::Both => {
+                    NormLayer::load(weights, names.0, config, config.d_model)?
+                }
+            },
             positional_norm: match positional {
                 0 => None,
-                channels => Some(NormLayer::load(weights, names.1, config.norm, channels)?),
+                channels => Some(NormLayer::load(weights, names.1, config, channels)?),
             },
             active: Active::at(config, location, config.d_read()),
         })
@@ -234,6 +274,20 @@ impl SublayerInput {
             _ => x,
         };
         self.active.forward(x)
+    }
+}
+
+/// The norm of what a sublayer adds, called `name`, where the model has one.
+pub fn output_norm(
+    weights: &Weights,
+    config: &TransformerConfig,
+    name: &str,
+) -> Result<Option<NormLayer>> {
+    match config.variant.norm_placement {
+        NormPlacement::Before => Ok(None),
+        NormPlacement::After | NormPlacement::Both => {
+            NormLayer::load(weights, name, config, config.d_model).map(Some)
+        }
     }
 }
 

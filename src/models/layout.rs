@@ -6,6 +6,7 @@
 //! | released checkpoint | `beeg_config.json` | `final_model.pt` |
 //! | its Hugging Face copy | `config.json` with the same fields | safetensors, names prefixed `circuit_model.` |
 //! | Hugging Face GPT-2 | `config.json`, `"model_type": "gpt2"` | safetensors, linear weights `[in, out]` |
+//! | other dense families | `config.json` with a `model_type` of [`families`](super::families) | safetensors |
 //!
 //! Safetensors of the last two may be sharded. Beside each there may be a `tokenizer.json`, or GPT-2's
 //! `encoder.json` and `vocab.bpe`, which are converted. Whatever the form, the result holds the tensors of
@@ -20,6 +21,9 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
 use super::config::{ConfigError, Positions, TransformerConfig};
+use super::families::family::Family;
+use super::families::{FAMILIES, family_of};
+use super::fields::Fields;
 use super::memory_need::{MemoryNeed, TooLarge};
 use super::tensor_names::{
     EMBEDDING, FINAL_LOGITS_BIAS, POSITIONS, UNEMBEDDING, is_buffer, tensor_shapes,
@@ -139,6 +143,7 @@ impl ModelFiles {
             Form::Own => read_own(directory, described.config, selection)?,
             Form::HuggingFace => read_hugging_face(directory, described.config, selection)?,
             Form::Gpt2 => read_gpt2(directory, described.config, selection)?,
+            Form::Family(family) => read_family(directory, family, described.config, selection)?,
             Form::Released if !limits.pickles => {
                 let directory = directory.to_owned();
                 return Err(LayoutError::Pickled { directory });
@@ -320,12 +325,13 @@ fn foreign_model(
 }
 
 /// The forms in which a model can be stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 enum Form {
     Own,
     Released,
     HuggingFace,
     Gpt2,
+    Family(&'static Family),
 }
 
 /// What a directory says of its model before its weights are looked at.
@@ -358,6 +364,17 @@ impl Described {
             (Form::Gpt2, gpt2::from_object(&object))
         } else if object.contains_key("block_size") {
             (Form::HuggingFace, released::from_object(&object))
+        } else if let Some(model_type) = object.get("model_type") {
+            let family = model_type.as_str().and_then(family_of).ok_or_else(|| {
+                let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+                let model_type: String = model_type.to_string().chars().take(60).collect();
+                let problem = format!(
+                    "{CONFIG_FILE} says model_type {model_type}; gpt2, {} are supported",
+                    known.join(", ")
+                );
+                unrecognised(directory, problem)
+            })?;
+            (Form::Family(family), (family.config)(&Fields(&object)))
         } else {
             let config = serde_json::from_value::<TransformerConfig>(Value::Object(object));
             let config = config.map_err(|error| {
@@ -418,6 +435,22 @@ fn read_gpt2(
     let (path, stored) = tensors::read_sharded(directory, WEIGHTS_FILE, precision, selection)?;
     let tensors =
         gpt2::translate(stored).map_err(|error| unrecognised(&path, error.to_string()))?;
+    let model = foreign_model(&path, config, tensors)?;
+    Ok((path, model))
+}
+
+fn read_family(
+    directory: &Path,
+    family: &Family,
+    config: TransformerConfig,
+    selection: Selection,
+) -> Result<(PathBuf, ModelFiles), LayoutError> {
+    let precision = FloatPrecision::Single;
+    let (path, stored) = tensors::read_sharded(directory, WEIGHTS_FILE, precision, selection)?;
+    let tensors = family
+        .names
+        .translate(&config, stored)
+        .map_err(|error| unrecognised(&path, error.to_string()))?;
     let model = foreign_model(&path, config, tensors)?;
     Ok((path, model))
 }

@@ -51,6 +51,18 @@ impl Site {
         self.index
     }
 
+    /// The site from which a pass of a model can begin and come by this one: itself, or the layer's first where attention
+    /// and MLP read the same stream.
+    pub fn pass_start(self, config: &TransformerConfig) -> Self {
+        match config.variant.parallel_sublayers && self.index % 2 == 1 {
+            true => Site {
+                index: self.index - 1,
+                ..self
+            },
+            false => self,
+        }
+    }
+
     pub fn is_last(self) -> bool {
         self.index == 2 * self.n_layers
     }
@@ -202,13 +214,20 @@ impl Location {
         }
     }
 
+    /// The site from which a pass of a model must go on to come by this place.
+    pub fn pass_start(self, config: &TransformerConfig) -> Site {
+        let site = self.site_before(config.n_layers);
+        site.pass_start(config)
+    }
+
     /// How many channels a model has there.
     pub fn width(self, config: &TransformerConfig) -> usize {
         match self {
             Location::Site(_) => config.d_model,
             Location::Node(node) => match node.kind {
                 NodeKind::AttnIn | NodeKind::MlpIn => config.d_read(),
-                NodeKind::Q | NodeKind::K | NodeKind::V | NodeKind::AttnY => config.d_attention(),
+                NodeKind::Q | NodeKind::AttnY => config.d_attention(),
+                NodeKind::K | NodeKind::V => config.d_key_value(),
                 NodeKind::AttnOut | NodeKind::MlpOut => config.d_model,
                 NodeKind::PostAct => config.d_mlp,
             },

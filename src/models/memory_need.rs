@@ -96,6 +96,7 @@ mod tests {
             tied_unembedding: true,
             bigram_table: false,
             attention_sinks: false,
+            variant: Default::default(),
         }
     }
 

@@ -3,10 +3,10 @@
 use candle_core::{Result, Tensor};
 
 use super::config::{Activation, ActiveLocation, TransformerConfig};
-use super::layers::{Active, Linear, SublayerInput, Weights};
+use super::layers::{Active, Linear, NormLayer, SublayerInput, Weights, output_norm};
 use super::location::{Location, Node, NodeKind};
 use super::tap::ResidualTap;
-use crate::numerics::activation::{gelu, gelu_tanh, relu};
+use crate::numerics::activation::{gelu, gelu_tanh, relu, silu};
 
 /// Reads the stream, applies one hidden layer, returns what is to be added to it.
 #[derive(Debug, Clone)]
@@ -14,14 +14,28 @@ pub struct Mlp {
     layer: usize,
     pub input: SublayerInput,
     expand: Linear,
+    /// Of a gated MLP; the nonlinearity is applied to it instead of to what `expand` gives.
+    gate: Option<Linear>,
     activation: Activation,
     active: [Active; 2],
     pub project: Linear,
+    /// Of what is added to the stream.
+    output_norm: Option<NormLayer>,
 }
 
 impl Mlp {
     pub fn load(weights: &Weights, config: &TransformerConfig, layer: usize) -> Result<Self> {
         let at = |name: &str| format!("transformer.h.{layer}.{name}");
+        let expand = |name: &str| {
+            Linear::load(
+                weights,
+                &at(name),
+                config.d_mlp,
+                config.d_read(),
+                config.bias,
+            )
+        };
+        let gated = config.variant.gated_mlp;
         Ok(Mlp {
             layer,
             input: SublayerInput::load(
@@ -30,13 +44,9 @@ impl Mlp {
                 (&at("ln_2"), &at("ln_p2")),
                 ActiveLocation::MlpIn,
             )?,
-            expand: Linear::load(
-                weights,
-                &at("mlp.c_fc"),
-                config.d_mlp,
-                config.d_read(),
-                config.bias,
-            )?,
+            expand: expand("mlp.c_fc")?,
+            gate: gated.then(|| expand("mlp.c_gate")).transpose()?,
+            output_norm: output_norm(weights, config, &at("ln_2_after"))?,
             activation: config.activation,
             active: [
                 Active::at(config, ActiveLocation::MlpNeuron, config.d_mlp),
@@ -67,18 +77,33 @@ impl Mlp {
         };
         let x = tap.visit(node(NodeKind::MlpIn), self.input.forward(h, positional)?)?;
         let hidden = self.expand.forward(&x)?;
-        let neurons = match self.activation {
-            Activation::Gelu => gelu(&hidden)?,
-            Activation::GeluTanh => gelu_tanh(&hidden)?,
-            Activation::Relu => relu(&hidden)?,
+        let nonlinear = |x: &Tensor| match self.activation {
+            Activation::Gelu => gelu(x),
+            Activation::GeluTanh => gelu_tanh(x),
+            Activation::Relu => relu(x),
+            Activation::Silu => silu(x),
+        };
+        let neurons = match &self.gate {
+            Some(gate) => (nonlinear(&gate.forward(&x)?)? * hidden)?,
+            None => nonlinear(&hidden)?,
         };
         let neurons = tap.visit(node(NodeKind::PostAct), self.active[0].forward(neurons)?)?;
-        let delta = self.active[1].forward(self.project.forward(&neurons)?)?;
+        let delta = self.project.forward(&neurons)?;
+        let delta = match &self.output_norm {
+            Some(norm) => norm.forward(&delta)?,
+            None => delta,
+        };
+        let delta = self.active[1].forward(delta)?;
         tap.visit(node(NodeKind::MlpOut), delta)
     }
 
     /// The layers in the order they are applied.
     pub fn linears(&self) -> [&Linear; 2] {
         [&self.expand, &self.project]
+    }
+
+    /// The gate of a gated MLP.
+    pub fn gate(&self) -> Option<&Linear> {
+        self.gate.as_ref()
     }
 }

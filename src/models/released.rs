@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::config::{
     Activation, ActiveLocation, ConfigError, Norm, Positions, ResidualActivation, TransformerConfig,
 };
+use super::fields::{Fields, wrong};
 
 /// The value that an absent `afrac_loctypes` takes.
 const DEFAULT_LOCATIONS: &str = "attn_in,attn_out,mlp_in,mlp_out";
@@ -101,6 +102,7 @@ pub fn from_object(object: &Map<String, Value>) -> Result<TransformerConfig, Con
         tied_unembedding: fields.boolean("tied_unembed", true)?,
         bigram_table: fields.boolean("enable_bigram_table", false)?,
         attention_sinks: fields.boolean("sink", false)?,
+        variant: Default::default(),
     };
     config.validate()?;
     Ok(config)
@@ -124,62 +126,4 @@ fn parse_locations(list: &str) -> Result<BTreeSet<ActiveLocation>, ConfigError> 
         locations.insert(*location);
     }
     Ok(locations)
-}
-
-fn wrong(field: &'static str, problem: String) -> ConfigError {
-    ConfigError { field, problem }
-}
-
-/// A JSON object whose fields are read one at a time, so that an error can name the field.
-pub(super) struct Fields<'a>(pub &'a Map<String, Value>);
-
-impl<'a> Fields<'a> {
-    /// A field that must be there.
-    pub fn size(&self, field: &'static str) -> Result<usize, ConfigError> {
-        let size = self.optional_size(field)?;
-        size.ok_or_else(|| wrong(field, "is absent; it must be a whole number".to_owned()))
-    }
-
-    /// A field that may be absent or null.
-    pub fn optional_size(&self, field: &'static str) -> Result<Option<usize>, ConfigError> {
-        match self.0.get(field) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => {
-                let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
-                let problem = || format!("is {value}; it must be a whole number");
-                size.map(Some).ok_or_else(|| wrong(field, problem()))
-            }
-        }
-    }
-
-    /// A field that may be absent or null.
-    pub fn optional_number(&self, field: &'static str) -> Result<Option<f64>, ConfigError> {
-        match self.0.get(field) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => {
-                let problem = || format!("is {value}; it must be a number");
-                let number = value.as_f64();
-                number.map(Some).ok_or_else(|| wrong(field, problem()))
-            }
-        }
-    }
-
-    pub fn boolean(&self, field: &'static str, default: bool) -> Result<bool, ConfigError> {
-        match self.0.get(field) {
-            None => Ok(default),
-            Some(Value::Bool(value)) => Ok(*value),
-            Some(value) => Err(wrong(
-                field,
-                format!("is {value}; it must be true or false"),
-            )),
-        }
-    }
-
-    pub fn text(&self, field: &'static str, default: &'a str) -> Result<&'a str, ConfigError> {
-        match self.0.get(field) {
-            None => Ok(default),
-            Some(Value::String(text)) => Ok(text),
-            Some(value) => Err(wrong(field, format!("is {value}; it must be a text"))),
-        }
-    }
 }

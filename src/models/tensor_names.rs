@@ -2,11 +2,13 @@
 //!
 //! The names are those of the released sparse checkpoints and are also the canonical ones of Causeway's own
 //! layout, for both models of a pair. Linear weights are `[out, in]`; the rows of `c_attn` are q, then k,
-//! then v.
+//! then v. What dense families have beyond these has names of the same kind: `attn.q_norm`, `attn.k_norm`, `mlp.c_gate`,
+//! and `ln_1_after`, `ln_2_after` for norms of what a sublayer adds.
 
 use std::collections::BTreeMap;
 
 use super::config::{Norm, Positions, TransformerConfig};
+use super::variant::{NormPlacement, QkNorm};
 
 /// `[vocab, d_model]`
 pub const EMBEDDING: &str = "transformer.wte.weight";
@@ -57,21 +59,40 @@ pub fn tensor_shapes(config: &TransformerConfig) -> BTreeMap<String, Vec<usize>>
     }
     for layer in 0..config.n_layers {
         let layer = format!("transformer.h.{layer}");
-        shapes.add_norm(&format!("{layer}.ln_1"), d_model);
-        shapes.add_norm(&format!("{layer}.ln_2"), d_model);
+        let placement = config.variant.norm_placement;
+        if placement != NormPlacement::After {
+            shapes.add_norm(&format!("{layer}.ln_1"), d_model);
+            shapes.add_norm(&format!("{layer}.ln_2"), d_model);
+        }
+        if placement != NormPlacement::Before {
+            shapes.add_norm(&format!("{layer}.ln_1_after"), d_model);
+            shapes.add_norm(&format!("{layer}.ln_2_after"), d_model);
+        }
         if let Positions::Concatenated { channels } = config.positions {
             shapes.add_norm(&format!("{layer}.ln_p1"), channels);
             shapes.add_norm(&format!("{layer}.ln_p2"), channels);
         }
         let (d_read, d_attention) = (config.d_read(), config.d_attention());
-        let d_joint = d_attention.saturating_mul(3);
+        let d_key_value = config.d_key_value();
+        let d_joint = d_attention.saturating_add(d_key_value.saturating_mul(2));
         shapes.add_linear(&format!("{layer}.attn.c_attn"), d_joint, d_read);
         shapes.add_linear(&format!("{layer}.attn.c_proj"), d_model, d_attention);
         if config.attention_sinks {
             let name = format!("{layer}.attn.attn_imp.sink_logit");
             shapes.add(name, vec![config.n_heads]);
         }
+        if let Some(over) = config.variant.qk_norm {
+            let width = |whole| match over {
+                QkNorm::PerHead => config.d_head,
+                QkNorm::WholeWidth => whole,
+            };
+            shapes.add_norm(&format!("{layer}.attn.q_norm"), width(d_attention));
+            shapes.add_norm(&format!("{layer}.attn.k_norm"), width(d_key_value));
+        }
         shapes.add_linear(&format!("{layer}.mlp.c_fc"), d_mlp, d_read);
+        if config.variant.gated_mlp {
+            shapes.add_linear(&format!("{layer}.mlp.c_gate"), d_mlp, d_read);
+        }
         shapes.add_linear(&format!("{layer}.mlp.c_proj"), d_model, d_mlp);
     }
     shapes.add_norm("transformer.ln_f", d_model);

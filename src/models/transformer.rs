@@ -13,6 +13,7 @@ use super::config::{ActiveLocation, Positions, ResidualActivation, TransformerCo
 use super::layers::{Active, Linear, NormLayer, Purpose, SublayerInput, Weights};
 use super::location::{Location, Site};
 use super::mlp::Mlp;
+use super::rotary::RotaryTable;
 use super::tap::{NoTap, ResidualTap};
 use super::token_rows::TokenRows;
 use crate::numerics::activation::relu;
@@ -32,6 +33,7 @@ pub struct Transformer {
     logits_bias: Option<Tensor>,
     /// `[vocabulary, vocabulary]`.
     bigram_table: Option<Tensor>,
+    rotary: Option<RotaryTable>,
 }
 
 #[derive(Debug, Clone)]
@@ -84,7 +86,8 @@ impl Transformer {
             false => None,
         };
         Ok(Transformer {
-            final_norm: NormLayer::load(&weights, "transformer.ln_f", config.norm, d_model)?,
+            final_norm: NormLayer::load(&weights, "transformer.ln_f", &config, d_model)?,
+            rotary: config.variant.rotary.as_ref().map(RotaryTable::new),
             unembedding: Linear::new(unembedding, logits_bias.clone(), purpose)?,
             logits_bias,
             embedding,
@@ -114,6 +117,10 @@ impl Transformer {
     /// The stream at site 0, `[rows, d_model]`.
     pub fn embed(&self, rows: &TokenRows) -> Result<Tensor> {
         let tokens = self.embedding.index_select(&rows.ids, 0)?;
+        let tokens = match self.config.variant.embedding_scale {
+            Some(scale) => (tokens * f64::from(scale))?,
+            None => tokens,
+        };
         match (&self.positions, self.config.positions) {
             (Some(positions), Positions::Added) => {
                 tokens + positions.index_select(&rows.positions, 0)?
@@ -153,7 +160,20 @@ impl Transformer {
         tap: &mut dyn ResidualTap,
     ) -> Result<Tensor> {
         let positional = self.positional_channels(&rows.positions)?;
+        let turns = self.rotary.as_ref();
+        let turns = turns
+            .map(|rotary| rotary.turns(&rows.positions))
+            .transpose()?;
+        let parallel = self.config.variant.parallel_sublayers;
+        if parallel && from.index() % 2 == 1 {
+            candle_core::bail!(
+                "a pass cannot begin at {from}: attention and MLP of this model's layers read the same stream, the one \
+                 before both"
+            )
+        }
         let mut h = stream;
+        // What the MLP of a layer of parallel sublayers reads.
+        let mut before_layer = None;
         let sites = Site::all(self.config.n_layers).skip(from.index());
         for site in sites.take_while(|site| Some(*site) != until) {
             h = tap.visit(Location::Site(site), h)?;
@@ -162,15 +182,16 @@ impl Transformer {
             };
             let (delta, active) = match site.index() % 2 {
                 0 => {
-                    let delta = layer
-                        .attention
-                        .forward(&h, positional.as_ref(), rows, tap)?;
+                    before_layer = parallel.then(|| h.clone());
+                    let (positional, turns) = (positional.as_ref(), turns.as_ref());
+                    let delta = layer.attention.forward(&h, positional, turns, rows, tap)?;
                     (delta, layer.active[0])
                 }
-                _ => (
-                    layer.mlp.forward(&h, positional.as_ref(), tap)?,
-                    layer.active[1],
-                ),
+                _ => {
+                    let read = before_layer.as_ref().unwrap_or(&h);
+                    let delta = layer.mlp.forward(read, positional.as_ref(), tap)?;
+                    (delta, layer.active[1])
+                }
             };
             h = (h + delta)?;
             if self.config.residual_activation == ResidualActivation::Relu {
@@ -186,6 +207,10 @@ impl Transformer {
         let logits = self
             .unembedding
             .forward(&self.final_norm.forward(stream)?)?;
+        let logits = match self.config.variant.logit_soft_cap.map(f64::from) {
+            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+            None => logits,
+        };
         self.add_bigrams(logits, ids)
     }
 
@@ -235,6 +260,7 @@ impl Transformer {
                     .linears()
                     .into_iter()
                     .chain(layer.mlp.linears())
+                    .chain(layer.mlp.gate())
             })
             .chain([&self.unembedding])
     }

@@ -1,4 +1,4 @@
-//! The MLP's nonlinearities with their gradients: GELU (exact and tanh), ReLU.
+//! The MLP's nonlinearities with their gradients: GELU (exact and tanh), ReLU, SiLU.
 //!
 //! Any shape in, the same shape out. The exact GELU is `x * Phi(x)` with the error function, as the released
 //! sparse checkpoints were trained; GPT-2 used the tanh approximation.
@@ -25,6 +25,11 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
 /// `max(x, 0)`.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
     x.relu()
+}
+
+/// `x / (1 + exp(-x))`.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    x.silu()
 }
 
 struct GeluErf;

@@ -24,6 +24,12 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { p * power }
 }
 
+/// The hyperbolic tangent, absolute error below 3e-7.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
 /// The error function, absolute error below 2e-7 (Abramowitz and Stegun 7.1.26).
 #[inline(always)]
 pub fn erf(x: f32) -> f32 {
@@ -51,6 +57,14 @@ mod tests {
         }
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn tanh_agrees_with_the_standard_library() {
+        for step in -600..600 {
+            let x = step as f32 / 20.0;
+            assert!((tanh(x) - x.tanh()).abs() < 3e-7, "{x}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod linear;
 pub mod loss;
 pub mod norm;
 pub mod parts;
+pub mod rotary;
 pub mod row_updates;
 pub mod rows;
 pub mod softmax;

@@ -43,6 +43,7 @@ fn config(d_model: usize) -> TransformerConfig {
         tied_unembedding: false,
         bigram_table: false,
         attention_sinks: false,
+        variant: Default::default(),
     }
 }
 

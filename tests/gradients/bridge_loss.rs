@@ -51,6 +51,7 @@ fn config(d_model: usize) -> TransformerConfig {
         tied_unembedding: false,
         bigram_table: false,
         attention_sinks: true,
+        variant: Default::default(),
     }
 }
 

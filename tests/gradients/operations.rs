@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, Var};
 use causeway::numerics::activation::{gelu, gelu_tanh, relu};
-use causeway::numerics::attention::{Heads, causal_attention};
+use causeway::numerics::attention::causal_attention;
+use causeway::numerics::attention::kernel::Heads;
 use causeway::numerics::columns::Columns;
 use causeway::numerics::{abs_top_k, linear, loss, norm};
 
@@ -184,7 +185,7 @@ fn linear_layers_stored_by_columns() -> Result<()> {
 #[test]
 fn attention_with_sinks() -> Result<()> {
     for (count, d_head, length) in [(2, 4, 5), (1, 16, 19), (2, 20, 6)] {
-        let heads = Heads { count, d_head };
+        let heads = Heads::plain(count, d_head);
         let shape = [2 * length, count * d_head];
         let spread = |seed| {
             Argument::new(

@@ -1,6 +1,6 @@
 //! The operations in float64, as a textbook writes them.
 
-use causeway::numerics::attention::Heads;
+use causeway::numerics::attention::kernel::Heads;
 
 pub fn abs_top_k(x: &[f64], width: usize, k: usize) -> Vec<f64> {
     let keep = |row: &[f64]| -> Vec<f64> {

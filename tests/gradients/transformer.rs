@@ -36,6 +36,7 @@ fn configurations() -> [TransformerConfig; 3] {
         tied_unembedding: false,
         bigram_table: true,
         attention_sinks: true,
+        variant: Default::default(),
     };
     let tied = TransformerConfig {
         norm: Norm::Layer,
@@ -44,6 +45,7 @@ fn configurations() -> [TransformerConfig; 3] {
         tied_unembedding: true,
         bigram_table: false,
         attention_sinks: false,
+        variant: Default::default(),
         ..plain.clone()
     };
     let bare = TransformerConfig {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
-use super::features::{FeaturesArguments, Found};
+use super::features::{FeaturesArguments, FoundFeatures};
 use super::files::{sources, unseen_packages, write_json};
 use crate::artifacts::atomic;
 use crate::corpus::Split;
@@ -54,7 +54,7 @@ impl CardArguments {
             "name the --recipe that the pair was trained by: its held-out text is measured",
         )?;
         let unseen = unseen_packages(self.unseen.as_deref())?;
-        let Found { tasks, features } = self.features.find(&models)?;
+        let FoundFeatures { tasks, features } = self.features.find(&models)?;
         let is_quote = |task: &Task| *task == Task::SingleDoubleQuote;
         let of_quotes: Vec<_> = features
             .iter()

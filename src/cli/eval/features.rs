@@ -51,7 +51,7 @@ pub struct FeaturesArguments {
 }
 
 /// What was found, as it was written.
-pub struct Found {
+pub struct FoundFeatures {
     pub tasks: Vec<TaskRow>,
     pub features: Vec<Feature>,
 }
@@ -63,7 +63,7 @@ impl FeaturesArguments {
     }
 
     /// Finds the features and writes them.
-    pub fn find(&self, models: &Pair) -> anyhow::Result<Found> {
+    pub fn find(&self, models: &Pair) -> anyhow::Result<FoundFeatures> {
         let directory = self.output.as_deref().unwrap_or(&self.pair);
         let length = REFERENCE_LENGTH
             .min(models.sparse.config.context_length)
@@ -106,7 +106,7 @@ impl FeaturesArguments {
         }
         let file = FeaturesFile { features };
         write_json(&directory.join(FEATURES_FILE), &file)?;
-        Ok(Found {
+        Ok(FoundFeatures {
             tasks: rows,
             features: file.features,
         })

@@ -83,6 +83,7 @@ fn dense_config(vocabulary: usize) -> TransformerConfig {
         tied_unembedding: false,
         bigram_table: false,
         attention_sinks: false,
+        variant: Default::default(),
     }
 }
 
@@ -100,6 +101,7 @@ fn sparse_config(vocabulary: usize) -> TransformerConfig {
         active_locations: BTreeSet::from([AttnIn, AttnOut, AttnV, MlpIn, MlpNeuron, MlpOut]),
         bigram_table: true,
         attention_sinks: true,
+        variant: Default::default(),
         ..dense_config(vocabulary)
     }
 }

@@ -310,7 +310,8 @@ pub fn is_known(config: &TransformerConfig) -> bool {
     let after = [ActiveLocation::ResidPostAttn, ActiveLocation::ResidPostMlp];
     let is_plain =
         |location: ActiveLocation| config.active_count(location, config.d_model).is_none();
-    config.residual_activation == ResidualActivation::Identity
+    config.variant.is_plain()
+        && config.residual_activation == ResidualActivation::Identity
         && config.activation == Activation::Gelu
         && !config.tied_unembedding
         && attention::SIZES.contains(&config.d_head)

@@ -1,0 +1,287 @@
+//! The configuration of a GGUF file's model: keys that begin with its architecture's name.
+
+use std::collections::BTreeSet;
+
+use super::metadata::Metadata;
+use crate::models::config::{Activation, Norm, Positions, ResidualActivation, TransformerConfig};
+use crate::models::families::names::{Names, Place};
+use crate::models::variant::{
+    ModelVariant, NormPlacement, QkNorm, Rotary, RotaryPairs, RotaryScaling, Window,
+};
+
+/// The architectures that are read, as `general.architecture` calls them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// Llama and Mistral; their files pair neighbouring channels.
+    Llama,
+    Qwen2,
+    Qwen3,
+    Gemma2,
+    Phi3,
+    Olmo2,
+    SmolLm3,
+}
+
+const NAMES: [(&str, Architecture); 7] = [
+    ("llama", Architecture::Llama),
+    ("qwen2", Architecture::Qwen2),
+    ("qwen3", Architecture::Qwen3),
+    ("gemma2", Architecture::Gemma2),
+    ("phi3", Architecture::Phi3),
+    ("olmo2", Architecture::Olmo2),
+    ("smollm3", Architecture::SmolLm3),
+];
+
+const ATTENTION: (&str, Place) = (
+    "attn.c_attn",
+    Place::Stacked(&["attn_q", "attn_k", "attn_v"]),
+);
+const PROJECTION: (&str, Place) = ("attn.c_proj", Place::One("attn_output"));
+const Q_NORM: (&str, Place) = ("attn.q_norm", Place::One("attn_q_norm"));
+const K_NORM: (&str, Place) = ("attn.k_norm", Place::One("attn_k_norm"));
+const GATE: (&str, Place) = ("mlp.c_gate", Place::One("ffn_gate"));
+const UP: (&str, Place) = ("mlp.c_fc", Place::One("ffn_up"));
+const DOWN: (&str, Place) = ("mlp.c_proj", Place::One("ffn_down"));
+
+const PLAIN: Names = Names {
+    prefixes: &[],
+    unembedding: "output.weight",
+    embedding: "token_embd",
+    final_norm: "output_norm",
+    layers: "blk",
+    layer: &[
+        ("ln_1", Place::One("attn_norm")),
+        ("ln_2", Place::One("ffn_norm")),
+        ATTENTION,
+        PROJECTION,
+        Q_NORM,
+        K_NORM,
+        GATE,
+        UP,
+        DOWN,
+    ],
+    // Converters add the one that some families leave out.
+    gains_less_one: false,
+};
+const NORMS_AFTER: Names = Names {
+    layer: &[
+        ("ln_1_after", Place::One("post_attention_norm")),
+        ("ln_2_after", Place::One("post_ffw_norm")),
+        ATTENTION,
+        PROJECTION,
+        Q_NORM,
+        K_NORM,
+        GATE,
+        UP,
+        DOWN,
+    ],
+    ..PLAIN
+};
+const NORMS_AROUND: Names = Names {
+    layer: &[
+        ("ln_1", Place::One("attn_norm")),
+        ("ln_1_after", Place::One("post_attention_norm")),
+        ("ln_2", Place::One("ffn_norm")),
+        ("ln_2_after", Place::One("post_ffw_norm")),
+        ATTENTION,
+        PROJECTION,
+        GATE,
+        UP,
+        DOWN,
+    ],
+    ..PLAIN
+};
+const PACKED: Names = Names {
+    layer: &[
+        ("ln_1", Place::One("attn_norm")),
+        ("ln_2", Place::One("ffn_norm")),
+        ("attn.c_attn", Place::One("attn_qkv")),
+        PROJECTION,
+        ("mlp.c_gate", Place::Half("ffn_up", 0)),
+        ("mlp.c_fc", Place::Half("ffn_up", 1)),
+        DOWN,
+    ],
+    ..PLAIN
+};
+
+impl Architecture {
+    pub fn of(metadata: &Metadata) -> Result<Self, String> {
+        let name = metadata
+            .text("general.architecture")?
+            .ok_or("general.architecture is absent")?;
+        let known = NAMES.iter().find(|(known, _)| *known == name);
+        known.map(|(_, architecture)| *architecture).ok_or_else(|| {
+            let known: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
+            let name: String = name.chars().take(60).collect();
+            format!(
+                "general.architecture is {name:?}; {} are supported",
+                known.join(", ")
+            )
+        })
+    }
+
+    fn name(self) -> &'static str {
+        NAMES
+            .iter()
+            .find(|(_, architecture)| *architecture == self)
+            .map_or("", |(name, _)| name)
+    }
+
+    /// Where the file has each tensor.
+    pub fn names(self) -> &'static Names {
+        match self {
+            Architecture::Llama
+            | Architecture::Qwen2
+            | Architecture::Qwen3
+            | Architecture::SmolLm3 => &PLAIN,
+            Architecture::Olmo2 => &NORMS_AFTER,
+            Architecture::Gemma2 => &NORMS_AROUND,
+            Architecture::Phi3 => &PACKED,
+        }
+    }
+
+    /// The model's configuration. `vocabulary` is the number of tokens in the file, `factors` what `rope_freqs.weight`
+    /// divides each pair's frequency by.
+    pub fn config(
+        self,
+        metadata: &Metadata,
+        vocabulary: Option<usize>,
+        tied: bool,
+        factors: Option<&[f32]>,
+    ) -> Result<TransformerConfig, String> {
+        let key = |name: &str| format!("{}.{name}", self.name());
+        let size = |name: &str| metadata.size(&key(name));
+        let needed = |name: &str| {
+            size(name)?.ok_or_else(|| format!("{} is absent; it must be a whole number", key(name)))
+        };
+        let number = |name: &str| metadata.number(&key(name));
+        let (d_model, n_heads) = (needed("embedding_length")?, needed("attention.head_count")?);
+        let n_layers = needed("block_count")?;
+        let context_length = needed("context_length")?;
+        let d_head = match size("attention.key_length")? {
+            Some(d_head) => d_head,
+            None if n_heads > 0 && d_model.is_multiple_of(n_heads) => d_model / n_heads,
+            None => {
+                return Err(format!(
+                    "{} does not divide {d_model}",
+                    key("attention.head_count")
+                ));
+            }
+        };
+        if size("attention.value_length")?.is_some_and(|width| width != d_head) {
+            let problem = "values of another width than keys are not supported";
+            return Err(format!("{}: {problem}", key("attention.value_length")));
+        }
+        let layers = 0..n_layers.min(1024);
+        let window = match (self, size("attention.sliding_window")?) {
+            (_, None | Some(0)) => None,
+            (Architecture::Gemma2, Some(window)) => {
+                let layers = layers.clone().filter(|layer| layer.is_multiple_of(2));
+                Some((window, layers.collect::<BTreeSet<usize>>()))
+            }
+            (_, Some(window)) => Some((window, layers.clone().collect())),
+        };
+        let is_gemma = self == Architecture::Gemma2;
+        let single = |name: &str| -> Result<Option<f32>, String> {
+            Ok(number(name)?.map(|number| number as f32))
+        };
+        let config = TransformerConfig {
+            n_layers,
+            d_model,
+            n_heads,
+            d_head,
+            d_mlp: needed("feed_forward_length")?,
+            vocab_size: match vocabulary {
+                Some(vocabulary) => vocabulary,
+                None => needed("vocab_size")?,
+            },
+            context_length,
+            norm: Norm::Rms,
+            bias: self == Architecture::Qwen2,
+            activation: match is_gemma {
+                true => Activation::GeluTanh,
+                false => Activation::Silu,
+            },
+            residual_activation: ResidualActivation::Identity,
+            positions: Positions::None,
+            active_fraction: None,
+            active_locations: Default::default(),
+            tied_unembedding: tied,
+            bigram_table: false,
+            attention_sinks: false,
+            variant: ModelVariant {
+                n_kv_heads: size("attention.head_count_kv")?.filter(|count| *count != n_heads),
+                norm_epsilon: single("attention.layer_norm_rms_epsilon")?.or(Some(1e-6)),
+                norm_placement: match self {
+                    Architecture::Olmo2 => NormPlacement::After,
+                    Architecture::Gemma2 => NormPlacement::Both,
+                    _ => NormPlacement::Before,
+                },
+                qk_norm: match self {
+                    Architecture::Qwen3 => Some(QkNorm::PerHead),
+                    Architecture::Olmo2 => Some(QkNorm::WholeWidth),
+                    _ => None,
+                },
+                gated_mlp: true,
+                parallel_sublayers: false,
+                rotary: Some(Rotary {
+                    base: number("rope.freq_base")?.unwrap_or(10_000.0),
+                    channels: size("rope.dimension_count")?.unwrap_or(d_head),
+                    pairs: match self {
+                        Architecture::Llama | Architecture::SmolLm3 => RotaryPairs::Neighbours,
+                        _ => RotaryPairs::Halves,
+                    },
+                    scaling: self.scaling(metadata, context_length, factors)?,
+                    layers_without: match self {
+                        Architecture::SmolLm3 => layers
+                            .filter(|layer| (layer + 1).is_multiple_of(4))
+                            .collect(),
+                        _ => BTreeSet::new(),
+                    },
+                }),
+                attention_scale: is_gemma.then(|| (d_head as f32).powf(-0.5)),
+                attention_soft_cap: single("attn_logit_softcapping")?,
+                logit_soft_cap: single("final_logit_softcapping")?,
+                window: window.map(|(size, layers)| Window { size, layers }),
+                embedding_scale: is_gemma.then(|| (d_model as f64).sqrt() as f32),
+            },
+        };
+        config.validate().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    fn scaling(
+        self,
+        metadata: &Metadata,
+        context_length: usize,
+        factors: Option<&[f32]>,
+    ) -> Result<RotaryScaling, String> {
+        let key = |name: &str| format!("{}.rope.scaling.{name}", self.name());
+        let kind = metadata.text(&key("type"))?.unwrap_or("none");
+        let factor = metadata.number(&key("factor"))?;
+        let first_context = metadata.size(&key("original_context_length"))?;
+        let first_context = first_context.unwrap_or(context_length);
+        match (kind, factor, factors) {
+            (_, _, Some(factors)) => Ok(RotaryScaling::Listed {
+                factors: factors.iter().map(|&factor| f64::from(factor)).collect(),
+            }),
+            ("none", _, None) => Ok(RotaryScaling::None),
+            ("linear", Some(factor), None) => Ok(RotaryScaling::Linear { factor }),
+            ("yarn", Some(factor), None) => Ok(RotaryScaling::Yarn {
+                factor,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                first_context,
+                attention_factor: 0.1 * factor.ln() + 1.0,
+                truncate: true,
+            }),
+            (kind, ..) => {
+                let kind: String = kind.chars().take(60).collect();
+                Err(format!(
+                    "{} is {kind:?}; none, linear and yarn with a factor are supported",
+                    key("type")
+                ))
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! A dense model in one GGUF file: its configuration, weights, tokenizer, chat template and what ends a text.
+//!
+//! Weights of every type in [`TYPES`](crate::artifacts::gguf::TYPES) are read and held as float32; what is read is bounded
+//! by what the configuration calls for, before anything is allocated.
+
+pub mod config;
+pub mod metadata;
+pub mod tokenizer;
+
+use std::path::Path;
+
+use self::config::Architecture;
+use self::metadata::Metadata;
+use super::layout::ModelFiles;
+use super::memory_need::MemoryNeed;
+use super::text_bounds::TextBounds;
+use crate::artifacts::gguf::GgufFile;
+
+/// Why a file could not be read as a model.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct GgufError {
+    pub path: String,
+    pub problem: String,
+}
+
+/// Everything that a file says of its model.
+#[derive(Debug)]
+pub struct GgufModel {
+    pub files: ModelFiles,
+    pub chat_template: Option<String>,
+    pub bounds: TextBounds,
+}
+
+/// Reads the model in a file; its weights may take `most_bytes` as float32.
+pub fn read(path: &Path, most_bytes: u64) -> Result<GgufModel, GgufError> {
+    read_file(path, most_bytes).map_err(|problem| GgufError {
+        path: path.display().to_string(),
+        problem,
+    })
+}
+
+fn read_file(path: &Path, most_bytes: u64) -> Result<GgufModel, String> {
+    let mut file = GgufFile::read(path)?;
+    let header = std::mem::take(&mut file.content.metadata);
+    let metadata = Metadata(&header);
+    let architecture = Architecture::of(&metadata)?;
+    let vocabulary = metadata.list("tokenizer.ggml.tokens")?.map(<[_]>::len);
+    // A few numbers, however long the file says they are.
+    let factors = file.values("rope_freqs.weight", 1 << 16)?;
+    let tied = !file.has("output.weight");
+    let config = architecture.config(&metadata, vocabulary, tied, factors.as_deref())?;
+    let need = MemoryNeed::of(&config).weights;
+    if need > most_bytes {
+        return Err(format!(
+            "its weights take {need} bytes; they may take {most_bytes}"
+        ));
+    }
+    // A tied matrix by both of its names, at most.
+    let stored = file.tensors(|name| !name.starts_with("rope_f"), need.saturating_mul(2))?;
+    let tensors = architecture
+        .names()
+        .translate(&config, stored)
+        .map_err(|error| error.to_string())?;
+    let token = |key: &str| -> Result<Option<u32>, String> {
+        let id = metadata.size(key)?;
+        Ok(id.and_then(|id| u32::try_from(id).ok()))
+    };
+    let mut ends: Vec<u32> = token("tokenizer.ggml.eos_token_id")?.into_iter().collect();
+    // A turn's end, where it is another token.
+    for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
+        let end = token(key)?.filter(|id| !ends.contains(id));
+        ends.extend(end);
+    }
+    Ok(GgufModel {
+        files: ModelFiles {
+            config,
+            tensors,
+            tokenizer: Some(tokenizer::from_metadata(&metadata)?),
+        },
+        chat_template: metadata.text("tokenizer.chat_template")?.map(str::to_owned),
+        bounds: TextBounds {
+            beginning: token("tokenizer.ggml.bos_token_id")?,
+            ends,
+        },
+    })
+}

@@ -1,0 +1,128 @@
+//! GGUF files: every quantised type against the reference on the weights as they are after quantisation, the tokenizer
+//! against its own, and files that are damaged or foreign (`tests/golden/gguf_files.py` wrote them).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use causeway::models::gguf;
+use causeway::models::layers::Purpose;
+use causeway::models::tap::NoTap;
+use causeway::models::token_rows::TokenRows;
+use causeway::models::tokenizer::Tokenizer;
+use causeway::models::transformer::Transformer;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf")
+}
+
+#[test]
+fn every_type_gives_the_logits_of_its_weights() {
+    for name in ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"] {
+        let model = gguf::read(&folder().join(format!("{name}.gguf")), u64::MAX)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let expected = folder().join(format!("{name}.safetensors"));
+        let expected = candle_core::safetensors::load(expected, &Device::Cpu).unwrap();
+        let ids: Vec<u32> = expected["ids"]
+            .to_vec1::<i32>()
+            .unwrap()
+            .into_iter()
+            .map(|id| id as u32)
+            .collect();
+        let config = model.files.config.clone();
+        let transformer =
+            Transformer::new(config, &model.files.tensors, Purpose::Inference).unwrap();
+        let mut rows = TokenRows::sequences(&ids, ids.len(), &Device::Cpu).unwrap();
+        let logits = transformer.forward(&mut rows, &mut NoTap).unwrap();
+        let furthest = (logits - &expected["logits"])
+            .and_then(|difference| difference.abs()?.max_all()?.to_scalar::<f32>())
+            .unwrap();
+        assert!(furthest < 1e-3, "{name} is off by {furthest}");
+        assert_eq!(model.bounds.beginning, Some(1));
+        assert_eq!(model.bounds.ends, [2]);
+        assert!(model.chat_template.unwrap().contains("for m in messages"));
+    }
+}
+
+#[test]
+fn the_tokenizer_cuts_texts_as_the_reference_does() {
+    #[derive(serde::Deserialize)]
+    struct Cut {
+        text: String,
+        ids: Vec<u32>,
+    }
+    let texts: Vec<Cut> =
+        serde_json::from_slice(&fs::read(folder().join("texts.json")).unwrap()).unwrap();
+    let model = gguf::read(&folder().join("F16.gguf"), u64::MAX).unwrap();
+    let tokenizer = Tokenizer::from_bytes(&model.files.tokenizer.unwrap()).unwrap();
+    for Cut { text, ids } in texts {
+        assert_eq!(tokenizer.encode(&text).unwrap(), ids, "{text:?}");
+    }
+}
+
+/// The file with one text in it exchanged for another of the same length.
+fn with(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let at = bytes
+        .windows(from.len())
+        .position(|window| window == from.as_bytes())
+        .unwrap();
+    let mut changed = bytes.to_vec();
+    changed[at..at + to.len()].copy_from_slice(to.as_bytes());
+    changed
+}
+
+#[track_caller]
+fn refusal(bytes: &[u8], most_bytes: u64) -> String {
+    let scratch = tempfile::NamedTempFile::new().unwrap();
+    fs::write(scratch.path(), bytes).unwrap();
+    gguf::read(scratch.path(), most_bytes)
+        .expect_err("a refusal")
+        .problem
+}
+
+#[test]
+fn what_cannot_be_read_is_named() {
+    let bytes = fs::read(folder().join("Q8_0.gguf")).unwrap();
+    let problem = refusal(&with(&bytes, "smollm", "smelly"), u64::MAX);
+    assert!(
+        problem.contains("\"smelly\"") && problem.contains("llama-bpe"),
+        "{problem}"
+    );
+    // The first text after its key: the architecture's name itself.
+    let architecture = "general.architecture\u{8}\0\0\0\u{5}\0\0\0\0\0\0\0llama";
+    let foreign = "general.architecture\u{8}\0\0\0\u{5}\0\0\0\0\0\0\0mamba";
+    let problem = refusal(&with(&bytes, architecture, foreign), u64::MAX);
+    assert!(
+        problem.contains("\"mamba\"") && problem.contains("qwen2"),
+        "{problem}"
+    );
+    let problem = refusal(&bytes, 1000);
+    assert!(problem.contains("they may take 1000"), "{problem}");
+}
+
+#[test]
+fn damaged_files_are_errors_and_nothing_worse() {
+    let bytes = fs::read(folder().join("Q4_0.gguf")).unwrap();
+    for length in (0..bytes.len()).step_by(97) {
+        refusal(&bytes[..length], u64::MAX);
+    }
+    // Every byte of the first part turned over in turn: whatever comes of it, no panic.
+    let scratch = tempfile::NamedTempFile::new().unwrap();
+    for at in 0..2000 {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0xff;
+        fs::write(scratch.path(), &damaged).unwrap();
+        let _ = gguf::read(scratch.path(), 1 << 30);
+    }
+    // An alignment of zero would be divided by.
+    let mut aligned = bytes[..8].to_vec();
+    aligned.extend(0u64.to_le_bytes());
+    aligned.extend(1u64.to_le_bytes());
+    aligned.extend(17u64.to_le_bytes());
+    aligned.extend(b"general.alignment");
+    aligned.extend(4u32.to_le_bytes());
+    aligned.extend(0u32.to_le_bytes());
+    let problem = refusal(&aligned, u64::MAX);
+    assert!(problem.contains("general.alignment is 0"), "{problem}");
+}
