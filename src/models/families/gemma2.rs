@@ -3,7 +3,7 @@
 
 use super::family::Family;
 use super::llama::{self, Defaults, activation_called, base, window};
-use super::names::{Names, Place};
+use super::names::{Names, StoredAt};
 use crate::models::config::{ConfigError, TransformerConfig};
 use crate::models::fields::Fields;
 use crate::models::variant::NormPlacement;
@@ -16,10 +16,10 @@ pub const FAMILY: Family = Family {
 
 const NAMES: Names = Names {
     layer: &[
-        ("ln_1", Place::One("input_layernorm")),
-        ("ln_1_after", Place::One("post_attention_layernorm")),
-        ("ln_2", Place::One("pre_feedforward_layernorm")),
-        ("ln_2_after", Place::One("post_feedforward_layernorm")),
+        ("ln_1", StoredAt::One("input_layernorm")),
+        ("ln_1_after", StoredAt::One("post_attention_layernorm")),
+        ("ln_2", StoredAt::One("pre_feedforward_layernorm")),
+        ("ln_2_after", StoredAt::One("post_feedforward_layernorm")),
         llama::ATTENTION,
         llama::PROJECTION,
         llama::GATE,

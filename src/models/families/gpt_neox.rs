@@ -3,7 +3,7 @@
 
 use super::family::Family;
 use super::llama::activation_called;
-use super::names::{Names, Place};
+use super::names::{Names, StoredAt};
 use super::rope;
 use crate::models::config::{ConfigError, Norm, Positions, ResidualActivation, TransformerConfig};
 use crate::models::fields::{Fields, wrong};
@@ -22,15 +22,15 @@ const NAMES: Names = Names {
     final_norm: "final_layer_norm",
     layers: "layers",
     layer: &[
-        ("ln_1", Place::One("input_layernorm")),
-        ("ln_2", Place::One("post_attention_layernorm")),
+        ("ln_1", StoredAt::One("input_layernorm")),
+        ("ln_2", StoredAt::One("post_attention_layernorm")),
         (
             "attn.c_attn",
-            Place::HeadByHead("attention.query_key_value"),
+            StoredAt::HeadByHead("attention.query_key_value"),
         ),
-        ("attn.c_proj", Place::One("attention.dense")),
-        ("mlp.c_fc", Place::One("mlp.dense_h_to_4h")),
-        ("mlp.c_proj", Place::One("mlp.dense_4h_to_h")),
+        ("attn.c_proj", StoredAt::One("attention.dense")),
+        ("mlp.c_fc", StoredAt::One("mlp.dense_h_to_4h")),
+        ("mlp.c_proj", StoredAt::One("mlp.dense_4h_to_h")),
     ],
     gains_less_one: false,
 };

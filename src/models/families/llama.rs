@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::family::Family;
-use super::names::{Names, Place};
+use super::names::{Names, StoredAt};
 use super::rope;
 use crate::models::config::{
     Activation, ConfigError, Norm, Positions, ResidualActivation, TransformerConfig,
@@ -27,12 +27,12 @@ pub const NAMES: Names = Names {
     final_norm: "norm",
     layers: "layers",
     layer: &[
-        ("ln_1", Place::One("input_layernorm")),
-        ("ln_2", Place::One("post_attention_layernorm")),
+        ("ln_1", StoredAt::One("input_layernorm")),
+        ("ln_2", StoredAt::One("post_attention_layernorm")),
         ATTENTION,
         PROJECTION,
-        ("attn.q_norm", Place::One("self_attn.q_norm")),
-        ("attn.k_norm", Place::One("self_attn.k_norm")),
+        ("attn.q_norm", StoredAt::One("self_attn.q_norm")),
+        ("attn.k_norm", StoredAt::One("self_attn.k_norm")),
         GATE,
         UP,
         DOWN,
@@ -41,16 +41,16 @@ pub const NAMES: Names = Names {
 };
 
 /// A line of a layer's names.
-pub type Line = (&'static str, Place);
+pub type Line = (&'static str, StoredAt);
 
 pub const ATTENTION: Line = (
     "attn.c_attn",
-    Place::Stacked(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+    StoredAt::Stacked(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
 );
-pub const PROJECTION: Line = ("attn.c_proj", Place::One("self_attn.o_proj"));
-pub const GATE: Line = ("mlp.c_gate", Place::One("mlp.gate_proj"));
-pub const UP: Line = ("mlp.c_fc", Place::One("mlp.up_proj"));
-pub const DOWN: Line = ("mlp.c_proj", Place::One("mlp.down_proj"));
+pub const PROJECTION: Line = ("attn.c_proj", StoredAt::One("self_attn.o_proj"));
+pub const GATE: Line = ("mlp.c_gate", StoredAt::One("mlp.gate_proj"));
+pub const UP: Line = ("mlp.c_fc", StoredAt::One("mlp.up_proj"));
+pub const DOWN: Line = ("mlp.c_proj", StoredAt::One("mlp.down_proj"));
 
 fn config(fields: &Fields) -> Result<TransformerConfig, ConfigError> {
     let config = TransformerConfig {

@@ -21,14 +21,14 @@ pub struct Names {
     pub final_norm: &'static str,
     /// What stands before a layer's number.
     pub layers: &'static str,
-    pub layer: &'static [(&'static str, Place)],
+    pub layer: &'static [(&'static str, StoredAt)],
     /// Gains of norms are stored less one.
     pub gains_less_one: bool,
 }
 
 /// Where one tensor of a layer is.
 #[derive(Debug, Clone, Copy)]
-pub enum Place {
+pub enum StoredAt {
     One(&'static str),
     /// One below the other.
     Stacked(&'static [&'static str]),
@@ -132,8 +132,8 @@ impl Names {
         };
         let mut of_layer = |theirs: &str| take(format!("{}.{layer}.{theirs}.{kind}", self.layers));
         match place {
-            Place::One(theirs) => Ok(of_layer(theirs)),
-            Place::Stacked(all) => {
+            StoredAt::One(theirs) => Ok(of_layer(theirs)),
+            StoredAt::Stacked(all) => {
                 let parts: Vec<Option<Tensor>> =
                     all.iter().map(|theirs| of_layer(theirs)).collect();
                 match parts.iter().all(Option::is_none) {
@@ -147,14 +147,14 @@ impl Names {
                     }
                 }
             }
-            Place::Half(theirs, half) => match of_layer(theirs) {
+            StoredAt::Half(theirs, half) => match of_layer(theirs) {
                 Some(both) => {
                     let rows = both.dim(0)? / 2;
                     both.narrow(0, half * rows, rows)?.contiguous().map(Some)
                 }
                 None => Ok(None),
             },
-            Place::HeadByHead(theirs) => match of_layer(theirs) {
+            StoredAt::HeadByHead(theirs) => match of_layer(theirs) {
                 Some(interleaved) => {
                     let mut shape = vec![config.n_heads, 3, config.d_head];
                     let dims = interleaved.dims().to_vec();

@@ -2,7 +2,7 @@
 
 use super::family::Family;
 use super::llama::{self, Defaults, base};
-use super::names::{Names, Place};
+use super::names::{Names, StoredAt};
 use crate::models::config::{ConfigError, TransformerConfig};
 use crate::models::fields::Fields;
 use crate::models::variant::{NormPlacement, QkNorm};
@@ -15,12 +15,12 @@ pub const FAMILY: Family = Family {
 
 const NAMES: Names = Names {
     layer: &[
-        ("ln_1_after", Place::One("post_attention_layernorm")),
-        ("ln_2_after", Place::One("post_feedforward_layernorm")),
+        ("ln_1_after", StoredAt::One("post_attention_layernorm")),
+        ("ln_2_after", StoredAt::One("post_feedforward_layernorm")),
         llama::ATTENTION,
         llama::PROJECTION,
-        ("attn.q_norm", Place::One("self_attn.q_norm")),
-        ("attn.k_norm", Place::One("self_attn.k_norm")),
+        ("attn.q_norm", StoredAt::One("self_attn.q_norm")),
+        ("attn.k_norm", StoredAt::One("self_attn.k_norm")),
         llama::GATE,
         llama::UP,
         llama::DOWN,

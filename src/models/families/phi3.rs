@@ -2,7 +2,7 @@
 
 use super::family::Family;
 use super::llama::{self, Defaults, base, window};
-use super::names::{Names, Place};
+use super::names::{Names, StoredAt};
 use crate::models::config::{ConfigError, TransformerConfig};
 use crate::models::fields::Fields;
 
@@ -14,12 +14,12 @@ pub const FAMILY: Family = Family {
 
 const NAMES: Names = Names {
     layer: &[
-        ("ln_1", Place::One("input_layernorm")),
-        ("ln_2", Place::One("post_attention_layernorm")),
-        ("attn.c_attn", Place::One("self_attn.qkv_proj")),
+        ("ln_1", StoredAt::One("input_layernorm")),
+        ("ln_2", StoredAt::One("post_attention_layernorm")),
+        ("attn.c_attn", StoredAt::One("self_attn.qkv_proj")),
         llama::PROJECTION,
-        ("mlp.c_gate", Place::Half("mlp.gate_up_proj", 0)),
-        ("mlp.c_fc", Place::Half("mlp.gate_up_proj", 1)),
+        ("mlp.c_gate", StoredAt::Half("mlp.gate_up_proj", 0)),
+        ("mlp.c_fc", StoredAt::Half("mlp.gate_up_proj", 1)),
         llama::DOWN,
     ],
     ..llama::NAMES

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::metadata::Metadata;
 use crate::models::config::{Activation, Norm, Positions, ResidualActivation, TransformerConfig};
-use crate::models::families::names::{Names, Place};
+use crate::models::families::names::{Names, StoredAt};
 use crate::models::variant::{
     ModelVariant, NormPlacement, QkNorm, Rotary, RotaryPairs, RotaryScaling, Window,
 };
@@ -32,16 +32,16 @@ const NAMES: [(&str, Architecture); 7] = [
     ("smollm3", Architecture::SmolLm3),
 ];
 
-const ATTENTION: (&str, Place) = (
+const ATTENTION: (&str, StoredAt) = (
     "attn.c_attn",
-    Place::Stacked(&["attn_q", "attn_k", "attn_v"]),
+    StoredAt::Stacked(&["attn_q", "attn_k", "attn_v"]),
 );
-const PROJECTION: (&str, Place) = ("attn.c_proj", Place::One("attn_output"));
-const Q_NORM: (&str, Place) = ("attn.q_norm", Place::One("attn_q_norm"));
-const K_NORM: (&str, Place) = ("attn.k_norm", Place::One("attn_k_norm"));
-const GATE: (&str, Place) = ("mlp.c_gate", Place::One("ffn_gate"));
-const UP: (&str, Place) = ("mlp.c_fc", Place::One("ffn_up"));
-const DOWN: (&str, Place) = ("mlp.c_proj", Place::One("ffn_down"));
+const PROJECTION: (&str, StoredAt) = ("attn.c_proj", StoredAt::One("attn_output"));
+const Q_NORM: (&str, StoredAt) = ("attn.q_norm", StoredAt::One("attn_q_norm"));
+const K_NORM: (&str, StoredAt) = ("attn.k_norm", StoredAt::One("attn_k_norm"));
+const GATE: (&str, StoredAt) = ("mlp.c_gate", StoredAt::One("ffn_gate"));
+const UP: (&str, StoredAt) = ("mlp.c_fc", StoredAt::One("ffn_up"));
+const DOWN: (&str, StoredAt) = ("mlp.c_proj", StoredAt::One("ffn_down"));
 
 const PLAIN: Names = Names {
     prefixes: &[],
@@ -50,8 +50,8 @@ const PLAIN: Names = Names {
     final_norm: "output_norm",
     layers: "blk",
     layer: &[
-        ("ln_1", Place::One("attn_norm")),
-        ("ln_2", Place::One("ffn_norm")),
+        ("ln_1", StoredAt::One("attn_norm")),
+        ("ln_2", StoredAt::One("ffn_norm")),
         ATTENTION,
         PROJECTION,
         Q_NORM,
@@ -65,8 +65,8 @@ const PLAIN: Names = Names {
 };
 const NORMS_AFTER: Names = Names {
     layer: &[
-        ("ln_1_after", Place::One("post_attention_norm")),
-        ("ln_2_after", Place::One("post_ffw_norm")),
+        ("ln_1_after", StoredAt::One("post_attention_norm")),
+        ("ln_2_after", StoredAt::One("post_ffw_norm")),
         ATTENTION,
         PROJECTION,
         Q_NORM,
@@ -79,10 +79,10 @@ const NORMS_AFTER: Names = Names {
 };
 const NORMS_AROUND: Names = Names {
     layer: &[
-        ("ln_1", Place::One("attn_norm")),
-        ("ln_1_after", Place::One("post_attention_norm")),
-        ("ln_2", Place::One("ffn_norm")),
-        ("ln_2_after", Place::One("post_ffw_norm")),
+        ("ln_1", StoredAt::One("attn_norm")),
+        ("ln_1_after", StoredAt::One("post_attention_norm")),
+        ("ln_2", StoredAt::One("ffn_norm")),
+        ("ln_2_after", StoredAt::One("post_ffw_norm")),
         ATTENTION,
         PROJECTION,
         GATE,
@@ -93,12 +93,12 @@ const NORMS_AROUND: Names = Names {
 };
 const PACKED: Names = Names {
     layer: &[
-        ("ln_1", Place::One("attn_norm")),
-        ("ln_2", Place::One("ffn_norm")),
-        ("attn.c_attn", Place::One("attn_qkv")),
+        ("ln_1", StoredAt::One("attn_norm")),
+        ("ln_2", StoredAt::One("ffn_norm")),
+        ("attn.c_attn", StoredAt::One("attn_qkv")),
         PROJECTION,
-        ("mlp.c_gate", Place::Half("ffn_up", 0)),
-        ("mlp.c_fc", Place::Half("ffn_up", 1)),
+        ("mlp.c_gate", StoredAt::Half("ffn_up", 0)),
+        ("mlp.c_fc", StoredAt::Half("ffn_up", 1)),
         DOWN,
     ],
     ..PLAIN
