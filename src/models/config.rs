@@ -47,8 +47,13 @@ pub struct TransformerConfig {
     /// One learned logit per head that enters only the softmax's denominator.
     #[serde(default)]
     pub attention_sinks: bool,
-    /// What Llama-like and other dense models have beyond GPT-2.
-    #[serde(default, skip_serializing_if = "ModelVariant::is_plain")]
+    /// What Llama-like and other dense models have beyond GPT-2. Models are read with it; jobs train none that need it.
+    #[serde(
+        default,
+        rename = "family",
+        skip_serializing_if = "ModelVariant::is_plain"
+    )]
+    #[schema(ignore)]
     pub variant: ModelVariant,
 }
 
