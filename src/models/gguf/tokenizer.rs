@@ -1,7 +1,7 @@
 //! The tokenizer of a GGUF file as a `tokenizer.json`.
 //!
 //! `tokenizer.ggml.model = gpt2` is a byte-level BPE with its vocabulary and merges; how it splits a text before them is no
-//! part of the file but a name, `tokenizer.ggml.pre`. [`SPLITS`] says what the names mean; one that is not there is refused,
+//! part of the file but a name, `tokenizer.ggml.pre`. A table here says what the names mean; one that is not there is refused,
 //! since a wrong split makes wrong tokens silently.
 
 use serde_json::{Map, Value as Json, json};
