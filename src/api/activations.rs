@@ -180,7 +180,7 @@ pub async fn create(
 ) -> Result<HttpResponse, ApiError> {
     let patience = Duration::from_secs(state.limits.deadline_seconds);
     tokio::select! {
-        answer = tokio::time::timeout(patience, answer(&state, body.0)) => {
+        answer = tokio::time::timeout(patience, answer(&state, body)) => {
             Ok(HttpResponse::Ok().json(answer.unwrap_or(Err(ApiError::Deadline))?))
         }
         // Prompts that the engine has not come to are skipped.
@@ -188,7 +188,10 @@ pub async fn create(
     }
 }
 
-async fn answer(state: &State, request: CreateActivations) -> Result<ActivationsAnswer, ApiError> {
+async fn answer(
+    state: &State,
+    JsonBody(request, room): JsonBody<CreateActivations>,
+) -> Result<ActivationsAnswer, ApiError> {
     let card = &*state.snapshot().model(&request.model)?;
     let logits = request.logits.unwrap_or(false);
     let places = check(&request, card, logits)?;
@@ -216,6 +219,7 @@ async fn answer(state: &State, request: CreateActivations) -> Result<Activations
         Some(steer) => Some(prompt::encode_counterfactuals(steer, card, state, false).await?),
         None => None,
     };
+    drop(room);
     // Features need a bridge where edits do not name one either.
     let snapshot = state.snapshot();
     let named = steer.as_ref().and_then(|steer| steer.bridge.as_deref());

@@ -17,15 +17,16 @@ use super::ApiError;
 use super::objects::Objects;
 use super::parse_message::in_words;
 use super::state::State;
+use super::unparsed::BodyRoom;
 use crate::interventions::nearest::suggestion;
 use crate::serving::snapshot::shortened;
 
 /// A body so short takes no time to parse.
 const PARSED_AT_ONCE: usize = 1 << 14;
 
-/// A request's body, parsed.
+/// A request's body, parsed, and the room that it takes until its values are checked.
 #[derive(Debug)]
-pub struct JsonBody<T>(pub T);
+pub struct JsonBody<T>(pub T, pub BodyRoom);
 
 impl<T: DeserializeOwned + Send + 'static> FromRequest for JsonBody<T> {
     type Error = ApiError;
@@ -50,19 +51,19 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest for JsonBody<T> {
             let most = length.unwrap_or(limit);
             let reading = async {
                 let room = match most > PARSED_AT_ONCE {
-                    true => Some(state.unparsed.take(most).await?),
-                    false => None,
+                    true => state.unparsed.take(most).await?,
+                    false => BodyRoom::default(),
                 };
                 Ok::<_, ApiError>((collect(payload, length, limit).await?, room))
             };
-            let (bytes, _room) = in_time(&state, reading).await??;
+            let (bytes, room) = in_time(&state, reading).await??;
             if bytes.len() <= PARSED_AT_ONCE {
-                return parse(&bytes).map(JsonBody);
+                return Ok(JsonBody(parse(&bytes)?, room));
             }
             // A thread that serves many connections would keep all of them waiting.
             let _turn = state.parsing.acquire().await.map_err(ApiError::internal)?;
             let parsed = web::block(move || parse(&bytes)).await;
-            parsed.map_err(ApiError::internal)?.map(JsonBody)
+            Ok(JsonBody(parsed.map_err(ApiError::internal)??, room))
         })
     }
 }

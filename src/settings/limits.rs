@@ -36,7 +36,7 @@ pub struct Limits {
     pub max_results_mib: u64,
     /// Seconds after which the weights of a result that nobody asks for are dropped.
     pub result_idle_seconds: u64,
-    /// Bytes of long request bodies that are being read and parsed, of all clients together.
+    /// Bytes of long request bodies that are being read, parsed and checked, of all clients together.
     pub max_unparsed_bytes: usize,
     /// Bytes of long answers that their clients have not read yet, of all clients together.
     pub max_unsent_bytes: usize,

@@ -11,15 +11,18 @@ use super::stream::{self, Chunks};
 use crate::api::ApiError;
 use crate::api::disconnect;
 use crate::api::state::State;
+use crate::api::unparsed::BodyRoom;
 use crate::generation::request::EngineError;
 use crate::serving::snapshot::{ModelCard, system_fingerprint, unix_seconds};
 
-/// Answers `prompts`; `style` makes what its answers look like of the prompts' texts, where they are echoed.
+/// Answers `prompts`, whose body takes `room` until they are token ids; `style` makes what its answers look like of the
+/// prompts' texts, where they are echoed.
 pub async fn answer<S: Style>(
     http: &HttpRequest,
     state: web::Data<State>,
     card: &ModelCard,
     prompts: Vec<Prompt>,
+    room: BodyRoom,
     mut checked: Checked,
     style: impl FnOnce(Vec<EchoedText>) -> S,
 ) -> Result<HttpResponse, ApiError> {
@@ -45,6 +48,7 @@ pub async fn answer<S: Style>(
             prompt::encode_counterfactuals(steer, card, &state, S::IN_CONVERSATION).await?;
         checked.steer = Some(encoded);
     }
+    drop(room);
     let model = card.model().await?;
     let pair = match &bridge {
         Some(bridge) => Some(bridge.pair().await?),

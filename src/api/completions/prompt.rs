@@ -50,30 +50,37 @@ impl Prompt {
         }
     }
 
-    /// Its ids, and with `echo` its text and where its tokens begin in it.
+    /// Refuses what cannot fit and what is no token of the model, as far as that is seen without tokenising.
+    fn check(&self, index: usize, room: &Room) -> Result<(), ApiError> {
+        match self {
+            Prompt::Text(text) => room.check(text, &format!("prompt {index}"), self.field()),
+            Prompt::Tokens(tokens) => check_tokens(tokens, room, self.field(), index),
+            // A template says itself how long its text may be.
+            Prompt::Written(_) | Prompt::Conversation { .. } => Ok(()),
+        }
+    }
+
+    /// The ids of a prompt that is checked, and with `echo` its text and where its tokens begin in it.
     fn encode(self, index: usize, room: &Room, echo: bool) -> Result<EncodedPrompt, ApiError> {
         let field = self.field();
         let tokenizer = &*room.tokenizer;
         let failed = |error: TokenizerError| ApiError::invalid(field, error.to_string());
         let plain = |ids: Vec<u32>| EncodedPrompt { ids, echoed: None };
-        let prompt = match &self {
-            Prompt::Tokens(tokens) => plain(tokens.clone()),
-            Prompt::Text(text) => {
-                room.check(text, &format!("prompt {index}"), field)?;
-                match echo && !text.is_empty() {
-                    true => echoed(text, tokenizer).map_err(failed)?,
-                    false => plain(tokenizer.encode_prompt(text).map_err(failed)?),
-                }
+        let prompt = match self {
+            Prompt::Tokens(tokens) => plain(tokens),
+            Prompt::Text(text) if echo && !text.is_empty() => {
+                echoed(&text, tokenizer).map_err(failed)?
             }
+            Prompt::Text(text) => plain(tokenizer.encode_prompt(&text).map_err(failed)?),
             // The template has written what a text begins with, but nothing comes from nothing.
             Prompt::Written(text) if !text.is_empty() => {
-                plain(tokenizer.encode(text).map_err(failed)?)
+                plain(tokenizer.encode(&text).map_err(failed)?)
             }
             Prompt::Written(_) | Prompt::Conversation { .. } => {
                 plain(tokenizer.encode_prompt("").map_err(failed)?)
             }
         };
-        if prompt.ids.is_empty() && !matches!(self, Prompt::Tokens(_)) {
+        if prompt.ids.is_empty() {
             return Err(ApiError::invalid(
                 field,
                 "the prompt is empty, and the model names no token that a text begins or ends with: its \
@@ -199,6 +206,10 @@ pub async fn encode_echoed(
     check_length(&prompts, &state.limits)?;
     let room = Room::of(card, &state.limits);
     let mut written = Vec::with_capacity(prompts.len());
+    // Before they wait for their turn, which prompts that are too long would do in all their length.
+    for (index, prompt) in prompts.iter().enumerate() {
+        prompt.check(index, &room)?;
+    }
     for prompt in prompts {
         written.push(written_out(prompt, &room, state).await?);
     }

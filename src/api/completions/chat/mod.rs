@@ -45,15 +45,24 @@ use crate::api::state::State;
 pub async fn create(
     http: HttpRequest,
     state: web::Data<State>,
-    body: JsonBody<CreateChatCompletion>,
+    JsonBody(body, room): JsonBody<CreateChatCompletion>,
 ) -> Result<HttpResponse, ApiError> {
     let snapshot = state.snapshot();
-    let card = &*snapshot.model(&body.0.model)?;
+    let card = &*snapshot.model(&body.model)?;
     let CheckedChat {
         prompt,
         checked,
         logprobs,
-    } = parameters::check(body.0, card, &state.limits)?;
+    } = parameters::check(body, card, &state.limits)?;
     let style = |_: Vec<EchoedText>| ChatStyle::new(logprobs);
-    answer(&http, state.clone(), card, vec![prompt], checked, style).await
+    answer(
+        &http,
+        state.clone(),
+        card,
+        vec![prompt],
+        room,
+        checked,
+        style,
+    )
+    .await
 }

@@ -64,17 +64,17 @@ use crate::api::state::State;
 pub async fn create(
     http: HttpRequest,
     state: web::Data<State>,
-    body: JsonBody<CreateCompletion>,
+    JsonBody(body, room): JsonBody<CreateCompletion>,
 ) -> Result<HttpResponse, ApiError> {
     let snapshot = state.snapshot();
-    let card = &*snapshot.model(&body.0.model)?;
+    let card = &*snapshot.model(&body.model)?;
     let CheckedText {
         prompts,
         checked,
         best_of,
         per_prompt,
         logprobs,
-    } = parameters::check(body.0, card, &state.limits)?;
+    } = parameters::check(body, card, &state.limits)?;
     let style = |echoed: Vec<EchoedText>| TextStyle {
         echoed,
         logprobs,
@@ -82,5 +82,5 @@ pub async fn create(
         per_prompt,
         progress: BTreeMap::new(),
     };
-    answer(&http, state.clone(), card, prompts, checked, style).await
+    answer(&http, state.clone(), card, prompts, room, checked, style).await
 }
