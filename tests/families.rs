@@ -3,6 +3,8 @@
 
 #[path = "families/gguf.rs"]
 mod gguf;
+#[path = "families/precision.rs"]
+mod precision;
 
 use std::collections::BTreeMap;
 use std::fs;

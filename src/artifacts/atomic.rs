@@ -47,6 +47,15 @@ where
     Ok(())
 }
 
+/// Copies the file at `from` to `path`, which appears in one step.
+pub fn copy(from: &Path, path: &Path) -> Result<(), ArtifactError> {
+    let (mut file, _) = regular::open(from)?;
+    write_with(path, |copy| {
+        std::io::copy(&mut file, copy).map_err(ArtifactError::io("write", path))?;
+        Ok(())
+    })
+}
+
 /// Flushes a directory's entries to the disk.
 pub fn sync_directory(directory: &Path) -> Result<(), ArtifactError> {
     File::open(directory)

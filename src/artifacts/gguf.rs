@@ -1,17 +1,21 @@
 //! GGUF files: a header of keys and values, and tensors of many types.
 //!
-//! `candle`'s reader bounds what the header claims by the file's size. Tensors come out as float32, a caller's bound on
-//! their bytes being held first.
+//! `candle`'s reader bounds what the header claims by the file's size. Tensors come out as float32 or as they are, a caller's
+//! bound on their bytes being held first.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Content;
 pub use candle_core::quantized::gguf_file::Value as HeaderValue;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+
+use super::tensors::FloatPrecision;
+use crate::numerics::columns::StoredMatrix;
 
 /// The element types that are read, by the names that llama.cpp gives them.
 pub const TYPES: [(&str, GgmlDType); 13] = [
@@ -63,12 +67,14 @@ impl GgufFile {
         values.map(Some).map_err(|error| format!("{name}: {error}"))
     }
 
-    /// Every tensor of a wanted name as float32, which may take `most_bytes` together.
-    pub fn tensors(
+    /// Every tensor of a wanted name, which may take `most_bytes` together as float32. As stored, matrices that layers can
+    /// hold stay as they are; vectors become float32 in any case.
+    pub fn matrices(
         &mut self,
         wanted: impl Fn(&str) -> bool,
         most_bytes: u64,
-    ) -> Result<BTreeMap<String, Tensor>, String> {
+        precision: FloatPrecision,
+    ) -> Result<BTreeMap<String, StoredMatrix>, String> {
         let infos = self.content.tensor_infos.iter();
         let infos = infos.filter(|(name, _)| wanted(name));
         let sizes = infos.map(|(name, info)| (name.clone(), count(info.shape.dims())));
@@ -82,18 +88,44 @@ impl GgufFile {
                 "its tensors take {total} bytes as float32; those of its configuration take at most {most_bytes}"
             ));
         }
-        let mut tensors = BTreeMap::new();
+        let mut matrices = BTreeMap::new();
         for name in sizes.into_keys() {
-            let tensor = self.tensor(&name)?;
-            tensors.insert(name, tensor);
+            let matrix = match precision {
+                FloatPrecision::Single => StoredMatrix::Plain(self.tensor(&name)?),
+                FloatPrecision::AsStored => self.as_stored(&name)?,
+            };
+            matrices.insert(name, matrix);
         }
-        Ok(tensors)
+        Ok(matrices)
     }
 
     fn tensor(&mut self, name: &str) -> Result<Tensor, String> {
         let tensor = self.content.tensor(&mut self.reader, name, &Device::Cpu);
         let tensor = tensor.and_then(|tensor| tensor.dequantize(&Device::Cpu));
         tensor.map_err(|error| format!("{name}: {error}"))
+    }
+
+    fn as_stored(&mut self, name: &str) -> Result<StoredMatrix, String> {
+        let stored = self.content.tensor(&mut self.reader, name, &Device::Cpu);
+        let matrix = stored.and_then(|stored| {
+            let half = match stored.dtype() {
+                GgmlDType::F16 => Some(DType::F16),
+                GgmlDType::BF16 => Some(DType::BF16),
+                _ => None,
+            };
+            let is_matrix = stored.rank() == 2;
+            match (half, stored.dtype()) {
+                (Some(half), _) if is_matrix => {
+                    let single = stored.dequantize(&Device::Cpu)?;
+                    single.to_dtype(half).map(StoredMatrix::Plain)
+                }
+                (None, dtype) if is_matrix && dtype != GgmlDType::F32 => {
+                    StoredMatrix::Quantised(vec![Arc::new(stored)]).kept()
+                }
+                _ => stored.dequantize(&Device::Cpu).map(StoredMatrix::Plain),
+            }
+        });
+        matrix.map_err(|error| format!("{name}: {error}"))
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 
 use crate::artifacts::atomic;
+use crate::artifacts::tensors::FloatPrecision;
 use crate::models::companions;
 use crate::models::gguf;
 use crate::models::layout::ModelFiles;
@@ -18,10 +19,13 @@ const CHAT_TEMPLATE: &str = "chat_template.jinja";
 #[derive(Debug, Args)]
 pub struct ConvertArguments {
     /// The model's directory: a released checkpoint, its Hugging Face copy, or a dense model in Hugging Face's form. Or a
-    /// GGUF file, whose weights become float32.
+    /// GGUF file, which is copied into the new directory: its weights stay as they are.
     from: PathBuf,
     /// The new directory.
     to: PathBuf,
+    /// Write the weights of a GGUF file as float32 instead.
+    #[arg(long)]
+    float32: bool,
 }
 
 impl ConvertArguments {
@@ -46,15 +50,19 @@ impl ConvertArguments {
     }
 
     fn convert_gguf(&self) -> anyhow::Result<()> {
-        let model = gguf::read(&self.from, u64::MAX)?;
+        let model = match self.float32 {
+            true => gguf::read(&self.from, u64::MAX)?,
+            false => gguf::read_as(&self.from, u64::MAX, FloatPrecision::AsStored)?,
+        };
         atomic::create_directory(&self.to)?;
         if let Some(template) = &model.chat_template {
             atomic::write(&self.to.join(CHAT_TEMPLATE), template.as_bytes())?;
         }
         model.bounds.keep(&self.to)?;
-        model
-            .files
-            .write(&self.to)
-            .with_context(|| format!("cannot write {}", self.to.display()))
+        let written = match self.float32 {
+            true => model.files.write(&self.to),
+            false => model.files.write_beside_gguf(&self.from, &self.to),
+        };
+        written.with_context(|| format!("cannot write {}", self.to.display()))
     }
 }

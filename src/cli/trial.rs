@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+use crate::artifacts::tensors::FloatPrecision;
 use crate::models::layout::ReadLimits;
 use crate::serving::trial;
 
@@ -47,6 +48,7 @@ impl TrialArguments {
         let limits = ReadLimits {
             model_bytes: self.max_model_mib.saturating_mul(1 << 20),
             pickles: self.pickles,
+            precision: FloatPrecision::AsStored,
         };
         let directory = self.directory;
         let trying = std::thread::Builder::new()

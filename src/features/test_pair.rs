@@ -132,6 +132,7 @@ pub fn random_pair(seed: u64) -> Parts {
     let model = |config: &TransformerConfig, seed| ModelFiles {
         config: config.clone(),
         tensors: random_tensors(tensor_shapes(config), seed),
+        quantised: Default::default(),
         tokenizer: Some(tokenizer()),
     };
     let n_sites = dense.n_sites();

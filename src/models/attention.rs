@@ -63,16 +63,16 @@ impl Attention {
         )?;
         let d_key_value = config.d_key_value();
         let d_joint = d_attention + 2 * d_key_value;
-        let joint = weights.get(&at("attn.c_attn.weight"), &[d_joint, d_read])?;
+        let joint = weights.matrix(&at("attn.c_attn.weight"), [d_joint, d_read])?;
         let joint_bias = match config.bias {
             true => Some(weights.get(&at("attn.c_attn.bias"), &[d_joint])?),
             false => None,
         };
         // The rows of `c_attn` are q, then k, then v. Three layers, because each has its own AbsTopK.
         let part = |first: usize, width: usize| {
-            let pick = |t: &Tensor| t.narrow(0, first, width);
-            let bias = joint_bias.as_ref().map(pick).transpose()?;
-            Linear::new(pick(&joint)?, bias, weights.purpose)
+            let bias = joint_bias.as_ref().map(|bias| bias.narrow(0, first, width));
+            let weight = joint.outputs(first..first + width)?.kept()?;
+            Linear::new(weight, bias.transpose()?, weights.purpose)
         };
         let variant = &config.variant;
         let qk_norms = variant.qk_norm.map(|over| {
@@ -90,7 +90,7 @@ impl Attention {
         });
         let rotary = variant.rotary.as_ref();
         let rotary = rotary.filter(|rotary| !rotary.layers_without.contains(&layer));
-        let device = joint.device();
+        let device = weights.device();
         Ok(Attention {
             layer,
             input,

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::config::{ActiveLocation, Norm, TransformerConfig};
 use super::variant::NormPlacement;
-use crate::numerics::{abs_top_k::abs_top_k, columns::Columns, linear, norm};
+use crate::numerics::abs_top_k::abs_top_k;
+use crate::numerics::columns::{Columns, StoredMatrix};
+use crate::numerics::{linear, norm};
 
 /// What a model's weights are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,18 +23,62 @@ pub enum Purpose {
     Inference,
 }
 
+/// The matrices of a checkpoint that are quantised, by name: each of parts one below the other.
+pub type QuantisedMatrices = BTreeMap<String, Vec<Arc<QTensor>>>;
+
 /// A checkpoint's tensors by name, handed out once each with their shapes checked.
 pub struct Weights<'a> {
     tensors: &'a BTreeMap<String, Tensor>,
+    quantised: &'a QuantisedMatrices,
     pub purpose: Purpose,
 }
 
 impl<'a> Weights<'a> {
     pub fn new(tensors: &'a BTreeMap<String, Tensor>, purpose: Purpose) -> Self {
-        Weights { tensors, purpose }
+        static NONE: QuantisedMatrices = QuantisedMatrices::new();
+        Weights {
+            tensors,
+            quantised: &NONE,
+            purpose,
+        }
     }
 
-    /// The tensor called `name`, which must have `shape`.
+    /// The same with further matrices, which are quantised.
+    pub fn with_quantised(self, quantised: &'a QuantisedMatrices) -> Self {
+        Weights { quantised, ..self }
+    }
+
+    /// Whether layers hold matrices as the file has them.
+    fn keeps_precision(&self) -> bool {
+        self.purpose == Purpose::Inference && self.device().is_cpu()
+    }
+
+    /// The matrix called `name`, as it is held for this purpose; it must have `shape`.
+    pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<StoredMatrix> {
+        let stored = match (self.quantised.get(name), self.tensors.get(name)) {
+            (Some(parts), _) => StoredMatrix::Quantised(parts.clone()),
+            (None, Some(tensor)) if tensor.dims() == shape && tensor.dtype() != DType::F32 => {
+                StoredMatrix::Plain(tensor.detach())
+            }
+            _ => return self.get(name, &shape).map(StoredMatrix::Plain),
+        };
+        let (outputs, inputs) = stored.shape()?;
+        if [outputs, inputs] != shape {
+            bail!(
+                "{name} has shape {:?}; expected {shape:?}",
+                [outputs, inputs]
+            )
+        }
+        match self.keeps_precision() {
+            true => stored.kept(),
+            false => stored
+                .to_float32()?
+                .to_device(self.device())
+                .map(StoredMatrix::Plain),
+        }
+    }
+
+    /// The tensor called `name` in float32; it must have `shape`.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let Some(tensor) = self.tensors.get(name) else {
             bail!("the checkpoint has no tensor {name}; expected one of shape {shape:?}")
@@ -39,12 +86,15 @@ impl<'a> Weights<'a> {
         if tensor.dims() != shape {
             bail!("{name} has shape {:?}; expected {shape:?}", tensor.dims())
         }
-        if tensor.dtype() != DType::F32 {
-            bail!("{name} holds {:?}; expected float32", tensor.dtype())
+        if !tensor.dtype().is_float() {
+            bail!(
+                "{name} holds {:?}; expected floating-point numbers",
+                tensor.dtype()
+            )
         }
         match self.purpose {
-            Purpose::Training => Ok(tensor.clone()),
-            Purpose::Frozen | Purpose::Inference => Ok(tensor.detach()),
+            Purpose::Training => tensor.to_dtype(DType::F32),
+            Purpose::Frozen | Purpose::Inference => tensor.detach().to_dtype(DType::F32),
         }
     }
 
@@ -78,13 +128,18 @@ pub enum Linear {
 
 impl Linear {
     /// From `weight [out, in]` and `bias [out]`, held as `purpose` needs it.
-    pub fn new(weight: Tensor, bias: Option<Tensor>, purpose: Purpose) -> Result<Self> {
-        if purpose == Purpose::Inference && weight.device().is_cpu() {
-            return Ok(Linear::Columns(Arc::new(Columns::new(
-                &weight,
-                bias.as_ref(),
-            )?)));
-        }
+    pub fn new(weight: StoredMatrix, bias: Option<Tensor>, purpose: Purpose) -> Result<Self> {
+        let weight = match weight {
+            StoredMatrix::Plain(weight)
+                if purpose != Purpose::Inference || !weight.device().is_cpu() =>
+            {
+                weight
+            }
+            stored => {
+                let columns = Columns::stored(&stored, bias.as_ref())?;
+                return Ok(Linear::Columns(Arc::new(columns)));
+            }
+        };
         let frozen = purpose != Purpose::Training;
         Ok(Linear::Matrix {
             weight,
@@ -100,7 +155,7 @@ impl Linear {
         inputs: usize,
         bias: bool,
     ) -> Result<Self> {
-        let weight = weights.get(&format!("{name}.weight"), &[outputs, inputs])?;
+        let weight = weights.matrix(&format!("{name}.weight"), [outputs, inputs])?;
         let bias = match bias {
             true => Some(weights.get(&format!("{name}.bias"), &[outputs])?),
             false => None,

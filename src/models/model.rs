@@ -93,22 +93,27 @@ impl LoadedModel {
         tokenizer: Arc<Tokenizer>,
     ) -> candle_core::Result<Self> {
         let (mut parameters, mut nonzeros) = (0, 0);
-        for tensor in files.tensors.values() {
-            parameters += tensor.elem_count();
-            nonzeros += rows::with_values(tensor, |values| {
-                values.iter().filter(|value| **value != 0.0).count()
-            })?;
-        }
+        let config = serde_json::to_vec(&files.config).map_err(candle_core::Error::wrap)?;
+        let mut hash = Sha256::new_with_prefix(config);
+        files.for_each_tensor(|name, values| {
+            parameters += values.len();
+            nonzeros += values.iter().filter(|value| **value != 0.0).count();
+            hash_tensor(&mut hash, name, values);
+        })?;
         let sparse = files.config.active_fraction.is_some() || 2 * nonzeros < parameters;
         let guessed = if sparse {
             ModelKind::Sparse
         } else {
             ModelKind::Dense
         };
-        let config = serde_json::to_vec(&files.config).map_err(candle_core::Error::wrap)?;
-        let fingerprint = fingerprint(&config, &files.tensors)?;
+        let fingerprint = hexadecimal(&hash.finalize());
         let transformer = TRANSFORMERS.get_or(&fingerprint, || {
-            Transformer::new(files.config.clone(), &files.tensors, Purpose::Inference)
+            Transformer::stored(
+                files.config.clone(),
+                &files.tensors,
+                &files.quantised,
+                Purpose::Inference,
+            )
         })?;
         Ok(LoadedModel {
             id: id.to_owned(),
@@ -171,13 +176,15 @@ pub fn fingerprint(text: &[u8], tensors: &BTreeMap<String, Tensor>) -> candle_co
     let mut hash = Sha256::new();
     hash.update(text);
     for (name, tensor) in tensors {
-        hash.update(name.as_bytes());
-        rows::with_values(tensor, |values| {
-            for block in values.chunks(1 << 14) {
-                let bytes: Vec<u8> = block.iter().flat_map(|value| value.to_le_bytes()).collect();
-                hash.update(&bytes);
-            }
-        })?;
+        rows::with_values(tensor, |values| hash_tensor(&mut hash, name, values))?;
     }
     Ok(hexadecimal(&hash.finalize()))
+}
+
+fn hash_tensor(hash: &mut Sha256, name: &str, values: &[f32]) {
+    hash.update(name.as_bytes());
+    for block in values.chunks(1 << 14) {
+        let bytes: Vec<u8> = block.iter().flat_map(|value| value.to_le_bytes()).collect();
+        hash.update(&bytes);
+    }
 }

@@ -5,25 +5,29 @@
 //! which is what bridges need, and every value on its way goes past a [`ResidualTap`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::attention::Attention;
 use super::config::{ActiveLocation, Positions, ResidualActivation, TransformerConfig};
-use super::layers::{Active, Linear, NormLayer, Purpose, SublayerInput, Weights};
+use super::layers::{
+    Active, Linear, NormLayer, Purpose, QuantisedMatrices, SublayerInput, Weights,
+};
 use super::location::{Location, Site};
 use super::mlp::Mlp;
 use super::rotary::RotaryTable;
 use super::tap::{NoTap, ResidualTap};
+use super::tensor_names::{EMBEDDING, UNEMBEDDING};
 use super::token_rows::TokenRows;
 use crate::numerics::activation::relu;
+use crate::numerics::columns::{Columns, StoredMatrix};
 
 /// A transformer with its weights.
 #[derive(Debug, Clone)]
 pub struct Transformer {
     pub config: TransformerConfig,
-    /// `[vocabulary, d_model]`.
-    embedding: Tensor,
+    embedding: Embedding,
     /// `[context, d_model]` or `[context, positional channels]`.
     positions: Option<Tensor>,
     layers: Vec<Layer>,
@@ -34,6 +38,25 @@ pub struct Transformer {
     /// `[vocabulary, vocabulary]`.
     bigram_table: Option<Tensor>,
     rotary: Option<RotaryTable>,
+}
+
+/// The stream that a token begins with, `[vocabulary, d_model]`.
+#[derive(Debug, Clone)]
+enum Embedding {
+    Table(Tensor),
+    /// The outputs of a layer held for inference: the unembedding, where the two are tied, or one that its file has in
+    /// fewer bits.
+    Outputs(Arc<Columns>),
+}
+
+impl Embedding {
+    /// `ids [rows] -> [rows, d_model]`.
+    fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        match self {
+            Embedding::Table(table) => table.index_select(ids, 0),
+            Embedding::Outputs(columns) => columns.select_outputs(ids),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -51,10 +74,20 @@ impl Transformer {
         tensors: &BTreeMap<String, Tensor>,
         purpose: Purpose,
     ) -> Result<Self> {
+        Self::stored(config, tensors, &QuantisedMatrices::new(), purpose)
+    }
+
+    /// The same of a checkpoint some of whose matrices are quantised.
+    pub fn stored(
+        config: TransformerConfig,
+        tensors: &BTreeMap<String, Tensor>,
+        quantised: &QuantisedMatrices,
+        purpose: Purpose,
+    ) -> Result<Self> {
         config.validate().map_err(candle_core::Error::wrap)?;
-        let weights = Weights::new(tensors, purpose);
+        let weights = Weights::new(tensors, purpose).with_quantised(quantised);
         let (vocabulary, d_model) = (config.vocab_size, config.d_model);
-        let embedding = weights.get("transformer.wte.weight", &[vocabulary, d_model])?;
+        let embedding = weights.matrix(EMBEDDING, [vocabulary, d_model])?;
         let positions = match config.positions {
             Positions::None => None,
             Positions::Added => {
@@ -76,19 +109,29 @@ impl Transformer {
                 })
             })
             .collect::<Result<_>>()?;
-        let unembedding = match config.tied_unembedding {
-            true => embedding.clone(),
-            false => weights.get("lm_head.weight", &[vocabulary, d_model])?,
-        };
         let logits_bias = weights.optional("final_logits_bias", &[vocabulary])?;
         let bigram_table = match config.bigram_table {
             true => Some(weights.get("bigram_table", &[vocabulary, vocabulary])?),
             false => None,
         };
+        let unembedding = match config.tied_unembedding {
+            true => embedding.clone(),
+            false => weights.matrix(UNEMBEDDING, [vocabulary, d_model])?,
+        };
+        let unembedding = Linear::new(unembedding, logits_bias.clone(), purpose)?;
+        let embedding = match (embedding, &unembedding) {
+            (_, Linear::Columns(columns)) if config.tied_unembedding && !columns.is_sparse() => {
+                Embedding::Outputs(columns.clone())
+            }
+            (StoredMatrix::Plain(table), _) if table.dtype() == DType::F32 => {
+                Embedding::Table(table)
+            }
+            (stored, _) => Embedding::Outputs(Arc::new(Columns::stored(&stored, None)?)),
+        };
         Ok(Transformer {
             final_norm: NormLayer::load(&weights, "transformer.ln_f", &config, d_model)?,
             rotary: config.variant.rotary.as_ref().map(RotaryTable::new),
-            unembedding: Linear::new(unembedding, logits_bias.clone(), purpose)?,
+            unembedding,
             logits_bias,
             embedding,
             positions,
@@ -116,7 +159,7 @@ impl Transformer {
 
     /// The stream at site 0, `[rows, d_model]`.
     pub fn embed(&self, rows: &TokenRows) -> Result<Tensor> {
-        let tokens = self.embedding.index_select(&rows.ids, 0)?;
+        let tokens = self.embedding.rows(&rows.ids)?;
         let tokens = match self.config.variant.embedding_scale {
             Some(scale) => (tokens * f64::from(scale))?,
             None => tokens,

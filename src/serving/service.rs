@@ -18,6 +18,7 @@ use super::snapshot::{Conflict, IncomingPair, ModelCard, Snapshot, provenance, s
 use super::trial::Tried;
 use super::trial_process::{TrialFailure, TrialProcess};
 use super::weights::ResultMemory;
+use crate::artifacts::tensors::FloatPrecision;
 use crate::bridge::pair::PairError;
 use crate::features::pair::Pair;
 use crate::features::registry::{self, Feature};
@@ -96,6 +97,7 @@ impl Service {
         let limits = ReadLimits {
             model_bytes: settings.limits.max_model_bytes(),
             pickles: false,
+            precision: FloatPrecision::AsStored,
         };
         // What the settings name may be pickled: whoever wrote them has chosen it.
         let chosen = ReadLimits {

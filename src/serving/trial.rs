@@ -15,7 +15,6 @@ use crate::memory;
 use crate::models::kv_cache::{CacheRow, KvCache};
 use crate::models::layout::{LayoutError, ModelFiles, ReadLimits};
 use crate::models::location::{Location, Site};
-use crate::models::memory_need::MemoryNeed;
 use crate::models::model::{LoadedModel, ModelError, ModelKind};
 use crate::models::tap::{NoTap, Recorder};
 use crate::models::token_rows::TokenRows;
@@ -91,12 +90,7 @@ impl Tried {
 pub fn memory_bound(directory: &Path, limits: ReadLimits) -> Result<u64, TrialError> {
     let mut bound = SPARE;
     for model in models_of(directory) {
-        let need = MemoryNeed::of(&ModelFiles::read_config(&model)?);
-        need.within(limits.model_bytes)
-            .map_err(|source| LayoutError::TooLarge {
-                directory: model.clone(),
-                source,
-            })?;
+        let need = ModelFiles::memory_need(&model, limits)?;
         let weights = need.weights.saturating_mul(PER_WEIGHT);
         let tokenizer =
             std::fs::metadata(model.join("tokenizer.json")).map_or(0, |file| file.len());

@@ -113,6 +113,7 @@ pub fn train_bridge(
     let sparse_files = ModelFiles {
         config: recipe.sparse.clone(),
         tensors: parameters.tensors(ParameterGroup::Model),
+        quantised: Default::default(),
         tokenizer: Some(json),
     };
     let folder = recipe.output.directory.join("pair");

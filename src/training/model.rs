@@ -74,6 +74,7 @@ pub fn train_model(
     let files = ModelFiles {
         config: recipe.model.clone(),
         tensors: parameters.tensors(ParameterGroup::Model),
+        quantised: Default::default(),
         tokenizer: Some(json),
     };
     let folder = recipe.output.directory.join("model");

@@ -493,6 +493,7 @@ fn pair_with_a_pickle(directory: &Path) {
     let dense = ModelFiles {
         tensors: initialise::model(&config, 1, &Device::Cpu).unwrap(),
         config,
+        quantised: Default::default(),
         tokenizer: sparse.tokenizer.clone(),
     };
     let mut stream = 0;

@@ -100,6 +100,7 @@ pub fn write(directory: &Path) {
     let files = |config: &TransformerConfig, tensors| ModelFiles {
         config: config.clone(),
         tensors,
+        quantised: Default::default(),
         tokenizer: Some(tokenizer.clone()),
     };
     let record = BridgeRecord {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use candle_core::{DType, Device, Tensor};
+use causeway::artifacts::tensors::FloatPrecision;
 use causeway::artifacts::{tensors, torch_pickle};
 use causeway::models::config::{Activation, ActiveLocation, Norm, Positions};
 use causeway::models::layout::{LayoutError, ModelFiles, ReadLimits};
@@ -510,6 +511,7 @@ fn a_model_is_held_against_a_limit_before_its_weights_are_looked_at() {
         let limits = ReadLimits {
             model_bytes,
             pickles: true,
+            precision: FloatPrecision::Single,
         };
         ModelFiles::read_within(&scratch.0, limits)
     };

@@ -177,6 +177,7 @@ impl Pair {
             dense: ModelFiles {
                 tensors: random_tensors(tensor_shapes(&dense), 300)?,
                 config: dense,
+                quantised: Default::default(),
                 tokenizer: None,
             },
             parameters,

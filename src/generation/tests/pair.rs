@@ -131,6 +131,7 @@ fn files(kind: ModelKind, tokenizer: &Tokenizer) -> ModelFiles {
     ModelFiles {
         config,
         tensors,
+        quantised: Default::default(),
         tokenizer,
     }
 }

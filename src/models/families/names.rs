@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::models::config::TransformerConfig;
 use crate::models::tensor_names::{FINAL_LOGITS_BIAS, UNEMBEDDING, tensor_shapes};
+use crate::numerics::columns::StoredMatrix;
 
 /// Where each tensor is, by its name here without `transformer.` and `h.LAYER.`, `weight` and `bias` left out.
 #[derive(Debug)]
@@ -44,9 +45,9 @@ impl Names {
     pub fn translate(
         &self,
         config: &TransformerConfig,
-        stored: BTreeMap<String, Tensor>,
-    ) -> Result<BTreeMap<String, Tensor>> {
-        let mut stored: BTreeMap<String, Tensor> = stored
+        stored: BTreeMap<String, StoredMatrix>,
+    ) -> Result<BTreeMap<String, StoredMatrix>> {
+        let mut stored: BTreeMap<String, StoredMatrix> = stored
             .into_iter()
             .map(|(name, tensor)| (self.plain(&name).to_owned(), tensor))
             .collect();
@@ -67,12 +68,14 @@ impl Names {
             let tensor = self.find(config, &name, &stored, &mut used)?;
             let tensor = match tensor {
                 Some(tensor) => tensor,
-                None if name.ends_with(".bias") => Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
+                None if name.ends_with(".bias") => {
+                    Tensor::zeros(shape, DType::F32, &Device::Cpu)?.into()
+                }
                 None => bail!("it has no tensor for {name}"),
             };
             let gain = name.contains("ln_") || name.contains("_norm");
             let tensor = match gain && self.gains_less_one && name.ends_with(".weight") {
-                true => (tensor + 1.0)?,
+                true => (tensor.to_float32()? + 1.0)?.into(),
                 false => tensor,
             };
             tensors.insert(name, tensor);
@@ -100,10 +103,10 @@ impl Names {
         &self,
         config: &TransformerConfig,
         name: &str,
-        stored: &BTreeMap<String, Tensor>,
+        stored: &BTreeMap<String, StoredMatrix>,
         used: &mut Vec<String>,
-    ) -> Result<Option<Tensor>> {
-        let mut take = |name: String| -> Option<Tensor> {
+    ) -> Result<Option<StoredMatrix>> {
+        let mut take = |name: String| -> Option<StoredMatrix> {
             let tensor = stored.get(&name)?.clone();
             used.push(name);
             Some(tensor)
@@ -134,33 +137,42 @@ impl Names {
         match place {
             StoredAt::One(theirs) => Ok(of_layer(theirs)),
             StoredAt::Stacked(all) => {
-                let parts: Vec<Option<Tensor>> =
+                let parts: Vec<Option<StoredMatrix>> =
                     all.iter().map(|theirs| of_layer(theirs)).collect();
                 match parts.iter().all(Option::is_none) {
                     true => Ok(None),
                     false => {
-                        let parts: Option<Vec<Tensor>> = parts.into_iter().collect();
+                        let parts: Option<Vec<StoredMatrix>> = parts.into_iter().collect();
                         let Some(parts) = parts else {
                             bail!("layer {layer} has some of {} but not all", all.join(", "))
                         };
-                        Tensor::cat(&parts, 0).map(Some)
+                        StoredMatrix::stacked(parts)?.kept().map(Some)
                     }
                 }
             }
             StoredAt::Half(theirs, half) => match of_layer(theirs) {
-                Some(both) => {
+                Some(StoredMatrix::Plain(both)) => {
                     let rows = both.dim(0)? / 2;
-                    both.narrow(0, half * rows, rows)?.contiguous().map(Some)
+                    let half = both.narrow(0, half * rows, rows)?.contiguous()?;
+                    Ok(Some(half.into()))
+                }
+                Some(both) => {
+                    let rows = both.shape()?.0 / 2;
+                    both.outputs(half * rows..(half + 1) * rows).map(Some)
                 }
                 None => Ok(None),
             },
             StoredAt::HeadByHead(theirs) => match of_layer(theirs) {
                 Some(interleaved) => {
+                    let interleaved = match interleaved {
+                        StoredMatrix::Plain(interleaved) => interleaved,
+                        quantised => quantised.to_float32()?,
+                    };
                     let mut shape = vec![config.n_heads, 3, config.d_head];
                     let dims = interleaved.dims().to_vec();
                     shape.extend(&dims[1..]);
                     let apart = interleaved.reshape(shape)?.transpose(0, 1)?;
-                    apart.contiguous()?.reshape(dims).map(Some)
+                    Ok(Some(apart.contiguous()?.reshape(dims)?.into()))
                 }
                 None => Ok(None),
             },

@@ -1,11 +1,12 @@
 //! A dense model in one GGUF file: its configuration, weights, tokenizer, chat template and what ends a text.
 //!
-//! Weights of every type in [`TYPES`](crate::artifacts::gguf::TYPES) are read and held as float32; what is read is bounded
-//! by what the configuration calls for, before anything is allocated.
+//! Weights of every type in [`TYPES`](crate::artifacts::gguf::TYPES) are read, as float32 or as they are; what is read is
+//! bounded by what the configuration calls for, before anything is allocated.
 
 pub mod config;
 pub mod metadata;
 pub mod tokenizer;
+pub mod weights;
 
 use std::path::Path;
 
@@ -15,6 +16,7 @@ use super::layout::ModelFiles;
 use super::memory_need::MemoryNeed;
 use super::text_bounds::TextBounds;
 use crate::artifacts::gguf::GgufFile;
+use crate::artifacts::tensors::FloatPrecision;
 
 /// Why a file could not be read as a model.
 #[derive(Debug, thiserror::Error)]
@@ -34,13 +36,22 @@ pub struct GgufModel {
 
 /// Reads the model in a file; its weights may take `most_bytes` as float32.
 pub fn read(path: &Path, most_bytes: u64) -> Result<GgufModel, GgufError> {
-    read_file(path, most_bytes).map_err(|problem| GgufError {
+    read_as(path, most_bytes, FloatPrecision::Single)
+}
+
+/// The same with weights as they are stored, where that is wanted.
+pub fn read_as(
+    path: &Path,
+    most_bytes: u64,
+    precision: FloatPrecision,
+) -> Result<GgufModel, GgufError> {
+    read_file(path, most_bytes, precision).map_err(|problem| GgufError {
         path: path.display().to_string(),
         problem,
     })
 }
 
-fn read_file(path: &Path, most_bytes: u64) -> Result<GgufModel, String> {
+fn read_file(path: &Path, most_bytes: u64, precision: FloatPrecision) -> Result<GgufModel, String> {
     let mut file = GgufFile::read(path)?;
     let header = std::mem::take(&mut file.content.metadata);
     let metadata = Metadata(&header);
@@ -57,11 +68,8 @@ fn read_file(path: &Path, most_bytes: u64) -> Result<GgufModel, String> {
         ));
     }
     // A tied matrix by both of its names, at most.
-    let stored = file.tensors(|name| !name.starts_with("rope_f"), need.saturating_mul(2))?;
-    let tensors = architecture
-        .names()
-        .translate(&config, stored)
-        .map_err(|error| error.to_string())?;
+    let most = need.saturating_mul(2);
+    let (tensors, quantised) = weights::of_file(&mut file, architecture, &config, most, precision)?;
     let token = |key: &str| -> Result<Option<u32>, String> {
         let id = metadata.size(key)?;
         Ok(id.and_then(|id| u32::try_from(id).ok()))
@@ -76,6 +84,7 @@ fn read_file(path: &Path, most_bytes: u64) -> Result<GgufModel, String> {
         files: ModelFiles {
             config,
             tensors,
+            quantised,
             tokenizer: Some(tokenizer::from_metadata(&metadata)?),
         },
         chat_template: metadata.text("tokenizer.chat_template")?.map(str::to_owned),

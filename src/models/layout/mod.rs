@@ -8,34 +8,43 @@
 //! | Hugging Face GPT-2 | `config.json`, `"model_type": "gpt2"` | safetensors, linear weights `[in, out]` |
 //! | other dense families | `config.json` with a `model_type` of [`families`](super::families) | safetensors |
 //!
-//! Safetensors of the last two may be sharded. Beside each there may be a `tokenizer.json`, or GPT-2's
+//! Safetensors of the last two may be sharded. In place of `model.safetensors`, Causeway's own form may have a `model.gguf`,
+//! whose names and order are llama.cpp's. Beside each there may be a `tokenizer.json`, or GPT-2's
 //! `encoder.json` and `vocab.bpe`, which are converted. Whatever the form, the result holds the tensors of
-//! [`tensor_shapes`], all of them f32, finite, and of the shape the configuration calls for. Nothing is
-//! allocated by the configuration's word alone, nor by the file's: the two bound each other, and a caller can
+//! [`tensor_shapes`], finite and of the shape the configuration calls for: in f32, or as the file has them where the caller
+//! wants that ([`ReadLimits::precision`]). Nothing is allocated by the configuration's word alone, nor by the file's: the two bound each other, and a caller can
 //! bound both ([`ReadLimits`]).
+
+mod error;
+mod files;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use serde_json::{Map, Value};
 
-use super::config::{ConfigError, Positions, TransformerConfig};
+pub use self::error::LayoutError;
+use self::error::{tensor_error, unrecognised};
+pub use self::files::ModelFiles;
+use super::config::TransformerConfig;
 use super::families::family::Family;
 use super::families::{FAMILIES, family_of};
 use super::fields::Fields;
-use super::memory_need::{MemoryNeed, TooLarge};
-use super::tensor_names::{
-    EMBEDDING, FINAL_LOGITS_BIAS, POSITIONS, UNEMBEDDING, is_buffer, tensor_shapes,
-};
+use super::gguf::weights;
+use super::layers::QuantisedMatrices;
+use super::memory_need::MemoryNeed;
+use super::tensor_names::{is_buffer, tensor_shapes};
 use super::tokenizer::{SPLIT_PATTERN, Tokenizer, TokenizerError, formats, growth};
 use super::{gpt2, released};
 use crate::artifacts::tensors::{FloatPrecision, Selection};
 use crate::artifacts::{ArtifactError, atomic, sparse_tensor, tensors, torch_pickle};
-use crate::numerics::rows;
+use crate::numerics::columns::StoredMatrix;
 
 const CONFIG_FILE: &str = "config.json";
 const WEIGHTS_FILE: &str = "model.safetensors";
+/// Weights that stay in llama.cpp's form.
+pub const GGUF_FILE: &str = "model.gguf";
 const TOKENIZER_FILE: &str = "tokenizer.json";
 const RELEASED_CONFIG_FILE: &str = "beeg_config.json";
 const RELEASED_WEIGHTS_FILE: &str = "final_model.pt";
@@ -47,51 +56,6 @@ const LONGEST_TOKENIZER: u64 = 64 << 20;
 /// names.
 const FILE_PER_WEIGHTS: u64 = 2;
 
-/// Why a directory could not be read or written as a model.
-#[derive(Debug, thiserror::Error)]
-pub enum LayoutError {
-    #[error(transparent)]
-    Artifact(#[from] ArtifactError),
-    #[error("{}: {source}", path.display())]
-    Config { path: PathBuf, source: ConfigError },
-    #[error("{}: {problem}", directory.display())]
-    Unrecognised { directory: PathBuf, problem: String },
-    #[error("{}: tensor {name} is missing; the configuration calls for shape {expected:?}", path.display())]
-    MissingTensor {
-        path: PathBuf,
-        name: String,
-        expected: Vec<usize>,
-    },
-    #[error("{}: tensor {name} has shape {found:?}; the configuration calls for {expected:?}", path.display())]
-    Shape {
-        path: PathBuf,
-        name: String,
-        expected: Vec<usize>,
-        found: Vec<usize>,
-    },
-    #[error("{}: tensor {name}: {problem}", path.display())]
-    Tensor {
-        path: PathBuf,
-        name: String,
-        problem: String,
-    },
-    #[error("{}: {source}", path.display())]
-    Tokenizer {
-        path: PathBuf,
-        source: TokenizerError,
-    },
-    #[error("{}: {source}", directory.display())]
-    TooLarge {
-        directory: PathBuf,
-        source: TooLarge,
-    },
-    #[error(
-        "{}: is a pickled checkpoint, which is not read while serving; `causeway convert` writes it as safetensors",
-        directory.display()
-    )]
-    Pickled { directory: PathBuf },
-}
-
 /// What a directory may ask of whoever reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimits {
@@ -99,6 +63,8 @@ pub struct ReadLimits {
     pub model_bytes: u64,
     /// Whether pickled checkpoints are read.
     pub pickles: bool,
+    /// Whether weights in sixteen bits or quantised stay so.
+    pub precision: FloatPrecision,
 }
 
 impl ReadLimits {
@@ -106,15 +72,8 @@ impl ReadLimits {
     pub const NONE: Self = ReadLimits {
         model_bytes: u64::MAX,
         pickles: true,
+        precision: FloatPrecision::Single,
     };
-}
-
-/// A model: its configuration, its tensors by their canonical names, and its `tokenizer.json`.
-#[derive(Debug, Clone)]
-pub struct ModelFiles {
-    pub config: TransformerConfig,
-    pub tensors: BTreeMap<String, Tensor>,
-    pub tokenizer: Option<Vec<u8>>,
 }
 
 impl ModelFiles {
@@ -126,24 +85,27 @@ impl ModelFiles {
     /// The same of a model that may not exceed `limits`.
     pub fn read_within(directory: &Path, limits: ReadLimits) -> Result<Self, LayoutError> {
         let described = Described::read(directory)?;
-        let need = MemoryNeed::of(&described.config);
-        need.within(limits.model_bytes)
-            .map_err(|source| LayoutError::TooLarge {
-                directory: directory.to_owned(),
-                source,
-            })?;
+        let need = described.need(directory, limits.precision);
+        check_need(need, directory, limits)?;
         let selection = Selection {
             passed_over: match described.form {
                 Form::Own => Selection::ALL.passed_over,
                 _ => is_buffer,
             },
-            most_bytes: need.weights.saturating_mul(FILE_PER_WEIGHTS),
+            most_bytes: MemoryNeed::of(&described.config)
+                .weights
+                .saturating_mul(FILE_PER_WEIGHTS),
         };
+        let precision = limits.precision;
         let (weights_path, mut model) = match described.form {
-            Form::Own => read_own(directory, described.config, selection)?,
-            Form::HuggingFace => read_hugging_face(directory, described.config, selection)?,
-            Form::Gpt2 => read_gpt2(directory, described.config, selection)?,
-            Form::Family(family) => read_family(directory, family, described.config, selection)?,
+            Form::Own => read_own(directory, described.config, selection, precision)?,
+            Form::HuggingFace => {
+                read_hugging_face(directory, described.config, selection, precision)?
+            }
+            Form::Gpt2 => read_gpt2(directory, described.config, selection, precision)?,
+            Form::Family(family) => {
+                read_family(directory, family, described.config, selection, precision)?
+            }
             Form::Released if !limits.pickles => {
                 let directory = directory.to_owned();
                 return Err(LayoutError::Pickled { directory });
@@ -158,6 +120,14 @@ impl ModelFiles {
         model.check(&weights_path)?;
         model.tokenizer = read_tokenizer(directory, model.config.vocab_size)?;
         Ok(model)
+    }
+
+    /// What serving one sequence of the model in `directory` takes, by its configuration and the sizes of its files; held
+    /// against `limits`.
+    pub fn memory_need(directory: &Path, limits: ReadLimits) -> Result<MemoryNeed, LayoutError> {
+        let need = Described::read(directory)?.need(directory, limits.precision);
+        check_need(need, directory, limits)?;
+        Ok(need)
     }
 
     /// The configuration of the model in `directory`, whose weights are not looked at.
@@ -191,20 +161,41 @@ impl ModelFiles {
                 source,
             })?;
         let mut complete = self.clone();
+        for (name, parts) in std::mem::take(&mut complete.quantised) {
+            let single = StoredMatrix::Quantised(parts).to_float32();
+            let single =
+                single.map_err(|error| tensor_error(&weights_path, &name, error.to_string()))?;
+            complete.tensors.insert(name, single);
+        }
         complete.add_final_logits_bias(&weights_path)?;
         complete.check(&weights_path)?;
+        let packed = sparse_tensor::pack(&complete.tensors)
+            .map_err(|error| unrecognised(directory, error.to_string()))?;
+        self.write_around(directory, || tensors::write(&weights_path, &packed))
+    }
+
+    /// Writes a model whose weights stay in the GGUF file that they were read from, of which `directory` gets a copy.
+    pub fn write_beside_gguf(&self, file: &Path, directory: &Path) -> Result<(), LayoutError> {
+        self.write_around(directory, || atomic::copy(file, &directory.join(GGUF_FILE)))
+    }
+
+    /// Writes everything but the weights, and those by `write_weights`.
+    fn write_around(
+        &self,
+        directory: &Path,
+        write_weights: impl FnOnce() -> Result<(), ArtifactError>,
+    ) -> Result<(), LayoutError> {
+        let config_path = directory.join(CONFIG_FILE);
         let tokenizer_path = directory.join(TOKENIZER_FILE);
         if let Some(json) = &self.tokenizer {
             let tokenizer = Tokenizer::from_bytes(json);
             check_tokenizer(&tokenizer_path, tokenizer, self.config.vocab_size)?;
         }
-        let packed = sparse_tensor::pack(&complete.tensors)
-            .map_err(|error| unrecognised(directory, error.to_string()))?;
         let config = serde_json::to_vec_pretty(&self.config)
             .map_err(|error| unrecognised(directory, error.to_string()))?;
         atomic::create_directory(directory)?;
         atomic::remove(&config_path)?;
-        tensors::write(&weights_path, &packed)?;
+        write_weights()?;
         match &self.tokenizer {
             Some(tokenizer) => atomic::write(&tokenizer_path, tokenizer)?,
             None => atomic::remove(&tokenizer_path)?,
@@ -212,116 +203,6 @@ impl ModelFiles {
         atomic::write(&config_path, &config)?;
         Ok(())
     }
-
-    /// Brings the tensors of a foreign form to the canonical set, wherever that loses nothing.
-    fn normalise(&mut self, path: &Path) -> Result<(), LayoutError> {
-        // A pickle is read as a whole.
-        self.tensors.retain(|name, _| !is_buffer(name));
-        if self.config.tied_unembedding
-            && let Some(unembedding) = self.tensors.remove(UNEMBEDDING)
-        {
-            // A file may keep either name of the shared matrix, or both.
-            match self.tensors.get(EMBEDDING) {
-                None => {
-                    self.tensors.insert(EMBEDDING.to_owned(), unembedding);
-                }
-                Some(embedding) => {
-                    if !same_values(embedding, &unembedding, path)? {
-                        let problem = format!("differs from {EMBEDDING}, though the two are tied");
-                        return Err(tensor_error(path, UNEMBEDDING, problem));
-                    }
-                }
-            }
-        }
-        if self.config.positions == Positions::Added {
-            let unused = match self.tensors.get(POSITIONS) {
-                None => true,
-                Some(embedding) => with_values(embedding, path, POSITIONS, |values| {
-                    values.iter().all(|&value| value == 0.0)
-                })?,
-            };
-            if unused {
-                self.tensors.remove(POSITIONS);
-                self.config.positions = Positions::None;
-            }
-        }
-        self.add_final_logits_bias(path)
-    }
-
-    /// An absent bias is zero. Its length is taken from the embedding that is there, not from the
-    /// configuration; [`ModelFiles::check`] compares the two.
-    fn add_final_logits_bias(&mut self, path: &Path) -> Result<(), LayoutError> {
-        if let Some(embedding) = self.tensors.get(EMBEDDING)
-            && let &[vocabulary, width] = embedding.dims()
-            && width > 0
-            && !self.tensors.contains_key(FINAL_LOGITS_BIAS)
-        {
-            let zeros = Tensor::zeros(vocabulary, DType::F32, &Device::Cpu)
-                .map_err(|error| tensor_error(path, FINAL_LOGITS_BIAS, error.to_string()))?;
-            self.tensors.insert(FINAL_LOGITS_BIAS.to_owned(), zeros);
-        }
-        Ok(())
-    }
-
-    /// Every tensor there, of the right shape and type, finite, and no other.
-    fn check(&self, path: &Path) -> Result<(), LayoutError> {
-        if self.config.n_layers > self.tensors.len() {
-            let problem = format!(
-                "has {} tensors, too few for the {} layers of the configuration",
-                self.tensors.len(),
-                self.config.n_layers
-            );
-            return Err(unrecognised(path, problem));
-        }
-        let shapes = tensor_shapes(&self.config);
-        for (name, expected) in &shapes {
-            let Some(tensor) = self.tensors.get(name) else {
-                return Err(LayoutError::MissingTensor {
-                    path: path.to_path_buf(),
-                    name: name.clone(),
-                    expected: expected.clone(),
-                });
-            };
-            if tensor.dims() != expected.as_slice() {
-                return Err(LayoutError::Shape {
-                    path: path.to_path_buf(),
-                    name: name.clone(),
-                    expected: expected.clone(),
-                    found: tensor.dims().to_vec(),
-                });
-            }
-            let infinite = with_values(tensor, path, name, |values| {
-                let mut numbered = values.iter().enumerate();
-                let (position, value) = numbered.find(|(_, value)| !value.is_finite())?;
-                Some(format!("entry {position} is {value}; all must be finite"))
-            })?;
-            if let Some(problem) = infinite {
-                return Err(tensor_error(path, name, problem));
-            }
-        }
-        match self.tensors.keys().find(|name| !shapes.contains_key(*name)) {
-            None => Ok(()),
-            Some(name) => {
-                let problem = "is not part of a model of this configuration".to_owned();
-                Err(tensor_error(path, name, problem))
-            }
-        }
-    }
-}
-
-/// A model whose tensors carry canonical names but may still differ from the canonical set.
-fn foreign_model(
-    path: &Path,
-    config: TransformerConfig,
-    tensors: BTreeMap<String, Tensor>,
-) -> Result<ModelFiles, LayoutError> {
-    let mut model = ModelFiles {
-        config,
-        tensors,
-        tokenizer: None,
-    };
-    model.normalise(path)?;
-    Ok(model)
 }
 
 /// The forms in which a model can be stored.
@@ -341,6 +222,29 @@ struct Described {
 }
 
 impl Described {
+    /// What serving takes: with weights as they are stored, no more than the files have. A file of our own leaves out zeros
+    /// that are there in memory.
+    fn need(&self, directory: &Path, precision: FloatPrecision) -> MemoryNeed {
+        let mut need = MemoryNeed::of(&self.config);
+        let as_stored = match self.form {
+            Form::Own => !directory.join(WEIGHTS_FILE).exists(),
+            Form::Gpt2 | Form::Family(_) => true,
+            Form::Released | Form::HuggingFace => false,
+        };
+        if as_stored && precision == FloatPrecision::AsStored {
+            let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+            let weights = files.filter(|file| {
+                let name = file.file_name();
+                let name = Path::new(&name);
+                name.extension()
+                    .is_some_and(|kind| kind == "safetensors" || kind == "gguf")
+            });
+            let sizes = weights.filter_map(|file| Some(file.metadata().ok()?.len()));
+            need.weights = need.weights.min(sizes.fold(0, u64::saturating_add));
+        }
+        need
+    }
+
     fn read(directory: &Path) -> Result<Self, LayoutError> {
         let config_path = directory.join(CONFIG_FILE);
         let released_path = directory.join(RELEASED_CONFIG_FILE);
@@ -395,13 +299,29 @@ fn read_own(
     directory: &Path,
     config: TransformerConfig,
     selection: Selection,
+    precision: FloatPrecision,
 ) -> Result<(PathBuf, ModelFiles), LayoutError> {
     let path = directory.join(WEIGHTS_FILE);
-    let stored = tensors::read_selected(&path, FloatPrecision::Single, selection)?;
+    let gguf_path = directory.join(GGUF_FILE);
+    if !path.exists() && gguf_path.exists() {
+        let (tensors, quantised) =
+            weights::read(&gguf_path, &config, selection.most_bytes, precision)
+                .map_err(|problem| unrecognised(&gguf_path, problem))?;
+        let mut model = ModelFiles {
+            config,
+            tensors,
+            quantised,
+            tokenizer: None,
+        };
+        model.normalise(&gguf_path)?;
+        return Ok((gguf_path, model));
+    }
+    let stored = tensors::read_selected(&path, precision, selection)?;
     let shapes = tensor_shapes(&config);
     let model = ModelFiles {
         config,
         tensors: sparse_tensor::unpack(&path, stored, |name| shapes.get(name).map(Vec::as_slice))?,
+        quantised: QuantisedMatrices::new(),
         tokenizer: None,
     };
     Ok((path, model))
@@ -411,8 +331,8 @@ fn read_hugging_face(
     directory: &Path,
     config: TransformerConfig,
     selection: Selection,
+    precision: FloatPrecision,
 ) -> Result<(PathBuf, ModelFiles), LayoutError> {
-    let precision = FloatPrecision::Single;
     let (path, stored) = tensors::read_sharded(directory, WEIGHTS_FILE, precision, selection)?;
     let mut tensors = BTreeMap::new();
     for (name, tensor) in stored {
@@ -430,8 +350,8 @@ fn read_gpt2(
     directory: &Path,
     config: TransformerConfig,
     selection: Selection,
+    precision: FloatPrecision,
 ) -> Result<(PathBuf, ModelFiles), LayoutError> {
-    let precision = FloatPrecision::Single;
     let (path, stored) = tensors::read_sharded(directory, WEIGHTS_FILE, precision, selection)?;
     let tensors =
         gpt2::translate(stored).map_err(|error| unrecognised(&path, error.to_string()))?;
@@ -444,13 +364,21 @@ fn read_family(
     family: &Family,
     config: TransformerConfig,
     selection: Selection,
+    precision: FloatPrecision,
 ) -> Result<(PathBuf, ModelFiles), LayoutError> {
-    let precision = FloatPrecision::Single;
     let (path, stored) = tensors::read_sharded(directory, WEIGHTS_FILE, precision, selection)?;
-    let tensors = family
-        .names
-        .translate(&config, stored)
-        .map_err(|error| unrecognised(&path, error.to_string()))?;
+    let stored = stored.into_iter();
+    let stored = stored.map(|(name, tensor)| (name, StoredMatrix::Plain(tensor)));
+    let translated = family.names.translate(&config, stored.collect());
+    let plain = translated.and_then(|matrices| {
+        let matrices = matrices.into_iter();
+        let plain = matrices.map(|(name, matrix)| match matrix {
+            StoredMatrix::Plain(tensor) => Ok((name, tensor)),
+            quantised => Ok((name, quantised.to_float32()?)),
+        });
+        plain.collect::<candle_core::Result<_>>()
+    });
+    let tensors = plain.map_err(|error| unrecognised(&path, error.to_string()))?;
     let model = foreign_model(&path, config, tensors)?;
     Ok((path, model))
 }
@@ -513,44 +441,26 @@ fn check_tokenizer(
     Ok(tokenizer)
 }
 
-/// Calls `read` with the values of a tensor, which must be f32.
-fn with_values<T>(
-    tensor: &Tensor,
+/// A model whose tensors carry canonical names but may still differ from the canonical set.
+fn foreign_model(
     path: &Path,
-    name: &str,
-    read: impl FnOnce(&[f32]) -> T,
-) -> Result<T, LayoutError> {
-    if tensor.dtype() != DType::F32 {
-        let problem = format!(
-            "has type {:?}; weights are floating-point numbers",
-            tensor.dtype()
-        );
-        return Err(tensor_error(path, name, problem));
-    }
-    let read = rows::with_values(tensor, read);
-    read.map_err(|error| tensor_error(path, name, error.to_string()))
+    config: TransformerConfig,
+    tensors: BTreeMap<String, Tensor>,
+) -> Result<ModelFiles, LayoutError> {
+    let mut model = ModelFiles {
+        config,
+        tensors,
+        quantised: QuantisedMatrices::new(),
+        tokenizer: None,
+    };
+    model.normalise(path)?;
+    Ok(model)
 }
 
-fn same_values(left: &Tensor, right: &Tensor, path: &Path) -> Result<bool, LayoutError> {
-    if left.dims() != right.dims() {
-        return Ok(false);
-    }
-    with_values(left, path, EMBEDDING, |left| {
-        with_values(right, path, UNEMBEDDING, |right| left == right)
-    })?
-}
-
-fn tensor_error(path: &Path, name: &str, problem: String) -> LayoutError {
-    LayoutError::Tensor {
-        path: path.to_path_buf(),
-        name: name.to_owned(),
-        problem,
-    }
-}
-
-fn unrecognised(directory: &Path, problem: String) -> LayoutError {
-    LayoutError::Unrecognised {
-        directory: directory.to_path_buf(),
-        problem,
-    }
+fn check_need(need: MemoryNeed, directory: &Path, limits: ReadLimits) -> Result<(), LayoutError> {
+    let within = need.within(limits.model_bytes);
+    within.map_err(|source| LayoutError::TooLarge {
+        directory: directory.to_owned(),
+        source,
+    })
 }

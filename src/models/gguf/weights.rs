@@ -1,0 +1,52 @@
+//! A GGUF file's weights under their canonical names: in float32, or matrices as the file has them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Tensor;
+
+use super::config::Architecture;
+use super::metadata::Metadata;
+use crate::artifacts::gguf::GgufFile;
+use crate::artifacts::tensors::FloatPrecision;
+use crate::models::config::TransformerConfig;
+use crate::models::layers::QuantisedMatrices;
+use crate::numerics::columns::StoredMatrix;
+
+/// The tensors of the model of this configuration in the file at `path`; they may take `most_bytes` as float32. Those that
+/// stay quantised come apart from the others.
+pub fn read(
+    path: &Path,
+    config: &TransformerConfig,
+    most_bytes: u64,
+    precision: FloatPrecision,
+) -> Result<(BTreeMap<String, Tensor>, QuantisedMatrices), String> {
+    let mut file = GgufFile::read(path)?;
+    let header = std::mem::take(&mut file.content.metadata);
+    let architecture = Architecture::of(&Metadata(&header))?;
+    of_file(&mut file, architecture, config, most_bytes, precision)
+}
+
+/// The same of an open file.
+pub fn of_file(
+    file: &mut GgufFile,
+    architecture: Architecture,
+    config: &TransformerConfig,
+    most_bytes: u64,
+    precision: FloatPrecision,
+) -> Result<(BTreeMap<String, Tensor>, QuantisedMatrices), String> {
+    let stored = file.matrices(|name| !name.starts_with("rope_f"), most_bytes, precision)?;
+    let translated = architecture.names().translate(config, stored);
+    let (mut tensors, mut quantised) = (BTreeMap::new(), QuantisedMatrices::new());
+    for (name, matrix) in translated.map_err(|error| error.to_string())? {
+        match matrix {
+            StoredMatrix::Plain(tensor) => {
+                tensors.insert(name, tensor);
+            }
+            StoredMatrix::Quantised(parts) => {
+                quantised.insert(name, parts);
+            }
+        }
+    }
+    Ok((tensors, quantised))
+}
