@@ -1,8 +1,8 @@
 //! The key-value cache of inference: slots that are allocated once each and written in place.
 //!
-//! A slot holds one sequence. Keys are kept by channel (`[layers, kv heads, d_head, capacity]`) so that scores run
-//! along the keys, values by position (`[layers, kv heads, capacity, d_head]`). Either way what one head reads lies
-//! together: in rows of all heads each position would be a cache line of its own, far from the next.
+//! A slot holds one sequence, in blocks of [`BLOCK`] positions, each with all layers. Keys are kept by channel (`[kv heads,
+//! d_head, BLOCK]`) so that scores run along the keys, values by position (`[kv heads, BLOCK, d_head]`). What one head reads
+//! of a block lies together, and a short sequence touches little memory however long the longest one may be.
 //! Slots do not touch each other, so threads can work on different ones at once ([`KvCache::divide`]).
 
 use bytemuck::allocation::try_zeroed_vec;
@@ -10,9 +10,11 @@ use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::config::TransformerConfig;
-use crate::numerics::attention::kernel::{Heads, Keys, Values, attend, padded};
+use crate::numerics::attention::kernel::{Blocks, Heads, Keys, Values, attend, padded};
 use crate::numerics::rows;
 
+/// Positions whose keys and values lie together.
+const BLOCK: usize = 64;
 /// Keys and values to be gone through below which one thread is as fast as several.
 const WORTH_THREADS: usize = 1 << 18;
 
@@ -54,9 +56,14 @@ impl SlotShape {
         self.kv_heads * self.d_head
     }
 
-    /// Values of one layer's keys, and as many of its values.
+    /// Numbers of a block's keys in one layer, and as many of its values.
     fn half(self) -> usize {
-        self.width() * self.capacity
+        self.width() * BLOCK
+    }
+
+    /// Numbers of a block in all layers.
+    fn block(self) -> usize {
+        2 * self.n_layers * self.half()
     }
 
     fn new(config: &TransformerConfig, capacity: usize) -> Self {
@@ -64,7 +71,7 @@ impl SlotShape {
             n_layers: config.n_layers,
             kv_heads: config.n_kv_heads(),
             d_head: config.d_head,
-            capacity: padded(capacity),
+            capacity: capacity.next_multiple_of(BLOCK),
         }
     }
 
@@ -111,7 +118,7 @@ impl KvCache {
 
     /// Numbers that one sequence of at most `capacity` tokens takes; `usize::MAX` where they cannot be counted.
     pub fn values_per_sequence(config: &TransformerConfig, capacity: usize) -> usize {
-        match capacity.checked_next_multiple_of(padded(1)) {
+        match capacity.checked_next_multiple_of(BLOCK) {
             Some(capacity) => SlotShape::new(config, capacity).values(),
             None => usize::MAX,
         }
@@ -203,17 +210,25 @@ impl CacheSlots<'_> {
     }
 
     fn store(&mut self, layer: usize, at: CacheRow, k: &[f32], v: &[f32]) -> Result<()> {
-        let (capacity, d_head, half) = (self.shape.capacity, self.shape.d_head, self.shape.half());
+        let (shape, d_head, half) = (self.shape, self.shape.d_head, self.shape.half());
         let slot = self.slots.get_mut(at.slot).and_then(Option::as_deref_mut);
-        let Some(slot) = slot.filter(|_| at.position < capacity) else {
-            bail!("{at:?} is outside these slots of {capacity} positions")
+        let Some(slot) = slot.filter(|_| at.position < shape.capacity) else {
+            bail!(
+                "{at:?} is outside these slots of {} positions",
+                shape.capacity
+            )
         };
-        let (keys, values) = slot[2 * layer * half..][..2 * half].split_at_mut(half);
-        for (channel, &key) in k.iter().enumerate() {
-            keys[channel * capacity + at.position] = key;
+        let (block, place) = (at.position / BLOCK, at.position % BLOCK);
+        let layer = &mut slot[block * shape.block() + 2 * layer * half..][..2 * half];
+        let (keys, values) = layer.split_at_mut(half);
+        for (keys, &key) in keys.chunks_exact_mut(BLOCK).zip(k) {
+            keys[place] = key;
         }
-        for (head, v) in v.chunks_exact(d_head).enumerate() {
-            values[(head * capacity + at.position) * d_head..][..d_head].copy_from_slice(v);
+        for (values, v) in values
+            .chunks_exact_mut(BLOCK * d_head)
+            .zip(v.chunks_exact(d_head))
+        {
+            values[place * d_head..][..d_head].copy_from_slice(v);
         }
         Ok(())
     }
@@ -227,22 +242,26 @@ impl CacheSlots<'_> {
         weights: &mut Vec<f32>,
         out: &mut [f32],
     ) -> Result<()> {
-        let (capacity, d_head, half) = (self.shape.capacity, self.shape.d_head, self.shape.half());
+        let (d_head, half) = (self.shape.d_head, self.shape.half());
         let Some(Some(slot)) = self.slots.get(at.slot) else {
             bail!("slot {} is not among these", at.slot)
         };
-        let (keys, values) = slot[2 * layer * half..][..2 * half].split_at(half);
+        let blocks = Blocks::new(BLOCK, self.shape.block());
+        let keys = &slot[2 * layer * half..];
+        let values = &keys[half..];
         let count = at.position + 1;
         weights.resize(padded(count), 0.0);
         for (head, out) in out.chunks_exact_mut(d_head).enumerate() {
-            let first = heads.kv_head(head) * d_head * capacity;
+            let first = heads.kv_head(head) * d_head * BLOCK;
             let keys = Keys {
-                by_channel: &keys[first..][..d_head * capacity],
-                stride: capacity,
+                by_channel: &keys[first..],
+                stride: BLOCK,
+                blocks,
             };
             let values = Values {
-                rows: &values[first..][..count * d_head],
+                rows: &values[first..],
                 stride: d_head,
+                blocks,
             };
             let q = &q[head * d_head..][..d_head];
             attend(

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use self::composed::composed;
 use self::gradient::{GradientsOfHead, HeadData, by_channel, head_gradients};
-use self::kernel::{Heads, Keys, Values, attend, padded};
+use self::kernel::{Blocks, Heads, Keys, Values, attend, padded};
 use super::rows;
 
 /// Attention within each of the sequences of `length` rows that follow one another in `q`, `k`, `v`
@@ -102,10 +102,12 @@ impl CustomOp3 for CausalAttention {
                     let keys = Keys {
                         by_channel: &data.k_by_channel,
                         stride,
+                        blocks: Blocks::ONE,
                     };
                     let values = Values {
                         rows: &data.v,
                         stride: d_head,
+                        blocks: Blocks::ONE,
                     };
                     let q = &data.q[t * d_head..][..d_head];
                     attend(

@@ -226,7 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_is_slow_or_has_no_end_is_given_up() {
-        let slow = outcomes("read line; sleep 600", 1).await;
+        let slow = outcomes("read line; exec sleep 600", 1).await;
         assert!(matches!(slow[0], Err(TemplateFailure::Slow(2))), "{slow:?}");
         let endless = outcomes("exec tr '\\0' x </dev/zero", 1).await;
         assert!(

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-use super::kernel::{Heads, Keys, Scores, Values, padded, probabilities, project, weighted_sum};
+use super::kernel::{
+    Blocks, Heads, Keys, Scores, Values, padded, probabilities, project, weighted_sum,
+};
 use crate::numerics::exponential;
 use crate::numerics::lanes::{LANES, Lanes};
 
@@ -59,14 +61,17 @@ pub fn head_gradients(data: &HeadData, grad: &[f32], sink: f32, heads: Heads) ->
             keys: Keys {
                 by_channel: &data.k_by_channel[first..],
                 stride,
+                blocks: Blocks::ONE,
             },
             key_rows: Values {
                 rows: &data.k[from_first.clone()],
                 stride: d_head,
+                blocks: Blocks::ONE,
             },
             values: Keys {
                 by_channel: &v_by_channel[first..],
                 stride,
+                blocks: Blocks::ONE,
             },
             sink,
             seen: scores.first_seen(t + 1) - first..t + 1 - first,

@@ -71,18 +71,71 @@ impl Scores {
     }
 }
 
-/// The keys of a sequence: channel `d` of key `j` is `by_channel[d * stride + j]`.
+/// The keys of a sequence: channel `d` of key `j` is `by_channel[d * stride + j]` within each block.
 #[derive(Clone, Copy)]
 pub struct Keys<'a> {
     pub by_channel: &'a [f32],
     pub stride: usize,
+    pub blocks: Blocks,
 }
 
-/// The values that go with the keys: channel `d` of value `j` is `rows[j * stride + d]`.
+/// The values that go with the keys: channel `d` of value `j` is `rows[j * stride + d]` within each block.
 #[derive(Clone, Copy)]
 pub struct Values<'a> {
     pub rows: &'a [f32],
     pub stride: usize,
+    pub blocks: Blocks,
+}
+
+/// How positions are divided into blocks that lie apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// Positions of a block, a multiple of [`LANES`].
+    positions: usize,
+    /// From a block to the next one.
+    stride: usize,
+    /// The first position that is looked at, a multiple of [`LANES`].
+    first: usize,
+}
+
+impl Blocks {
+    /// All positions in one.
+    pub const ONE: Self = Blocks {
+        positions: usize::MAX,
+        stride: 0,
+        first: 0,
+    };
+
+    /// Blocks of `positions`, the next one `stride` numbers after each.
+    pub fn new(positions: usize, stride: usize) -> Self {
+        Blocks {
+            positions,
+            stride,
+            first: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn from(self, first: usize) -> Self {
+        Blocks {
+            first: self.first + first,
+            ..self
+        }
+    }
+
+    /// The first `count` positions that are looked at, those of each block by themselves: which they are, where the block
+    /// begins, and the first one's place in it.
+    #[inline(always)]
+    fn parts(self, count: usize) -> impl Iterator<Item = (Range<usize>, usize, usize)> {
+        let mut done = 0;
+        std::iter::from_fn(move || {
+            let position = self.first + done;
+            let (block, place) = (position / self.positions, position % self.positions);
+            let part = done..(done + self.positions - place).min(count);
+            done = part.end;
+            (!part.is_empty()).then_some((part, block * self.stride, place))
+        })
+    }
 }
 
 impl<'a> Keys<'a> {
@@ -90,7 +143,7 @@ impl<'a> Keys<'a> {
     #[inline(always)]
     fn from(self, first: usize) -> Self {
         Keys {
-            by_channel: &self.by_channel[first..],
+            blocks: self.blocks.from(first),
             ..self
         }
     }
@@ -100,7 +153,7 @@ impl<'a> Values<'a> {
     #[inline(always)]
     fn from(self, first: usize) -> Self {
         Values {
-            rows: &self.rows[first * self.stride..],
+            blocks: self.blocks.from(first),
             ..self
         }
     }
@@ -187,13 +240,22 @@ pub fn probabilities(
 /// `out[j] = sum_d x[d] * keys[d, j]`, in ascending `d` for every key.
 #[inline(always)]
 pub fn project(x: &[f32], keys: Keys, out: &mut [f32]) {
+    for (part, base, place) in keys.blocks.parts(out.len()) {
+        let by_channel = &keys.by_channel[base + place..];
+        project_part(x, by_channel, keys.stride, &mut out[part]);
+    }
+}
+
+/// The same of the keys of one block.
+#[inline(always)]
+fn project_part(x: &[f32], by_channel: &[f32], stride: usize, out: &mut [f32]) {
     // Four groups at once keep enough independent sums in flight; the rest follow one by one.
     let mut first = 0;
     let mut fours = out.chunks_exact_mut(4 * LANES);
     for four in &mut fours {
         let mut sums = [Lanes::splat(0.0); 4];
         for (d, &x) in x.iter().enumerate() {
-            let keys = &keys.by_channel[d * keys.stride + first..][..4 * LANES];
+            let keys = &by_channel[d * stride + first..][..4 * LANES];
             let x = Lanes::splat(x);
             sums[0] = sums[0].add_product(x, Lanes::load(keys));
             sums[1] = sums[1].add_product(x, Lanes::load(&keys[LANES..]));
@@ -208,7 +270,7 @@ pub fn project(x: &[f32], keys: Keys, out: &mut [f32]) {
     for group in fours.into_remainder().chunks_exact_mut(LANES) {
         let mut sum = Lanes::splat(0.0);
         for (d, &x) in x.iter().enumerate() {
-            let keys = &keys.by_channel[d * keys.stride + first..];
+            let keys = &by_channel[d * stride + first..];
             sum = sum.add_product(Lanes::splat(x), Lanes::load(keys));
         }
         sum.store(group);
@@ -219,33 +281,39 @@ pub fn project(x: &[f32], keys: Keys, out: &mut [f32]) {
 /// `out = sum_j weights[j] * values[j]`, sixteen channels at a time.
 #[inline(always)]
 pub fn weighted_sum(weights: &[f32], values: Values, out: &mut [f32]) {
+    let stride = values.stride;
     let mut first = 0;
     let mut groups = out.chunks_exact_mut(LANES);
     for group in &mut groups {
-        // Four interleaved sums, so that an addition need not wait for the one before.
+        // Four interleaved sums, so that an addition need not wait for the one before. A block has a multiple of four
+        // positions, so that each position goes into the same sum whatever the blocks.
         let mut sums = [Lanes::splat(0.0); 4];
-        let value = |j: usize| Lanes::load(&values.rows[j * values.stride + first..]);
-        let fours = weights.chunks_exact(4);
-        let (done, rest) = (weights.len() - fours.remainder().len(), fours.remainder());
-        for (index, four) in fours.enumerate() {
-            let j = 4 * index;
-            sums[0] = sums[0].add_product(Lanes::splat(four[0]), value(j));
-            sums[1] = sums[1].add_product(Lanes::splat(four[1]), value(j + 1));
-            sums[2] = sums[2].add_product(Lanes::splat(four[2]), value(j + 2));
-            sums[3] = sums[3].add_product(Lanes::splat(four[3]), value(j + 3));
-        }
-        for (offset, &weight) in rest.iter().enumerate() {
-            sums[offset] = sums[offset].add_product(Lanes::splat(weight), value(done + offset));
+        for (part, base, place) in values.blocks.parts(weights.len()) {
+            let rows = &values.rows[base + place * stride..];
+            let value = |j: usize| Lanes::load(&rows[j * stride + first..]);
+            let fours = weights[part.clone()].chunks_exact(4);
+            let (done, rest) = (part.len() - fours.remainder().len(), fours.remainder());
+            for (index, four) in fours.enumerate() {
+                let j = 4 * index;
+                sums[0] = sums[0].add_product(Lanes::splat(four[0]), value(j));
+                sums[1] = sums[1].add_product(Lanes::splat(four[1]), value(j + 1));
+                sums[2] = sums[2].add_product(Lanes::splat(four[2]), value(j + 2));
+                sums[3] = sums[3].add_product(Lanes::splat(four[3]), value(j + 3));
+            }
+            for (offset, &weight) in rest.iter().enumerate() {
+                sums[offset] = sums[offset].add_product(Lanes::splat(weight), value(done + offset));
+            }
         }
         ((sums[0] + sums[1]) + (sums[2] + sums[3])).store(group);
         first += LANES;
     }
     for (offset, out) in groups.into_remainder().iter_mut().enumerate() {
-        let value = |j: usize| values.rows[j * values.stride + first + offset];
-        *out = weights
-            .iter()
-            .enumerate()
-            .map(|(j, &weight)| weight * value(j))
-            .sum();
+        let mut sum = 0.0;
+        for (part, base, place) in values.blocks.parts(weights.len()) {
+            for (j, &weight) in weights[part].iter().enumerate() {
+                sum += weight * values.rows[base + (place + j) * stride + first + offset];
+            }
+        }
+        *out = sum;
     }
 }

@@ -20,6 +20,8 @@ macro_rules! multiply_add {
     };
 }
 
+pub(super) use multiply_add;
+
 /// One row against the first panels, as many as `y` has outputs for, skipping inactive inputs.
 #[multiversion(targets(
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
@@ -120,27 +122,7 @@ fn panel_by_four(x: &[f32], panel: &[f32], bias: &[f32; PANEL]) -> [[f32; PANEL]
     [a, b, c, d]
 }
 
-/// Adds to the sums of one row what a piece of its inputs adds: `columns [inputs, 64]`. Two panels at once, as the sums of
-/// one would wait for each other.
-#[multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
-    "x86_64+avx2+fma"
-))]
-pub fn add_to_row(x: &[f32], columns: [&[[f32; PANEL]]; 2], sums: [&mut [f32; PANEL]; 2]) {
-    let [one, other] = sums;
-    let (mut a, mut b) = (*one, *other);
-    for ((&x, left), right) in x.iter().zip(columns[0]).zip(columns[1]) {
-        for lane in 0..PANEL {
-            a[lane] = multiply_add!(x, left[lane], a[lane]);
-        }
-        for lane in 0..PANEL {
-            b[lane] = multiply_add!(x, right[lane], b[lane]);
-        }
-    }
-    (*one, *other) = (a, b);
-}
-
-/// The same of four rows and one panel.
+/// Adds to the sums of four rows in one panel what a piece of their inputs adds: `columns [inputs, 64]`.
 #[multiversion(targets(
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
     "x86_64+avx2+fma"

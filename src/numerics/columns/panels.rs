@@ -2,14 +2,14 @@
 //!
 //! `[panels, inputs, 64]`, zeros after the last output. What a few rows need of a panel lies together and stays in the
 //! nearest cache while they take turns. Weights that are no float32 are decoded a piece of a panel at a time, and every row
-//! meets the piece before the next one is decoded.
+//! meets the piece before the next one is decoded; for a row by itself a weight goes from its bits into the sum.
 
 use candle_core::{DType, Result, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::halves::{from_bf16, from_f16};
-use super::kernels::{add_to_four, add_to_row, panels_by_row, panels_by_rows};
+use super::kernels::{add_to_four, multiply_add, panels_by_row, panels_by_rows};
 use super::quantised::QuantisedPanels;
 use super::stored::StoredMatrix;
 use super::{PANEL, ROWS_TOGETHER};
@@ -145,10 +145,10 @@ impl Panels {
         } else {
             1
         };
-        // Pairs of panels; twice as many shares as threads, for a thread that is held up.
+        // Twice as many shares as threads, for a thread that is held up.
         let share = match threads {
-            1 => bias.len().next_multiple_of(2),
-            threads => bias.len().div_ceil(2 * threads).next_multiple_of(2),
+            1 => bias.len(),
+            threads => bias.len().div_ceil(2 * threads),
         };
         let of_share = |(index, bias): (usize, &[[f32; PANEL]])| {
             self.sums_of_panels(x, index * share, bias, n_rows)
@@ -178,26 +178,46 @@ impl Panels {
         for bias in bias {
             sums.resize(sums.len() + n_rows, *bias);
         }
-        let (mut left, mut right): (Piece, Piece) = ([[0.0; PANEL]; PIECE], [[0.0; PANEL]; PIECE]);
-        for (pair, sums) in sums.chunks_mut(2 * n_rows).enumerate() {
-            let panel = first + 2 * pair;
-            let (ours, others) = sums.split_at_mut(n_rows);
-            for begin in (0..self.inputs).step_by(PIECE) {
-                let end = (begin + PIECE).min(self.inputs);
-                let left = &mut left[..end - begin];
-                self.decode(panel, begin, left);
-                let right = match others.is_empty() {
-                    true => &mut right[..0],
-                    false => &mut right[..end - begin],
-                };
-                if !others.is_empty() {
-                    self.decode(panel + 1, begin, right);
+        let mut piece: Piece = [[0.0; PANEL]; PIECE];
+        for (index, sums) in sums.chunks_mut(n_rows).enumerate() {
+            let panel = first + index;
+            let (fours, others) = sums.as_chunks_mut::<ROWS_TOGETHER>();
+            let fours_end = fours.len() * ROWS_TOGETHER;
+            if !fours.is_empty() {
+                for begin in (0..self.inputs).step_by(PIECE) {
+                    let place = begin..(begin + PIECE).min(self.inputs);
+                    let piece = &mut piece[..place.len()];
+                    self.decode(panel, begin, piece);
+                    for (four, sums) in fours.iter_mut().enumerate() {
+                        let x = std::array::from_fn(|row| {
+                            let row = four * ROWS_TOGETHER + row;
+                            &x[row * self.inputs..][place.clone()]
+                        });
+                        add_to_four(x, piece, sums);
+                    }
                 }
-                let piece = |row: usize| &x[row * self.inputs..][begin..end];
-                add_piece(piece, [left, right], [ours, others]);
+            }
+            let rows = x.chunks_exact(self.inputs).skip(fours_end);
+            for (x, sums) in rows.zip(others) {
+                self.add_to_row(panel, x, sums);
             }
         }
         sums
+    }
+
+    /// Adds to the sums of one row what its inputs add in a panel.
+    fn add_to_row(&self, panel: usize, x: &[f32], sums: &mut [f32; PANEL]) {
+        let size = self.inputs * PANEL;
+        let place = panel * size..(panel + 1) * size;
+        match &self.values {
+            Values::Float32(panels) => {
+                let bias = *sums;
+                panels_by_row(x, &panels[place], &bias, sums);
+            }
+            Values::Float16(panels) => add_f16_to_row(x, &panels[place], sums),
+            Values::BFloat16(panels) => add_bf16_to_row(x, &panels[place], sums),
+            Values::Quantised(panels) => panels.add_to_row(panel, x, sums),
+        }
     }
 
     /// The float32 weights of a panel's inputs from `first` on.
@@ -288,31 +308,32 @@ fn half_panels<T: Copy>(rows: &[Vec<T>], inputs: usize, bits: impl Fn(T) -> u16)
     panels
 }
 
-/// Adds what a piece of the inputs adds to the sums of every row in two panels, or in one where there is no second.
-fn add_piece<'x>(
-    piece: impl Fn(usize) -> &'x [f32],
-    columns: [&[[f32; PANEL]]; 2],
-    sums: [&mut [[f32; PANEL]]; 2],
-) {
-    let [ours, others] = sums;
-    let n_rows = ours.len();
-    let fours = n_rows / ROWS_TOGETHER * ROWS_TOGETHER;
-    for (columns, sums) in columns.into_iter().zip([&mut *ours, &mut *others]) {
-        let (sums, _) = sums.as_chunks_mut::<ROWS_TOGETHER>();
-        for (index, sums) in sums.iter_mut().enumerate() {
-            let first = index * ROWS_TOGETHER;
-            let x = std::array::from_fn(|row| piece(first + row));
-            add_to_four(x, columns, sums);
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
+fn add_f16_to_row(x: &[f32], bits: &[u16], sums: &mut [f32; PANEL]) {
+    let mut all = *sums;
+    for (&x, bits) in x.iter().zip(bits.as_chunks::<PANEL>().0) {
+        for lane in 0..PANEL {
+            all[lane] = multiply_add!(x, from_f16(bits[lane]), all[lane]);
         }
     }
-    let mut others = others.iter_mut().skip(fours);
-    for (row, our) in ours.iter_mut().enumerate().skip(fours) {
-        let mut nothing = [0.0; PANEL];
-        match others.next() {
-            Some(other) => add_to_row(piece(row), columns, [our, other]),
-            None => add_to_row(piece(row), [columns[0]; 2], [our, &mut nothing]),
+    *sums = all;
+}
+
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
+fn add_bf16_to_row(x: &[f32], bits: &[u16], sums: &mut [f32; PANEL]) {
+    let mut all = *sums;
+    for (&x, bits) in x.iter().zip(bits.as_chunks::<PANEL>().0) {
+        for lane in 0..PANEL {
+            all[lane] = multiply_add!(x, from_bf16(bits[lane]), all[lane]);
         }
     }
+    *sums = all;
 }
 
 #[multiversion(targets(

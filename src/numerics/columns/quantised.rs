@@ -11,6 +11,7 @@ use multiversion::multiversion;
 
 use super::PANEL;
 use super::halves::from_f16;
+use super::kernels::multiply_add;
 
 /// Inputs that share what changes from group to group, in every type: the smallest such group.
 const GROUP: usize = 16;
@@ -32,6 +33,12 @@ struct Form {
 }
 
 impl Form {
+    /// Bytes of an input's `q` in a panel.
+    #[inline(always)]
+    fn width(self) -> usize {
+        if self.narrow { PANEL / 2 } else { PANEL }
+    }
+
     fn of(dtype: GgmlDType) -> Option<Self> {
         let form = |block, block_bytes, group, narrow, has_least, offset| {
             Some(Form {
@@ -129,27 +136,18 @@ impl QuantisedPanels {
     /// The float32 weights of a panel's inputs from `first` on, `[inputs, 64]`, as many as `out` has room for; `first` and
     /// their number are multiples of the group of 16.
     pub fn decode(&self, panel: usize, first: usize, out: &mut [[f32; PANEL]]) {
-        let panel = &self.0[panel];
-        let form = panel.form;
-        for (index, out) in out.chunks_mut(GROUP).enumerate() {
-            let input = first + index * GROUP;
-            let (mut scale, mut least) = ([0f32; PANEL], [0f32; PANEL]);
-            panel.factors(input, &mut scale, &mut least);
-            let width = if form.narrow { PANEL / 2 } else { PANEL };
-            let q = &panel.q[input * width..][..out.len() * width];
-            match (form.narrow, form.has_least) {
-                (true, _) => narrow(q.as_chunks().0, &scale, &least, out),
-                (false, true) => wide_with_least(q.as_chunks().0, &scale, &least, out),
-                (false, false) => wide(q.as_chunks().0, &scale, out),
-            }
-        }
+        decode(&self.0[panel], first, out);
+    }
+
+    /// Adds to the sums of one row what all inputs `x` add in a panel. A weight goes from its bits into the sum.
+    pub fn add_to_row(&self, panel: usize, x: &[f32], sums: &mut [f32; PANEL]) {
+        add_to_row(&self.0[panel], x, sums);
     }
 
     /// Bytes that are read for one input of a row, about: what a group shares is spread over its inputs.
     pub fn bytes_per_input(&self) -> usize {
         let of_panel = |panel: &Panel| {
-            let width = if panel.form.narrow { PANEL / 2 } else { PANEL };
-            let inputs = panel.q.len() / width;
+            let inputs = panel.q.len() / panel.form.width();
             let halves = 2 * (panel.scale.len() + panel.least.len());
             let all = panel.q.len() + halves + panel.scales.len() + panel.leasts.len();
             all.div_ceil(inputs.max(1))
@@ -172,7 +170,7 @@ impl Panel {
         let least = |length: usize| if form.has_least { length } else { 0 };
         let mut panel = Panel {
             form,
-            q: vec![0; inputs * if form.narrow { PANEL / 2 } else { PANEL }],
+            q: vec![0; inputs * form.width()],
             scale: vec![0; blocks],
             least: vec![0; least(blocks)],
             scales: vec![0; groups],
@@ -216,93 +214,125 @@ impl Panel {
         }
     }
 
-    /// What the weights of an input's group are made with.
-    fn factors(&self, input: usize, scale: &mut [f32; PANEL], least: &mut [f32; PANEL]) {
+    /// What the weights of an input's group are made with: scales, and leasts where the type has them.
+    #[inline(always)]
+    fn factors(&self, input: usize) -> ([f32; PANEL], [f32; PANEL]) {
         let form = self.form;
         let of_block = input / form.block * PANEL;
-        let blocks = &self.scale[of_block..][..PANEL];
-        for (scale, &bits) in scale.iter_mut().zip(blocks) {
-            *scale = from_f16(bits);
-        }
-        if form.has_least {
-            let blocks = &self.least[of_block..][..PANEL];
-            for (least, &bits) in least.iter_mut().zip(blocks) {
-                *least = from_f16(bits);
-            }
-        }
+        let mut scale = halves(&self.scale, of_block);
+        let mut least = match form.has_least {
+            true => halves(&self.least, of_block),
+            false => [0.0; PANEL],
+        };
         if let Some(group) = form.group {
             let of_group = input / group * PANEL;
-            let groups = &self.scales[of_group..][..PANEL];
-            for (scale, &of_group) in scale.iter_mut().zip(groups) {
+            for (scale, &of_group) in scale.iter_mut().zip(&self.scales[of_group..]) {
                 *scale *= f32::from(of_group);
             }
             if form.has_least {
-                let groups = &self.leasts[of_group..][..PANEL];
-                for (least, &of_group) in least.iter_mut().zip(groups) {
+                for (least, &of_group) in least.iter_mut().zip(&self.leasts[of_group..]) {
                     *least *= -f32::from(of_group);
                 }
             }
         }
         if form.offset > 0 {
-            for (least, &scale) in least.iter_mut().zip(&*scale) {
+            for (least, &scale) in least.iter_mut().zip(&scale) {
                 *least = -f32::from(form.offset) * scale;
             }
         }
+        (scale, least)
+    }
+
+    /// Inputs that share their factors.
+    fn group(&self) -> usize {
+        self.form.group.unwrap_or(self.form.block)
     }
 }
 
-/// `q * scale + least` of four-bit numbers. The product is exact, so that a fused sum gives the same bits.
+/// The float32 of 64 float16 from `first` on.
+#[inline(always)]
+fn halves(bits: &[u16], first: usize) -> [f32; PANEL] {
+    let mut values = [0.0; PANEL];
+    for (value, &bits) in values.iter_mut().zip(&bits[first..first + PANEL]) {
+        *value = from_f16(bits);
+    }
+    values
+}
+
+/// Does something with the float32 weights of one input after another, beside what an iterator gives. The product with a
+/// narrow `q`, and with one that has a least, is exact, so that a fused sum gives the bits of two roundings.
+macro_rules! for_each_input {
+    ($form:expr, $q:expr, $factors:expr, $beside:expr, |$item:pat_param, $weights:ident| $body:expr) => {{
+        let (scale, least): ([f32; PANEL], [f32; PANEL]) = $factors;
+        match ($form.narrow, $form.has_least) {
+            (true, _) => {
+                for (q, $item) in $q.as_chunks::<{ PANEL / 2 }>().0.iter().zip($beside) {
+                    let mut $weights = [0f32; PANEL];
+                    for lane in 0..PANEL / 2 {
+                        let q = f32::from(q[lane] & 15);
+                        $weights[lane] = multiply_add!(q, scale[lane], least[lane]);
+                    }
+                    for lane in PANEL / 2..PANEL {
+                        let q = f32::from(q[lane - PANEL / 2] >> 4);
+                        $weights[lane] = multiply_add!(q, scale[lane], least[lane]);
+                    }
+                    $body
+                }
+            }
+            (false, true) => {
+                for (q, $item) in $q.as_chunks::<PANEL>().0.iter().zip($beside) {
+                    let mut $weights = [0f32; PANEL];
+                    for lane in 0..PANEL {
+                        let q = f32::from(q[lane] as i8);
+                        $weights[lane] = multiply_add!(q, scale[lane], least[lane]);
+                    }
+                    $body
+                }
+            }
+            (false, false) => {
+                for (q, $item) in $q.as_chunks::<PANEL>().0.iter().zip($beside) {
+                    let mut $weights = [0f32; PANEL];
+                    for lane in 0..PANEL {
+                        $weights[lane] = f32::from(q[lane] as i8) * scale[lane];
+                    }
+                    $body
+                }
+            }
+        }
+    }};
+}
+
 #[multiversion(targets(
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
     "x86_64+avx2+fma"
 ))]
-fn narrow(
-    q: &[[u8; PANEL / 2]],
-    scale: &[f32; PANEL],
-    least: &[f32; PANEL],
-    out: &mut [[f32; PANEL]],
-) {
-    let (scales, leasts) = (scale.split_at(PANEL / 2), least.split_at(PANEL / 2));
-    for (q, out) in q.iter().zip(out) {
-        let (low, high) = out.split_at_mut(PANEL / 2);
-        for (((out, q), scale), least) in low.iter_mut().zip(q).zip(scales.0).zip(leasts.0) {
-            *out = f32::from(q & 15) * scale + least;
-        }
-        for (((out, q), scale), least) in high.iter_mut().zip(q).zip(scales.1).zip(leasts.1) {
-            *out = f32::from(q >> 4) * scale + least;
-        }
+fn decode(panel: &Panel, first: usize, out: &mut [[f32; PANEL]]) {
+    let form = panel.form;
+    for (index, out) in out.chunks_mut(GROUP).enumerate() {
+        let input = first + index * GROUP;
+        let q = &panel.q[input * form.width()..];
+        for_each_input!(form, q, panel.factors(input), out, |out, weights| *out =
+            weights);
     }
 }
 
-/// The same of bytes.
 #[multiversion(targets(
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
     "x86_64+avx2+fma"
 ))]
-fn wide_with_least(
-    q: &[[u8; PANEL]],
-    scale: &[f32; PANEL],
-    least: &[f32; PANEL],
-    out: &mut [[f32; PANEL]],
-) {
-    for (q, out) in q.iter().zip(out) {
-        for lane in 0..PANEL {
-            out[lane] = f32::from(q[lane] as i8) * scale[lane] + least[lane];
-        }
+fn add_to_row(panel: &Panel, x: &[f32], sums: &mut [f32; PANEL]) {
+    let form = panel.form;
+    let (group, mut all) = (panel.group(), *sums);
+    let rows = x.chunks(group).zip(panel.q.chunks(group * form.width()));
+    for (index, (x, q)) in rows.enumerate() {
+        let factors = panel.factors(index * group);
+        for_each_input!(form, q, factors, x, |&x, weights| {
+            for lane in 0..PANEL {
+                all[lane] = multiply_add!(x, weights[lane], all[lane]);
+            }
+        });
     }
-}
-
-/// The same where there is no least.
-#[multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
-    "x86_64+avx2+fma"
-))]
-fn wide(q: &[[u8; PANEL]], scale: &[f32; PANEL], out: &mut [[f32; PANEL]]) {
-    for (q, out) in q.iter().zip(out) {
-        for lane in 0..PANEL {
-            out[lane] = f32::from(q[lane] as i8) * scale[lane];
-        }
-    }
+    *sums = all;
 }
 
 impl Block {
