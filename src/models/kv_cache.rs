@@ -5,6 +5,8 @@
 //! together: in rows of all heads each position would be a cache line of its own, far from the next.
 //! Slots do not touch each other, so threads can work on different ones at once ([`KvCache::divide`]).
 
+use std::ops::Range;
+
 use bytemuck::allocation::try_zeroed_vec;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -124,6 +126,85 @@ impl KvCache {
 
     pub fn capacity(&self) -> usize {
         self.shape.capacity
+    }
+
+    /// Numbers that `positions` of a sequence take.
+    pub fn values_of(&self, positions: usize) -> usize {
+        2 * self.shape.n_layers * self.shape.width() * positions
+    }
+
+    /// The keys and values of some positions of a slot as a block: of each layer the keys by channel,
+    /// `[kv heads, d_head, positions]`, and the values, `[kv heads, positions, d_head]`. None where memory has no room
+    /// for it.
+    pub fn read_block(&self, slot: usize, positions: Range<usize>) -> Result<Option<Box<[f32]>>> {
+        let SlotShape {
+            d_head, capacity, ..
+        } = self.shape;
+        let Some(values) = self.slots.get(slot).filter(|_| positions.end <= capacity) else {
+            bail!("{positions:?} of slot {slot} are outside this cache of {capacity} positions")
+        };
+        let mut block = Vec::new();
+        if block
+            .try_reserve_exact(self.values_of(positions.len()))
+            .is_err()
+        {
+            return Ok(None);
+        }
+        for layer in values.chunks_exact(2 * self.shape.half().max(1)) {
+            let (keys, values) = layer.split_at(self.shape.half());
+            for channel in keys.chunks_exact(capacity) {
+                block.extend_from_slice(&channel[positions.clone()]);
+            }
+            for head in values.chunks_exact(capacity * d_head) {
+                block.extend_from_slice(&head[positions.start * d_head..positions.end * d_head]);
+            }
+        }
+        Ok(Some(block.into_boxed_slice()))
+    }
+
+    /// Puts the first of a block's positions into a slot.
+    pub fn write_block(
+        &mut self,
+        slot: usize,
+        positions: Range<usize>,
+        block: &[f32],
+    ) -> Result<()> {
+        let (
+            SlotShape {
+                d_head, capacity, ..
+            },
+            half,
+        ) = (self.shape, self.shape.half());
+        let of_block = block.len() / self.values_of(1).max(1);
+        let fits = positions.end <= capacity && positions.len() <= of_block;
+        let Some(values) = self.slots.get_mut(slot).filter(|_| fits) else {
+            bail!(
+                "{positions:?} of slot {slot} are outside this cache of {capacity} positions, or more than the \
+                 {of_block} of a block"
+            )
+        };
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let halves = block.chunks_exact((of_block * self.shape.width()).max(1));
+        for (index, (to, from)) in values.chunks_exact_mut(half.max(1)).zip(halves).enumerate() {
+            match index % 2 {
+                0 => {
+                    let channels = from.chunks_exact(of_block);
+                    for (to, from) in to.chunks_exact_mut(capacity).zip(channels) {
+                        to[positions.clone()].copy_from_slice(&from[..positions.len()]);
+                    }
+                }
+                _ => {
+                    let heads = from.chunks_exact(of_block * d_head);
+                    for (to, from) in to.chunks_exact_mut(capacity * d_head).zip(heads) {
+                        to[positions.start * d_head..positions.end * d_head]
+                            .copy_from_slice(&from[..positions.len() * d_head]);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// All slots together.
