@@ -230,8 +230,8 @@ impl<'o> Scheduler<'o> {
 
     /// Leaves what the arms have computed for later requests.
     fn leave_prefixes(&mut self) {
-        let sound = self.tickets.iter_mut();
-        for ticket in sound.filter(|ticket| ticket.failed.is_none()) {
+        let tickets = self.tickets.iter_mut();
+        for ticket in tickets.filter(|ticket| ticket.failed.is_none()) {
             for arm in 0..ticket.session.arms.len() {
                 if let Err(error) = reuse::leave(&mut self.caches, &mut ticket.session, arm) {
                     ticket.failed = Some(error);

@@ -197,8 +197,8 @@ impl Caches {
         };
         let parent = before.last().copied();
         // What it stands on is in use, and makes no room for it.
-        let now = self.tick();
-        if parent.is_some_and(|parent| self.pool(model).kept.get(&parent, now).is_none()) {
+        let begun = self.tick();
+        if parent.is_some_and(|parent| self.pool(model).kept.get(&parent, begun).is_none()) {
             return Ok(false);
         }
         let now = self.tick();
@@ -207,7 +207,7 @@ impl Caches {
             return Ok(true);
         }
         let bytes = pool.cache.values_of(BLOCK) * size_of::<f32>();
-        if !self.make_room(bytes, parent) {
+        if !self.make_room(bytes, begun) {
             return Ok(false);
         }
         let pool = self.pool(model);
@@ -219,20 +219,19 @@ impl Caches {
         Ok(true)
     }
 
-    /// Lets blocks go until there is room for so many bytes more, but never this one.
-    fn make_room(&mut self, bytes: usize, needed: Option<BlockKey>) -> bool {
+    /// Lets blocks go that were last used before `begun` until there is room for so many bytes more.
+    fn make_room(&mut self, bytes: usize, begun: u64) -> bool {
         let Some(most) = self.most_kept.checked_sub(bytes) else {
             return false;
         };
         while self.kept_bytes() > most {
             let oldest = self.pools.iter_mut().filter_map(|pool| {
-                let (used, key) = pool.kept.oldest()?;
-                Some((used, key, pool))
+                let used = pool.kept.oldest().filter(|&used| used < begun)?;
+                Some((used, pool))
             });
-            match oldest.min_by_key(|(used, ..)| *used) {
-                // The latest use of all is that of the block that is needed.
-                Some((_, key, pool)) if Some(key) != needed => pool.kept.drop_oldest(),
-                _ => return false,
+            match oldest.min_by_key(|(used, _)| *used) {
+                Some((_, pool)) => pool.kept.drop_oldest(),
+                None => return false,
             }
         }
         true

@@ -61,6 +61,15 @@ impl SlotShape {
         self.width() * self.capacity
     }
 
+    /// Numbers of one position that lie together: a slot is halves of keys, by channel, and of values, by position, in
+    /// turn.
+    fn line(self, half: usize) -> usize {
+        match half % 2 {
+            0 => 1,
+            _ => self.d_head,
+        }
+    }
+
     fn new(config: &TransformerConfig, capacity: usize) -> Self {
         SlotShape {
             n_layers: config.n_layers,
@@ -137,26 +146,19 @@ impl KvCache {
     /// `[kv heads, d_head, positions]`, and the values, `[kv heads, positions, d_head]`. None where memory has no room
     /// for it.
     pub fn read_block(&self, slot: usize, positions: Range<usize>) -> Result<Option<Box<[f32]>>> {
-        let SlotShape {
-            d_head, capacity, ..
-        } = self.shape;
+        let (capacity, half) = (self.shape.capacity, self.shape.half());
         let Some(values) = self.slots.get(slot).filter(|_| positions.end <= capacity) else {
             bail!("{positions:?} of slot {slot} are outside this cache of {capacity} positions")
         };
         let mut block = Vec::new();
-        if block
-            .try_reserve_exact(self.values_of(positions.len()))
-            .is_err()
-        {
+        let count = self.values_of(positions.len());
+        if block.try_reserve_exact(count).is_err() {
             return Ok(None);
         }
-        for layer in values.chunks_exact(2 * self.shape.half().max(1)) {
-            let (keys, values) = layer.split_at(self.shape.half());
-            for channel in keys.chunks_exact(capacity) {
-                block.extend_from_slice(&channel[positions.clone()]);
-            }
-            for head in values.chunks_exact(capacity * d_head) {
-                block.extend_from_slice(&head[positions.start * d_head..positions.end * d_head]);
+        for (index, half) in values.chunks_exact(half).enumerate() {
+            let width = self.shape.line(index);
+            for line in half.chunks_exact(capacity * width) {
+                block.extend_from_slice(&line[positions.start * width..positions.end * width]);
             }
         }
         Ok(Some(block.into_boxed_slice()))
@@ -169,12 +171,7 @@ impl KvCache {
         positions: Range<usize>,
         block: &[f32],
     ) -> Result<()> {
-        let (
-            SlotShape {
-                d_head, capacity, ..
-            },
-            half,
-        ) = (self.shape, self.shape.half());
+        let (shape, capacity) = (self.shape, self.shape.capacity);
         let of_block = block.len() / self.values_of(1).max(1);
         let fits = positions.end <= capacity && positions.len() <= of_block;
         let Some(values) = self.slots.get_mut(slot).filter(|_| fits) else {
@@ -186,22 +183,17 @@ impl KvCache {
         if positions.is_empty() {
             return Ok(());
         }
-        let halves = block.chunks_exact((of_block * self.shape.width()).max(1));
-        for (index, (to, from)) in values.chunks_exact_mut(half.max(1)).zip(halves).enumerate() {
-            match index % 2 {
-                0 => {
-                    let channels = from.chunks_exact(of_block);
-                    for (to, from) in to.chunks_exact_mut(capacity).zip(channels) {
-                        to[positions.clone()].copy_from_slice(&from[..positions.len()]);
-                    }
-                }
-                _ => {
-                    let heads = from.chunks_exact(of_block * d_head);
-                    for (to, from) in to.chunks_exact_mut(capacity * d_head).zip(heads) {
-                        to[positions.start * d_head..positions.end * d_head]
-                            .copy_from_slice(&from[..positions.len() * d_head]);
-                    }
-                }
+        let halves = block.chunks_exact(of_block * shape.width());
+        for (index, (half, from)) in values
+            .chunks_exact_mut(shape.half())
+            .zip(halves)
+            .enumerate()
+        {
+            let width = shape.line(index);
+            let lines = half.chunks_exact_mut(capacity * width);
+            for (line, from) in lines.zip(from.chunks_exact(of_block * width)) {
+                line[positions.start * width..positions.end * width]
+                    .copy_from_slice(&from[..positions.len() * width]);
             }
         }
         Ok(())
