@@ -4,11 +4,16 @@
 //! Each line compares two ways of doing the same amount of work, run in turns (which goes first changes every time):
 //! the median of the ratios of their tokens a second, with a 95% interval from the order statistics. The clients
 //! are pinned to the last core, the server is not.
+//!
+//! The lines of first tokens are of one client: prompts that begin like an earlier one against prompts that nobody asked
+//! before. `CAUSEWAY_BENCH_MODEL=DIR` adds one for the model in a directory, with a beginning of 2,000 tokens or as many
+//! as its context has room for.
 
 mod server;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::time::Instant;
 
@@ -20,6 +25,10 @@ const TOKENS: usize = 64;
 /// How often each request of a line is sent in one measurement.
 const ROUNDS: usize = 4;
 const PAIRS: usize = 20;
+/// Tokens that the prompts of a line of first tokens have in common, where the context has room for them.
+const SHARED: usize = 2000;
+/// Tokens of such a prompt that no other has.
+const OWN: usize = 8;
 
 /// One client on its own connection.
 struct Client {
@@ -39,8 +48,16 @@ impl Client {
 
     /// Sends one completion and returns how many tokens came back.
     fn complete(&mut self, body: &str) -> usize {
+        let answer = self.send("POST /v1/completions", body);
+        answer["usage"]["completion_tokens"]
+            .as_u64()
+            .expect("a count") as usize
+    }
+
+    /// Sends a request and returns the JSON that came back.
+    fn send(&mut self, target: &str, body: &str) -> Value {
         let head = format!(
-            "POST /v1/completions HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            "{target} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             self.address,
             body.len()
         );
@@ -62,10 +79,7 @@ impl Client {
         }
         let mut answer = vec![0; length];
         self.stream.read_exact(&mut answer).expect("an answer");
-        let answer: Value = serde_json::from_slice(&answer).expect("JSON");
-        answer["usage"]["completion_tokens"]
-            .as_u64()
-            .expect("a count") as usize
+        serde_json::from_slice(&answer).expect("JSON")
     }
 }
 
@@ -102,6 +116,48 @@ fn tokens_per_second(server: &Server, bodies: &[String], clients: usize) -> f64 
         "every answer is as long as asked for"
     );
     tokens as f64 / started.elapsed().as_secs_f64()
+}
+
+/// First tokens a second of a prompt that nobody asked before; what stands before its own last tokens is new as well, or
+/// always the same.
+fn first_token(server: &Server, model: &str, shared: usize, number: u32, new: bool) -> f64 {
+    // Ids that every model has.
+    let mut prompt: Vec<u32> = (0..shared as u32)
+        .map(|at| (at * 7 + at / 3) % 900)
+        .collect();
+    if new {
+        (prompt[0], prompt[1]) = (900 + number % 64, number / 64);
+    }
+    prompt.extend((0..OWN as u32).map(|at| (number + at * 31) % 900));
+    let body =
+        json!({"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}).to_string();
+    let timed = || {
+        pin_to_last_core();
+        let mut client = Client::connect(&server.address);
+        let started = Instant::now();
+        client.send("POST /v1/completions", &body);
+        started.elapsed().as_secs_f64()
+    };
+    // On a thread of its own: servers are started from this one, and are not pinned.
+    1.0 / std::thread::scope(|scope| scope.spawn(timed).join().expect("an answer"))
+}
+
+/// Compares first tokens of prompts with a beginning that is known with those of new ones.
+fn compare_first_tokens(server: &Server, model: &str, pairs: usize) {
+    let described = Client::connect(&server.address).send(&format!("GET /v1/models/{model}"), "");
+    let context = described["context_length"].as_u64().expect("a length") as usize;
+    let shared = SHARED.min(context - OWN - 1);
+    let numbers = AtomicU32::new(0);
+    let first = |new| {
+        let number = numbers.fetch_add(1, Ordering::Relaxed);
+        first_token(server, model, shared, number, new)
+    };
+    compare(
+        &format!("first tokens of {model} behind {shared} known tokens against new ones"),
+        pairs,
+        || first(false),
+        || first(true),
+    );
 }
 
 fn body(index: usize, steer: Option<Value>) -> String {
@@ -215,6 +271,14 @@ fn main() {
                 || tokens_per_second(&server, one, one.len()),
                 || tokens_per_second(&server, other, clients),
             );
+        }
+    }
+    if wanted("first tokens") {
+        compare_first_tokens(&server, "tinypython", pairs);
+        if let Ok(directory) = std::env::var("CAUSEWAY_BENCH_MODEL") {
+            let model = format!("given={directory}");
+            let given = Server::start(&["--no-shipped-pair", "--model", &model]);
+            compare_first_tokens(&given, "given", pairs);
         }
     }
     let name = "nobody steers: with the sparse model loaded against without";

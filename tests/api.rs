@@ -41,6 +41,8 @@ mod library;
 mod mutations;
 #[path = "api/overload.rs"]
 mod overload;
+#[path = "api/prefixes.rs"]
+mod prefixes;
 #[path = "api/refusals.rs"]
 mod refusals;
 #[path = "api/service.rs"]

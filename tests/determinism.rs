@@ -266,6 +266,36 @@ fn a_slot_knows_nothing_of_its_neighbours_or_of_what_it_held_before() -> Result<
 }
 
 #[test]
+fn a_copied_block_is_what_the_rows_would_have_left() -> Result<()> {
+    for (kind, model) in models()? {
+        let tokens = sequence(0);
+        let expected = whole(&model, std::slice::from_ref(&tokens))?;
+        let mut cache = KvCache::new(&model.config, 2, LENGTH).unwrap();
+        pass(&model, &mut cache, &rows_of(0, &tokens, 0, LENGTH))?;
+        // What stands there is not to be seen.
+        pass(&model, &mut cache, &rows_of(1, &sequence(1), 0, LENGTH))?;
+        let (half, all) = (LENGTH / 2, LENGTH - 1);
+        let first = cache.read_block(0, 0..half)?.expect("room");
+        let second = cache.read_block(0, half..LENGTH)?.expect("room");
+        assert_eq!(
+            first.len() + second.len(),
+            cache.values_of(LENGTH),
+            "{kind}"
+        );
+        cache.write_block(1, 0..half, &first)?;
+        cache.write_block(1, half..all, &second)?;
+        let seen = pass(&model, &mut cache, &rows_of(1, &tokens, all, LENGTH))?;
+        assert_eq!(seen[0], expected[all], "{kind}");
+        let beyond = cache.capacity();
+        assert!(cache.read_block(0, beyond..beyond + 1).is_err());
+        assert!(cache.write_block(0, beyond..beyond + 1, &first).is_err());
+        assert!(cache.write_block(0, 0..half + 1, &first).is_err());
+        assert!(cache.read_block(2, 0..1).is_err() && cache.write_block(2, 0..1, &first).is_err());
+    }
+    Ok(())
+}
+
+#[test]
 fn rows_outside_the_cache_are_refused() -> Result<()> {
     let model = model(true)?;
     let mut cache = KvCache::new(&model.config, 2, LENGTH).unwrap();

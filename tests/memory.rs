@@ -5,6 +5,8 @@
 mod clients;
 #[path = "memory/files.rs"]
 mod files;
+#[path = "memory/prefixes.rs"]
+mod prefixes;
 #[path = "memory/results.rs"]
 mod results;
 #[path = "memory/server.rs"]

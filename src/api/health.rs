@@ -58,7 +58,12 @@ pub async fn metrics(state: web::Data<State>) -> Result<HttpResponse, ApiError> 
     });
     let text = state
         .metrics
-        .text(state.engine.load(), &state.snapshot(), &jobs)
+        .text(
+            state.engine.load(),
+            state.engine.kept(),
+            &state.snapshot(),
+            &jobs,
+        )
         .map_err(ApiError::internal)?;
     Ok(HttpResponse::Ok()
         .content_type(prometheus::TEXT_FORMAT)

@@ -8,7 +8,7 @@ use prometheus::{
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::generation::health::Load;
+use crate::generation::health::{Kept, Load};
 use crate::generation::request::Generation;
 use crate::jobs::job::Status;
 use crate::jobs::store::jobs::Tally;
@@ -198,11 +198,12 @@ impl Metrics {
             .observe(seconds);
     }
 
-    /// The text that Prometheus reads; `load` is what the engine is doing now, `served` what it can be asked, `jobs`
+    /// The text that Prometheus reads; `load` is what the engine is doing now, `kept` what it keeps of prompts, `served` what it can be asked, `jobs`
     /// how the trainings stand.
     pub fn text(
         &self,
         load: Load,
+        kept: Kept,
         served: &Snapshot,
         jobs: &Tally,
     ) -> Result<Vec<u8>, prometheus::Error> {
@@ -210,6 +211,7 @@ impl Metrics {
         self.waiting.set(load.waiting as i64);
         self.cache_usage.set(load.cache_usage);
         let mut families = self.registry.gather();
+        families.extend(prefixes(kept)?);
         families.extend(bridges(served)?);
         families.extend(sparse_models(served)?);
         families.extend(trainings(jobs)?);
@@ -217,6 +219,27 @@ impl Metrics {
         TextEncoder::new().encode(&families, &mut text)?;
         Ok(text)
     }
+}
+
+/// What the engine keeps of prompts. It has counted itself.
+fn prefixes(kept: Kept) -> Result<Vec<MetricFamily>, prometheus::Error> {
+    let queried = IntCounter::new(
+        "causeway_prefix_cache_queried_tokens_total",
+        "Prompt tokens that were looked up in what earlier requests left, of each arm.",
+    )?;
+    let hit = IntCounter::new(
+        "causeway_prefix_cache_hit_tokens_total",
+        "Prompt tokens that were found there and not run again.",
+    )?;
+    let bytes = IntGauge::new(
+        "causeway_prefix_cache_bytes",
+        "Keys and values that are kept after their requests.",
+    )?;
+    queried.inc_by(kept.queried_tokens as u64);
+    hit.inc_by(kept.hit_tokens as u64);
+    bytes.set(kept.bytes as i64);
+    let collectors: [&dyn Collector; 3] = [&queried, &hit, &bytes];
+    Ok(collectors.into_iter().flat_map(told).collect())
 }
 
 /// How well the bridges that are served reconstruct.

@@ -18,6 +18,8 @@ pub struct Arm {
     pub finish: Option<Finish>,
     /// The logits of the first generated token, where a receipt compares them.
     pub first_logits: Option<Vec<f32>>,
+    /// Tokens of the prompt that an earlier run has computed.
+    pub reused: usize,
     /// The prompt with its log-probabilities, where they are asked for.
     pub echoed: Vec<Token>,
     pub generated: Vec<Token>,
@@ -65,6 +67,7 @@ impl Arm {
             choice: key.choice,
             finish: None,
             first_logits: None,
+            reused: 0,
             echoed: Vec::new(),
             generated: Vec::new(),
             text: GrowingText::new(&request.stop, prompt, tokenizer),
@@ -99,6 +102,11 @@ impl Arm {
         self.tokens.len()
     }
 
+    /// Prompt and answer so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
     /// The token at a position of prompt and answer.
     pub fn token_at(&self, position: usize) -> u32 {
         self.tokens[position]
@@ -107,6 +115,17 @@ impl Arm {
     /// How many tokens the model has not seen yet.
     pub fn unfed(&self) -> usize {
         self.tokens.len() - self.fed
+    }
+
+    /// How many tokens the model has seen.
+    pub fn fed(&self) -> usize {
+        self.fed
+    }
+
+    /// The prompt's first tokens need not be run: what they leave in the caches is there.
+    pub fn skip_to(&mut self, position: usize) {
+        self.reused = position;
+        self.mark_fed(position);
     }
 
     /// The model has seen the tokens before `position`.

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::activations::activations;
-use super::health::{EngineHealth, Load, NoProbe, Probe};
+use super::health::{EngineHealth, Kept, Load, NoProbe, Probe};
 use super::needed_groups::NeededGroups;
 use super::request::{
     Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
@@ -252,6 +252,11 @@ impl EngineHandle {
     /// What the engine is doing.
     pub fn load(&self) -> Load {
         self.shared.health.load()
+    }
+
+    /// What it keeps of prompts.
+    pub fn kept(&self) -> Kept {
+        self.shared.health.kept()
     }
 
     /// Stops taking commands, lets those that wait finish, and waits for the thread.

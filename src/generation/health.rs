@@ -19,6 +19,17 @@ pub struct Load {
     pub cache_usage: f64,
 }
 
+/// What is kept of prompts for later requests, for the metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Prompt tokens that were looked up, since the start.
+    pub queried_tokens: usize,
+    /// Those of them that were there, and were not run.
+    pub hit_tokens: usize,
+    /// Of the keys and values that are kept now.
+    pub bytes: usize,
+}
+
 /// Told of turns inside the engine, on its thread: for tests that make it fail on purpose.
 pub trait Probe: Send + Sync {
     /// A request takes part in the step that is about to be computed.
@@ -36,6 +47,7 @@ impl Probe for NoProbe {}
 pub struct EngineHealth {
     sound: AtomicBool,
     load: Mutex<Load>,
+    kept: Mutex<Kept>,
     pub probe: Box<dyn Probe>,
 }
 
@@ -44,6 +56,7 @@ impl EngineHealth {
         EngineHealth {
             sound: AtomicBool::new(true),
             load: Mutex::default(),
+            kept: Mutex::default(),
             probe,
         }
     }
@@ -59,6 +72,15 @@ impl EngineHealth {
 
     pub fn set_load(&self, load: Load) {
         *self.load.lock().unwrap_or_else(PoisonError::into_inner) = load;
+    }
+
+    /// What is kept of prompts.
+    pub fn kept(&self) -> Kept {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_kept(&self, kept: Kept) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
     }
 
     /// After the engine was found to work.

@@ -30,6 +30,8 @@ pub struct GenerationRequest {
     /// The prompt is part of the answer, with its log-probabilities where they are asked for.
     pub echo: bool,
     pub steer: Option<SteerRequest>,
+    /// Only requests of the same salt, or without one, share what their prompts' first tokens leave in the caches.
+    pub cache_salt: Option<String>,
     /// What the edits need to know of groups that have no statistics of their own; the engine's handle fills it in.
     pub measured: Vec<Arc<MeasuredGroup>>,
     /// The most bytes that its log-probabilities, receipts, activations and control arms may take together.
@@ -78,6 +80,7 @@ impl GenerationRequest {
             logprobs: None,
             echo: false,
             steer: None,
+            cache_salt: None,
             measured: Vec::new(),
             answer_bytes: None,
             deadline: None,
@@ -106,6 +109,8 @@ pub struct Generation {
     /// Prompt-major, then sample, variant as requested, strength.
     pub choices: Vec<Choice>,
     pub prompt_tokens: usize,
+    /// Those of them that were not run: earlier requests had computed them.
+    pub cached_tokens: usize,
     pub completion_tokens: usize,
     /// From the request's arrival at the engine to its first slot, and to its first token.
     pub queued: Duration,

@@ -12,9 +12,10 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::batch::{self, Computed, Share};
-use super::health::{EngineHealth, Load, NoProbe};
+use super::health::{EngineHealth, Kept, Load, NoProbe};
 use super::needed_groups::NeededGroups;
 use super::request::{Delta, EngineError, Generation, GenerationRequest};
+use super::reuse::{self, Reuse};
 use super::session::Session;
 use super::slots::Caches;
 use crate::models::model::LoadedModel;
@@ -34,6 +35,9 @@ pub struct Capacity {
     pub prefill_tokens: usize,
     /// Requests that may wait for room; more are turned away.
     pub waiting: usize,
+    /// Mebibytes of keys and values that are kept after their requests, so that a prompt that begins like an earlier
+    /// one need not be run from its start; 0 keeps none.
+    pub prefix_cache_mib: usize,
 }
 
 impl Default for Capacity {
@@ -42,7 +46,17 @@ impl Default for Capacity {
             sequences: 128,
             prefill_tokens: 512,
             waiting: 256,
+            prefix_cache_mib: 256,
         }
+    }
+}
+
+impl Capacity {
+    fn caches(&self) -> Caches {
+        Caches::keeping(
+            self.sequences,
+            self.prefix_cache_mib.saturating_mul(1 << 20),
+        )
     }
 }
 
@@ -64,6 +78,8 @@ pub struct Scheduler<'o> {
     tickets: VecDeque<Ticket<'o>>,
     /// How many costly arms have had their turn: where the next step goes on.
     turns: usize,
+    /// Of all arms that have begun.
+    reuse: Reuse,
     health: Arc<EngineHealth>,
 }
 
@@ -84,11 +100,21 @@ impl<'o> Scheduler<'o> {
     /// One whose panics are noted.
     pub fn watched(capacity: Capacity, health: Arc<EngineHealth>) -> Self {
         Scheduler {
-            caches: Caches::new(capacity.sequences),
+            caches: capacity.caches(),
             capacity,
             tickets: VecDeque::new(),
             turns: 0,
+            reuse: Reuse::default(),
             health,
+        }
+    }
+
+    /// One that keeps so many bytes of keys and values after their requests.
+    #[cfg(test)]
+    pub fn keeping(capacity: Capacity, most_kept: usize) -> Self {
+        Scheduler {
+            caches: Caches::keeping(capacity.sequences, most_kept),
+            ..Self::new(capacity)
         }
     }
 
@@ -160,7 +186,7 @@ impl<'o> Scheduler<'o> {
         }
         self.settle();
         self.lend_slots();
-        self.health.set_load(self.load());
+        self.tell();
         let mut arms = self.chosen_arms();
         let (mut shares, mut members) = (Vec::new(), Vec::new());
         for (ticket, arms) in self.tickets.iter_mut().zip(&mut arms) {
@@ -198,7 +224,20 @@ impl<'o> Scheduler<'o> {
             });
             *failed = told.err();
         }
+        self.leave_prefixes();
         self.settle();
+    }
+
+    /// Leaves what the arms have computed for later requests.
+    fn leave_prefixes(&mut self) {
+        let tickets = self.tickets.iter_mut();
+        for ticket in tickets.filter(|ticket| ticket.failed.is_none()) {
+            for arm in 0..ticket.session.arms.len() {
+                if let Err(error) = reuse::leave(&mut self.caches, &mut ticket.session, arm) {
+                    ticket.failed = Some(error);
+                }
+            }
+        }
     }
 
     /// Lends free slots, always to the request that has the fewest arms running, the earliest of equals. Whoever's
@@ -220,6 +259,13 @@ impl<'o> Scheduler<'o> {
             let session = &mut ticket.session;
             match self.caches.lend(session, session.needs(arm)) {
                 Ok(Some(slots)) => {
+                    match reuse::begin(&mut self.caches, session, arm, &slots) {
+                        Ok(Reuse { queried, hit }) => {
+                            self.reuse.queried += queried;
+                            self.reuse.hit += hit;
+                        }
+                        Err(error) => ticket.failed = Some(error),
+                    }
                     session.slots[arm] = Some(slots);
                     ticket.started.get_or_insert_with(Instant::now);
                 }
@@ -292,6 +338,7 @@ impl<'o> Scheduler<'o> {
                 if (failed || ticket.session.arms[arm].finish.is_some())
                     && let Some(slots) = ticket.session.slots[arm].take()
                 {
+                    ticket.session.texts[arm].clear();
                     self.caches.give_back(&ticket.session, slots);
                 }
             }
@@ -302,9 +349,24 @@ impl<'o> Scheduler<'o> {
             }
         }
         // Before anyone hears of an end: who then looks finds it gone.
-        self.health.set_load(self.load());
+        self.tell();
         for ticket in ended {
             ticket.end(&self.health);
+        }
+    }
+
+    /// Tells those who ask how the engine is.
+    fn tell(&self) {
+        self.health.set_load(self.load());
+        self.health.set_kept(self.kept());
+    }
+
+    /// What is kept of prompts, and what it was good for.
+    pub fn kept(&self) -> Kept {
+        Kept {
+            queried_tokens: self.reuse.queried,
+            hit_tokens: self.reuse.hit,
+            bytes: self.caches.kept_bytes(),
         }
     }
 
@@ -316,13 +378,16 @@ impl<'o> Scheduler<'o> {
     /// Drops the caches of models that nobody holds any more.
     pub fn forget_unused(&mut self) {
         self.caches.forget_unused();
+        self.tell();
     }
 
-    /// Begins with new caches, unless someone still uses the old ones.
+    /// Begins with new caches, unless someone still uses the old ones; nothing that was kept in them is used again.
     pub fn renew_caches(&mut self) {
-        if self.is_idle() {
-            self.caches = Caches::new(self.capacity.sequences);
+        match self.is_idle() {
+            true => self.caches = self.caches.renewed(),
+            false => self.caches.drop_kept(),
         }
+        self.tell();
     }
 }
 
@@ -425,7 +490,11 @@ pub fn generate(
         request.measured = measured.map_err(|error| EngineError::Failed(error.to_string()))?;
     }
     let mut answer = None;
-    let mut scheduler = Scheduler::new(Capacity::default());
+    // Nobody comes after it.
+    let mut scheduler = Scheduler::new(Capacity {
+        prefix_cache_mib: 0,
+        ..Capacity::default()
+    });
     let alone = Alone {
         observe: &mut observe,
         answer: &mut answer,
@@ -487,6 +556,7 @@ mod tests {
             sequences: 32,
             prefill_tokens: 16,
             waiting: 8,
+            ..Capacity::default()
         };
         let mut scheduler = Scheduler::new(capacity);
         let edit =

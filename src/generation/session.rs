@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::admission::{check, check_bytes, keys, limits};
 use super::arms::Arm;
 use super::request::{Choice, Delta, EngineError, Finish, Generation, GenerationRequest};
+use super::slot_text::SlotText;
 use crate::features::pair::Pair;
 use crate::interventions::cost::work_per_token;
 use crate::interventions::plan::{Plan, PlanError};
@@ -29,6 +30,8 @@ pub struct Session {
     pub arms: Vec<Arm>,
     /// By arm, while it runs.
     pub slots: Vec<Option<ArmSlots>>,
+    /// By arm, while it runs: what of its slots can be left for others.
+    pub texts: Vec<Vec<SlotText>>,
     /// None where there is nothing to edit.
     pub steering: Option<Steering>,
     /// What the edits add to a token, in tokens that the answering model runs.
@@ -92,6 +95,7 @@ impl Session {
             .collect();
         Ok(Session {
             slots: vec![None; arms.len()],
+            texts: arms.iter().map(|_| Vec::new()).collect(),
             pair: request.pair.clone(),
             request,
             arms,
@@ -109,6 +113,33 @@ impl Session {
             ModelKind::Sparse => Some(&self.model),
             ModelKind::Dense => self.pair.as_ref().map(|pair| &pair.sparse),
         }
+    }
+
+    /// What its edits come to, where it has a `steer` field.
+    pub fn plan(&self) -> Option<&Plan> {
+        self.steering.as_ref().map(|steering| &steering.plan)
+    }
+
+    /// How many tokens of an arm's prompt need not be run if what they leave in the caches is known. The last one's
+    /// logits are always needed, and none can be left out of which something is told.
+    pub fn most_reused(&self, arm: usize) -> usize {
+        let prompt_length = self.arms[arm].prompt_length;
+        let told = self.steering.as_ref().filter(|steering| {
+            let arm = &steering.arms[arm];
+            arm.follows && steering.records.wanted()
+        });
+        let untold = match told {
+            _ if self.echoes() => 0,
+            Some(steering) if steering.plan.activations => 0,
+            // A receipt is of the tokens that are touched.
+            Some(steering) => {
+                let effect = steering.effect(arm, (self.arms[arm].prompt, prompt_length));
+                let touched = effect.and_then(|effect| effect.first_touched(&steering.plan));
+                touched.unwrap_or(prompt_length)
+            }
+            None => prompt_length,
+        };
+        untold.min(prompt_length.saturating_sub(1))
     }
 
     /// Whether any value is changed in any arm.
@@ -253,12 +284,22 @@ impl Session {
         }
         Generation {
             prompt_tokens: self.request.prompts.iter().map(Vec::len).sum(),
+            cached_tokens: self.cached_tokens(),
             completion_tokens: choices.iter().map(|choice| choice.tokens.len()).sum(),
             choices,
             queued: Duration::ZERO,
             to_first_token: Duration::ZERO,
             between_tokens: None,
         }
+    }
+
+    /// The tokens of the prompts that no arm has run.
+    fn cached_tokens(&self) -> usize {
+        let of_prompt = |prompt| {
+            let arms = self.arms.iter().filter(|arm| arm.prompt == prompt);
+            arms.map(|arm| arm.reused).min().unwrap_or(0)
+        };
+        (0..self.request.prompts.len()).map(of_prompt).sum()
     }
 
     fn divergence_from_baseline(&self, arm: &Arm) -> Option<f32> {

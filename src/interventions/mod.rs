@@ -6,13 +6,14 @@
 //! taps: [`in_place`] in the model that has the features, [`carried`] in the dense one. Each compiles what is to be
 //! done at a place into a table of [`row_edits`], which has the one routine that carries it out; [`readings`] are the
 //! unedited runs beside them, [`control`] the arms to compare with and [`control_directions`] what theirs are drawn from, [`receipt`] what was done, [`cost`] what a plan
-//! takes before it is begun.
+//! takes before it is begun, and [`effect`] by what two arms' edits are known to be the same.
 
 pub mod carried;
 pub mod carry;
 pub mod control;
 pub mod control_directions;
 pub mod cost;
+pub mod effect;
 pub mod in_place;
 pub mod nearest;
 pub mod operation;

@@ -133,6 +133,12 @@ impl ReadingNeeds {
         usize::from(self.own) + self.streams.len()
     }
 
+    /// What runs in each of an arm's slots, in their order: the arm's own tokens, which are no stream, or a stream.
+    pub fn texts(&self) -> impl Iterator<Item = Option<usize>> {
+        let streams = self.streams.iter().copied().map(Some);
+        self.own.then_some(None).into_iter().chain(streams)
+    }
+
     /// The tokens to run beside `feeds`, for those arms that have `slots`, and the readings to be filled by a
     /// [`ReadingTap`].
     pub fn prepare<'s>(
@@ -173,9 +179,7 @@ impl ReadingNeeds {
             for (&index, slot) in self.streams.iter().zip(slots) {
                 let stream = &plan.streams[index];
                 let prompt = &stream.prompts[feed.prompt];
-                // The stream's tokens up to the one beside `position`; none beside the first of a longer prompt.
-                let up_to =
-                    |position: usize| (position + prompt.len()).saturating_sub(feed.prompt_length);
+                let up_to = |position| stream.before(feed.prompt, feed.prompt_length, position);
                 let start = if feed.from == 0 { 0 } else { up_to(feed.from) };
                 let mut streamed = Vec::new();
                 for position in start..up_to(feed.tokens.len()) {

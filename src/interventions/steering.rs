@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::carried::{Beside, CarriedTap};
 use super::control::{Directions, Draws};
+use super::effect::{Effect, Fingerprints};
 use super::in_place::InPlaceTap;
 use super::plan::counterfactual::StreamModel;
 use super::plan::{Plan, PlanError, Scene};
@@ -60,6 +61,7 @@ pub struct Steering {
     pub records: Records,
     sparse: Option<ReadingNeeds>,
     dense: Option<ReadingNeeds>,
+    fingerprints: Fingerprints,
 }
 
 /// What one step has read so far.
@@ -104,6 +106,7 @@ impl Steering {
         let has_sparse = scene.native || scene.pair.is_some();
         Ok(Steering {
             records: Records::of(&plan),
+            fingerprints: Fingerprints::of(&plan, scene),
             arms: steered,
             sparse: ReadingNeeds::of(&plan, StreamModel::Sparse).filter(|_| has_sparse),
             dense: ReadingNeeds::of(&plan, StreamModel::Dense),
@@ -122,6 +125,27 @@ impl Steering {
             dense: slots(&self.dense),
             replays: self.plan.replays.len(),
         }
+    }
+
+    /// What the edits do to an arm's tokens in the answering model; `prompt` is the prompt's number and its length.
+    /// None where they do nothing.
+    pub fn effect(&self, arm: usize, prompt: (usize, usize)) -> Option<Effect> {
+        let arm = &self.arms[arm];
+        let (all, drawn) = (0..self.plan.edits.len(), arm.directions.is_some());
+        let (plan, fingerprints) = (&self.plan, &self.fingerprints);
+        fingerprints.effect(plan, all.collect(), arm, prompt, drawn)
+    }
+
+    /// The same of a second run: what a control arm draws does not enter it.
+    pub fn replay_effect(
+        &self,
+        arm: usize,
+        replay: usize,
+        prompt: (usize, usize),
+    ) -> Option<Effect> {
+        let edits = self.plan.replays[replay].edits.clone();
+        let (plan, fingerprints) = (&self.plan, &self.fingerprints);
+        fingerprints.effect(plan, edits, &self.arms[arm], prompt, false)
     }
 
     /// What is read in a model.

@@ -5,6 +5,8 @@
 //! of a block lies together, and a short sequence touches little memory however long the longest one may be.
 //! Slots do not touch each other, so threads can work on different ones at once ([`KvCache::divide`]).
 
+use std::ops::Range;
+
 use bytemuck::allocation::try_zeroed_vec;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -64,6 +66,15 @@ impl SlotShape {
     /// Numbers of a block in all layers.
     fn block(self) -> usize {
         2 * self.n_layers * self.half()
+    }
+
+    /// Numbers of one position that lie together: a slot is halves of keys, by channel, and of values, by position, in
+    /// turn.
+    fn line(self, half: usize) -> usize {
+        match half % 2 {
+            0 => 1,
+            _ => self.d_head,
+        }
     }
 
     fn new(config: &TransformerConfig, capacity: usize) -> Self {
@@ -131,6 +142,68 @@ impl KvCache {
 
     pub fn capacity(&self) -> usize {
         self.shape.capacity
+    }
+
+    /// Numbers that `positions` of a sequence take.
+    pub fn values_of(&self, positions: usize) -> usize {
+        2 * self.shape.n_layers * self.shape.width() * positions
+    }
+
+    /// The keys and values of some positions of a slot as a block: of each layer the keys by channel,
+    /// `[kv heads, d_head, positions]`, and the values, `[kv heads, positions, d_head]`. None where memory has no room
+    /// for it.
+    pub fn read_block(&self, slot: usize, positions: Range<usize>) -> Result<Option<Box<[f32]>>> {
+        let (capacity, half) = (self.shape.capacity, self.shape.half());
+        let Some(values) = self.slots.get(slot).filter(|_| positions.end <= capacity) else {
+            bail!("{positions:?} of slot {slot} are outside this cache of {capacity} positions")
+        };
+        let mut block = Vec::new();
+        let count = self.values_of(positions.len());
+        if block.try_reserve_exact(count).is_err() {
+            return Ok(None);
+        }
+        for (index, half) in values.chunks_exact(half).enumerate() {
+            let width = self.shape.line(index);
+            for line in half.chunks_exact(capacity * width) {
+                block.extend_from_slice(&line[positions.start * width..positions.end * width]);
+            }
+        }
+        Ok(Some(block.into_boxed_slice()))
+    }
+
+    /// Puts the first of a block's positions into a slot.
+    pub fn write_block(
+        &mut self,
+        slot: usize,
+        positions: Range<usize>,
+        block: &[f32],
+    ) -> Result<()> {
+        let (shape, capacity) = (self.shape, self.shape.capacity);
+        let of_block = block.len() / self.values_of(1).max(1);
+        let fits = positions.end <= capacity && positions.len() <= of_block;
+        let Some(values) = self.slots.get_mut(slot).filter(|_| fits) else {
+            bail!(
+                "{positions:?} of slot {slot} are outside this cache of {capacity} positions, or more than the \
+                 {of_block} of a block"
+            )
+        };
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let halves = block.chunks_exact(of_block * shape.width());
+        for (index, (half, from)) in values
+            .chunks_exact_mut(shape.half())
+            .zip(halves)
+            .enumerate()
+        {
+            let width = shape.line(index);
+            let lines = half.chunks_exact_mut(capacity * width);
+            for (line, from) in lines.zip(from.chunks_exact(of_block * width)) {
+                line[positions.start * width..positions.end * width]
+                    .copy_from_slice(&from[..positions.len() * width]);
+            }
+        }
+        Ok(())
     }
 
     /// All slots together.

@@ -126,7 +126,10 @@ fn a_conversation_is_the_text_that_the_template_makes_of_it() {
         .map(|choice| choice["text"].as_str().unwrap())
         .collect();
     assert_eq!(contents(&chat), texts);
-    assert_eq!(chat["usage"], completion["usage"]);
+    assert_eq!(
+        chat["usage"]["total_tokens"],
+        completion["usage"]["total_tokens"]
+    );
 }
 
 #[test]
@@ -134,7 +137,7 @@ fn fields_that_ask_for_what_is_done_anyway_change_nothing() {
     let server = server();
     let plain = ask(&server, json!({})).ok();
     let nothing = json!({
-        "stream": false, "stream_options": null, "logprobs": false, "top_logprobs": null, "user": "someone",
+        "stream": false, "stream_options": null, "logprobs": false, "top_logprobs": null, "user": "someone", "cache_salt": null,
         "tools": [], "tool_choice": "none", "parallel_tool_calls": null, "functions": null, "store": false,
         "response_format": {"type": "text"}, "modalities": ["text"], "stop": null, "n": null, "steer": null,
     });

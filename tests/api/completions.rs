@@ -314,7 +314,7 @@ fn a_stop_ends_the_text_before_it() {
 fn fields_that_do_nothing_are_taken_as_null_or_false() {
     let server = Server::new();
     let nothing = json!({
-        "stream": false, "stream_options": null, "suffix": null, "user": "someone", "steer": null, "n": null,
+        "stream": false, "stream_options": null, "suffix": null, "user": "someone", "cache_salt": null, "steer": null, "n": null,
         "logit_bias": null, "stop": null, "best_of": null, "echo": null, "logprobs": null, "top_k": -1,
     });
     let plain = server.post(ASK, &request(json!({}))).ok();

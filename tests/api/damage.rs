@@ -166,6 +166,7 @@ const FIELDS: &[&str] = &[
     "stream_options",
     "suffix",
     "user",
+    "cache_salt",
     "steer",
     "steering",
     "bridge",

@@ -73,7 +73,7 @@ fn valid() -> Vec<Valid> {
         completion(json!({
             "prompt": ["def f(x):", "h\u{e9}llo"], "n": 2, "best_of": 3, "stop": ["\n", "::"], "temperature": 1.2,
             "top_p": 0.9, "top_k": 40, "min_p": 0.01, "logit_bias": {"7": -3}, "presence_penalty": 0.5,
-            "frequency_penalty": -0.5, "repetition_penalty": 1.1, "user": "me"
+            "frequency_penalty": -0.5, "repetition_penalty": 1.1, "user": "me", "cache_salt": "salt"
         })),
         completion(
             json!({"prompt": [[1, 2, 3], [4, 5]], "echo": true, "logprobs": 2, "max_tokens": 0}),

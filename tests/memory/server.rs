@@ -30,6 +30,8 @@ impl Server {
             .arg(directory.join("data"))
             .env("CAUSEWAY_LIBRARY", directory.join("library"))
             .env("CAUSEWAY_JOBS__WORKERS", "0")
+            // What outlives requests has a bound of its own.
+            .env("CAUSEWAY_ENGINE__PREFIX_CACHE_MIB", "16")
             .env("NO_COLOR", "1")
             .env_remove("RUST_LOG")
             .envs(environment.iter().copied())

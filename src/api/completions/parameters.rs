@@ -49,6 +49,7 @@ pub struct Checked {
     pub logprobs: Option<usize>,
     pub echo: bool,
     pub steer: Option<SteerRequest>,
+    cache_salt: Option<String>,
     answer_bytes: usize,
     deadline: Duration,
     first_token_within: Duration,
@@ -82,6 +83,12 @@ pub fn check(
         }
         (steer, None) | (None, steer) => steer,
     };
+    if common.cache_salt.as_ref().is_some_and(String::is_empty) {
+        return Err(ApiError::invalid(
+            "cache_salt",
+            "an empty salt is none; leave cache_salt out instead",
+        ));
+    }
     let arms = steer.as_ref().map_or(1, arms);
     let samples = asked.prompts.saturating_mul(asked.samples);
     let choices = samples.saturating_mul(arms);
@@ -99,6 +106,7 @@ pub fn check(
         logprobs: asked.logprobs,
         echo: asked.echo,
         steer,
+        cache_salt: common.cache_salt,
         answer_bytes: limits.max_answer_bytes,
         deadline: Duration::from_secs(limits.deadline_seconds),
         first_token_within: Duration::from_secs(limits.first_token_seconds),
@@ -127,6 +135,7 @@ impl Checked {
             logprobs: self.logprobs,
             echo: self.echo,
             steer: self.steer,
+            cache_salt: self.cache_salt,
             answer_bytes: Some(self.answer_bytes),
             deadline: Some(self.deadline),
             first_token_within: Some(self.first_token_within),

@@ -49,6 +49,10 @@ macro_rules! with_common_fields {
             pub stream_options: Option<$crate::api::completions::request::StreamOptions>,
             /// Who asks, in the caller's words; not used.
             pub user: Option<String>,
+            /// Only requests of the same salt, or without one, start where the other's prompt parts from theirs: how
+            /// long a first token takes tells others nothing of a prompt whose salt they do not know.
+            #[schema(min_length = 1)]
+            pub cache_salt: Option<String>,
             /// Edits of sparse features that the dense model's answer is made with.
             pub steer: Option<$crate::interventions::request::SteerRequest>,
             /// Another name for `steer`; give one of the two.
@@ -75,6 +79,7 @@ macro_rules! common_fields {
             stream: $body.stream,
             stream_options: $body.stream_options,
             user: $body.user,
+            cache_salt: $body.cache_salt,
             steer: $body.steer,
             steering: $body.steering,
         }

@@ -127,6 +127,14 @@ pub struct Usage {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
     pub total_tokens: usize,
+    pub prompt_tokens_details: PromptTokensDetails,
+}
+
+/// What is told of the prompts' tokens.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PromptTokensDetails {
+    /// Those that were not run again: an earlier request's prompt or answer began alike, and its edits did.
+    pub cached_tokens: usize,
 }
 
 impl Usage {
@@ -137,6 +145,9 @@ impl Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokensDetails {
+                cached_tokens: generation.cached_tokens,
+            },
         }
     }
 }

@@ -10,6 +10,8 @@ pub mod forward;
 mod group_statistics;
 mod loading;
 pub mod pair;
+mod prefix_orders;
+mod prefixes;
 mod scheduling;
 mod steering;
 mod thread;

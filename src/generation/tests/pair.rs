@@ -24,7 +24,7 @@ use crate::models::config::{
 };
 use crate::models::layout::ModelFiles;
 use crate::models::location::{Location, Site};
-use crate::models::model::{LoadedModel, ModelKind};
+use crate::models::model::{LoadedModel, ModelKind, fingerprint};
 use crate::models::tensor_names::tensor_shapes;
 use crate::models::tokenizer::{Tokenizer, train_bpe};
 
@@ -64,7 +64,7 @@ fn random_tensors(config: &TransformerConfig, seed: u64) -> BTreeMap<String, Ten
     tensors.collect()
 }
 
-fn dense_config(vocabulary: usize) -> TransformerConfig {
+fn dense_config(vocabulary: usize, context: usize) -> TransformerConfig {
     TransformerConfig {
         n_layers: LAYERS,
         d_model: D_DENSE,
@@ -72,7 +72,7 @@ fn dense_config(vocabulary: usize) -> TransformerConfig {
         d_head: 8,
         d_mlp: 32,
         vocab_size: vocabulary,
-        context_length: CONTEXT,
+        context_length: context,
         norm: Norm::Layer,
         bias: true,
         activation: Activation::GeluTanh,
@@ -87,7 +87,7 @@ fn dense_config(vocabulary: usize) -> TransformerConfig {
     }
 }
 
-fn sparse_config(vocabulary: usize) -> TransformerConfig {
+fn sparse_config(vocabulary: usize, context: usize) -> TransformerConfig {
     use ActiveLocation::{AttnIn, AttnOut, AttnV, MlpIn, MlpNeuron, MlpOut};
     TransformerConfig {
         d_model: D_SPARSE,
@@ -102,7 +102,7 @@ fn sparse_config(vocabulary: usize) -> TransformerConfig {
         bigram_table: true,
         attention_sinks: true,
         variant: Default::default(),
-        ..dense_config(vocabulary)
+        ..dense_config(vocabulary, context)
     }
 }
 
@@ -111,11 +111,11 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(train_bpe(std::iter::once(text), 270).expect("a tokenizer"))
 }
 
-fn files(kind: ModelKind, tokenizer: &Tokenizer) -> ModelFiles {
+fn files(kind: ModelKind, tokenizer: &Tokenizer, context: usize) -> ModelFiles {
     let vocabulary = tokenizer.vocab_size();
     let (config, seed) = match kind {
-        ModelKind::Dense => (dense_config(vocabulary), 1),
-        ModelKind::Sparse => (sparse_config(vocabulary), 2),
+        ModelKind::Dense => (dense_config(vocabulary, context), 1),
+        ModelKind::Sparse => (sparse_config(vocabulary, context), 2),
     };
     let mut tensors = random_tensors(&config, seed);
     if kind == ModelKind::Sparse {
@@ -155,6 +155,10 @@ impl Parts {
 
 /// The parts of a pair of random weights.
 pub fn pair_files(id: &str, seed: u64) -> Parts {
+    pair_files_of(id, seed, CONTEXT)
+}
+
+fn pair_files_of(id: &str, seed: u64, context: usize) -> Parts {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     let shapes = Bridge::tensor_shapes(2 * LAYERS + 1, D_DENSE, D_SPARSE).into_iter();
     let tensors = shapes.map(|(name, shape)| (name, normal(&shape, 0.3, 0.0, &mut generator)));
@@ -177,15 +181,20 @@ pub fn pair_files(id: &str, seed: u64) -> Parts {
     };
     let tokenizer = tokenizer();
     Parts {
-        dense: files(ModelKind::Dense, &tokenizer),
-        sparse: files(ModelKind::Sparse, &tokenizer),
+        dense: files(ModelKind::Dense, &tokenizer, context),
+        sparse: files(ModelKind::Sparse, &tokenizer, context),
         tensors: tensors.collect(),
         record,
     }
 }
 
 pub fn pair(id: &str, seed: u64) -> Pair {
-    let files = pair_files(id, seed);
+    pair_of(id, seed, CONTEXT)
+}
+
+/// The same with room for so many tokens in either model.
+pub fn pair_of(id: &str, seed: u64, context: usize) -> Pair {
+    let files = pair_files_of(id, seed, context);
     let tokenizer = tokenizer();
     let model = |id: &str, files: &ModelFiles, kind| {
         Arc::new(LoadedModel::new(id, files, Some(kind), tokenizer.clone()).expect("a model"))
@@ -200,7 +209,7 @@ pub fn pair(id: &str, seed: u64) -> Pair {
         features: Arc::new(features()),
         reference: Arc::new(reference()),
         logit_effects: Arc::default(),
-        fingerprint: String::new(),
+        fingerprint: fingerprint(&[], &files.tensors).expect("a hash"),
     }
 }
 
@@ -225,7 +234,7 @@ fn features() -> BTreeMap<String, Feature> {
 /// Statistics of some places.
 fn reference() -> ReferenceStatistics {
     let mut generator = ChaCha8Rng::seed_from_u64(5);
-    let config = sparse_config(270);
+    let config = sparse_config(270, CONTEXT);
     let mut reference = ReferenceStatistics::default();
     for name in [
         "0.attn.act_in",
@@ -316,6 +325,7 @@ pub fn request(prompts: &[&[u32]]) -> GenerationRequest {
         logprobs: Some(3),
         echo: false,
         steer: None,
+        cache_salt: None,
         measured: Vec::new(),
         answer_bytes: None,
         deadline: None,

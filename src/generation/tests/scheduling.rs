@@ -19,14 +19,14 @@ type Outcome = Rc<RefCell<Option<Result<Generation, EngineError>>>>;
 
 /// Keeps what comes of a request.
 #[derive(Default, Clone)]
-struct Keeper {
+pub struct Keeper {
     outcome: Outcome,
-    gone: Rc<Cell<bool>>,
+    pub gone: Rc<Cell<bool>>,
     pieces: Rc<Cell<usize>>,
 }
 
 impl Keeper {
-    fn taken(&self) -> Result<Generation, EngineError> {
+    pub fn taken(&self) -> Result<Generation, EngineError> {
         self.outcome.borrow_mut().take().expect("an outcome")
     }
 }
@@ -46,7 +46,7 @@ impl Observer for Keeper {
     }
 }
 
-fn submit(scheduler: &mut Scheduler, catalog: &Catalog, request: &GenerationRequest) -> Keeper {
+pub fn submit(scheduler: &mut Scheduler, catalog: &Catalog, request: &GenerationRequest) -> Keeper {
     let keeper = Keeper::default();
     scheduler.submit(catalog.resolved(request), Box::new(keeper.clone()));
     keeper
@@ -111,7 +111,7 @@ fn mixture() -> Vec<GenerationRequest> {
     ]
 }
 
-fn assert_same(found: &Generation, alone: &Generation, what: &str) {
+pub fn assert_same(found: &Generation, alone: &Generation, what: &str) {
     assert_eq!(found.choices.len(), alone.choices.len(), "{what}");
     for (found, alone) in found.choices.iter().zip(&alone.choices) {
         assert_eq!(bits(found), bits(alone), "{what}");
@@ -135,6 +135,7 @@ fn a_request_s_answer_does_not_depend_on_who_runs_beside_it() {
             sequences,
             prefill_tokens,
             waiting: 100,
+            ..Capacity::default()
         };
         let mut scheduler = Scheduler::new(capacity);
         let mut keepers = Vec::new();

@@ -15,7 +15,7 @@ pub const MOST_THRESHOLDS: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Condition {
     /// Every test must hold; otherwise any one.
-    all: bool,
+    pub all: bool,
     pub tests: Vec<Test>,
 }
 
@@ -27,8 +27,8 @@ pub struct Test {
     /// An edit changes the dense stream before the test's place: the value comes from a run of the dense model
     /// without any edits.
     pub needs_unedited_run: bool,
-    above: Option<f64>,
-    below: Option<f64>,
+    pub above: Option<f64>,
+    pub below: Option<f64>,
 }
 
 /// What a condition may look at, given the edit it belongs to.

@@ -24,6 +24,12 @@ impl Stream {
     pub fn partner(&self, prompt: usize, prompt_length: usize, position: usize) -> Option<usize> {
         (position + self.prompts[prompt].len()).checked_sub(prompt_length)
     }
+
+    /// How many of its tokens stand before the one beside `position`; none before the first of a longer prompt.
+    pub fn before(&self, prompt: usize, prompt_length: usize, position: usize) -> usize {
+        let partner = self.partner(prompt, prompt_length, position);
+        partner.unwrap_or(0)
+    }
 }
 
 /// Tokenises and checks a patch's counterfactual; `param` is the path of `to`.
