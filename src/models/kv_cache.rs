@@ -68,13 +68,22 @@ impl SlotShape {
         2 * self.n_layers * self.half()
     }
 
-    /// Numbers of one position that lie together: a slot is halves of keys, by channel, and of values, by position, in
-    /// turn.
-    fn line(self, half: usize) -> usize {
-        match half % 2 {
-            0 => 1,
-            _ => self.d_head,
-        }
+    /// Where `positions`, all of one block, lie in a slot: a line of keys of each channel and one of values of each head,
+    /// layer after layer. A line has so many numbers a position.
+    fn lines(self, positions: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let (block, place) = (positions.start / BLOCK, positions.start % BLOCK);
+        let first = block * self.block();
+        let line = move |begin: usize, width: usize| {
+            let begin = begin + place * width;
+            (begin..begin + positions.len() * width, width)
+        };
+        (0..2 * self.n_layers).flat_map(move |half| {
+            let width = if half % 2 == 0 { 1 } else { self.d_head };
+            let half = first + half * self.half()..first + (half + 1) * self.half();
+            let line = line.clone();
+            half.step_by(BLOCK * width)
+                .map(move |begin| line(begin, width))
+        })
     }
 
     fn new(config: &TransformerConfig, capacity: usize) -> Self {
@@ -149,59 +158,58 @@ impl KvCache {
         2 * self.shape.n_layers * self.shape.width() * positions
     }
 
-    /// The keys and values of some positions of a slot as a block: of each layer the keys by channel,
-    /// `[kv heads, d_head, positions]`, and the values, `[kv heads, positions, d_head]`. None where memory has no room
-    /// for it.
+    /// The keys and values of some positions of a slot, which lie in one of its blocks, to be put into another slot: the
+    /// keys of each channel and the values of each head, layer after layer. None where memory has no room for them.
     pub fn read_block(&self, slot: usize, positions: Range<usize>) -> Result<Option<Box<[f32]>>> {
-        let (capacity, half) = (self.shape.capacity, self.shape.half());
-        let Some(values) = self.slots.get(slot).filter(|_| positions.end <= capacity) else {
-            bail!("{positions:?} of slot {slot} are outside this cache of {capacity} positions")
+        self.check_positions(&positions)?;
+        let Some(values) = self.slots.get(slot) else {
+            bail!("there is no slot {slot}")
         };
         let mut block = Vec::new();
         let count = self.values_of(positions.len());
         if block.try_reserve_exact(count).is_err() {
             return Ok(None);
         }
-        for (index, half) in values.chunks_exact(half).enumerate() {
-            let width = self.shape.line(index);
-            for line in half.chunks_exact(capacity * width) {
-                block.extend_from_slice(&line[positions.start * width..positions.end * width]);
-            }
+        for (line, _) in self.shape.lines(positions) {
+            block.extend_from_slice(&values[line]);
         }
         Ok(Some(block.into_boxed_slice()))
     }
 
-    /// Puts the first of a block's positions into a slot.
+    /// Puts the first of the positions that were read into a slot.
     pub fn write_block(
         &mut self,
         slot: usize,
         positions: Range<usize>,
         block: &[f32],
     ) -> Result<()> {
-        let (shape, capacity) = (self.shape, self.shape.capacity);
-        let of_block = block.len() / self.values_of(1).max(1);
-        let fits = positions.end <= capacity && positions.len() <= of_block;
+        self.check_positions(&positions)?;
+        let (shape, of_block) = (self.shape, block.len() / self.values_of(1).max(1));
+        let fits = positions.len() <= of_block;
         let Some(values) = self.slots.get_mut(slot).filter(|_| fits) else {
             bail!(
-                "{positions:?} of slot {slot} are outside this cache of {capacity} positions, or more than the \
-                 {of_block} of a block"
+                "there is no slot {slot}, or {positions:?} are more than the {of_block} of a block"
             )
         };
-        if positions.is_empty() {
-            return Ok(());
+        let mut rest = block;
+        for (line, width) in shape.lines(positions) {
+            let Some((from, after)) = rest.split_at_checked(of_block * width) else {
+                break;
+            };
+            let length = line.len();
+            values[line].copy_from_slice(&from[..length]);
+            rest = after;
         }
-        let halves = block.chunks_exact(of_block * shape.width());
-        for (index, (half, from)) in values
-            .chunks_exact_mut(shape.half())
-            .zip(halves)
-            .enumerate()
-        {
-            let width = shape.line(index);
-            let lines = half.chunks_exact_mut(capacity * width);
-            for (line, from) in lines.zip(from.chunks_exact(of_block * width)) {
-                line[positions.start * width..positions.end * width]
-                    .copy_from_slice(&from[..positions.len() * width]);
-            }
+        Ok(())
+    }
+
+    fn check_positions(&self, positions: &Range<usize>) -> Result<()> {
+        let last = positions.end.saturating_sub(1).max(positions.start);
+        if positions.end > self.shape.capacity || positions.start / BLOCK != last / BLOCK {
+            bail!(
+                "{positions:?} are outside this cache of {} positions, or in several of its blocks of {BLOCK}",
+                self.shape.capacity
+            )
         }
         Ok(())
     }
