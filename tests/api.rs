@@ -41,6 +41,10 @@ mod library;
 mod mutations;
 #[path = "api/overload.rs"]
 mod overload;
+#[path = "api/preset_answers.rs"]
+mod preset_answers;
+#[path = "api/presets.rs"]
+mod presets;
 #[path = "api/refusals.rs"]
 mod refusals;
 #[path = "api/service.rs"]

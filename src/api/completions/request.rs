@@ -49,7 +49,8 @@ macro_rules! with_common_fields {
             pub stream_options: Option<$crate::api::completions::request::StreamOptions>,
             /// Who asks, in the caller's words; not used.
             pub user: Option<String>,
-            /// Edits of sparse features that the dense model's answer is made with.
+            /// Edits of sparse features that the dense model's answer is made with. To a preset, which has its own, it may
+            /// only add what to `return`.
             pub steer: Option<$crate::interventions::request::SteerRequest>,
             /// Another name for `steer`; give one of the two.
             pub steering: Option<$crate::interventions::request::SteerRequest>,

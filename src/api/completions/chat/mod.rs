@@ -48,12 +48,12 @@ pub async fn create(
     body: JsonBody<CreateChatCompletion>,
 ) -> Result<HttpResponse, ApiError> {
     let snapshot = state.snapshot();
-    let card = &*snapshot.model(&body.0.model)?;
+    let named = &snapshot.named_model(&body.0.model)?;
     let CheckedChat {
         prompt,
         checked,
         logprobs,
-    } = parameters::check(body.0, card, &state.limits)?;
+    } = parameters::check(body.0, named, &state.limits)?;
     let style = |_: Vec<EchoedText>| ChatStyle::new(logprobs);
-    answer(&http, state.clone(), card, vec![prompt], checked, style).await
+    answer(&http, state.clone(), named, vec![prompt], checked, style).await
 }

@@ -67,14 +67,14 @@ pub async fn create(
     body: JsonBody<CreateCompletion>,
 ) -> Result<HttpResponse, ApiError> {
     let snapshot = state.snapshot();
-    let card = &*snapshot.model(&body.0.model)?;
+    let named = &snapshot.named_model(&body.0.model)?;
     let CheckedText {
         prompts,
         checked,
         best_of,
         per_prompt,
         logprobs,
-    } = parameters::check(body.0, card, &state.limits)?;
+    } = parameters::check(body.0, named, &state.limits)?;
     let style = |echoed: Vec<EchoedText>| TextStyle {
         echoed,
         logprobs,
@@ -82,5 +82,5 @@ pub async fn create(
         per_prompt,
         progress: BTreeMap::new(),
     };
-    answer(&http, state.clone(), card, prompts, checked, style).await
+    answer(&http, state.clone(), named, prompts, checked, style).await
 }
