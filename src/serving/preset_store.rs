@@ -14,9 +14,10 @@ use sha2::{Digest, Sha256};
 
 use crate::artifacts::{ArtifactError, ArtifactId, atomic, hexadecimal};
 use crate::interventions::request::SteerRequest;
+use crate::settings::Limits;
 
-/// The most bytes of a preset's file. A longer one is neither written nor read.
-pub const LONGEST_PRESET: usize = 1 << 18;
+/// The most bytes of a preset's file, whatever the settings. A longer one is neither written nor read.
+pub const LONGEST_PRESET: usize = 1 << 20;
 
 /// Stands between a model's id and a preset's; no id has it.
 pub const SEPARATOR: char = '@';
@@ -34,9 +35,12 @@ pub struct Preset {
     /// Seconds since 1970.
     pub created: u64,
     pub steer: SteerRequest,
-    /// A hash of what it steers with.
+    /// A hash of what it steers with, once it is kept.
     #[serde(skip)]
     fingerprint: String,
+    /// Of its file, once it is kept.
+    #[serde(skip)]
+    bytes: usize,
 }
 
 /// Why presets could not be kept or read.
@@ -50,7 +54,11 @@ pub enum PresetError {
     Exists { model: ArtifactId, id: ArtifactId },
     #[error("there are {0} presets already, as many as are kept (limits.max_presets); delete some")]
     Full(usize),
-    #[error("the preset would take {0} bytes on the disk; one may take {LONGEST_PRESET}")]
+    #[error(
+        "with this the presets would take {total} bytes; at most {most} are kept (limits.max_preset_bytes): delete some"
+    )]
+    NoRoom { total: usize, most: usize },
+    #[error("the preset would take {0} bytes; one may take {LONGEST_PRESET}")]
     TooLong(usize),
     #[error("the writing of a preset ended early")]
     Ended,
@@ -63,7 +71,7 @@ pub struct PresetStore {
     presets: ArcSwap<Presets>,
     /// Held over a whole change, on the disk and here, so that no two undo each other.
     changing: tokio::sync::Mutex<()>,
-    most: usize,
+    limits: Limits,
 }
 
 impl Preset {
@@ -73,16 +81,16 @@ impl Preset {
         description: String,
         created: u64,
         steer: SteerRequest,
-    ) -> Result<Self, serde_json::Error> {
-        let preset = Preset {
+    ) -> Self {
+        Preset {
             model,
             id,
             description,
             created,
             steer,
             fingerprint: String::new(),
-        };
-        preset.fingerprinted()
+            bytes: 0,
+        }
     }
 
     /// What requests call it: `MODEL@PRESET`.
@@ -94,25 +102,20 @@ impl Preset {
         &self.fingerprint
     }
 
-    fn fingerprinted(mut self) -> Result<Self, serde_json::Error> {
-        self.fingerprint = hexadecimal(&Sha256::digest(serde_json::to_vec(&self.steer)?));
-        Ok(self)
-    }
-
     fn path(&self, directory: &Path) -> PathBuf {
         directory.join(format!("{}.json", self.name()))
     }
 }
 
 impl PresetStore {
-    /// The presets in `data_directory`, to which others may be added until there are `most`.
-    pub fn open(data_directory: &Path, most: usize) -> Result<Self, PresetError> {
+    /// The presets in `data_directory`, to which others may be added.
+    pub fn open(data_directory: &Path, limits: Limits) -> Result<Self, PresetError> {
         let directory = data_directory.join("presets");
         Ok(PresetStore {
             presets: ArcSwap::from_pointee(read_all(&directory)?),
             directory,
             changing: tokio::sync::Mutex::new(()),
-            most,
+            limits,
         })
     }
 
@@ -129,16 +132,21 @@ impl PresetStore {
             let (model, id) = (preset.model, preset.id);
             return Err(PresetError::Exists { model, id });
         }
-        if presets.len() >= self.most {
+        if presets.len() >= self.limits.max_presets {
             return Err(PresetError::Full(presets.len()));
         }
-        let directory = self.directory.clone();
+        let taken: usize = presets.values().map(|preset| preset.bytes).sum();
+        let (directory, most) = (self.directory.clone(), self.limits.max_preset_bytes);
         let writing = tokio::task::spawn_blocking(move || {
             let path = preset.path(&directory);
-            let json = written(&path, &preset)?;
+            let (json, kept) = written(&path, &preset)?;
+            let total = taken + json.len();
+            if total > most {
+                return Err(PresetError::NoRoom { total, most });
+            }
             atomic::create_directory(&directory)?;
             atomic::write(&path, &json)?;
-            Ok::<_, PresetError>(preset)
+            Ok(kept)
         });
         let preset = Arc::new(writing.await.map_err(|_| PresetError::Ended)??);
         presets.insert(preset.name(), preset.clone());
@@ -186,21 +194,24 @@ fn read_all(directory: &Path) -> Result<Presets, PresetError> {
 }
 
 fn parse(path: &Path, json: &[u8]) -> Result<Preset, PresetError> {
-    let preset: Result<Preset, _> = serde_json::from_slice(json);
-    preset
-        .and_then(Preset::fingerprinted)
-        .map_err(|error| json_error(path, &error))
+    let preset: Preset = serde_json::from_slice(json).map_err(|error| json_error(path, &error))?;
+    let steer = serde_json::to_vec(&preset.steer).map_err(|error| json_error(path, &error))?;
+    Ok(Preset {
+        fingerprint: hexadecimal(&Sha256::digest(steer)),
+        bytes: json.len(),
+        ..preset
+    })
 }
 
-/// The file of a preset. It is read once before it is written: what could not be read again would keep the next start
-/// from happening.
-fn written(path: &Path, preset: &Preset) -> Result<Vec<u8>, PresetError> {
-    let json = serde_json::to_vec_pretty(preset).map_err(|error| json_error(path, &error))?;
+/// The file of a preset, and what is read from it: what could not be read again would keep the next start from
+/// happening.
+fn written(path: &Path, preset: &Preset) -> Result<(Vec<u8>, Preset), PresetError> {
+    let json = serde_json::to_vec(preset).map_err(|error| json_error(path, &error))?;
     if json.len() > LONGEST_PRESET {
         return Err(PresetError::TooLong(json.len()));
     }
-    parse(path, &json)?;
-    Ok(json)
+    let kept = parse(path, &json)?;
+    Ok((json, kept))
 }
 
 fn json_error(path: &Path, error: &serde_json::Error) -> PresetError {
@@ -219,7 +230,15 @@ mod tests {
         let (model, id) = name.split_once(SEPARATOR).expect("a full name");
         let id_of = |text: &str| text.parse().expect("an id");
         let steer = serde_json::from_value(steer).expect("a steer field");
-        Preset::new(id_of(model), id_of(id), "for tests".into(), 7, steer).expect("JSON")
+        Preset::new(id_of(model), id_of(id), "for tests".into(), 7, steer)
+    }
+
+    fn store(directory: &tempfile::TempDir) -> Result<PresetStore, PresetError> {
+        let limits = Limits {
+            max_presets: 2,
+            ..Limits::default()
+        };
+        PresetStore::open(directory.path(), limits)
     }
 
     fn add(value: f64) -> Value {
@@ -229,7 +248,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_kept_is_read_again_bit_for_bit() {
         let directory = tempfile::tempdir().expect("a directory");
-        let open = |most| PresetStore::open(directory.path(), most).expect("a store");
+        let open = || store(&directory).expect("a store");
         let steer = json!({
             "bridge": "pair",
             "edits": [
@@ -245,9 +264,12 @@ mod tests {
             ],
             "variants": ["random"], "return": ["receipt", "activations"]
         });
-        let store = open(2);
-        let kept = store.add(preset("a@b", steer.clone())).await.expect("kept");
-        let again = open(2).all()["a@b"].clone();
+        let presets = open();
+        let kept = presets
+            .add(preset("a@b", steer.clone()))
+            .await
+            .expect("kept");
+        let again = open().all()["a@b"].clone();
         let told = |preset: &Preset| serde_json::to_value(&preset.steer).expect("JSON");
         assert_eq!(told(&again), told(&kept));
         assert_eq!(again.fingerprint(), kept.fingerprint());
@@ -261,30 +283,28 @@ mod tests {
     #[tokio::test]
     async fn names_are_taken_once_and_bounds_are_kept() {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = PresetStore::open(directory.path(), 2).expect("a store");
-        store.add(preset("a@one", add(1.0))).await.expect("kept");
-        let twice = store.add(preset("a@one", add(2.0))).await;
+        let presets = store(&directory).expect("a store");
+        presets.add(preset("a@one", add(1.0))).await.expect("kept");
+        let twice = presets.add(preset("a@one", add(2.0))).await;
         assert!(matches!(twice, Err(PresetError::Exists { .. })));
         let long = json!({"edits": [{"feature": "f".repeat(LONGEST_PRESET), "op": "ablate"}]});
-        let long = store.add(preset("a@long", long)).await;
+        let long = presets.add(preset("a@long", long)).await;
         assert!(matches!(long, Err(PresetError::TooLong(_))));
-        store.add(preset("b@one", add(3.0))).await.expect("kept");
-        let third = store
+        presets.add(preset("b@one", add(3.0))).await.expect("kept");
+        let third = presets
             .add(preset("a@two", add(4.0)))
             .await
             .expect_err("full");
         assert!(third.to_string().contains("limits.max_presets"), "{third}");
-        assert!(store.remove("a@two").await.expect("a look").is_none());
-        assert!(store.remove("a@one").await.expect("removed").is_some());
-        let left = PresetStore::open(directory.path(), 2)
-            .expect("a store")
-            .all();
+        assert!(presets.remove("a@two").await.expect("a look").is_none());
+        assert!(presets.remove("a@one").await.expect("removed").is_some());
+        let left = store(&directory).expect("a store").all();
         assert_eq!(left.keys().collect::<Vec<_>>(), ["b@one"]);
-        store
+        presets
             .add(preset("a@two", add(4.0)))
             .await
             .expect("room again");
-        let fingerprints = store.all();
+        let fingerprints = presets.all();
         assert_ne!(
             fingerprints["a@two"].fingerprint(),
             fingerprints["b@one"].fingerprint()
@@ -294,19 +314,19 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_is_no_preset_is_told() {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = PresetStore::open(directory.path(), 2).expect("a store");
-        store.add(preset("a@one", add(1.0))).await.expect("kept");
+        let presets = store(&directory).expect("a store");
+        presets.add(preset("a@one", add(1.0))).await.expect("kept");
         let folder = directory.path().join("presets");
         std::fs::write(folder.join(".a@two.json.x.part"), b"{").expect("written");
-        PresetStore::open(directory.path(), 2).expect("what was being written is passed over");
+        store(&directory).expect("what was being written is passed over");
         std::fs::copy(folder.join("a@one.json"), folder.join("a@two.json")).expect("copied");
-        let error = PresetStore::open(directory.path(), 2).expect_err("of another name");
+        let error = store(&directory).expect_err("of another name");
         assert!(
             error.to_string().contains("calls itself \"a@one\""),
             "{error}"
         );
         std::fs::write(folder.join("a@two.json"), b"{").expect("written");
-        let error = PresetStore::open(directory.path(), 2).expect_err("no JSON");
+        let error = store(&directory).expect_err("no JSON");
         assert!(error.to_string().contains("a@two.json"), "{error}");
     }
 }

@@ -138,7 +138,7 @@ impl Service {
             }
             served = served.with_features(&id, features.by_name(&id));
         }
-        let presets = PresetStore::open(&settings.data_dir, settings.limits.max_presets)?;
+        let presets = PresetStore::open(&settings.data_dir, settings.limits)?;
         served = served.with_presets(presets.all());
         let patience = Duration::from_secs(settings.limits.load_seconds);
         Ok(Service {

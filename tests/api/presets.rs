@@ -469,19 +469,26 @@ fn lists_are_paged() {
 
 #[test]
 fn how_many_and_how_long_they_are_is_bounded() {
-    let server = Server::with(|settings| settings.limits.max_presets = 2);
-    let long = json!({"id": "long", "model": "tiny", "steer": {"edits": [
-        {"feature": "shipped_feature", "op": "patch", "to": {"prompt": vec![1; 40]}},
-    ]}, "description": "\u{1}".repeat(10_000)});
-    server.post("/v1/presets", &long).status_is(201);
-    let conditions = vec![
-        json!({"feature": {"site": "1.resid_in", "vector": vec![0.123_456_79; 16]}, "gt": 0.5});
-        16
-    ];
-    let edit = json!({"feature": {"node": "1.resid_mid", "channel": 4}, "op": "ablate", "when": {"all": conditions}});
-    let longer = json!({"edits": vec![edit; 64]});
-    make(&server, "longer", &longer).is_error(400, Some("steer"), Some("over_budget"));
+    let server = Server::with(|settings| {
+        settings.limits.max_presets = 2;
+        settings.limits.max_preset_bytes = 40_000;
+    });
     made(&server, "loud", &loud());
+    // A character that JSON writes with six.
+    let long = |length: usize| {
+        let description = "\u{1}".repeat(length);
+        let body =
+            json!({"id": "long", "model": "tiny", "steer": loud(), "description": description});
+        server.post("/v1/presets", &body)
+    };
+    let refused = long(7000);
+    refused.is_error(400, None, Some("over_budget"));
+    assert!(
+        message(&refused).contains("limits.max_preset_bytes"),
+        "{}",
+        refused.body
+    );
+    long(6000).status_is(201);
     let third = make(&server, "third", &loud());
     third.is_error(400, None, Some("over_budget"));
     assert!(
@@ -491,6 +498,17 @@ fn how_many_and_how_long_they_are_is_bounded() {
     );
     server.delete("/v1/presets/tiny@long").ok();
     made(&server, "third", &loud());
+    server.delete("/v1/presets/tiny@third").ok();
+    // One alone has a bound of its own.
+    let channels: Vec<Value> = (0..64)
+        .map(|channel| json!({"channel": channel, "weight": 0.25}))
+        .collect();
+    let group = json!({"node": "0.mlp.post_act", "channels": channels});
+    let conditions = vec![json!({"feature": group, "gt": 0.5}); 16];
+    let edit = json!({"feature": "shipped_feature", "op": "ablate", "when": {"all": conditions}});
+    let longest = make(&server, "longest", &json!({"edits": vec![edit; 64]}));
+    longest.is_error(400, Some("steer"), Some("over_budget"));
+    assert!(message(&longest).contains("1048576"), "{}", longest.body);
 }
 
 #[test]

@@ -64,7 +64,6 @@ pub async fn create(
     check_edits(&state, &card, steer.clone()).await?;
     let model: ArtifactId = card.id.parse().map_err(ApiError::internal)?;
     let preset = Preset::new(model, id, description, unix_seconds(), steer);
-    let preset = preset.map_err(ApiError::internal)?;
     let kept = state.service.presets.add(preset).await?;
     state.service.renew_presets();
     Ok(HttpResponse::Created().json(PresetObject::of(&kept, &state.snapshot())))
@@ -153,7 +152,7 @@ impl From<PresetError> for ApiError {
             PresetError::Exists { .. } => {
                 ApiError::invalid_with_code("id", "already_exists", message)
             }
-            PresetError::Full(_) => ApiError::Invalid {
+            PresetError::Full(_) | PresetError::NoRoom { .. } => ApiError::Invalid {
                 message,
                 param: None,
                 code: Some("over_budget"),
