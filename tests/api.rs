@@ -43,6 +43,10 @@ mod mutations;
 mod overload;
 #[path = "api/prefixes.rs"]
 mod prefixes;
+#[path = "api/preset_answers.rs"]
+mod preset_answers;
+#[path = "api/presets.rs"]
+mod presets;
 #[path = "api/refusals.rs"]
 mod refusals;
 #[path = "api/service.rs"]

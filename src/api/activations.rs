@@ -13,12 +13,15 @@ use super::completions::parameters;
 use super::completions::prompt::{self, Prompt};
 use super::disconnect;
 use super::error::ErrorBody;
+use super::presets::applied;
 use super::state::State;
+use super::unparsed::BodyRoom;
 use crate::generation::request::{ActivationsRequest, GenerationRequest};
 use crate::interventions::request::{
     CounterfactualPrompt, Destination, FeatureAddress, SteerRequest,
 };
 use crate::models::location::Location;
+use crate::serving::named_model::NamedModel;
 use crate::serving::snapshot::ModelCard;
 use crate::settings::Limits;
 
@@ -29,7 +32,7 @@ const MOST_FEATURES: usize = 256;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateActivations {
-    /// The id of a dense or sparse model.
+    /// The id of a dense or sparse model, or a preset's full name.
     pub model: String,
     pub prompt: ActivationsPrompt,
     /// Residual sites (`2.resid_mid`, `final_resid`) and node locations (`0.attn.act_in`), each once. May only be
@@ -190,9 +193,32 @@ pub async fn create(
 
 async fn answer(
     state: &State,
-    JsonBody(request, room): JsonBody<CreateActivations>,
+    JsonBody(mut request, room): JsonBody<CreateActivations>,
 ) -> Result<ActivationsAnswer, ApiError> {
-    let card = &*state.snapshot().model(&request.model)?;
+    let named = state.snapshot().named_model(&request.model)?;
+    let asks_to_return = |steer: &SteerRequest| !steer.returns.is_empty();
+    if request.steer.as_ref().is_some_and(asks_to_return) {
+        let message = "there is nothing to return beside activations: name what is wanted in `features` and `nodes`";
+        return Err(ApiError::invalid("steer.return", message));
+    }
+    let mut steer = applied::steer(&named, request.steer.take())?;
+    if let Some(steer) = &mut steer {
+        // What a preset returns stands beside the text of a completion.
+        steer.returns.clear();
+    }
+    let answered = answer_with(state, &named, request, room, steer).await;
+    answered.map_err(|error| applied::told(&named, error))
+}
+
+/// Answers a request that is made with these edits.
+async fn answer_with(
+    state: &State,
+    named: &NamedModel,
+    request: CreateActivations,
+    room: BodyRoom,
+    steer: Option<SteerRequest>,
+) -> Result<ActivationsAnswer, ApiError> {
+    let card = &*named.card;
     let logits = request.logits.unwrap_or(false);
     let places = check(&request, card, logits)?;
     let is_list = matches!(
@@ -213,18 +239,18 @@ async fn answer(
         );
         return Err(ApiError::invalid("prompt", message));
     }
-    check_steer(request.steer.as_ref(), prompts.len(), &state.limits)?;
+    check_steer(steer.as_ref(), prompts.len(), &state.limits)?;
     let prompts = prompt::encode(prompts, card, state).await?;
-    let steer = match request.steer {
+    let steer = match steer {
         Some(steer) => Some(prompt::encode_counterfactuals(steer, card, state, false).await?),
         None => None,
     };
     drop(room);
     // Features need a bridge where edits do not name one either.
     let snapshot = state.snapshot();
-    let named = steer.as_ref().and_then(|steer| steer.bridge.as_deref());
+    let name = steer.as_ref().and_then(|steer| steer.bridge.as_deref());
     let bridge = match steer.is_some() || !request.features.is_empty() {
-        true => snapshot.bridge_for(&card.id, named, "steer.bridge")?,
+        true => snapshot.bridge_for(&card.id, name, "steer.bridge")?,
         false => None,
     };
     let numbers = Numbers {
@@ -273,7 +299,7 @@ async fn answer(
         };
         data.push(ActivationsObject {
             object: "activations",
-            model: card.id.clone(),
+            model: named.name(),
             nodes: nodes.collect(),
             features: features.collect(),
             tokens: tokens.into_iter().map(token).collect(),
@@ -286,7 +312,7 @@ async fn answer(
             data.extend(last);
             Ok(ActivationsAnswer::List(ActivationsList {
                 object: "list",
-                model: card.id.clone(),
+                model: named.name(),
                 data,
             }))
         }
@@ -306,10 +332,6 @@ fn check_steer(
         let message =
             "activations are of one arm: give at most one variant and no list of strengths";
         return Err(ApiError::invalid("steer", message));
-    }
-    if !steer.returns.is_empty() {
-        let message = "there is nothing to return beside activations: name what is wanted in `features` and `nodes`";
-        return Err(ApiError::invalid("steer.return", message));
     }
     for (index, edit) in steer.edits.iter().enumerate() {
         if let Some(count) = edit.to.as_ref().and_then(counterfactuals)

@@ -27,6 +27,7 @@ pub mod objects;
 pub mod observe;
 pub mod openapi;
 pub mod parse_message;
+pub mod presets;
 pub mod server;
 pub mod state;
 pub mod tasks;

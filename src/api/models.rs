@@ -1,4 +1,4 @@
-//! `GET /v1/models`: the dense and the sparse models that are served.
+//! `GET /v1/models`: the dense and the sparse models that are served, and their presets.
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,31 @@ use super::ApiError;
 use super::error::ErrorBody;
 use super::state::State;
 use crate::documented::documented;
+use crate::interventions::request::SteerRequest;
 use crate::models::location::Site;
-use crate::serving::snapshot::{ModelCard, Snapshot};
+use crate::serving::named_model::NamedModel;
+use crate::serving::snapshot::Snapshot;
 
-/// One model: OpenAI's object and what is particular to these models.
+/// One model: OpenAI's object and what is particular to these models. A preset is told as the model that it steers, but
+/// for its `id`, `created`, `kind`, `base_model` and `steer`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Model {
+    /// What requests call it; of a preset `MODEL@PRESET`.
     #[schema(example = "tinypython")]
     pub id: String,
     #[schema(example = "model")]
     pub object: &'static str,
-    /// When it was loaded, in seconds since 1970.
+    /// When it was loaded, or the preset made, in seconds since 1970.
     pub created: u64,
     #[schema(example = "causeway")]
     pub owned_by: &'static str,
     pub kind: ModelKind,
+    /// The model that a preset steers; null of a model itself.
+    #[schema(required = true)]
+    pub base_model: Option<String>,
+    /// The `steer` field that a preset's answers are made with; null of a model itself.
+    #[schema(required = true)]
+    pub steer: Option<SteerRequest>,
     pub n_layers: usize,
     /// Channels of the residual stream.
     pub d_model: usize,
@@ -65,18 +75,20 @@ pub struct Model {
 }
 
 documented! {
-    /// Whether a model's weights are dense or sparse.
+    /// What answers under an id.
     #[derive(Debug, Serialize, ToSchema)]
     #[serde(rename_all = "snake_case")]
     pub enum ModelKind {
-        /// No weight is fixed at zero.
+        /// A model none of whose weights is fixed at zero.
         Dense,
-        /// Almost all of its weights are zero.
+        /// A model almost all of whose weights are zero.
         Sparse,
+        /// A model with a `steer` field that was kept for it.
+        Preset,
     }
 }
 
-/// All models, by their ids.
+/// All models, by their ids, and after them their presets, by theirs.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ModelList {
     #[schema(example = "list")]
@@ -84,18 +96,21 @@ pub struct ModelList {
     pub data: Vec<Model>,
 }
 
-fn model(card: &ModelCard, snapshot: &Snapshot) -> Model {
+fn model(named: &NamedModel, snapshot: &Snapshot) -> Model {
+    let NamedModel { card, preset } = named;
     let config = &card.config;
     Model {
-        id: card.id.clone(),
+        id: named.name(),
         object: "model",
-        created: card.loaded,
+        created: preset.as_ref().map_or(card.loaded, |preset| preset.created),
         owned_by: "causeway",
-        kind: if card.sparse {
-            ModelKind::Sparse
-        } else {
-            ModelKind::Dense
+        kind: match preset {
+            Some(_) => ModelKind::Preset,
+            None if card.sparse => ModelKind::Sparse,
+            None => ModelKind::Dense,
         },
+        base_model: preset.as_ref().map(|_| card.id.clone()),
+        steer: preset.as_ref().map(|preset| preset.steer.clone()),
         n_layers: config.n_layers,
         d_model: config.d_model,
         n_heads: config.n_heads,
@@ -123,16 +138,13 @@ fn model(card: &ModelCard, snapshot: &Snapshot) -> Model {
     }
 }
 
-/// All models, dense and sparse. Bridges are at `/v1/bridges`.
+/// All models, dense and sparse, and the presets of those models. Bridges are at `/v1/bridges`.
 #[utoipa::path(get, path = "/v1/models", tag = "models", operation_id = "listModels",
     responses((status = 200, description = "The models", body = ModelList)))]
 pub async fn list(state: web::Data<State>) -> HttpResponse {
     let snapshot = &state.snapshot();
-    let data = snapshot
-        .models
-        .values()
-        .map(|card| model(card, snapshot))
-        .collect();
+    let data = snapshot.named_models();
+    let data = data.map(|named| model(&named, snapshot)).collect();
     HttpResponse::Ok().json(ModelList {
         object: "list",
         data,
@@ -141,7 +153,7 @@ pub async fn list(state: web::Data<State>) -> HttpResponse {
 
 /// One model.
 #[utoipa::path(get, path = "/v1/models/{id}", tag = "models", operation_id = "retrieveModel",
-    params(("id" = String, Path, description = "The model's id", example = "tinypython")),
+    params(("id" = String, Path, description = "The model's id, or a preset's full name", example = "tinypython")),
     responses(
         (status = 200, description = "The model", body = Model),
         (status = 404, description = "No model has this id: code `model_not_found`", body = ErrorBody)
@@ -151,6 +163,6 @@ pub async fn retrieve(
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let snapshot = state.snapshot();
-    let card = snapshot.model(&id)?;
-    Ok(HttpResponse::Ok().json(model(&card, &snapshot)))
+    let named = snapshot.named_model(&id)?;
+    Ok(HttpResponse::Ok().json(model(&named, &snapshot)))
 }

@@ -15,7 +15,7 @@ use super::openapi::Document;
 use super::state::State;
 use super::{
     activations, bridges, completions, disconnect, docs, features, health, library, models,
-    observe, openapi, tasks, tokens,
+    observe, openapi, presets, tasks, tokens,
 };
 use crate::settings::Settings;
 
@@ -67,6 +67,12 @@ pub fn addresses() -> Vec<Address> {
             .get(Access::Infer, features::retrieve)
             .patch(Access::Train, features::update)
             .delete(Access::Train, features::delete),
+        at("/v1/presets")
+            .get(Access::Infer, presets::list)
+            .post(Access::Admin, presets::create),
+        at("/v1/presets/{id}")
+            .get(Access::Infer, presets::retrieve)
+            .delete(Access::Admin, presets::delete),
         at("/v1/library").get(Access::Admin, library::list),
         at("/v1/library/{id}/load").post(Access::Admin, library::load),
         at("/v1/library/{id}/unload").post(Access::Admin, library::unload),

@@ -17,7 +17,7 @@ use super::state::State;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateTokens {
-    /// The id of a dense or sparse model.
+    /// The id of a dense or sparse model, or a preset's full name.
     pub model: String,
     /// A text.
     pub prompt: Option<String>,
@@ -58,7 +58,7 @@ pub struct TokensObject {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateText {
-    /// The id of a dense or sparse model.
+    /// The id of a dense or sparse model, or a preset's full name.
     pub model: String,
     /// Token ids.
     pub tokens: Vec<u32>,
@@ -89,7 +89,7 @@ pub async fn tokenize(
     body: JsonBody<CreateTokens>,
 ) -> Result<HttpResponse, ApiError> {
     let request = body.0;
-    let card = &*state.snapshot().model(&request.model)?;
+    let card = &*state.snapshot().named_model(&request.model)?.card;
     let is_text = request.prompt.is_some();
     let prompt = match (request.prompt, request.messages) {
         (Some(text), None) => Prompt::Text(text),
@@ -153,7 +153,7 @@ pub async fn detokenize(
     body: JsonBody<CreateText>,
 ) -> Result<HttpResponse, ApiError> {
     let CreateText { model, tokens } = body.0;
-    let card = &*state.snapshot().model(&model)?;
+    let card = &*state.snapshot().named_model(&model)?.card;
     let (limit, vocabulary) = (
         state.limits.max_prompt_characters,
         card.tokenizer.vocab_size(),

@@ -6,6 +6,7 @@ use super::sampling::sample_seed;
 use crate::interventions::cost::kept_bytes;
 use crate::interventions::plan::{Plan, Scene};
 use crate::interventions::request::Variant;
+use crate::interventions::steering::{ArmPlan, Steering};
 use crate::models::model::LoadedModel;
 
 /// No request has more arms: prompts times samples times variants times strengths.
@@ -43,6 +44,27 @@ pub fn check(request: &GenerationRequest, model: &LoadedModel) -> Result<(), Eng
     }
     let checked = request.sampling.check(vocabulary);
     checked.map_err(|error| invalid(error.message, error.param))
+}
+
+/// Refuses edits that could be made for no prompt. What the prompts decide, such as whether a position is in them, is
+/// found out with them.
+pub fn check_edits(request: &GenerationRequest) -> Result<(), EngineError> {
+    let Some(steer) = &request.steer else {
+        return Ok(());
+    };
+    let scene = request.scene();
+    let plan = Plan::new(steer, &scene)?;
+    let variants = plan.variants.clone().into_iter();
+    let arms: Vec<ArmPlan> = variants
+        .map(|variant| ArmPlan {
+            prompt: 0,
+            variant,
+            strength: None,
+            seed: 0,
+        })
+        .collect();
+    Steering::new(plan, &scene, &arms)?;
+    Ok(())
 }
 
 /// How many tokens each prompt's arms may generate: what is asked for, or what the context has room for.

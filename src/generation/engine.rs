@@ -12,6 +12,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::activations::activations;
+use super::admission::check_edits;
 use super::health::{EngineHealth, Kept, Load, NoProbe, Probe};
 use super::needed_groups::NeededGroups;
 use super::request::{
@@ -222,6 +223,12 @@ impl EngineHandle {
         let failed = |error: &dyn std::fmt::Display| EngineError::Failed(error.to_string());
         let measured = measured.await.map_err(|error| failed(&error))?;
         measured.map_err(|error| failed(&error))
+    }
+
+    /// Refuses a request without prompts whose edits could be made for none.
+    pub async fn check_edits(&self, mut request: GenerationRequest) -> Result<(), EngineError> {
+        self.measure_groups(&mut request).await?;
+        self.work(move || check_edits(&request)).await
     }
 
     /// Reads values inside a model.

@@ -1,7 +1,8 @@
 //! What is served, apart from how it is asked for: nothing here knows HTTP.
 //!
 //! - [`service`]: what comes into service and goes out of it; [`library`] what could, [`trained`] what jobs have made.
-//! - [`snapshot`]: the models, pairs and features that are served at one moment; [`feature_store`] keeps features.
+//! - [`snapshot`]: the models, pairs, features and presets that are served at one moment; [`named_model`] what of it a
+//!   request's `model` is; [`feature_store`] keeps features and [`preset_store`] presets.
 //! - [`weights`]: those that stay in memory, and those of jobs' results, which come and go; [`description`] says what
 //!   is known of something without its weights.
 //! - [`data_directory`]: one server at a time keeps what callers make.
@@ -13,6 +14,8 @@ pub mod data_directory;
 pub mod description;
 pub mod feature_store;
 pub mod library;
+pub mod named_model;
+pub mod preset_store;
 pub mod service;
 pub mod snapshot;
 pub mod template_process;

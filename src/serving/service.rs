@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use super::description;
 use super::feature_store::{FeatureStore, StoreError};
 use super::library::{Entry, EntryKind, Library, Trained};
+use super::preset_store::{PresetError, PresetStore};
 use super::snapshot::{Conflict, IncomingPair, ModelCard, Snapshot, provenance, shortened};
 use super::trial::Tried;
 use super::trial_process::{TrialFailure, TrialProcess};
@@ -37,6 +38,7 @@ pub struct Service {
     changing: Mutex<()>,
     pub library: Library,
     pub features: Arc<FeatureStore>,
+    pub presets: PresetStore,
     /// Where the weights of jobs' results come and go.
     pub results: Arc<ResultMemory>,
     /// Tries what comes into service.
@@ -62,6 +64,8 @@ pub enum StartError {
     Model(#[from] ModelError),
     #[error(transparent)]
     Features(#[from] StoreError),
+    #[error(transparent)]
+    Presets(#[from] PresetError),
     #[error("kept for bridge {bridge}: {problem}")]
     Feature { bridge: String, problem: String },
 }
@@ -136,12 +140,15 @@ impl Service {
             }
             served = served.with_features(&id, features.by_name(&id));
         }
+        let presets = PresetStore::open(&settings.data_dir, settings.limits)?;
+        served = served.with_presets(presets.all());
         let patience = Duration::from_secs(settings.limits.load_seconds);
         Ok(Service {
             served: ArcSwap::from_pointee(served),
             changing: Mutex::new(()),
             library: Library::new(named, settings.library.clone()),
             features: Arc::new(features),
+            presets,
             results: ResultMemory::new(
                 settings.limits.max_results_mib.saturating_mul(1 << 20),
                 Duration::from_secs(settings.limits.result_idle_seconds),
@@ -179,6 +186,13 @@ impl Service {
         let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let features = self.features.by_name(bridge);
         let next = self.served.load().with_features(bridge, features);
+        self.served.store(Arc::new(next));
+    }
+
+    /// Serves the presets as the store has them now.
+    pub fn renew_presets(&self) {
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = self.served.load().with_presets(self.presets.all());
         self.served.store(Arc::new(next));
     }
 

@@ -1,4 +1,4 @@
-//! What is served at one moment: models, pairs and their named features.
+//! What is served at one moment: models, pairs, their named features, and presets.
 //!
 //! A snapshot never changes; what comes or goes makes another, which takes its place in one step. A request looks its
 //! names up once and keeps what it found for as long as it takes, whatever is served meanwhile.
@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sha2::{Digest, Sha256};
-
-use crate::artifacts::{Manifest, hexadecimal};
+use crate::artifacts::Manifest;
 use crate::bridge::record::BridgeRecord;
 use crate::features::pair::Pair;
 use crate::features::reference::ReferenceStatistics;
@@ -21,6 +19,7 @@ use crate::models::config::TransformerConfig;
 use crate::models::model::{LoadedModel, ModelKind};
 use crate::models::tokenizer::Tokenizer;
 use crate::serving::library::EntryKind;
+use crate::serving::preset_store::Presets;
 use crate::serving::weights::{Loaded, ServedWeights, WeightsError};
 
 /// All that is served.
@@ -29,6 +28,8 @@ pub struct Snapshot {
     pub models: BTreeMap<String, Arc<ModelCard>>,
     /// By the ids of their bridges.
     pub bridges: BTreeMap<String, Arc<ServedPair>>,
+    /// All that are kept, also those of models that are not served.
+    pub presets: Arc<Presets>,
     /// How many pairs have come so far.
     came: u64,
 }
@@ -209,13 +210,33 @@ impl Snapshot {
         }
     }
 
+    /// The same with other presets.
+    pub fn with_presets(&self, presets: Arc<Presets>) -> Self {
+        Snapshot {
+            presets,
+            ..self.clone()
+        }
+    }
+
     /// The model of that id.
     pub fn model(&self, id: &str) -> Result<Arc<ModelCard>, NotServed> {
         self.models.get(id).cloned().ok_or_else(|| {
-            let near = suggestion(&shortened(id), self.models.keys().map(String::as_str));
-            let message = format!("there is no model {:?}{near}", shortened(id));
+            let message = match self.presets.get(id) {
+                Some(preset) => format!(
+                    "{:?} is a preset of model {:?}; here only the model itself can be named",
+                    preset.name(),
+                    preset.model.as_str()
+                ),
+                None => self.no_model(id),
+            };
             NotServed::Model { message }
         })
+    }
+
+    /// Says that there is no model of this id, and which are called nearly so.
+    pub(super) fn no_model(&self, id: &str) -> String {
+        let near = suggestion(&shortened(id), self.models.keys().map(String::as_str));
+        format!("there is no model {:?}{near}", shortened(id))
     }
 
     /// The bridge of this id; `param` is the field that names it, where a body or a query does.
@@ -368,17 +389,6 @@ impl ServedPair {
     fn joins(&self, model: &str) -> bool {
         self.record.dense.as_str() == model || self.record.sparse.as_str() == model
     }
-}
-
-/// What changes an answer that the request does not: the build, the model with its chat template, and the bridge.
-pub fn system_fingerprint(model: &ModelCard, bridge: Option<&ServedPair>) -> String {
-    let mut hasher = Sha256::new();
-    hasher.update(env!("CARGO_PKG_VERSION"));
-    hasher.update(&model.fingerprint);
-    hasher.update(bridge.map_or("", |bridge| &bridge.fingerprint));
-    let template = model.chat_template.as_ref();
-    hasher.update(template.map_or("", |template| template.source()));
-    format!("fp_{}", hexadecimal(&hasher.finalize()[..8]))
 }
 
 /// Seconds since 1970.

@@ -54,6 +54,10 @@ pub struct Limits {
     pub max_feature_tests: usize,
     /// Bytes that those features take on the disk, of all bridges together.
     pub max_feature_bytes: usize,
+    /// Presets, of all models together.
+    pub max_presets: usize,
+    /// Bytes that they take on the disk, of all models together.
+    pub max_preset_bytes: usize,
     /// Seconds that a completion may take, waiting included.
     pub deadline_seconds: u64,
     /// Seconds that its first token may take, waiting included: a request that would wait longer is turned away.
@@ -96,6 +100,8 @@ impl Default for Limits {
             max_features: 10_000,
             max_feature_tests: 100,
             max_feature_bytes: 16 << 20,
+            max_presets: 256,
+            max_preset_bytes: 16 << 20,
             deadline_seconds: 300,
             first_token_seconds: 30,
         }

@@ -127,6 +127,17 @@ fn valid() -> Vec<Valid> {
         ("POST", "/v1/features/shipped_feature/verify", json!({})),
         (
             "POST",
+            "/v1/presets",
+            json!({
+                "id": "made", "model": "tiny", "description": "Made to be spoilt",
+                "steer": {"bridge": "tiny", "return": ["receipt"], "edits": [
+                    {"feature": channel, "op": "set", "value": 1.5, "at": {"prompt": [0, -1, [1, 3], {"text": "x"}]}},
+                    {"feature": group, "op": "patch", "to": {"prompt": "y = 22", "align": "end"}, "strength": 2.0}
+                ]}
+            }),
+        ),
+        (
+            "POST",
             "/v1/activations",
             json!({
                 "model": "tiny-sparse", "prompt": "x = 1", "nodes": ["0.attn.act_in", "final_resid"], "top_k": 3,
@@ -182,10 +193,15 @@ fn spoilt_bodies_do_no_harm() {
         let answer = connection
             .borrow_mut()
             .send(request.method, request.path, body);
-        // So that the name is free again, and the list of features does not grow.
+        // So that the name is free again, and no list grows.
         if answer.status == 201 {
-            let made = answer.json()["id"].as_str().unwrap().to_owned();
-            server.delete(&format!("/v1/features/{made}")).ok();
+            let made = answer.json();
+            let (folder, name) = match made["object"].as_str().unwrap() {
+                "preset" => ("presets", &made["name"]),
+                _ => ("features", &made["id"]),
+            };
+            let name = name.as_str().unwrap();
+            server.delete(&format!("/v1/{folder}/{name}")).ok();
         }
         answer
     };

@@ -2,14 +2,14 @@
 # To be sourced: a server of the shipped pair, and of its dense model with a chat template, on a free port of this
 # machine, stopped when the script ends.
 #
-# Reads $binary and, if set, $job_workers, how many trainings are carried out at once. Gives $address, the server's;
-# $key, an API key that may ask for anything; $work, a directory that is removed with the server; $tools, where clients
-# are installed beside the build, with Python's in $tools/venv.
+# Reads $binary and, if set, $job_workers, how many trainings are carried out at once, $tools, where clients are
+# installed beside the build, and $requirements, which of Python's are, into $tools/venv. Gives $address, the server's;
+# $key, an API key that may ask for anything; $work, a directory that is removed with the server; and $tools.
 
-tools=target/clients
+tools=${tools:-target/clients}
 mkdir -p "$tools"
 [ -x "$tools/venv/bin/python" ] || python3 -m venv "$tools/venv"
-"$tools/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+"$tools/venv/bin/pip" install --quiet --disable-pip-version-check -r "${requirements:-tests/clients/requirements.txt}"
 
 work=$(mktemp -d)
 server=

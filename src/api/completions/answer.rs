@@ -10,22 +10,38 @@ use super::response::{Frame, Style};
 use super::stream::{self, Chunks};
 use crate::api::ApiError;
 use crate::api::disconnect;
+use crate::api::presets::applied;
 use crate::api::state::State;
 use crate::api::unparsed::BodyRoom;
 use crate::generation::request::EngineError;
-use crate::serving::snapshot::{ModelCard, system_fingerprint, unix_seconds};
+use crate::serving::named_model::{NamedModel, system_fingerprint};
+use crate::serving::snapshot::unix_seconds;
 
 /// Answers `prompts`, whose body takes `room` until they are token ids; `style` makes what its answers look like of the
 /// prompts' texts, where they are echoed.
 pub async fn answer<S: Style>(
     http: &HttpRequest,
     state: web::Data<State>,
-    card: &ModelCard,
+    named: &NamedModel,
+    prompts: Vec<Prompt>,
+    room: BodyRoom,
+    checked: Checked,
+    style: impl FnOnce(Vec<EchoedText>) -> S,
+) -> Result<HttpResponse, ApiError> {
+    let answered = answer_with(http, state, named, prompts, room, checked, style).await;
+    answered.map_err(|error| applied::told(named, error))
+}
+
+async fn answer_with<S: Style>(
+    http: &HttpRequest,
+    state: web::Data<State>,
+    named: &NamedModel,
     prompts: Vec<Prompt>,
     room: BodyRoom,
     mut checked: Checked,
     style: impl FnOnce(Vec<EchoedText>) -> S,
 ) -> Result<HttpResponse, ApiError> {
+    let card = &*named.card;
     let edits = checked
         .steer
         .as_ref()
@@ -58,8 +74,8 @@ pub async fn answer<S: Style>(
     let frame = Frame {
         id: format!("{}-{}", S::ID_PREFIX, Uuid::new_v4().simple()),
         created: unix_seconds(),
-        model: card.id.clone(),
-        system_fingerprint: system_fingerprint(card, bridge.as_deref()),
+        model: named.name(),
+        system_fingerprint: system_fingerprint(named, bridge.as_deref()),
     };
     let bridge = bridge.map(|bridge| bridge.record.id.to_string());
     let streaming = checked.streaming;

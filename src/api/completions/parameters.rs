@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::request::{Common, StopField};
 use crate::api::ApiError;
+use crate::api::presets::applied;
 use crate::features::pair::Pair;
 use crate::generation::request::GenerationRequest;
 use crate::generation::sampling::{
@@ -16,7 +17,7 @@ use crate::interventions::request::{
     CounterfactualPrompt, Destination, SteerRequest, Strength, Variant,
 };
 use crate::models::model::LoadedModel;
-use crate::serving::snapshot::ModelCard;
+use crate::serving::named_model::NamedModel;
 use crate::settings::Limits;
 
 pub const MOST_STOPS: usize = 4;
@@ -69,12 +70,13 @@ pub struct Streaming {
 pub fn check(
     common: Common,
     asked: Asked,
-    card: &ModelCard,
+    named: &NamedModel,
     limits: &Limits,
 ) -> Result<Checked, ApiError> {
     let streaming = streaming(&common)?;
-    let sampling = sampling(&common, card.config.vocab_size)?;
-    let steer = match (common.steer, common.steering) {
+    let config = &named.card.config;
+    let sampling = sampling(&common, config.vocab_size)?;
+    let own = match (common.steer, common.steering) {
         (Some(_), Some(_)) => {
             return Err(ApiError::invalid(
                 "steering",
@@ -89,15 +91,17 @@ pub fn check(
             "an empty salt is none; leave cache_salt out instead",
         ));
     }
+    let steer = applied::steer(named, own)?;
     let arms = steer.as_ref().map_or(1, arms);
     let samples = asked.prompts.saturating_mul(asked.samples);
     let choices = samples.saturating_mul(arms);
     let max_tokens = asked.max_tokens.unwrap_or_else(|| {
         let share = limits.max_generated_tokens / choices.max(1);
-        share.clamp(1, card.config.context_length)
+        share.clamp(1, config.context_length)
     });
     check_budgets(choices, max_tokens, asked.max_tokens_field, limits)?;
-    check_counterfactuals(steer.as_ref(), limits)?;
+    let counterfactuals = check_counterfactuals(steer.as_ref(), limits);
+    counterfactuals.map_err(|error| applied::told(named, error))?;
     Ok(Checked {
         max_tokens,
         samples: asked.samples,

@@ -53,7 +53,8 @@ macro_rules! with_common_fields {
             /// long a first token takes tells others nothing of a prompt whose salt they do not know.
             #[schema(min_length = 1)]
             pub cache_salt: Option<String>,
-            /// Edits of sparse features that the dense model's answer is made with.
+            /// Edits of sparse features that the dense model's answer is made with. To a preset, which has its own, it may
+            /// only add what to `return`.
             pub steer: Option<$crate::interventions::request::SteerRequest>,
             /// Another name for `steer`; give one of the two.
             pub steering: Option<$crate::interventions::request::SteerRequest>,

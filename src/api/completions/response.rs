@@ -46,7 +46,7 @@ pub struct Completion<C> {
     /// By prompt, then sample, then variant as requested, then strength.
     pub choices: Vec<C>,
     pub usage: Usage,
-    /// A hash of the build, the model and the bridge: what changes an answer and is not in the request.
+    /// A hash of the build, the model, the preset and the bridge: what changes an answer and is not in the request.
     pub system_fingerprint: String,
 }
 

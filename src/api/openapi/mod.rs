@@ -17,7 +17,8 @@ use super::completions::chat::response::ChatPiece;
 use super::completions::response::Chunk;
 use super::completions::text::response::TextPiece;
 use super::{
-    activations, bridges, completions, features, health, jobs, library, models, tasks, tokens,
+    activations, bridges, completions, features, health, jobs, library, models, presets, tasks,
+    tokens,
 };
 
 /// The whole API.
@@ -52,6 +53,10 @@ use super::{
         features::change::delete,
         features::contrast::create,
         features::verify::create,
+        presets::list::list,
+        presets::change::create,
+        presets::list::retrieve,
+        presets::change::delete,
         activations::create,
         tokens::tokenize,
         tokens::tokenize_at_root,
@@ -89,6 +94,7 @@ use super::{
         (name = "models", description = "Dense and sparse models"),
         (name = "bridges", description = "Pairs of models that edits are carried across"),
         (name = "features", description = "Named features of sparse models"),
+        (name = "presets", description = "Steering kept under ids, for clients that know nothing of it"),
         (name = "library", description = "What can be served, for those who run the server"),
         (name = "files", description = "Training text"),
         (name = "fine_tuning", description = "Trainings"),

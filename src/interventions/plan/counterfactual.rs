@@ -51,9 +51,14 @@ pub fn stream(
             .map_err(|error| refused(error.to_string(), &param))
     };
     let count = scene.prompts.len();
+    // One is held against the models before there is any prompt.
+    let one_for_all = |counterfactual: Vec<u32>| {
+        check_tokens(&counterfactual, 0, scene, &param)?;
+        Ok::<_, PlanError>(vec![counterfactual; count])
+    };
     let prompts = match prompt {
-        CounterfactualPrompt::Text(text) => vec![encode(text)?; count],
-        CounterfactualPrompt::Tokens(tokens) => vec![tokens.clone(); count],
+        CounterfactualPrompt::Text(text) => one_for_all(encode(text)?)?,
+        CounterfactualPrompt::Tokens(tokens) => one_for_all(tokens.clone())?,
         CounterfactualPrompt::Texts(texts) => texts.iter().map(encode).collect::<Result<_, _>>()?,
         CounterfactualPrompt::TokenLists(lists) => lists.clone(),
     };
@@ -64,30 +69,9 @@ pub fn stream(
         );
         return Err(refused(message, &param));
     }
-    let limit = scene.context_length();
     for (index, (counterfactual, prompt)) in prompts.iter().zip(scene.prompts).enumerate() {
+        check_tokens(counterfactual, index, scene, &param)?;
         let (found, expected) = (counterfactual.len(), prompt.len());
-        if found == 0 {
-            return Err(refused(
-                format!("the counterfactual of prompt {index} is empty"),
-                &param,
-            ));
-        }
-        if let Some(id) = counterfactual
-            .iter()
-            .find(|id| **id as usize >= scene.model.config.vocab_size)
-        {
-            return Err(refused(
-                format!("token id {id} is outside the vocabulary"),
-                &param,
-            ));
-        }
-        if found > limit {
-            let message = format!(
-                "the counterfactual of prompt {index} has {found} tokens; the context holds {limit}"
-            );
-            return Err(refused(message, &param));
-        }
         if to.align != Some(Align::End) && found != expected {
             let message = format!(
                 "prompt {index} has {expected} tokens, its counterfactual {found}; they must agree, or \
@@ -97,4 +81,25 @@ pub fn stream(
         }
     }
     Ok(Stream { model, prompts })
+}
+
+/// Refuses the counterfactual of prompt number `index` where the models cannot run it.
+fn check_tokens(tokens: &[u32], index: usize, scene: &Scene, param: &str) -> Result<(), PlanError> {
+    if tokens.is_empty() {
+        let message = format!("the counterfactual of prompt {index} is empty");
+        return Err(refused(message, param));
+    }
+    let vocabulary = scene.model.config.vocab_size;
+    if let Some(id) = tokens.iter().find(|id| **id as usize >= vocabulary) {
+        let message = format!("token id {id} is outside the vocabulary");
+        return Err(refused(message, param));
+    }
+    let (found, limit) = (tokens.len(), scene.context_length());
+    if found > limit {
+        let message = format!(
+            "the counterfactual of prompt {index} has {found} tokens; the context holds {limit}"
+        );
+        return Err(refused(message, param));
+    }
+    Ok(())
 }

@@ -51,6 +51,15 @@ impl Span {
             (None, _, None) => (None, all.clone()),
         };
         let prompt_param = format!("{param}.prompt");
+        if prompts.lengths.is_empty() {
+            match (&named, &at.prompt) {
+                (Some(named), _) => {
+                    occurrence_of(named, param)?;
+                }
+                (None, Some(positions)) => check_without_prompt(positions, &prompt_param)?,
+                (None, None) => {}
+            }
+        }
         let resolved = prompts
             .lengths
             .iter()
@@ -166,6 +175,46 @@ fn ranges(
         .collect()
 }
 
+/// Refuses what no prompt could have, where there is none to hold it against.
+fn check_without_prompt(positions: &TokenPositions, param: &str) -> Result<(), PlanError> {
+    let TokenPositions::List(list) = positions else {
+        return Ok(());
+    };
+    for (index, entry) in list.iter().enumerate() {
+        let param = format!("{param}[{index}]");
+        match entry {
+            PositionOrRange::Position(_) | PositionOrRange::Range([_, None]) => {}
+            PositionOrRange::Range([from, Some(to)]) => {
+                let from = from.unwrap_or(0);
+                // Where one counts from the prompt's end, its length decides.
+                if (from < 0) == (*to < 0) && from >= *to {
+                    let message = format!("the range from {from} to {to} is empty");
+                    return Err(refused(message, &param));
+                }
+            }
+            PositionOrRange::Text(named) => {
+                occurrence_of(named, &param)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Which occurrence of a text is meant, where one can be.
+fn occurrence_of(named: &TextOfPrompt, param: &str) -> Result<i64, PlanError> {
+    if named.text.is_empty() {
+        let message = "the text is empty; it overlaps no token";
+        return Err(refused(message, &format!("{param}.text")));
+    }
+    match named.occurrence.unwrap_or(1) {
+        0 => {
+            let message = "occurrence is 0; 1 is the first one and -1 the last";
+            Err(refused(message, &format!("{param}.occurrence")))
+        }
+        occurrence => Ok(occurrence),
+    }
+}
+
 /// Characters of a prompt that an error shows.
 const SHOWN: usize = 60;
 
@@ -176,20 +225,9 @@ fn overlapping(
     prompts: &Prompts,
     param: &str,
 ) -> Result<(usize, usize), PlanError> {
-    let TextOfPrompt { text, occurrence } = named;
-    let text_param = format!("{param}.text");
-    if text.is_empty() {
-        return Err(refused(
-            "the text is empty; it overlaps no token",
-            &text_param,
-        ));
-    }
-    let occurrence = occurrence.unwrap_or(1);
-    let occurrence_param = format!("{param}.occurrence");
-    if occurrence == 0 {
-        let message = "occurrence is 0; 1 is the first one and -1 the last";
-        return Err(refused(message, &occurrence_param));
-    }
+    let text = &named.text;
+    let occurrence = occurrence_of(named, param)?;
+    let (text_param, occurrence_param) = (format!("{param}.text"), format!("{param}.occurrence"));
     let (whole, starts) = (prompts.text)(prompt);
     let found: Vec<usize> = whole
         .match_indices(text.as_str())

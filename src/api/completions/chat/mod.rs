@@ -48,17 +48,17 @@ pub async fn create(
     JsonBody(body, room): JsonBody<CreateChatCompletion>,
 ) -> Result<HttpResponse, ApiError> {
     let snapshot = state.snapshot();
-    let card = &*snapshot.model(&body.model)?;
+    let named = &snapshot.named_model(&body.model)?;
     let CheckedChat {
         prompt,
         checked,
         logprobs,
-    } = parameters::check(body, card, &state.limits)?;
+    } = parameters::check(body, named, &state.limits)?;
     let style = |_: Vec<EchoedText>| ChatStyle::new(logprobs);
     answer(
         &http,
         state.clone(),
-        card,
+        named,
         vec![prompt],
         room,
         checked,

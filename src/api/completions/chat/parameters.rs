@@ -11,6 +11,7 @@ use crate::api::completions::parameters::{self, Asked, Checked, unsupported};
 use crate::api::completions::prompt::Prompt;
 use crate::api::completions::request::common_fields;
 use crate::models::chat_template::ChatTemplate;
+use crate::serving::named_model::NamedModel;
 use crate::serving::snapshot::ModelCard;
 use crate::settings::Limits;
 
@@ -28,10 +29,10 @@ pub struct CheckedChat {
 /// Checks all that can be said without running the template.
 pub fn check(
     request: CreateChatCompletion,
-    card: &ModelCard,
+    named: &NamedModel,
     limits: &Limits,
 ) -> Result<CheckedChat, ApiError> {
-    let template = template(card)?;
+    let template = template(&named.card)?;
     refuse_unsupported(&request)?;
     let (max_tokens, max_tokens_field) = max_tokens(&request)?;
     let asked = Asked {
@@ -44,7 +45,7 @@ pub fn check(
     };
     let logprobs = asked.logprobs.is_some();
     let messages = messages::check(request.messages)?;
-    let mut checked = parameters::check(common_fields!(request), asked, card, limits)?;
+    let mut checked = parameters::check(common_fields!(request), asked, named, limits)?;
     // The token that ends a turn need not be the one that ends a document, which the engine stops at.
     let end_of_turn = template.eos_token().filter(|token| !token.is_empty());
     checked.stop.extend(end_of_turn.map(str::to_owned));

@@ -13,7 +13,7 @@ with_common_fields! {
     #[derive(Debug, Deserialize, ToSchema)]
     #[serde(deny_unknown_fields)]
     pub struct CreateChatCompletion {
-        /// The id of a dense model, or of a sparse one, that has a chat template.
+        /// The id of a dense model, or of a sparse one, that has a chat template, or the full name of a preset of one.
         pub model: String,
         /// The conversation so far.
         #[schema(min_items = 1)]

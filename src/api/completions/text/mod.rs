@@ -67,14 +67,14 @@ pub async fn create(
     JsonBody(body, room): JsonBody<CreateCompletion>,
 ) -> Result<HttpResponse, ApiError> {
     let snapshot = state.snapshot();
-    let card = &*snapshot.model(&body.model)?;
+    let named = &snapshot.named_model(&body.model)?;
     let CheckedText {
         prompts,
         checked,
         best_of,
         per_prompt,
         logprobs,
-    } = parameters::check(body, card, &state.limits)?;
+    } = parameters::check(body, named, &state.limits)?;
     let style = |echoed: Vec<EchoedText>| TextStyle {
         echoed,
         logprobs,
@@ -82,5 +82,5 @@ pub async fn create(
         per_prompt,
         progress: BTreeMap::new(),
     };
-    answer(&http, state.clone(), card, prompts, room, checked, style).await
+    answer(&http, state.clone(), named, prompts, room, checked, style).await
 }

@@ -5,7 +5,7 @@ use crate::api::ApiError;
 use crate::api::completions::parameters::{self, Asked, Checked, unsupported};
 use crate::api::completions::prompt::Prompt;
 use crate::api::completions::request::common_fields;
-use crate::serving::snapshot::ModelCard;
+use crate::serving::named_model::NamedModel;
 use crate::settings::Limits;
 
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -33,7 +33,7 @@ pub struct BestOf {
 /// Checks all that can be said without tokenising.
 pub fn check(
     request: CreateCompletion,
-    card: &ModelCard,
+    named: &NamedModel,
     limits: &Limits,
 ) -> Result<CheckedText, ApiError> {
     if request.suffix.is_some() {
@@ -71,7 +71,7 @@ pub fn check(
         logprobs: request.logprobs.or(best_of.map(|_| 0)),
         echo,
     };
-    let checked = parameters::check(common_fields!(request), asked, card, limits)?;
+    let checked = parameters::check(common_fields!(request), asked, named, limits)?;
     let steer = checked.steer.as_ref();
     let several_arms = checked.arms > 1 || steer.is_some_and(|steer| steer.variants.is_some());
     if chosen && several_arms {

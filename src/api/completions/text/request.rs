@@ -12,7 +12,7 @@ with_common_fields! {
     #[derive(Debug, Deserialize, ToSchema)]
     #[serde(deny_unknown_fields)]
     pub struct CreateCompletion {
-        /// The id of a dense model, or of a sparse one.
+        /// The id of a dense model, or of a sparse one, or a preset's full name.
         pub model: String,
         /// Text, several texts, token ids, or several lists of them. A text's tokens begin with what the tokenizer's
         /// post-processor puts before one, unless the text begins with it already; ids are taken as they are. None, or
