@@ -3,6 +3,8 @@
 
 #[path = "families/gguf.rs"]
 mod gguf;
+#[path = "families/tokenizers.rs"]
+mod tokenizers;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -3,8 +3,8 @@
 //! A pair of models shares one tokenizer, stored as a Hugging Face `tokenizer.json`. A token of a byte-level tokenizer
 //! stands for an exact run of bytes, which need not be whole characters ([`Tokenizer::token_bytes`]). What a token of
 //! any other tokenizer stands for depends on the tokens around it: text is what the tokenizer's decoder makes of the
-//! whole sequence, which [`decoding`] makes token by token. [`train_bpe`] makes a new tokenizer; [`formats`] converts
-//! older file formats.
+//! whole sequence, which [`decoding`] makes token by token. [`train_bpe`] makes a new tokenizer; [`formats`] and
+//! [`classes`] convert other file formats.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,10 +21,16 @@ use tokenizers::{AddedToken, Encoding, SplitDelimiterBehavior, Token};
 use self::decoder_rules::{DecoderRules, decoded};
 use super::text_bounds::TextBounds;
 
+pub mod classes;
 mod decoder_rules;
 pub mod decoding;
 pub mod formats;
 pub mod growth;
+pub mod parts;
+pub mod pieces;
+mod sentencepiece;
+pub mod settings;
+pub mod splits;
 
 /// The split pattern of `tinypython_2k`. It glues newlines to the punctuation before them.
 pub const SPLIT_PATTERN: &str =

@@ -19,6 +19,7 @@ use crate::models::memory_need::MemoryNeed;
 use crate::models::model::{LoadedModel, ModelError, ModelKind};
 use crate::models::tap::{NoTap, Recorder};
 use crate::models::token_rows::TokenRows;
+use crate::models::tokenizer_files;
 use crate::numerics::rows;
 
 /// Letters, digits, white space and characters of several bytes: whatever a tokenizer's rules are about.
@@ -98,8 +99,7 @@ pub fn memory_bound(directory: &Path, limits: ReadLimits) -> Result<u64, TrialEr
                 source,
             })?;
         let weights = need.weights.saturating_mul(PER_WEIGHT);
-        let tokenizer =
-            std::fs::metadata(model.join("tokenizer.json")).map_or(0, |file| file.len());
+        let tokenizer = tokenizer_files::json_bytes(&model);
         bound = bound
             .saturating_add(weights)
             .saturating_add(need.sequence)

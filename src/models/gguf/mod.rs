@@ -9,12 +9,19 @@ pub mod tokenizer;
 
 use std::path::Path;
 
-use self::config::Architecture;
+use self::config::{Architecture, FromTensors};
 use self::metadata::Metadata;
 use super::layout::ModelFiles;
 use super::memory_need::MemoryNeed;
 use super::text_bounds::TextBounds;
 use crate::artifacts::gguf::GgufFile;
+
+/// What the frequencies of rotary pairs are divided by; the tensors are none of the model's weights.
+const FACTORS: &str = "rope_freqs.weight";
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
+const LONG_FACTORS: &str = "rope_factors_long.weight";
+/// No head has more pairs.
+const MOST_FACTORS: usize = 1 << 16;
 
 /// Why a file could not be read as a model.
 #[derive(Debug, thiserror::Error)]
@@ -46,10 +53,19 @@ fn read_file(path: &Path, most_bytes: u64) -> Result<GgufModel, String> {
     let metadata = Metadata(&header);
     let architecture = Architecture::of(&metadata)?;
     let vocabulary = metadata.list("tokenizer.ggml.tokens")?.map(<[_]>::len);
-    // A few numbers, however long the file says they are.
-    let factors = file.values("rope_freqs.weight", 1 << 16)?;
-    let tied = !file.has("output.weight");
-    let config = architecture.config(&metadata, vocabulary, tied, factors.as_deref())?;
+    let mut factors = |name: &str| file.values(name, MOST_FACTORS);
+    let short_and_long = match (factors(SHORT_FACTORS)?, factors(LONG_FACTORS)?) {
+        (Some(short), Some(long)) => Some((short, long)),
+        (None, None) => None,
+        _ => return Err(format!("it has one of {SHORT_FACTORS} and {LONG_FACTORS}")),
+    };
+    let said = FromTensors {
+        factors: factors(FACTORS)?,
+        short_and_long,
+        tied: !file.has("output.weight"),
+        biases: file.names().any(|name| name.ends_with(".bias")),
+    };
+    let config = architecture.config(&metadata, vocabulary, &said)?;
     let need = MemoryNeed::of(&config).weights;
     if need > most_bytes {
         return Err(format!(
@@ -57,7 +73,8 @@ fn read_file(path: &Path, most_bytes: u64) -> Result<GgufModel, String> {
         ));
     }
     // A tied matrix by both of its names, at most.
-    let stored = file.tensors(|name| !name.starts_with("rope_f"), need.saturating_mul(2))?;
+    let is_weight = |name: &str| ![FACTORS, SHORT_FACTORS, LONG_FACTORS].contains(&name);
+    let stored = file.tensors(is_weight, need.saturating_mul(2))?;
     let tensors = architecture
         .names()
         .translate(&config, stored)
