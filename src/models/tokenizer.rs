@@ -224,10 +224,7 @@ impl Tokenizer {
     /// The tokens of a text with the characters that each stands for: those that [`Self::encode_prompt`] makes, or with
     /// `as_prompt` unset those of the text alone.
     pub fn tokens_of(&self, text: &str, as_prompt: bool) -> Result<Vec<TextToken>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_char_offsets(text, false)
-            .map_err(|error| TokenizerError::Encode(error.to_string()))?;
+        let encoding = encoded(|| self.inner.encode_char_offsets(text, false))?;
         let added = |&id: &u32| TextToken {
             id,
             characters: 0..0,
@@ -274,10 +271,7 @@ impl Tokenizer {
 
     /// The ids of `text`. No token is added at either end.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| TokenizerError::Encode(error.to_string()))?;
+        let encoding = encoded(|| self.inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -287,10 +281,7 @@ impl Tokenizer {
         &self,
         text: &str,
     ) -> Result<Vec<(u32, Range<usize>)>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode(text, false)
-            .map_err(|error| TokenizerError::Encode(error.to_string()))?;
+        let encoding = encoded(|| self.inner.encode(text, false))?;
         let ids = encoding.get_ids();
         if let Some(ranges) = self.exact_ranges(ids, text.as_bytes()) {
             return Ok(ids.iter().copied().zip(ranges).collect());
@@ -366,6 +357,15 @@ impl Tokenizer {
     pub fn ends(&self) -> &[u32] {
         &self.bounds.ends
     }
+}
+
+/// What `encode` makes of a text. Rules that were read without complaint can make the library panic on one.
+fn encoded(
+    encode: impl FnOnce() -> tokenizers::Result<Encoding>,
+) -> Result<Encoding, TokenizerError> {
+    catch_unwind(AssertUnwindSafe(encode))
+        .map_err(|_| TokenizerError::Encode("the tokenizer's rules fail on it".to_owned()))?
+        .map_err(|error| TokenizerError::Encode(error.to_string()))
 }
 
 /// Two tokens that a text can begin with: the decoder makes letters of them, and of each after the other more.

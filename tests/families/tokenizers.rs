@@ -140,7 +140,7 @@ fn classes_and_files_that_do_not_fit_are_named() {
     let pieces = fs::read(root().join("llama/tokenizer.model")).unwrap();
     let class = |name: &str| json!({"tokenizer_class": name}).to_string().into_bytes();
     let config = |model_type: &str| json!({"model_type": model_type}).to_string().into_bytes();
-    let pair = [("vocab.json", &vocabulary[..]), ("merges.txt", &merges)];
+    let pair = [("vocab.json", &vocabulary[..]), ("merges.txt", &merges[..])];
     let with = |more: &[(&'static str, Vec<u8>)], files: &[(&'static str, &[u8])]| {
         let more = more
             .iter()
@@ -177,7 +177,7 @@ fn classes_and_files_that_do_not_fit_are_named() {
     assert!(told.contains("SentencePiece"), "{told}");
     let broken = [
         ("vocab.json", &vocabulary[..]),
-        ("merges.txt", b"a b c\nab"),
+        ("merges.txt", &b"a b c\nab"[..]),
     ];
     let told = with(&[("config.json", config("gpt2"))], &broken);
     assert!(told.contains("merges.txt line 2"), "{told}");

@@ -50,6 +50,8 @@ impl Names {
             .into_iter()
             .map(|(name, tensor)| (self.plain(&name).to_owned(), tensor))
             .collect();
+        let sizes = stored.values().flat_map(|tensor| tensor.dims());
+        let widest = sizes.copied().max().unwrap_or(0);
         let mut used = Vec::new();
         let mut tensors = BTreeMap::new();
         // A configuration may claim more layers than there are tensors.
@@ -67,7 +69,13 @@ impl Names {
             let tensor = self.find(config, &name, &stored, &mut used)?;
             let tensor = match tensor {
                 Some(tensor) => tensor,
-                None if name.ends_with(".bias") => Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
+                None if name.ends_with(".bias") => {
+                    // The matrix that it goes with has as many rows, and is in the file.
+                    if shape.iter().any(|&size| size > widest) {
+                        bail!("{name} would be {shape:?}; no tensor of the file is so wide")
+                    }
+                    Tensor::zeros(shape, DType::F32, &Device::Cpu)?
+                }
                 None => bail!("it has no tensor for {name}"),
             };
             let gain = name.contains("ln_") || name.contains("_norm");

@@ -316,3 +316,49 @@ impl Architecture {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::artifacts::gguf::HeaderValue;
+
+    fn gemma2(layers: u32) -> TransformerConfig {
+        let sizes = [
+            ("embedding_length", 24),
+            ("attention.head_count", 4),
+            ("attention.head_count_kv", 2),
+            ("attention.key_length", 16),
+            ("block_count", layers),
+            ("context_length", 8192),
+            ("feed_forward_length", 32),
+        ];
+        let header: HashMap<String, HeaderValue> = sizes
+            .map(|(name, size)| (format!("gemma2.{name}"), HeaderValue::U32(size)))
+            .into();
+        let tied = FromTensors {
+            tied: true,
+            ..FromTensors::default()
+        };
+        let config = Architecture::Gemma2.config(&Metadata(&header), Some(48), &tied);
+        config.expect("a configuration")
+    }
+
+    #[test]
+    fn what_early_files_of_gemma_2_leave_out_is_known() {
+        let family = gemma2(26).variant;
+        assert_eq!(family.attention_soft_cap, Some(50.0));
+        assert_eq!(family.logit_soft_cap, Some(30.0));
+        let window = family.window.expect("a window");
+        assert_eq!(window.size, 4096);
+        assert_eq!(window.layers.len(), 13);
+        assert!(window.layers.contains(&0) && !window.layers.contains(&1));
+    }
+
+    #[test]
+    fn the_largest_gemma_2_scales_by_another_width() {
+        assert_eq!(gemma2(42).variant.attention_scale, Some(0.25));
+        assert_eq!(gemma2(46).variant.attention_scale, Some(6f32.powf(-0.5)));
+    }
+}

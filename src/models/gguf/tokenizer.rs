@@ -3,12 +3,14 @@
 //! `tokenizer.ggml.model` says its kind: `gpt2` is a byte-level BPE with its vocabulary and merges, whose split is named by
 //! `tokenizer.ggml.pre` ([`ByteSplit`]); `llama` is SentencePiece's, pieces with scores. Others are refused by name.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, json};
 
 use super::metadata::Metadata;
 use crate::artifacts::gguf::HeaderValue;
 use crate::models::tokenizer::TokenizerError;
-use crate::models::tokenizer::parts::{NamedToken, TokenizerParts, added, template};
+use crate::models::tokenizer::parts::{NamedToken, SPACE, TokenizerParts, added, template};
 use crate::models::tokenizer::pieces::{
     Piece, PieceKind, PieceTokenizer, SpaceBefore, UserDefined,
 };
@@ -127,21 +129,28 @@ fn bytes(metadata: &Metadata, tokens: Vec<Piece>) -> Result<TokenizerParts, Stri
 }
 
 /// SentencePiece's byte-pair encoding.
-fn pieces(metadata: &Metadata, pieces: Vec<Piece>) -> Result<TokenizerParts, String> {
+fn pieces(metadata: &Metadata, mut pieces: Vec<Piece>) -> Result<TokenizerParts, String> {
     let switch = |key: &str, usual: bool| -> Result<bool, String> {
         Ok(metadata.boolean(key)?.unwrap_or(usual))
     };
     let (beginning, end) = bounds(metadata, &pieces, true)?;
     let is_phi3 = metadata.text("general.architecture")? == Some("phi3");
+    let space_before = match switch("tokenizer.ggml.add_space_prefix", true)? {
+        true => SpaceBefore::Always,
+        false => SpaceBefore::Never,
+    };
+    if space_before == SpaceBefore::Never {
+        restore_spaces(&mut pieces);
+    }
     let tokenizer = PieceTokenizer {
         pieces,
         added_tokens: Vec::new(),
-        space_before: match switch("tokenizer.ggml.add_space_prefix", true)? {
-            true => SpaceBefore::Always,
-            false => SpaceBefore::Never,
-        },
+        space_before,
         single_spaces: switch("tokenizer.ggml.remove_extra_whitespaces", false)?,
-        user_defined: UserDefined::AsTokens,
+        user_defined: match space_before {
+            SpaceBefore::Never => UserDefined::AsPieces,
+            _ => UserDefined::AsTokens,
+        },
         strips_behind: match is_phi3 {
             true => |piece| !PHI3_PLAIN.contains(&piece.text.as_str()),
             false => |_| false,
@@ -150,6 +159,17 @@ fn pieces(metadata: &Metadata, pieces: Vec<Piece>) -> Result<TokenizerParts, Str
         end,
     };
     tokenizer.parts().map_err(|error| error.to_string())
+}
+
+/// Converters write user-defined pieces with spaces; SentencePiece finds them by what stands for these.
+fn restore_spaces(pieces: &mut [Piece]) {
+    let known: HashSet<String> = pieces.iter().map(|piece| piece.text.clone()).collect();
+    for piece in pieces {
+        let restored = piece.text.replace(' ', SPACE);
+        if piece.kind == PieceKind::UserDefined && !known.contains(&restored) {
+            piece.text = restored;
+        }
+    }
 }
 
 /// The tokens that are put before and behind a text, where the file says so; `begins` holds where it does not say.

@@ -218,8 +218,14 @@ pub fn from_pieces(
         true if settings.legacy.unwrap_or(true) => SpaceBefore::Always,
         true => SpaceBefore::First,
     };
+    let added_tokens = added.iter().map(|(id, token)| {
+        let mut token = token.with_id(*id);
+        // They are found in the text as it stands, before it gets its spaces.
+        token["normalized"] = json!(false);
+        token
+    });
     PieceTokenizer {
-        added_tokens: added.iter().map(|(id, token)| token.with_id(*id)).collect(),
+        added_tokens: added_tokens.collect(),
         pieces: model.pieces,
         space_before,
         single_spaces: model.single_spaces,

@@ -15,6 +15,9 @@ use super::{LARGEST_ID, TokenizerError};
 /// No piece that takes part in merges has more bytes: the ways to cut one are looked up one by one.
 const LONGEST_PIECE: usize = 256;
 
+/// The first character of what is written like a byte's piece and stands alone: it is text, and no byte.
+const WRITTEN_BYTE: &str = r"\A<(?=0x[0-9A-F]{2}>\z)";
+
 /// What a piece is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PieceKind {
@@ -102,6 +105,7 @@ impl PieceTokenizer {
         let given: HashSet<&str> = given
             .filter_map(|token| token["content"].as_str())
             .collect();
+        let isolated = self.isolated();
         let has_bytes = self
             .pieces
             .iter()
@@ -114,15 +118,19 @@ impl PieceTokenizer {
             if piece.kind == PieceKind::Normal && piece.text.len() > LONGEST_PIECE {
                 return invalid(format!("piece {id} has more than {LONGEST_PIECE} bytes"));
             }
-            let special = match piece.kind {
-                PieceKind::Control | PieceKind::Unknown => true,
-                PieceKind::UserDefined if self.user_defined == UserDefined::AsTokens => false,
+            let (special, normalized) = match (piece.kind, self.user_defined) {
+                (PieceKind::Control | PieceKind::Unknown, _) => (true, false),
+                (PieceKind::UserDefined, UserDefined::AsTokens) => (false, false),
+                (PieceKind::UserDefined, UserDefined::AsPieces) if isolated.is_none() => {
+                    (false, true)
+                }
                 _ => continue,
             };
             if given.contains(piece.text.as_str()) {
                 continue;
             }
             let mut token = added(id as u32, &piece.text, special);
+            token["normalized"] = json!(normalized);
             token["rstrip"] = json!((self.strips_behind)(piece));
             added_tokens.push(token);
         }
@@ -136,14 +144,15 @@ impl PieceTokenizer {
             .pieces
             .iter()
             .find(|piece| piece.kind == PieceKind::Unknown);
-        let user_defined = self.isolated();
         let mut pre_tokenizers = Vec::new();
         if self.space_before == SpaceBefore::First {
             pre_tokenizers.push(json!({
                 "type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": false,
             }));
         }
-        pre_tokenizers.extend(user_defined.as_deref().map(isolating));
+        if let Some(pattern) = &isolated {
+            pre_tokenizers.extend([isolating(pattern), isolating(WRITTEN_BYTE)]);
+        }
         Ok(TokenizerParts {
             added_tokens,
             normalizer: self.normalizer(),
@@ -155,7 +164,7 @@ impl PieceTokenizer {
                 "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true,
                 "byte_fallback": has_bytes,
                 // A user-defined piece stands alone by now; no merges need lead to it.
-                "ignore_merges": user_defined.is_some(),
+                "ignore_merges": isolated.is_some(),
                 "vocab": vocabulary, "merges": self.merges(),
             }),
         })
@@ -165,7 +174,10 @@ impl PieceTokenizer {
         let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
         let mut steps = Vec::new();
         if self.single_spaces {
-            steps.push(replace(json!({"Regex": r"\A +| +\z"}), ""));
+            steps.push(replace(
+                json!({"Regex": format!(r"\A +|[ {SPACE}]+\z")}),
+                "",
+            ));
             steps.push(replace(json!({"Regex": " {2,}"}), " "));
         }
         if self.space_before == SpaceBefore::Always {
@@ -189,22 +201,24 @@ impl PieceTokenizer {
         sequence("decoders", steps)
     }
 
-    /// A pattern of the user-defined pieces that are found among others; the longest is preferred.
+    /// A pattern of the user-defined pieces; the longest is preferred. As tokens they would cut a text into stretches,
+    /// each of which gets a space; where none does, they are tokens.
     fn isolated(&self) -> Option<String> {
-        let is_isolated = |piece: &&Piece| {
-            self.user_defined == UserDefined::AsPieces
-                && piece.kind == PieceKind::UserDefined
-                && !piece.text.is_empty()
-        };
+        if self.user_defined == UserDefined::AsTokens || self.space_before != SpaceBefore::Always {
+            return None;
+        }
         let mut texts: Vec<&str> = self
             .pieces
             .iter()
-            .filter(is_isolated)
+            .filter(|piece| piece.kind == PieceKind::UserDefined && !piece.text.is_empty())
             .map(|piece| piece.text.as_str())
             .collect();
+        if texts.is_empty() {
+            return None;
+        }
         texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
-        let escaped: Vec<String> = texts.into_iter().map(escaped).collect();
-        (!escaped.is_empty()).then(|| escaped.join("|"))
+        let patterns: Vec<String> = texts.into_iter().map(escaped).collect();
+        Some(patterns.join("|"))
     }
 
     /// Every way to join two pieces into a third, by the third's score; of the same score in the order of ids.
