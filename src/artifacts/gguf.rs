@@ -1,6 +1,6 @@
 //! GGUF files: a header of keys and values, and tensors of many types.
 //!
-//! What the header claims is held against bounds before it is read ([`gguf_header`]). Tensors come out as float32, a
+//! What the header claims is held against bounds before it is read. Tensors come out as float32, a
 //! caller's bound on their bytes being held first.
 
 use std::collections::BTreeMap;

@@ -50,7 +50,9 @@ impl Names {
             .into_iter()
             .map(|(name, tensor)| (self.plain(&name).to_owned(), tensor))
             .collect();
-        let sizes = stored.values().flat_map(|tensor| tensor.dims());
+        // A tensor without values may claim any size.
+        let filled = stored.values().filter(|tensor| tensor.elem_count() > 0);
+        let sizes = filled.flat_map(|tensor| tensor.dims());
         let widest = sizes.copied().max().unwrap_or(0);
         let mut used = Vec::new();
         let mut tensors = BTreeMap::new();

@@ -233,7 +233,7 @@ mod tests {
 
     /// A field with bytes.
     fn field(number: u8, content: &[u8]) -> Vec<u8> {
-        [&[number << 3 | 2, content.len() as u8], content].concat()
+        [&[number << 3 | 2, content.len() as u8][..], content].concat()
     }
 
     /// A field with a number below 128.
