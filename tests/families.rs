@@ -5,6 +5,8 @@
 mod gguf;
 #[path = "families/precision.rs"]
 mod precision;
+#[path = "families/tokenizers.rs"]
+mod tokenizers;
 
 use std::collections::BTreeMap;
 use std::fs;

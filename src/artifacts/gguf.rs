@@ -1,11 +1,11 @@
 //! GGUF files: a header of keys and values, and tensors of many types.
 //!
-//! `candle`'s reader bounds what the header claims by the file's size. Tensors come out as float32 or as they are, a caller's
+//! What the header claims is held against bounds before it is read. Tensors come out as float32 or as they are, a caller's
 //! bound on their bytes being held first.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ pub use candle_core::quantized::gguf_file::Value as HeaderValue;
 use candle_core::{DType, Device, Tensor};
 
 use super::tensors::FloatPrecision;
+use super::{gguf_header, regular};
 use crate::numerics::columns::StoredMatrix;
 
 /// The element types that are read, by the names that llama.cpp gives them.
@@ -42,15 +43,20 @@ pub struct GgufFile {
 
 impl GgufFile {
     pub fn read(path: &Path) -> Result<Self, String> {
-        let file = File::open(path).map_err(|error| error.to_string())?;
+        let (file, length) = regular::open(path).map_err(|error| error.to_string())?;
         let mut reader = BufReader::new(file);
-        check_alignment(&mut reader)?;
+        gguf_header::check(&mut reader, length)?;
         let content = Content::read(&mut reader).map_err(known_types)?;
         Ok(GgufFile { content, reader })
     }
 
     pub fn has(&self, name: &str) -> bool {
         self.content.tensor_infos.contains_key(name)
+    }
+
+    /// The names of the tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.content.tensor_infos.keys().map(String::as_str)
     }
 
     /// The values of a tensor of at most `most` of them; none where there is no such tensor.
@@ -134,50 +140,6 @@ fn count(shape: &[usize]) -> u64 {
     shape
         .iter()
         .fold(1u64, |count, &size| count.saturating_mul(size as u64))
-}
-
-/// The reader divides by `general.alignment` as it stands in the file, so a zero there must be found first. The header's
-/// own bytes say it: the key, the number of its type, and the value.
-fn check_alignment(reader: &mut BufReader<File>) -> Result<(), String> {
-    const KEY: &[u8] = b"general.alignment";
-    /// The key, four bytes of type, and the widest value that is read.
-    const WHOLE: usize = KEY.len() + 8;
-    const BLOCK: u64 = 1 << 20;
-    let failed = |error: std::io::Error| error.to_string();
-    // Whatever may follow the end.
-    let mut bytes: Vec<u8> = Vec::new();
-    loop {
-        let read = reader
-            .by_ref()
-            .take(BLOCK)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
-        let last = read == 0;
-        let searched = match last {
-            true => bytes.len().saturating_sub(KEY.len() + 4),
-            false => bytes.len().saturating_sub(WHOLE),
-        };
-        for at in 0..searched {
-            if bytes[at] == KEY[0] && bytes[at..].starts_with(KEY) {
-                let rest = &bytes[at + KEY.len()..];
-                // The types of one byte, of two, and of four.
-                let width = match rest[..4] {
-                    [0 | 1, 0, 0, 0] => 1,
-                    [2 | 3, 0, 0, 0] => 2,
-                    _ => 4,
-                };
-                if rest[4..].iter().take(width).all(|byte| *byte == 0) {
-                    return Err("general.alignment is 0; it must be a power of two".to_owned());
-                }
-            }
-        }
-        if last {
-            break;
-        }
-        bytes.drain(..searched);
-    }
-    reader.seek(SeekFrom::Start(0)).map_err(failed)?;
-    Ok(())
 }
 
 /// Says which types are read where the reader does not know one.

@@ -8,12 +8,14 @@
 //! - [`regular`]: open nothing but regular files.
 //! - [`tensors`]: safetensors files.
 //! - [`sparse_tensor`]: mostly-zero matrices inside a safetensors file.
+//! - [`gguf`]: GGUF files.
 //! - [`torch_pickle`]: the `.pt` files of released checkpoints.
 //! - [`manifest`]: what a directory holds, by hash.
 
 pub mod atomic;
 pub mod error;
 pub mod gguf;
+mod gguf_header;
 pub mod manifest;
 pub mod regular;
 pub mod sparse_tensor;

@@ -24,5 +24,6 @@ pub mod tensor_names;
 pub mod text_bounds;
 pub mod token_rows;
 pub mod tokenizer;
+pub mod tokenizer_files;
 pub mod transformer;
 pub mod variant;

@@ -3,8 +3,8 @@
 //! A pair of models shares one tokenizer, stored as a Hugging Face `tokenizer.json`. A token of a byte-level tokenizer
 //! stands for an exact run of bytes, which need not be whole characters ([`Tokenizer::token_bytes`]). What a token of
 //! any other tokenizer stands for depends on the tokens around it: text is what the tokenizer's decoder makes of the
-//! whole sequence, which [`decoding`] makes token by token. [`train_bpe`] makes a new tokenizer; [`formats`] converts
-//! older file formats.
+//! whole sequence, which [`decoding`] makes token by token. [`train_bpe`] makes a new tokenizer; [`formats`] and
+//! [`classes`] convert other file formats.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,10 +21,16 @@ use tokenizers::{AddedToken, Encoding, SplitDelimiterBehavior, Token};
 use self::decoder_rules::{DecoderRules, decoded};
 use super::text_bounds::TextBounds;
 
+pub mod classes;
 mod decoder_rules;
 pub mod decoding;
 pub mod formats;
 pub mod growth;
+pub mod parts;
+pub mod pieces;
+mod sentencepiece;
+pub mod settings;
+pub mod splits;
 
 /// The split pattern of `tinypython_2k`. It glues newlines to the punctuation before them.
 pub const SPLIT_PATTERN: &str =
@@ -218,10 +224,7 @@ impl Tokenizer {
     /// The tokens of a text with the characters that each stands for: those that [`Self::encode_prompt`] makes, or with
     /// `as_prompt` unset those of the text alone.
     pub fn tokens_of(&self, text: &str, as_prompt: bool) -> Result<Vec<TextToken>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_char_offsets(text, false)
-            .map_err(|error| TokenizerError::Encode(error.to_string()))?;
+        let encoding = encoded(|| self.inner.encode_char_offsets(text, false))?;
         let added = |&id: &u32| TextToken {
             id,
             characters: 0..0,
@@ -268,10 +271,7 @@ impl Tokenizer {
 
     /// The ids of `text`. No token is added at either end.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| TokenizerError::Encode(error.to_string()))?;
+        let encoding = encoded(|| self.inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -281,10 +281,7 @@ impl Tokenizer {
         &self,
         text: &str,
     ) -> Result<Vec<(u32, Range<usize>)>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode(text, false)
-            .map_err(|error| TokenizerError::Encode(error.to_string()))?;
+        let encoding = encoded(|| self.inner.encode(text, false))?;
         let ids = encoding.get_ids();
         if let Some(ranges) = self.exact_ranges(ids, text.as_bytes()) {
             return Ok(ids.iter().copied().zip(ranges).collect());
@@ -360,6 +357,15 @@ impl Tokenizer {
     pub fn ends(&self) -> &[u32] {
         &self.bounds.ends
     }
+}
+
+/// What `encode` makes of a text. Rules that were read without complaint can make the library panic on one.
+fn encoded(
+    encode: impl FnOnce() -> tokenizers::Result<Encoding>,
+) -> Result<Encoding, TokenizerError> {
+    catch_unwind(AssertUnwindSafe(encode))
+        .map_err(|_| TokenizerError::Encode("the tokenizer's rules fail on it".to_owned()))?
+        .map_err(|error| TokenizerError::Encode(error.to_string()))
 }
 
 /// Two tokens that a text can begin with: the decoder makes letters of them, and of each after the other more.

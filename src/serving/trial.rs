@@ -18,6 +18,7 @@ use crate::models::location::{Location, Site};
 use crate::models::model::{LoadedModel, ModelError, ModelKind};
 use crate::models::tap::{NoTap, Recorder};
 use crate::models::token_rows::TokenRows;
+use crate::models::tokenizer_files;
 use crate::numerics::rows;
 
 /// Letters, digits, white space and characters of several bytes: whatever a tokenizer's rules are about.
@@ -92,8 +93,7 @@ pub fn memory_bound(directory: &Path, limits: ReadLimits) -> Result<u64, TrialEr
     for model in models_of(directory) {
         let need = ModelFiles::memory_need(&model, limits)?;
         let weights = need.weights.saturating_mul(PER_WEIGHT);
-        let tokenizer =
-            std::fs::metadata(model.join("tokenizer.json")).map_or(0, |file| file.len());
+        let tokenizer = tokenizer_files::json_bytes(&model);
         bound = bound
             .saturating_add(weights)
             .saturating_add(need.sequence)

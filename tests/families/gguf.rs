@@ -1,46 +1,115 @@
 //! GGUF files: every quantised type against the reference on the weights as they are after quantisation, the tokenizer
-//! against its own, and files that are damaged or foreign (`tests/golden/gguf_files.py` wrote them).
+//! against its own, every architecture against `transformers`, and files that are damaged or foreign
+//! (`tests/golden/gguf_files.py` and `tests/golden/gguf_families.py` wrote them).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
+use causeway::artifacts::gguf::GgufFile;
 use causeway::models::gguf;
 use causeway::models::layers::Purpose;
 use causeway::models::tap::NoTap;
 use causeway::models::token_rows::TokenRows;
 use causeway::models::tokenizer::Tokenizer;
 use causeway::models::transformer::Transformer;
+use causeway::models::variant::RotaryScaling;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf")
 }
 
+fn families() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf_families")
+}
+
+fn stored(path: PathBuf) -> BTreeMap<String, Tensor> {
+    let stored = candle_core::safetensors::load(&path, &Device::Cpu);
+    let stored = stored.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    stored.into_iter().collect()
+}
+
+/// Reads `NAME.gguf` and holds its logits against those of `NAME.safetensors`.
+#[track_caller]
+fn compare(folder: &Path, name: &str) -> gguf::GgufModel {
+    let model = gguf::read(&folder.join(format!("{name}.gguf")), u64::MAX)
+        .unwrap_or_else(|error| panic!("{error}"));
+    let expected = stored(folder.join(format!("{name}.safetensors")));
+    let ids = expected["ids"].to_vec1::<i32>().unwrap();
+    let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
+    let config = model.files.config.clone();
+    let transformer = Transformer::new(config, &model.files.tensors, Purpose::Inference).unwrap();
+    let mut rows = TokenRows::sequences(&ids, ids.len(), &Device::Cpu).unwrap();
+    let logits = transformer.forward(&mut rows, &mut NoTap).unwrap();
+    let furthest = (logits - &expected["logits"])
+        .and_then(|difference| difference.abs()?.max_all()?.to_scalar::<f32>())
+        .unwrap();
+    assert!(furthest < 1e-3, "{name} is off by {furthest}");
+    assert_eq!(model.bounds.beginning, Some(1));
+    assert_eq!(model.bounds.ends, [2]);
+    model
+}
+
 #[test]
 fn every_type_gives_the_logits_of_its_weights() {
     for name in ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"] {
-        let model = gguf::read(&folder().join(format!("{name}.gguf")), u64::MAX)
-            .unwrap_or_else(|error| panic!("{error}"));
-        let expected = folder().join(format!("{name}.safetensors"));
-        let expected = candle_core::safetensors::load(expected, &Device::Cpu).unwrap();
-        let ids: Vec<u32> = expected["ids"]
-            .to_vec1::<i32>()
-            .unwrap()
-            .into_iter()
-            .map(|id| id as u32)
-            .collect();
-        let config = model.files.config.clone();
-        let transformer =
-            Transformer::new(config, &model.files.tensors, Purpose::Inference).unwrap();
-        let mut rows = TokenRows::sequences(&ids, ids.len(), &Device::Cpu).unwrap();
-        let logits = transformer.forward(&mut rows, &mut NoTap).unwrap();
-        let furthest = (logits - &expected["logits"])
-            .and_then(|difference| difference.abs()?.max_all()?.to_scalar::<f32>())
-            .unwrap();
-        assert!(furthest < 1e-3, "{name} is off by {furthest}");
-        assert_eq!(model.bounds.beginning, Some(1));
-        assert_eq!(model.bounds.ends, [2]);
+        let model = compare(&folder(), name);
         assert!(model.chat_template.unwrap().contains("for m in messages"));
+    }
+}
+
+#[test]
+fn every_architecture_gives_the_logits_of_the_reference() {
+    for name in [
+        "llama",
+        "llama-llama3",
+        "llama-biases",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "phi3",
+        "phi3-longrope",
+        "olmo2",
+        "smollm3",
+    ] {
+        let model = compare(&families(), name);
+        let rotary = model.files.config.variant.rotary.expect("rotary positions");
+        // What lies beyond the first context is longer than the prompts are.
+        match (name, rotary.scaling) {
+            (
+                "phi3-longrope",
+                RotaryScaling::Longrope {
+                    long,
+                    first_context,
+                    ..
+                },
+            ) => {
+                assert_eq!((long, first_context), (vec![2.0, 3.0], 64));
+            }
+            ("llama-llama3", RotaryScaling::Listed { factors }) => assert_eq!(factors.len(), 2),
+            ("phi3-longrope" | "llama-llama3", scaling) => panic!("{name}: {scaling:?}"),
+            (_, scaling) => assert_eq!(scaling, RotaryScaling::None, "{name}"),
+        }
+    }
+}
+
+#[test]
+fn blocks_of_every_type_have_the_values_of_the_reference() {
+    let expected = stored(families().join("types.safetensors"));
+    let mut file = GgufFile::read(&families().join("types.gguf")).unwrap();
+    let found = file.tensors(|_| true, u64::MAX).unwrap();
+    assert_eq!(expected.len(), 12);
+    for (name, expected) in expected {
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (found, expected) = (values(&found[&name]), values(&expected));
+        assert_eq!(found.len(), expected.len(), "{name}");
+        for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            // Two products and a difference of them, rounded in another order.
+            let rounding = 1e-6 * expected.abs().max(1.0);
+            let off = (found - expected).abs();
+            assert!(off <= rounding, "{name} {index}: {found}, {expected}");
+        }
     }
 }
 

@@ -51,6 +51,9 @@ impl Names {
             .into_iter()
             .map(|(name, tensor)| (self.plain(&name).to_owned(), tensor))
             .collect();
+        // A tensor without values may claim any size.
+        let sizes = stored.values().map(StoredMatrix::widest);
+        let widest = sizes.max().unwrap_or(0);
         let mut used = Vec::new();
         let mut tensors = BTreeMap::new();
         // A configuration may claim more layers than there are tensors.
@@ -69,6 +72,10 @@ impl Names {
             let tensor = match tensor {
                 Some(tensor) => tensor,
                 None if name.ends_with(".bias") => {
+                    // The matrix that it goes with has as many rows, and is in the file.
+                    if shape.iter().any(|&size| size > widest) {
+                        bail!("{name} would be {shape:?}; no tensor of the file is so wide")
+                    }
                     Tensor::zeros(shape, DType::F32, &Device::Cpu)?.into()
                 }
                 None => bail!("it has no tensor for {name}"),

@@ -22,6 +22,19 @@ pub enum Architecture {
     SmolLm3,
 }
 
+/// What a file's tensors say of its model beside its header.
+#[derive(Debug, Default)]
+pub struct FromTensors {
+    /// Whether the unembedding is the embedding.
+    pub tied: bool,
+    /// Whether linear layers have biases.
+    pub biases: bool,
+    /// What `rope_freqs.weight` divides each pair's frequency by.
+    pub factors: Option<Vec<f32>>,
+    /// The same of `rope_factors_short.weight` up to a first context, of `rope_factors_long.weight` beyond.
+    pub short_and_long: Option<(Vec<f32>, Vec<f32>)>,
+}
+
 const NAMES: [(&str, Architecture); 7] = [
     ("llama", Architecture::Llama),
     ("qwen2", Architecture::Qwen2),
@@ -140,14 +153,12 @@ impl Architecture {
         }
     }
 
-    /// The model's configuration. `vocabulary` is the number of tokens in the file, `factors` what `rope_freqs.weight`
-    /// divides each pair's frequency by.
+    /// The model's configuration. `vocabulary` is the number of tokens in the file.
     pub fn config(
         self,
         metadata: &Metadata,
         vocabulary: Option<usize>,
-        tied: bool,
-        factors: Option<&[f32]>,
+        tensors: &FromTensors,
     ) -> Result<TransformerConfig, String> {
         let key = |name: &str| format!("{}.{name}", self.name());
         let size = |name: &str| metadata.size(&key(name));
@@ -173,15 +184,20 @@ impl Architecture {
             return Err(format!("{}: {problem}", key("attention.value_length")));
         }
         let layers = 0..n_layers.min(1024);
-        let window = match (self, size("attention.sliding_window")?) {
-            (_, None | Some(0)) => None,
-            (Architecture::Gemma2, Some(window)) => {
-                let layers = layers.clone().filter(|layer| layer.is_multiple_of(2));
-                Some((window, layers.collect::<BTreeSet<usize>>()))
-            }
-            (_, Some(window)) => Some((window, layers.clone().collect())),
-        };
         let is_gemma = self == Architecture::Gemma2;
+        // Early files of Gemma 2 leave out what all of its sizes have in common.
+        let usual = |value| is_gemma.then_some(value);
+        let window = size("attention.sliding_window")?.or(usual(4096));
+        let window = window.filter(|&window| window > 0).map(|window| {
+            let every_other = |layer: &usize| !is_gemma || layer.is_multiple_of(2);
+            let layers: BTreeSet<usize> = layers.clone().filter(every_other).collect();
+            (window, layers)
+        });
+        // Of its sizes, one scales by the width of the stream a head, and no key says so.
+        let scaled_width = match n_layers {
+            46 => d_model / n_heads.max(1),
+            _ => d_head,
+        };
         let single = |name: &str| -> Result<Option<f32>, String> {
             Ok(number(name)?.map(|number| number as f32))
         };
@@ -197,7 +213,7 @@ impl Architecture {
             },
             context_length,
             norm: Norm::Rms,
-            bias: self == Architecture::Qwen2,
+            bias: tensors.biases,
             activation: match is_gemma {
                 true => Activation::GeluTanh,
                 false => Activation::Silu,
@@ -206,7 +222,7 @@ impl Architecture {
             positions: Positions::None,
             active_fraction: None,
             active_locations: Default::default(),
-            tied_unembedding: tied,
+            tied_unembedding: tensors.tied,
             bigram_table: false,
             attention_sinks: false,
             variant: ModelVariant {
@@ -231,7 +247,7 @@ impl Architecture {
                         Architecture::Llama | Architecture::SmolLm3 => RotaryPairs::Neighbours,
                         _ => RotaryPairs::Halves,
                     },
-                    scaling: self.scaling(metadata, context_length, factors)?,
+                    scaling: self.scaling(metadata, context_length, tensors)?,
                     layers_without: match self {
                         Architecture::SmolLm3 => layers
                             .filter(|layer| (layer + 1).is_multiple_of(4))
@@ -239,9 +255,9 @@ impl Architecture {
                         _ => BTreeSet::new(),
                     },
                 }),
-                attention_scale: is_gemma.then(|| (d_head as f32).powf(-0.5)),
-                attention_soft_cap: single("attn_logit_softcapping")?,
-                logit_soft_cap: single("final_logit_softcapping")?,
+                attention_scale: is_gemma.then(|| (scaled_width as f32).powf(-0.5)),
+                attention_soft_cap: single("attn_logit_softcapping")?.or(is_gemma.then_some(50.0)),
+                logit_soft_cap: single("final_logit_softcapping")?.or(is_gemma.then_some(30.0)),
                 window: window.map(|(size, layers)| Window { size, layers }),
                 embedding_scale: is_gemma.then(|| (d_model as f64).sqrt() as f32),
             },
@@ -254,16 +270,31 @@ impl Architecture {
         self,
         metadata: &Metadata,
         context_length: usize,
-        factors: Option<&[f32]>,
+        tensors: &FromTensors,
     ) -> Result<RotaryScaling, String> {
         let key = |name: &str| format!("{}.rope.scaling.{name}", self.name());
         let kind = metadata.text(&key("type"))?.unwrap_or("none");
         let factor = metadata.number(&key("factor"))?;
         let first_context = metadata.size(&key("original_context_length"))?;
         let first_context = first_context.unwrap_or(context_length);
-        match (kind, factor, factors) {
+        let double =
+            |factors: &[f32]| -> Vec<f64> { factors.iter().copied().map(f64::from).collect() };
+        if let Some((short, long)) = &tensors.short_and_long {
+            let growth = context_length as f64 / first_context.max(1) as f64;
+            let usual = match growth > 1.0 {
+                true => (1.0 + growth.ln() / (first_context as f64).ln()).sqrt(),
+                false => 1.0,
+            };
+            return Ok(RotaryScaling::Longrope {
+                short: double(short),
+                long: double(long),
+                first_context,
+                attention_factor: metadata.number(&key("attn_factor"))?.unwrap_or(usual),
+            });
+        }
+        match (kind, factor, &tensors.factors) {
             (_, _, Some(factors)) => Ok(RotaryScaling::Listed {
-                factors: factors.iter().map(|&factor| f64::from(factor)).collect(),
+                factors: double(factors),
             }),
             ("none", _, None) => Ok(RotaryScaling::None),
             ("linear", Some(factor), None) => Ok(RotaryScaling::Linear { factor }),
@@ -283,5 +314,51 @@ impl Architecture {
                 ))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::artifacts::gguf::HeaderValue;
+
+    fn gemma2(layers: u32) -> TransformerConfig {
+        let sizes = [
+            ("embedding_length", 24),
+            ("attention.head_count", 4),
+            ("attention.head_count_kv", 2),
+            ("attention.key_length", 16),
+            ("block_count", layers),
+            ("context_length", 8192),
+            ("feed_forward_length", 32),
+        ];
+        let header: HashMap<String, HeaderValue> = sizes
+            .map(|(name, size)| (format!("gemma2.{name}"), HeaderValue::U32(size)))
+            .into();
+        let tied = FromTensors {
+            tied: true,
+            ..FromTensors::default()
+        };
+        let config = Architecture::Gemma2.config(&Metadata(&header), Some(48), &tied);
+        config.expect("a configuration")
+    }
+
+    #[test]
+    fn what_early_files_of_gemma_2_leave_out_is_known() {
+        let family = gemma2(26).variant;
+        assert_eq!(family.attention_soft_cap, Some(50.0));
+        assert_eq!(family.logit_soft_cap, Some(30.0));
+        let window = family.window.expect("a window");
+        assert_eq!(window.size, 4096);
+        assert_eq!(window.layers.len(), 13);
+        assert!(window.layers.contains(&0) && !window.layers.contains(&1));
+    }
+
+    #[test]
+    fn the_largest_gemma_2_scales_by_another_width() {
+        assert_eq!(gemma2(42).variant.attention_scale, Some(0.25));
+        assert_eq!(gemma2(46).variant.attention_scale, Some(6f32.powf(-0.5)));
     }
 }

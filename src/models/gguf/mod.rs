@@ -10,13 +10,17 @@ pub mod weights;
 
 use std::path::Path;
 
-use self::config::Architecture;
+use self::config::{Architecture, FromTensors};
 use self::metadata::Metadata;
+use self::weights::{FACTORS, LONG_FACTORS, SHORT_FACTORS};
 use super::layout::ModelFiles;
 use super::memory_need::MemoryNeed;
 use super::text_bounds::TextBounds;
 use crate::artifacts::gguf::GgufFile;
 use crate::artifacts::tensors::FloatPrecision;
+
+/// No head has more pairs.
+const MOST_FACTORS: usize = 1 << 16;
 
 /// Why a file could not be read as a model.
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +61,19 @@ fn read_file(path: &Path, most_bytes: u64, precision: FloatPrecision) -> Result<
     let metadata = Metadata(&header);
     let architecture = Architecture::of(&metadata)?;
     let vocabulary = metadata.list("tokenizer.ggml.tokens")?.map(<[_]>::len);
-    // A few numbers, however long the file says they are.
-    let factors = file.values("rope_freqs.weight", 1 << 16)?;
-    let tied = !file.has("output.weight");
-    let config = architecture.config(&metadata, vocabulary, tied, factors.as_deref())?;
+    let mut factors = |name: &str| file.values(name, MOST_FACTORS);
+    let short_and_long = match (factors(SHORT_FACTORS)?, factors(LONG_FACTORS)?) {
+        (Some(short), Some(long)) => Some((short, long)),
+        (None, None) => None,
+        _ => return Err(format!("it has one of {SHORT_FACTORS} and {LONG_FACTORS}")),
+    };
+    let said = FromTensors {
+        factors: factors(FACTORS)?,
+        short_and_long,
+        tied: !file.has("output.weight"),
+        biases: file.names().any(|name| name.ends_with(".bias")),
+    };
+    let config = architecture.config(&metadata, vocabulary, &said)?;
     let need = MemoryNeed::of(&config).weights;
     if need > most_bytes {
         return Err(format!(

@@ -1,161 +1,203 @@
 //! The tokenizer of a GGUF file as a `tokenizer.json`.
 //!
-//! `tokenizer.ggml.model = gpt2` is a byte-level BPE with its vocabulary and merges; how it splits a text before them is no
-//! part of the file but a name, `tokenizer.ggml.pre`. A table here says what the names mean; one that is not there is refused,
-//! since a wrong split makes wrong tokens silently.
+//! `tokenizer.ggml.model` says its kind: `gpt2` is a byte-level BPE with its vocabulary and merges, whose split is named by
+//! `tokenizer.ggml.pre` ([`ByteSplit`]); `llama` is SentencePiece's, pieces with scores. Others are refused by name.
 
-use serde_json::{Map, Value as Json, json};
+use std::collections::HashSet;
+
+use serde_json::{Map, json};
 
 use super::metadata::Metadata;
 use crate::artifacts::gguf::HeaderValue;
+use crate::models::tokenizer::TokenizerError;
+use crate::models::tokenizer::parts::{NamedToken, SPACE, TokenizerParts, added, template};
+use crate::models::tokenizer::pieces::{
+    Piece, PieceKind, PieceTokenizer, SpaceBefore, UserDefined,
+};
+use crate::models::tokenizer::splits::ByteSplit;
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// The patterns that a text is split by, one after the other, for each name of `tokenizer.ggml.pre`.
-const SPLITS: [(&str, &[&str]); 17] = [
-    ("gpt-2", &[GPT2]),
-    ("gpt2", &[GPT2]),
-    ("phi-2", &[GPT2]),
-    ("olmo", &[GPT2]),
-    ("mpt", &[GPT2]),
-    ("default", &[GPT2]),
-    // Every digit is a piece of its own.
-    ("smollm", &[r"\p{N}", GPT2]),
-    ("starcoder", &[r"\p{N}", GPT2]),
-    ("refact", &[r"\p{N}", GPT2]),
-    ("command-r", &[r"\p{N}", GPT2]),
-    ("codeshell", &[r"\p{N}", GPT2]),
-    ("llama-bpe", &[LLAMA3]),
-    ("llama3", &[LLAMA3]),
-    ("dbrx", &[LLAMA3]),
-    ("smaug-bpe", &[LLAMA3]),
-    ("qwen2", &[QWEN2]),
-    ("tekken", &[TEKKEN]),
-];
-
-/// `tokenizer.ggml.token_type` of a token that stands for no text, and of one that a model's maker added.
-const CONTROL: i128 = 3;
-const USER_DEFINED: i128 = 4;
+const PRE: &str = "tokenizer.ggml.pre";
+/// Special tokens of Phi 3 that white space behind them stays with. It is left out behind its others.
+const PHI3_PLAIN: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 
 /// The file's tokenizer.
 pub fn from_metadata(metadata: &Metadata) -> Result<Vec<u8>, String> {
     let model = metadata
         .text("tokenizer.ggml.model")?
         .ok_or("tokenizer.ggml.model is absent: the file has no tokenizer")?;
-    if model != "gpt2" {
-        let model: String = model.chars().take(60).collect();
-        return Err(format!(
-            "tokenizer.ggml.model is {model:?}; gpt2 (byte-level BPE) is supported"
-        ));
-    }
-    let pre = metadata.text("tokenizer.ggml.pre")?.unwrap_or("default");
-    let known = SPLITS.iter().find(|(name, _)| *name == pre);
-    let Some((_, patterns)) = known else {
-        let names: Vec<&str> = SPLITS.iter().map(|(name, _)| *name).collect();
-        let pre: String = pre.chars().take(60).collect();
-        return Err(format!(
-            "tokenizer.ggml.pre is {pre:?}; {} are supported",
-            names.join(", ")
-        ));
-    };
-    let texts = |key: &str| -> Result<Vec<&str>, String> {
-        let values = metadata
-            .list(key)?
-            .ok_or_else(|| format!("{key} is absent"))?;
-        let mut texts = Vec::with_capacity(values.len());
-        for value in values {
-            match value {
-                HeaderValue::String(text) => texts.push(text.as_str()),
-                _ => return Err(format!("{key} holds something that is no text")),
-            }
+    let tokens = tokens(metadata)?;
+    let parts = match model {
+        "gpt2" => bytes(metadata, tokens)?,
+        "llama" => pieces(metadata, tokens)?,
+        model => {
+            let model: String = model.chars().take(60).collect();
+            return Err(format!(
+                "tokenizer.ggml.model is {model:?}; gpt2 (byte-level BPE) and llama (SentencePiece) are supported"
+            ));
         }
-        Ok(texts)
     };
-    let tokens = texts("tokenizer.ggml.tokens")?;
-    let merges: Vec<Json> = texts("tokenizer.ggml.merges")?
-        .into_iter()
-        .map(|merge| match merge.split_once(' ') {
-            Some((left, right)) => Ok(json!([left, right])),
-            None => Err(format!("the merge {merge:?} is not two tokens")),
-        })
-        .collect::<Result<_, String>>()?;
-    let types = metadata.list("tokenizer.ggml.token_type")?.unwrap_or(&[]);
-    let kind = |id: usize| match types.get(id) {
-        Some(HeaderValue::I32(kind)) => i128::from(*kind),
-        Some(HeaderValue::U32(kind)) => i128::from(*kind),
-        _ => 1,
-    };
-    let mut vocabulary = Map::new();
-    let mut added = Vec::new();
-    for (id, token) in tokens.iter().enumerate() {
-        if vocabulary.insert((*token).to_owned(), json!(id)).is_some() {
-            return Err(format!("the token {token:?} is there twice"));
-        }
-        if [CONTROL, USER_DEFINED].contains(&kind(id)) {
-            added.push(json!({
-                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": kind(id) == CONTROL,
-            }));
-        }
-    }
-    let mut splits: Vec<Json> = patterns
-        .iter()
-        .map(|pattern| {
-            json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
-        })
-        .collect();
-    splits.push(json!({
-        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
-    }));
-    let tokenizer = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added,
-        "normalizer": null,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": splits},
-        "post_processor": beginning(metadata, &tokens)?,
-        "decoder": {
-            "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true,
-        },
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            // A whole piece that is a token is that token, whatever its merges.
-            "ignore_merges": matches!(pre, "llama-bpe" | "llama3" | "tekken"),
-            "vocab": vocabulary, "merges": merges,
-        },
-    });
-    serde_json::to_vec(&tokenizer).map_err(|error| error.to_string())
+    let invalid = |error: TokenizerError| error.to_string();
+    parts.to_json().map_err(invalid)
 }
 
-/// Puts the beginning-of-text token before a text, where the file says so.
-fn beginning(metadata: &Metadata, tokens: &[&str]) -> Result<Json, String> {
-    let id = metadata.size("tokenizer.ggml.bos_token_id")?;
-    // Files of Llama 3 leave the switch out.
-    let adds = match metadata.boolean("tokenizer.ggml.add_bos_token")? {
-        Some(adds) => adds,
-        None => matches!(
-            metadata.text("tokenizer.ggml.pre")?,
-            Some("llama-bpe" | "llama3")
-        ),
+/// The vocabulary, with scores where there are any.
+fn tokens(metadata: &Metadata) -> Result<Vec<Piece>, String> {
+    let types = metadata.list("tokenizer.ggml.token_type")?.unwrap_or(&[]);
+    let kind = |id: usize| -> Result<PieceKind, String> {
+        let number = match types.get(id) {
+            None => return Ok(PieceKind::Normal),
+            Some(HeaderValue::I32(kind)) => u64::try_from(*kind).ok(),
+            Some(HeaderValue::U32(kind)) => Some(u64::from(*kind)),
+            Some(_) => None,
+        };
+        let kind = number.and_then(|number| match number {
+            // Undefined; it stands for the text it is.
+            0 => Some(PieceKind::Normal),
+            number => PieceKind::numbered(number),
+        });
+        kind.ok_or_else(|| {
+            format!("tokenizer.ggml.token_type: that of token {id} is none of 0 to 6")
+        })
     };
-    let Some((id, token)) = id
-        .and_then(|id| Some((id, *tokens.get(id)?)))
-        .filter(|_| adds)
-    else {
-        return Ok(Json::Null);
+    let scores = metadata.list("tokenizer.ggml.scores")?.unwrap_or(&[]);
+    let score = |id: usize| match scores.get(id) {
+        Some(HeaderValue::F32(score)) => *score,
+        Some(HeaderValue::I32(score)) => *score as f32,
+        _ => 0.0,
     };
-    Ok(json!({
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [
-            {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
-            {"SpecialToken": {"id": token, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}},
-        ],
-        "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
-    }))
+    texts(metadata, "tokenizer.ggml.tokens")?
+        .into_iter()
+        .enumerate()
+        .map(|(id, text)| {
+            Ok(Piece {
+                text: text.to_owned(),
+                score: score(id),
+                kind: kind(id)?,
+            })
+        })
+        .collect()
+}
+
+fn texts<'m>(metadata: &'m Metadata, key: &str) -> Result<Vec<&'m str>, String> {
+    let values = metadata
+        .list(key)?
+        .ok_or_else(|| format!("{key} is absent"))?;
+    let mut texts = Vec::with_capacity(values.len());
+    for value in values {
+        match value {
+            HeaderValue::String(text) => texts.push(text.as_str()),
+            _ => return Err(format!("{key} holds something that is no text")),
+        }
+    }
+    Ok(texts)
+}
+
+/// A byte-level BPE.
+fn bytes(metadata: &Metadata, tokens: Vec<Piece>) -> Result<TokenizerParts, String> {
+    let pre = metadata.text(PRE)?.ok_or_else(|| {
+        format!(
+            "{PRE} is absent, so how texts are split is not known; {} are supported",
+            ByteSplit::names()
+        )
+    })?;
+    let split = ByteSplit::named(pre).map_err(|problem| format!("{PRE} {problem}"))?;
+    let merges = texts(metadata, "tokenizer.ggml.merges")?
+        .into_iter()
+        .map(|merge| match merge.split_once(' ') {
+            Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
+            None => Err(format!("the merge {merge:?} is not two tokens")),
+        })
+        .collect::<Result<Vec<_>, String>>()?;
+    let (beginning, end) = bounds(metadata, &tokens, split.begins)?;
+    let mut vocabulary = Map::new();
+    let mut added_tokens = Vec::new();
+    for (token, id) in tokens.into_iter().zip(0u32..) {
+        match token.kind {
+            PieceKind::Control => added_tokens.push(added(id, &token.text, true)),
+            PieceKind::UserDefined => added_tokens.push(added(id, &token.text, false)),
+            _ => {}
+        }
+        if let Some(first) = vocabulary.insert(token.text, json!(id)) {
+            return Err(format!("the tokens {first} and {id} are the same"));
+        }
+    }
+    Ok(TokenizerParts {
+        added_tokens,
+        post_processor: template(beginning.as_ref(), end.as_ref()),
+        ..split.parts(vocabulary, merges, false)
+    })
+}
+
+/// SentencePiece's byte-pair encoding.
+fn pieces(metadata: &Metadata, mut pieces: Vec<Piece>) -> Result<TokenizerParts, String> {
+    let switch = |key: &str, usual: bool| -> Result<bool, String> {
+        Ok(metadata.boolean(key)?.unwrap_or(usual))
+    };
+    let (beginning, end) = bounds(metadata, &pieces, true)?;
+    let is_phi3 = metadata.text("general.architecture")? == Some("phi3");
+    let space_before = match switch("tokenizer.ggml.add_space_prefix", true)? {
+        true => SpaceBefore::Always,
+        false => SpaceBefore::Never,
+    };
+    if space_before == SpaceBefore::Never {
+        restore_spaces(&mut pieces);
+    }
+    let tokenizer = PieceTokenizer {
+        pieces,
+        added_tokens: Vec::new(),
+        space_before,
+        single_spaces: switch("tokenizer.ggml.remove_extra_whitespaces", false)?,
+        user_defined: match space_before {
+            SpaceBefore::Never => UserDefined::AsPieces,
+            _ => UserDefined::AsTokens,
+        },
+        strips_behind: match is_phi3 {
+            true => |piece| !PHI3_PLAIN.contains(&piece.text.as_str()),
+            false => |_| false,
+        },
+        beginning,
+        end,
+    };
+    tokenizer.parts().map_err(|error| error.to_string())
+}
+
+/// Converters write user-defined pieces with spaces; SentencePiece finds them by what stands for these.
+fn restore_spaces(pieces: &mut [Piece]) {
+    let known: HashSet<String> = pieces.iter().map(|piece| piece.text.clone()).collect();
+    for piece in pieces {
+        let restored = piece.text.replace(' ', SPACE);
+        if piece.kind == PieceKind::UserDefined && !known.contains(&restored) {
+            piece.text = restored;
+        }
+    }
+}
+
+/// The tokens that are put before and behind a text, where the file says so; `begins` holds where it does not say.
+fn bounds(
+    metadata: &Metadata,
+    tokens: &[Piece],
+    begins: bool,
+) -> Result<(Option<NamedToken>, Option<NamedToken>), String> {
+    let token =
+        |id_key: &str, switch_key: &str, usual: bool| -> Result<Option<NamedToken>, String> {
+            let is_on = metadata.boolean(switch_key)?.unwrap_or(usual);
+            let id = metadata.size(id_key)?.filter(|_| is_on);
+            Ok(id.and_then(|id| {
+                Some(NamedToken {
+                    content: tokens.get(id)?.text.clone(),
+                    id: u32::try_from(id).ok()?,
+                })
+            }))
+        };
+    let beginning = token(
+        "tokenizer.ggml.bos_token_id",
+        "tokenizer.ggml.add_bos_token",
+        begins,
+    )?;
+    let end = token(
+        "tokenizer.ggml.eos_token_id",
+        "tokenizer.ggml.add_eos_token",
+        false,
+    )?;
+    Ok((beginning, end))
 }

@@ -13,6 +13,11 @@ use crate::models::config::TransformerConfig;
 use crate::models::layers::QuantisedMatrices;
 use crate::numerics::columns::StoredMatrix;
 
+/// What the frequencies of rotary pairs are divided by; the tensors are none of the model's weights.
+pub const FACTORS: &str = "rope_freqs.weight";
+pub const SHORT_FACTORS: &str = "rope_factors_short.weight";
+pub const LONG_FACTORS: &str = "rope_factors_long.weight";
+
 /// The tensors of the model of this configuration in the file at `path`; they may take `most_bytes` as float32. Those that
 /// stay quantised come apart from the others.
 pub fn read(
@@ -35,7 +40,8 @@ pub fn of_file(
     most_bytes: u64,
     precision: FloatPrecision,
 ) -> Result<(BTreeMap<String, Tensor>, QuantisedMatrices), String> {
-    let stored = file.matrices(|name| !name.starts_with("rope_f"), most_bytes, precision)?;
+    let is_weight = |name: &str| ![FACTORS, SHORT_FACTORS, LONG_FACTORS].contains(&name);
+    let stored = file.matrices(is_weight, most_bytes, precision)?;
     let translated = architecture.names().translate(config, stored);
     let (mut tensors, mut quantised) = (BTreeMap::new(), QuantisedMatrices::new());
     for (name, matrix) in translated.map_err(|error| error.to_string())? {

@@ -9,11 +9,10 @@
 //! | other dense families | `config.json` with a `model_type` of [`families`](super::families) | safetensors |
 //!
 //! Safetensors of the last two may be sharded. In place of `model.safetensors`, Causeway's own form may have a `model.gguf`,
-//! whose names and order are llama.cpp's. Beside each there may be a `tokenizer.json`, or GPT-2's
-//! `encoder.json` and `vocab.bpe`, which are converted. Whatever the form, the result holds the tensors of
-//! [`tensor_shapes`], finite and of the shape the configuration calls for: in f32, or as the file has them where the caller
-//! wants that ([`ReadLimits::precision`]). Nothing is allocated by the configuration's word alone, nor by the file's: the two bound each other, and a caller can
-//! bound both ([`ReadLimits`]).
+//! whose names and order are llama.cpp's. Beside each there may be the files of a tokenizer ([`tokenizer_files`]).
+//! Whatever the form, the result holds the tensors of [`tensor_shapes`], finite and of the shape the configuration calls
+//! for: in f32, or as the file has them where the caller wants that ([`ReadLimits::precision`]). Nothing is allocated by the
+//! configuration's word alone, nor by the file's: the two bound each other, and a caller can bound both ([`ReadLimits`]).
 
 mod error;
 mod files;
@@ -35,8 +34,8 @@ use super::gguf::weights;
 use super::layers::QuantisedMatrices;
 use super::memory_need::MemoryNeed;
 use super::tensor_names::{is_buffer, tensor_shapes};
-use super::tokenizer::{SPLIT_PATTERN, Tokenizer, TokenizerError, formats, growth};
-use super::{gpt2, released};
+use super::tokenizer::{Tokenizer, TokenizerError};
+use super::{gpt2, released, tokenizer_files};
 use crate::artifacts::tensors::{FloatPrecision, Selection};
 use crate::artifacts::{ArtifactError, atomic, sparse_tensor, tensors, torch_pickle};
 use crate::numerics::columns::StoredMatrix;
@@ -51,7 +50,6 @@ const RELEASED_WEIGHTS_FILE: &str = "final_model.pt";
 /// What the Hugging Face copy of a released checkpoint puts before every name.
 const HUGGING_FACE_PREFIX: &str = "circuit_model.";
 const LONGEST_CONFIG: u64 = 1 << 20;
-const LONGEST_TOKENIZER: u64 = 64 << 20;
 /// How much larger than its weights a model's file may be: weights in double precision, a tied matrix by both of its
 /// names.
 const FILE_PER_WEIGHTS: u64 = 2;
@@ -392,34 +390,19 @@ fn read_object(path: &Path) -> Result<Map<String, Value>, LayoutError> {
 
 /// The directory's tokenizer as a `tokenizer.json`, none of whose ids is beyond the model's vocabulary.
 fn read_tokenizer(directory: &Path, vocab_size: usize) -> Result<Option<Vec<u8>>, LayoutError> {
-    let json_path = directory.join(TOKENIZER_FILE);
-    let encoder_path = directory.join("encoder.json");
-    let merges_path = directory.join("vocab.bpe");
-    let (path, tokenizer, json) = if json_path.exists() {
-        let json = atomic::read_small(&json_path, LONGEST_TOKENIZER)?;
-        let tokenizer = match growth::check(&json) {
-            Ok(()) => Tokenizer::from_bytes(&json),
-            Err(problem) => Err(TokenizerError::Invalid(problem)),
-        };
-        (json_path, tokenizer, Some(json))
-    } else if encoder_path.exists() && merges_path.exists() {
-        let encoder = atomic::read_small(&encoder_path, LONGEST_TOKENIZER)?;
-        let merges = atomic::read_small(&merges_path, LONGEST_TOKENIZER)?;
-        let merges = String::from_utf8(merges).map_err(|error| {
-            ArtifactError::damaged(&merges_path, "the merges", error.to_string())
-        })?;
-        let tokenizer = formats::from_gpt2(&encoder, &merges, SPLIT_PATTERN);
-        (encoder_path, tokenizer, None)
-    } else {
+    let Some(found) = tokenizer_files::read(directory)? else {
         return Ok(None);
     };
-    let tokenizer = check_tokenizer(&path, tokenizer, vocab_size)?;
-    match json {
+    let tokenizer = check_tokenizer(&found.path, found.tokenizer, vocab_size)?;
+    match found.json {
         Some(json) => Ok(Some(json)),
         None => tokenizer
             .to_json()
             .map(Some)
-            .map_err(|source| LayoutError::Tokenizer { path, source }),
+            .map_err(|source| LayoutError::Tokenizer {
+                path: found.path,
+                source,
+            }),
     }
 }
 

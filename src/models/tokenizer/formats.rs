@@ -27,20 +27,29 @@ pub fn from_gpt2(
 ) -> Result<Tokenizer, TokenizerError> {
     let vocabulary: HashMap<String, u32> = serde_json::from_slice(encoder_json)
         .map_err(|error| TokenizerError::Invalid(format!("encoder.json: {error}")))?;
+    let merges = parse_merges("vocab.bpe", vocab_bpe)?;
+    assemble(vocabulary, merges, split_pattern)
+}
+
+/// The merges of GPT-2's form of file: one a line, after a version line.
+pub(super) fn parse_merges(
+    file: &str,
+    text: &str,
+) -> Result<Vec<(String, String)>, TokenizerError> {
     let mut merges = Vec::new();
-    for (index, line) in vocab_bpe.lines().enumerate() {
+    for (index, line) in text.lines().enumerate() {
         // A merge's parts never hold a space, so the version line is told by its first word alone; `#` may
         // begin a merge anywhere else in the file.
         if line.is_empty() || (index == 0 && line.starts_with("#version")) {
             continue;
         }
         let Some((left, right)) = line.split_once(' ') else {
-            let problem = format!("vocab.bpe line {}: {line:?} is not two tokens", index + 1);
+            let problem = format!("{file} line {}: {line:?} is not two tokens", index + 1);
             return Err(TokenizerError::Invalid(problem));
         };
         merges.push((left.to_owned(), right.to_owned()));
     }
-    assemble(vocabulary, merges, split_pattern)
+    Ok(merges)
 }
 
 /// Converts a `.tiktoken` file: a line for each token, its bytes in base64 and its rank. The file names no

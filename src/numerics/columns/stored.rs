@@ -35,6 +35,21 @@ impl StoredMatrix {
         }
     }
 
+    /// The largest size of a tensor of any shape; 0 where it has no values.
+    pub fn widest(&self) -> usize {
+        let of = |dims: &[usize]| match dims.contains(&0) {
+            true => 0,
+            false => dims.iter().copied().max().unwrap_or(0),
+        };
+        match self {
+            StoredMatrix::Plain(tensor) => of(tensor.dims()),
+            StoredMatrix::Quantised(parts) => {
+                let parts = parts.iter().map(|part| of(part.shape().dims()));
+                parts.max().unwrap_or(0)
+            }
+        }
+    }
+
     /// The matrix in float32.
     pub fn to_float32(&self) -> Result<Tensor> {
         match self {
