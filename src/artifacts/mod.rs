@@ -10,11 +10,13 @@
 //! - [`sparse_tensor`]: mostly-zero matrices inside a safetensors file.
 //! - [`torch_pickle`]: the `.pt` files of released checkpoints.
 //! - [`manifest`]: what a directory holds, by hash.
+//! - [`partial_file`]: a file that arrives piece by piece.
 
 pub mod atomic;
 pub mod error;
 pub mod gguf;
 pub mod manifest;
+pub mod partial_file;
 pub mod regular;
 pub mod sparse_tensor;
 pub mod tensors;
