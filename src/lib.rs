@@ -14,6 +14,7 @@ pub mod documented;
 pub mod evaluation;
 pub mod features;
 pub mod generation;
+pub mod hub;
 pub mod interventions;
 pub mod jobs;
 pub mod memory;

@@ -29,6 +29,8 @@ mod examples;
 mod faults;
 #[path = "api/features.rs"]
 mod features;
+#[path = "api/hub.rs"]
+mod hub;
 #[path = "api/job_limits.rs"]
 mod job_limits;
 #[path = "api/jobs.rs"]
@@ -37,6 +39,8 @@ mod jobs;
 mod keys;
 #[path = "api/library.rs"]
 mod library;
+#[path = "api/models_command.rs"]
+mod models_command;
 #[path = "api/mutations.rs"]
 mod mutations;
 #[path = "api/overload.rs"]
@@ -55,6 +59,8 @@ mod service;
 mod steering;
 #[path = "api/streaming.rs"]
 mod streaming;
+#[path = "api/test_hub.rs"]
+mod test_hub;
 #[path = "api/tiny_pair.rs"]
 mod tiny_pair;
 #[path = "api/tokenizers.rs"]

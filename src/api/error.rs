@@ -75,6 +75,10 @@ pub enum ApiError {
     )]
     Examinations { most: usize },
     #[error(
+        "as many models wait to be brought as may (hub.max_waiting = {most}); try again when some have come"
+    )]
+    Downloads { most: usize },
+    #[error(
         "the examination took longer than the {seconds} s that one may (limits.examination_seconds)"
     )]
     ExaminationDeadline { seconds: u64 },
@@ -231,7 +235,7 @@ impl ApiError {
                 Some("deadline_exceeded"),
             ),
             ApiError::ClientGone => (client_closed_request(), INVALID, Some("client_gone")),
-            ApiError::Busy | ApiError::Examinations { .. } => {
+            ApiError::Busy | ApiError::Examinations { .. } | ApiError::Downloads { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded"))
             }
             ApiError::Internal(_) => (
@@ -279,6 +283,7 @@ impl ResponseError for ApiError {
             ApiError::NotReady(_)
             | ApiError::Busy
             | ApiError::Examinations { .. }
+            | ApiError::Downloads { .. }
             | ApiError::Stopping
             | ApiError::Unsent { .. } => response.insert_header((RETRY_AFTER, RETRY_SECONDS)),
             _ => &mut response,
@@ -286,6 +291,7 @@ impl ResponseError for ApiError {
         let mut response = response.json(self.body());
         if let ApiError::Busy
         | ApiError::Examinations { .. }
+        | ApiError::Downloads { .. }
         | ApiError::ExaminationDeadline { .. }
         | ApiError::RateLimited { .. }
         | ApiError::Deadline

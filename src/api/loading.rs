@@ -16,6 +16,7 @@ use super::unparsed::Unparsed;
 use crate::generation::engine::Engine;
 use crate::generation::health::{NoProbe, Probe};
 use crate::serving::data_directory::{DataDirectory, DataInUse};
+use crate::serving::downloads::Downloads;
 use crate::serving::service::{Service, StartError};
 use crate::serving::template_process::TemplateProcesses;
 use crate::settings::Settings;
@@ -72,6 +73,7 @@ pub fn load_probed(
         loopback_only: address.ip().is_loopback(),
         metrics: Metrics::new()?,
         jobs: Jobs::open(settings)?,
+        downloads: Downloads::new(settings),
         data,
     })
 }

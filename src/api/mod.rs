@@ -26,6 +26,7 @@ pub mod models;
 pub mod objects;
 pub mod observe;
 pub mod openapi;
+pub mod operations;
 pub mod parse_message;
 pub mod presets;
 pub mod server;

@@ -15,7 +15,7 @@ use super::openapi::Document;
 use super::state::State;
 use super::{
     activations, bridges, completions, disconnect, docs, features, health, library, models,
-    observe, openapi, presets, tasks, tokens,
+    observe, openapi, operations, presets, tasks, tokens,
 };
 use crate::settings::Settings;
 
@@ -73,9 +73,14 @@ pub fn addresses() -> Vec<Address> {
         at("/v1/presets/{id}")
             .get(Access::Infer, presets::retrieve)
             .delete(Access::Admin, presets::delete),
-        at("/v1/library").get(Access::Admin, library::list),
+        at("/v1/library")
+            .get(Access::Admin, library::list)
+            .post(Access::Admin, operations::create),
         at("/v1/library/{id}/load").post(Access::Admin, library::load),
         at("/v1/library/{id}/unload").post(Access::Admin, library::unload),
+        at("/v1/library/operations").get(Access::Admin, operations::list),
+        at("/v1/library/operations/{id}").get(Access::Admin, operations::retrieve),
+        at("/v1/library/operations/{id}/cancel").post(Access::Admin, operations::cancel),
         at("/v1/tokenize").post(Access::Infer, tokens::tokenize),
         at("/tokenize").post(Access::Infer, tokens::tokenize_at_root),
         at("/v1/detokenize").post(Access::Infer, tokens::detokenize),

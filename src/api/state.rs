@@ -13,6 +13,7 @@ use super::metrics::Metrics;
 use super::unparsed::Unparsed;
 use crate::generation::engine::EngineHandle;
 use crate::serving::data_directory::DataDirectory;
+use crate::serving::downloads::Downloads;
 use crate::serving::feature_store::FeatureStore;
 use crate::serving::service::Service;
 use crate::serving::snapshot::Snapshot;
@@ -42,6 +43,8 @@ pub struct State {
     pub loopback_only: bool,
     pub metrics: Metrics,
     pub jobs: Jobs,
+    /// Models that are being brought from a hub.
+    pub downloads: Downloads,
     /// Keeps other servers out of the data directory.
     pub data: DataDirectory,
 }

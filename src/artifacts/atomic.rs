@@ -47,13 +47,22 @@ where
     Ok(())
 }
 
-/// Copies the file at `from` to `path`, which appears in one step.
-pub fn copy(from: &Path, path: &Path) -> Result<(), ArtifactError> {
-    let (mut file, _) = regular::open(from)?;
-    write_with(path, |copy| {
-        std::io::copy(&mut file, copy).map_err(ArtifactError::io("write", path))?;
-        Ok(())
+/// Copies a regular file to `to` in one step.
+pub fn copy(from: &Path, to: &Path) -> Result<(), ArtifactError> {
+    let (mut source, _) = regular::open(from)?;
+    write_with(to, |file| {
+        std::io::copy(&mut source, file)
+            .map(drop)
+            .map_err(ArtifactError::io("copy", from))
     })
+}
+
+/// Gives a directory, all of whose files are on the disk, another name in the same file system, durably. Nothing may be
+/// there by that name.
+pub fn rename_directory(from: &Path, to: &Path) -> Result<(), ArtifactError> {
+    sync_directory(from)?;
+    fs::rename(from, to).map_err(ArtifactError::io("rename to", to))?;
+    sync_directory(directory_of(to))
 }
 
 /// Flushes a directory's entries to the disk.

@@ -38,6 +38,8 @@ pub const TYPES: [(&str, GgmlDType); 13] = [
 /// An open file with its header.
 pub struct GgufFile {
     pub content: Content,
+    /// Bytes.
+    pub length: u64,
     reader: BufReader<File>,
 }
 
@@ -47,7 +49,11 @@ impl GgufFile {
         let mut reader = BufReader::new(file);
         gguf_header::check(&mut reader, length)?;
         let content = Content::read(&mut reader).map_err(known_types)?;
-        Ok(GgufFile { content, reader })
+        Ok(GgufFile {
+            content,
+            length,
+            reader,
+        })
     }
 
     pub fn has(&self, name: &str) -> bool {

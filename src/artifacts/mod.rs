@@ -11,12 +11,14 @@
 //! - [`gguf`]: GGUF files.
 //! - [`torch_pickle`]: the `.pt` files of released checkpoints.
 //! - [`manifest`]: what a directory holds, by hash.
+//! - [`partial_file`]: a file that arrives piece by piece.
 
 pub mod atomic;
 pub mod error;
 pub mod gguf;
 mod gguf_header;
 pub mod manifest;
+pub mod partial_file;
 pub mod regular;
 pub mod sparse_tensor;
 pub mod tensors;

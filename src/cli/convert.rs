@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::artifacts::atomic;
 use crate::artifacts::tensors::FloatPrecision;
+use crate::memory;
 use crate::models::companions;
 use crate::models::gguf;
 use crate::models::layout::ModelFiles;
@@ -26,7 +28,18 @@ pub struct ConvertArguments {
     /// Write the weights of a GGUF file as float32 instead.
     #[arg(long)]
     float32: bool,
+    /// MiB that the model may take as float32.
+    #[arg(long, hide = true)]
+    max_model_mib: Option<u64>,
+    /// Seconds of the processor that this may take.
+    #[arg(long, hide = true)]
+    seconds: Option<u64>,
 }
+
+/// Weights are there as they are read and as they are written, and as what is packed of them. Beside them there is the
+/// file's header.
+const PER_WEIGHT: u64 = 4;
+const SPARE: u64 = 512 << 20;
 
 impl ConvertArguments {
     pub fn run(self) -> anyhow::Result<()> {
@@ -35,8 +48,21 @@ impl ConvertArguments {
             "{} is there already; name a new directory",
             self.to.display()
         );
+        if let Some(most) = self.seconds {
+            let limit = Rlimit {
+                current: Some(most),
+                maximum: Some(most),
+            };
+            setrlimit(Resource::Cpu, limit)?;
+        }
+        let most_bytes = self
+            .max_model_mib
+            .map_or(u64::MAX, |mib| mib.saturating_mul(1 << 20));
+        if self.max_model_mib.is_some() {
+            memory::bound_growth(most_bytes.saturating_mul(PER_WEIGHT).saturating_add(SPARE))?;
+        }
         if self.from.is_file() {
-            return self.convert_gguf();
+            return self.convert_gguf(most_bytes);
         }
         let model = ModelFiles::read(&self.from)?;
         // The configuration comes last, so that what was cut short is no model.
@@ -49,10 +75,10 @@ impl ConvertArguments {
             .with_context(|| format!("cannot write {}", self.to.display()))
     }
 
-    fn convert_gguf(&self) -> anyhow::Result<()> {
+    fn convert_gguf(&self, most_bytes: u64) -> anyhow::Result<()> {
         let model = match self.float32 {
-            true => gguf::read(&self.from, u64::MAX)?,
-            false => gguf::read_as(&self.from, u64::MAX, FloatPrecision::AsStored)?,
+            true => gguf::read(&self.from, most_bytes)?,
+            false => gguf::read_as(&self.from, most_bytes, FloatPrecision::AsStored)?,
         };
         atomic::create_directory(&self.to)?;
         if let Some(template) = &model.chat_template {

@@ -7,6 +7,7 @@ pub mod eval;
 pub mod jobs;
 pub mod key;
 pub mod manifest;
+pub mod models;
 pub mod openapi;
 pub mod ready;
 pub mod serve;
@@ -43,6 +44,8 @@ pub enum Command {
     Key(key::KeyArguments),
     /// Write or check the hashes of a directory's files.
     Manifest(manifest::ManifestArguments),
+    /// Bring models into the library that `serve` serves, list them, take them out.
+    Models(models::ModelsArguments),
     /// Print the description of the HTTP API.
     Openapi,
     /// Succeed if a server is ready.
@@ -81,6 +84,7 @@ impl Arguments {
             Command::Jobs(arguments) => arguments.run(),
             Command::Key(arguments) => arguments.run(),
             Command::Manifest(arguments) => arguments.run(),
+            Command::Models(arguments) => arguments.run(),
             Command::Openapi => openapi::run(),
             Command::Ready(arguments) => arguments.run(),
             Command::Serve(arguments) => arguments.run(),

@@ -81,6 +81,7 @@ impl ServeArguments {
                     Err(error) => tracing::error!(%error, "signals cannot be waited for; stopping"),
                 }
                 told.jobs.begin_to_stop();
+                told.downloads.stop();
                 handle.stop(true).await;
             });
             tracing::info!("listening on http://{address}");

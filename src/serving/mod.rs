@@ -1,6 +1,7 @@
 //! What is served, apart from how it is asked for: nothing here knows HTTP.
 //!
 //! - [`service`]: what comes into service and goes out of it; [`library`] what could, [`trained`] what jobs have made.
+//! - [`arrivals`]: what comes into the library; [`downloads`] what a running server brings there from a hub.
 //! - [`snapshot`]: the models, pairs, features and presets that are served at one moment; [`named_model`] what of it a
 //!   request's `model` is; [`feature_store`] keeps features and [`preset_store`] presets.
 //! - [`weights`]: those that stay in memory, and those of jobs' results, which come and go; [`description`] says what
@@ -10,8 +11,10 @@
 //!   same in a process of its own, whose memory and time are bounded.
 //! - [`template_process`]: chat templates in processes of their own.
 
+pub mod arrivals;
 pub mod data_directory;
 pub mod description;
+pub mod downloads;
 pub mod feature_store;
 pub mod library;
 pub mod named_model;

@@ -209,6 +209,26 @@ impl Service {
             TrialFailure::System(error) => ServiceError::Failed(error.to_string()),
             failure => cannot_load(failure),
         })?;
+        self.take_tried(id, entry, tried).await
+    }
+
+    /// The same of an entry that has just been tried.
+    pub async fn take_arrival(
+        self: &Arc<Self>,
+        id: &str,
+        tried: Tried,
+    ) -> Result<EntryKind, ServiceError> {
+        let _reading = self.reading.lock().await;
+        let entry = self.found(id).await?;
+        self.take_tried(id, entry, tried).await
+    }
+
+    async fn take_tried(
+        self: &Arc<Self>,
+        id: &str,
+        entry: Entry,
+        tried: Tried,
+    ) -> Result<EntryKind, ServiceError> {
         let (name, of, limits) = (id.to_owned(), entry.clone(), self.limits);
         // What a job has trained waits on the disk until somebody asks for it.
         let waits = self.library.trained().contains_key(id);

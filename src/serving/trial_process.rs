@@ -1,7 +1,7 @@
 //! Trying something in a process of its own before it is served, and what its end says.
 //!
-//! The process is this program's own `causeway trial`. It bounds its memory itself; here its time is bounded and what
-//! it says is read, up to a limit.
+//! The process is this program's own `causeway trial`, or `causeway convert` where a file has to be another before. It
+//! bounds its memory itself; here its time is bounded and what it says is read, up to a limit.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -54,13 +54,28 @@ pub enum TrialFailure {
 impl TrialProcess {
     /// Tries the pair or model in `directory`; `pickles` says whether pickled checkpoints are read.
     pub async fn run(&self, directory: &Path, pickles: bool) -> Result<Tried, TrialFailure> {
+        let mut command = self.command("trial", directory);
+        command.args(pickles.then_some("--pickles"));
+        let output = self.output(command).await?;
+        let tried = serde_json::from_slice(&output).map_err(io::Error::from)?;
+        Ok(tried)
+    }
+
+    /// Writes the model in a GGUF file as safetensors into `folder`, which must not exist yet.
+    pub async fn convert(&self, file: &Path, folder: &Path) -> Result<(), TrialFailure> {
+        let mut command = self.command("convert", file);
+        command.arg(folder);
+        self.output(command).await.map(drop)
+    }
+
+    /// One of this program's commands on `path`, told its bounds.
+    fn command(&self, name: &str, path: &Path) -> Command {
         let mut command = Command::new(&self.program);
         command
-            .arg("trial")
-            .arg(directory)
+            .arg(name)
+            .arg(path)
             .args(["--max-model-mib", &self.max_model_mib.to_string()])
             .args(["--seconds", &self.seconds.to_string()])
-            .args(pickles.then_some("--pickles"))
             // One thread takes as many seconds of the processor as pass.
             .env("RAYON_NUM_THREADS", "1")
             // What the allocator sets aside in advance would count as taken.
@@ -70,6 +85,11 @@ impl TrialProcess {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
+        command
+    }
+
+    /// What a command that does its work says on its standard output.
+    async fn output(&self, mut command: Command) -> Result<Vec<u8>, TrialFailure> {
         let mut child = command.spawn()?;
         let (output, errors) = (child.stdout.take(), child.stderr.take());
         let ended = async {
@@ -81,8 +101,7 @@ impl TrialProcess {
             .await
             .map_err(|_| TrialFailure::Slow(self.seconds))??;
         if status.success() {
-            let tried = serde_json::from_slice(&output).map_err(io::Error::from)?;
-            return Ok(tried);
+            return Ok(output);
         }
         let said = String::from_utf8_lossy(&errors);
         let told = said.split_once(ERROR).map(|(_, error)| error);

@@ -4,6 +4,7 @@
 //! A key `limits.max_prompts` of the file is `CAUSEWAY_LIMITS__MAX_PROMPTS` in the environment. A key that
 //! does not exist is refused wherever it stands: a misspelt limit must not silently be no limit.
 
+pub mod hub;
 pub mod jobs;
 pub mod keys;
 mod limits;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+pub use self::hub::HubSettings;
 pub use self::jobs::{ArtifactSettings, JobSettings};
 use self::keys::KeySettings;
 pub use self::limits::Limits;
@@ -63,6 +65,7 @@ pub struct Settings {
     pub telemetry: TelemetrySettings,
     pub jobs: JobSettings,
     pub artifacts: ArtifactSettings,
+    pub hub: HubSettings,
     /// The program whose `trial` is run on what comes into service: this one, except in tests.
     #[serde(skip, default = "this_program")]
     pub program: PathBuf,
@@ -111,6 +114,7 @@ impl Default for Settings {
             telemetry: TelemetrySettings::default(),
             jobs: JobSettings::default(),
             artifacts: ArtifactSettings::default(),
+            hub: HubSettings::default(),
             program: this_program(),
         }
     }
@@ -153,7 +157,7 @@ impl Settings {
         parse(table, "the environment")
     }
 
-    /// The same without the password that `jobs.database` may have.
+    /// The same without the password that `jobs.database` may have and without the hub's token.
     pub fn without_secrets(mut self) -> Self {
         let database = &self.jobs.database;
         if let Some((scheme, rest)) = database.split_once("://")
@@ -161,6 +165,9 @@ impl Settings {
             && let Some((user, _)) = user.split_once(':')
         {
             self.jobs.database = format!("{scheme}://{user}:...@{place}");
+        }
+        if !self.hub.token.is_empty() {
+            self.hub.token = "...".to_owned();
         }
         self
     }
@@ -235,6 +242,7 @@ impl Settings {
         self.artifacts
             .check()
             .and_then(|()| self.jobs.check())
+            .and_then(|()| self.hub.check())
             .map_err(|problem| invalid(&problem))?;
         match self.listen.ip().is_loopback() || self.allow_remote || !self.keys.is_empty() {
             true => Ok(()),
@@ -390,7 +398,10 @@ mod tests {
         ] {
             let mut settings = Settings::default();
             settings.jobs.database = database.to_owned();
-            assert_eq!(settings.without_secrets().jobs.database, shown);
+            settings.hub.token = "hf_secret".to_owned();
+            let told = settings.without_secrets();
+            assert_eq!(told.jobs.database, shown);
+            assert_eq!(told.hub.token, "...");
         }
     }
 
@@ -457,7 +468,7 @@ mod tests {
         let known = known_keys().expect("the defaults");
         // The directory for data differs from user to user; the example only says so.
         assert_eq!(table.len() + 1, known.len());
-        for nested in ["limits", "engine", "telemetry", "jobs", "artifacts"] {
+        for nested in ["limits", "engine", "telemetry", "jobs", "artifacts", "hub"] {
             let keys = |table: &Table| table[nested].as_table().map(Table::len);
             assert_eq!(keys(&table), keys(&known), "{nested}");
         }

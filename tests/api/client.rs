@@ -13,7 +13,7 @@ use actix_web::web;
 use causeway::api::{loading, server};
 use causeway::generation::health::{NoProbe, Probe};
 use causeway::serving::data_directory::DataDirectory;
-use causeway::settings::{JobSettings, Settings};
+use causeway::settings::{HubSettings, JobSettings, Settings};
 use serde_json::Value;
 
 use crate::document::Exchange;
@@ -81,6 +81,11 @@ impl Server {
                 // A worker runs the program, which a test is not.
                 workers: 0,
                 ..JobSettings::default()
+            },
+            hub: HubSettings {
+                // Nobody is there: no test asks a hub of the world.
+                endpoint: "http://127.0.0.1:9".to_owned(),
+                ..HubSettings::default()
             },
             ..Settings::default()
         };

@@ -37,6 +37,9 @@ key=$(sed -n 's/^\(ck-.*\)$/\1/p' "$work/key")
     sed 's/^role = .*/role = "admin"/' "$work/key.toml"
     echo "[jobs]"
     echo "workers = ${job_workers:-1}"
+    # Nobody is there: generated requests bring no models.
+    echo "[hub]"
+    echo 'endpoint = "http://127.0.0.1:9"'
 } >"$work/server.toml"
 "$binary" serve --config "$work/server.toml" --listen 127.0.0.1:0 2>"$work/log" &
 server=$!

@@ -17,7 +17,8 @@ use super::completions::chat::response::ChatPiece;
 use super::completions::response::Chunk;
 use super::completions::text::response::TextPiece;
 use super::{
-    activations, bridges, completions, features, health, jobs, library, models, presets, tasks,
+    activations, bridges, completions, features, health, jobs, library, models, operations, presets,
+    tasks,
     tokens,
 };
 
@@ -65,6 +66,10 @@ use super::{
         library::list,
         library::load,
         library::unload,
+        operations::create,
+        operations::list,
+        operations::retrieve,
+        operations::cancel,
         jobs::archive::download,
         jobs::files::create,
         jobs::files::list,

@@ -11,12 +11,14 @@ use crate::features::group::Write;
 use crate::interventions::request::{
     AblateTo, Align, AllOrNone, Operation, Read, Return, Unit, Variant,
 };
+use crate::serving::downloads::DownloadStatus;
 
 /// Makes each of these enumerations a choice between words that are explained.
 pub fn describe(document: &mut OpenApi) {
     describe_one::<AblateTo>(document);
     describe_one::<Align>(document);
     describe_one::<AllOrNone>(document);
+    describe_one::<DownloadStatus>(document);
     describe_one::<ModelKind>(document);
     describe_one::<Operation>(document);
     describe_one::<Read>(document);

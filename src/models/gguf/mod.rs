@@ -38,7 +38,7 @@ pub struct GgufModel {
     pub bounds: TextBounds,
 }
 
-/// Reads the model in a file; its weights may take `most_bytes` as float32.
+/// Reads the model in a file; its weights may take `most_bytes`.
 pub fn read(path: &Path, most_bytes: u64) -> Result<GgufModel, GgufError> {
     read_as(path, most_bytes, FloatPrecision::Single)
 }
@@ -75,9 +75,13 @@ fn read_file(path: &Path, most_bytes: u64, precision: FloatPrecision) -> Result<
     };
     let config = architecture.config(&metadata, vocabulary, &said)?;
     let need = MemoryNeed::of(&config).weights;
-    if need > most_bytes {
+    let held = match precision {
+        FloatPrecision::Single => need,
+        FloatPrecision::AsStored => need.min(file.length),
+    };
+    if held > most_bytes {
         return Err(format!(
-            "its weights take {need} bytes; they may take {most_bytes}"
+            "its weights take {held} bytes; they may take {most_bytes}"
         ));
     }
     // A tied matrix by both of its names, at most.
