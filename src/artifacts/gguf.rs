@@ -106,7 +106,7 @@ fn count(shape: &[usize]) -> u64 {
 
 /// The reader divides by `general.alignment` as it stands in the file, so a zero there must be found first. The header's
 /// own bytes say it: the key, the number of its type, and the value.
-fn check_alignment(reader: &mut BufReader<File>) -> Result<(), String> {
+pub(super) fn check_alignment(reader: &mut (impl Read + Seek)) -> Result<(), String> {
     const KEY: &[u8] = b"general.alignment";
     /// The key, four bytes of type, and the widest value that is read.
     const WHOLE: usize = KEY.len() + 8;
@@ -149,7 +149,7 @@ fn check_alignment(reader: &mut BufReader<File>) -> Result<(), String> {
 }
 
 /// Says which types are read where the reader does not know one.
-fn known_types(error: candle_core::Error) -> String {
+pub(super) fn known_types(error: candle_core::Error) -> String {
     let error = error.to_string();
     if error.contains("dtype") {
         let known: Vec<&str> = TYPES.iter().map(|(name, _)| *name).collect();

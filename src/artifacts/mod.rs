@@ -9,9 +9,11 @@
 //! - [`tensors`]: safetensors files.
 //! - [`sparse_tensor`]: mostly-zero matrices inside a safetensors file.
 //! - [`torch_pickle`]: the `.pt` files of released checkpoints.
+//! - [`gguf`]: GGUF files. [`control_vector`]: those that hold directions to steer by.
 //! - [`manifest`]: what a directory holds, by hash.
 
 pub mod atomic;
+pub mod control_vector;
 pub mod error;
 pub mod gguf;
 pub mod manifest;

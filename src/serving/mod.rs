@@ -1,7 +1,8 @@
 //! What is served, apart from how it is asked for: nothing here knows HTTP.
 //!
 //! - [`service`]: what comes into service and goes out of it; [`library`] what could, [`trained`] what jobs have made.
-//! - [`snapshot`]: the models, pairs and features that are served at one moment; [`feature_store`] keeps features.
+//! - [`snapshot`]: the models, pairs and features that are served at one moment; [`feature_store`] keeps features,
+//!   [`direction_store`] directions.
 //! - [`weights`]: those that stay in memory, and those of jobs' results, which come and go; [`description`] says what
 //!   is known of something without its weights.
 //! - [`data_directory`]: one server at a time keeps what callers make.
@@ -11,6 +12,7 @@
 
 pub mod data_directory;
 pub mod description;
+pub mod direction_store;
 pub mod feature_store;
 pub mod library;
 pub mod service;

@@ -27,11 +27,10 @@ pub async fn answer<S: Style>(
         .steer
         .as_ref()
         .is_some_and(|steer| !steer.edits.is_empty());
+    let snapshot = state.snapshot();
+    let directions = snapshot.directions_of(&card.id);
     let bridge = match &checked.steer {
-        Some(steer) => {
-            let snapshot = state.snapshot();
-            snapshot.bridge_for(&card.id, steer.bridge.as_deref(), "steer.bridge")?
-        }
+        Some(steer) => snapshot.bridge_for(&card.id, steer.bridge.as_deref(), "steer.bridge")?,
         None => None,
     };
     let encoded = prompt::encode_echoed(prompts, card, &state, checked.echo).await?;
@@ -59,7 +58,7 @@ pub async fn answer<S: Style>(
     };
     let bridge = bridge.map(|bridge| bridge.record.id.to_string());
     let streaming = checked.streaming;
-    let asked = checked.into_request(model, pair, prompts);
+    let asked = checked.into_request(model, pair, directions, prompts);
     if let Some(streaming) = streaming {
         let stream = unless_gone::<S, _>(http, state.engine.stream(asked)).await?;
         let chunks = Chunks::new(frame, streaming.include_usage, style);
