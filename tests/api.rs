@@ -13,12 +13,18 @@ mod clients;
 mod command;
 #[path = "api/completions.rs"]
 mod completions;
+#[path = "api/control_vectors.rs"]
+mod control_vectors;
 #[path = "api/damage.rs"]
 mod damage;
 #[path = "api/dashboards.rs"]
 mod dashboards;
 #[path = "api/departures.rs"]
 mod departures;
+#[path = "api/direction_search.rs"]
+mod direction_search;
+#[path = "api/directions.rs"]
+mod directions;
 #[path = "api/docs.rs"]
 mod docs;
 #[path = "api/document.rs"]

@@ -265,6 +265,7 @@ async fn answer_with(
         Some(bridge) => Some(bridge.pair().await?),
         None => None,
     };
+    let directions = snapshot.directions_of(&card.id);
     let mut data = Vec::with_capacity(prompts.len());
     // One after the other, so that completions take their steps in between.
     for (index, tokens) in prompts.into_iter().enumerate() {
@@ -274,6 +275,7 @@ async fn answer_with(
                 answer_bytes: Some(state.limits.max_answer_bytes),
                 deadline: Some(Duration::from_secs(state.limits.deadline_seconds)),
                 pair: pair.clone(),
+                directions: directions.clone(),
                 ..GenerationRequest::of_prompts(model.clone(), vec![tokens.clone()], logits)
             },
             places: names(&places),

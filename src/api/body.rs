@@ -1,4 +1,4 @@
-//! JSON bodies and queries, with errors that name the field at fault.
+//! JSON bodies, bodies that are files, and queries, with errors that name the field at fault.
 //!
 //! Unknown fields are refused: official clients send documented fields only, and a misspelt
 //! `temprature` must not silently be the default.
@@ -24,6 +24,38 @@ use crate::serving::snapshot::shortened;
 /// A body so short takes no time to parse.
 const PARSED_AT_ONCE: usize = 1 << 14;
 
+/// A request's body where it is a file: held whole, so no longer than any other body, with its room.
+#[derive(Debug)]
+pub struct FileBody(pub Vec<u8>, pub BodyRoom);
+
+impl FromRequest for FileBody {
+    type Error = ApiError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, ApiError>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut dev::Payload) -> Self::Future {
+        let is_file = is_of_type(request, "application/octet-stream");
+        let state = request.app_data::<web::Data<State>>().cloned();
+        let length = declared_length(request);
+        let payload = payload.take();
+        Box::pin(async move {
+            // As with JSON, a browser asks for leave before it sends this to another site.
+            if !is_file {
+                return Err(ApiError::NotFile);
+            }
+            let state = state.ok_or_else(|| ApiError::internal("the application has no state"))?;
+            let limit = state.limits.max_body_bytes;
+            if length.is_some_and(|length| length > limit) {
+                return Err(ApiError::TooLarge { limit });
+            }
+            let reading = async {
+                let room = state.unparsed.take(length.unwrap_or(limit)).await?;
+                Ok(FileBody(collect(payload, length, limit).await?, room))
+            };
+            in_time(&state, reading).await?
+        })
+    }
+}
+
 /// A request's body, parsed, and the room that it takes until its values are checked.
 #[derive(Debug)]
 pub struct JsonBody<T>(pub T, pub BodyRoom);
@@ -33,7 +65,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest for JsonBody<T> {
     type Future = Pin<Box<dyn Future<Output = Result<Self, ApiError>>>>;
 
     fn from_request(request: &HttpRequest, payload: &mut dev::Payload) -> Self::Future {
-        let json = is_json(request);
+        let json = is_of_type(request, "application/json");
         let state = request.app_data::<web::Data<State>>().cloned();
         let length = declared_length(request);
         let payload = payload.take();
@@ -81,7 +113,8 @@ pub async fn in_time<T>(state: &State, sent: impl Future<Output = T>) -> Result<
     }
 }
 
-fn is_json(request: &HttpRequest) -> bool {
+/// Whether a request says that its body is of this media type.
+fn is_of_type(request: &HttpRequest, expected: &str) -> bool {
     let content_type = request
         .headers()
         .get(CONTENT_TYPE)
@@ -92,7 +125,7 @@ fn is_json(request: &HttpRequest) -> bool {
         .next()
         .unwrap_or("")
         .trim();
-    media_type.eq_ignore_ascii_case("application/json")
+    media_type.eq_ignore_ascii_case(expected)
 }
 
 /// The length that a request says its body has.

@@ -45,6 +45,8 @@ pub enum ApiError {
     NotJson,
     #[error("the body must be a form, sent with `content-type: multipart/form-data`")]
     NotForm,
+    #[error("the body must be the file itself, sent with `content-type: application/octet-stream`")]
+    NotFile,
     #[error("the server does not answer for the host {host:?}: it listens on this machine only")]
     ForeignHost { host: String },
     #[error(
@@ -201,7 +203,7 @@ impl ApiError {
                 INVALID,
                 Some("body_too_large"),
             ),
-            ApiError::NotJson | ApiError::NotForm => (
+            ApiError::NotJson | ApiError::NotForm | ApiError::NotFile => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 INVALID,
                 Some("unsupported_media_type"),

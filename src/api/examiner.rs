@@ -1,5 +1,5 @@
-//! Examinations of pairs: finding channels and running features' tests takes gradients and whole prompts at once, so
-//! they run beside the engine, on the weights that the engine runs too.
+//! Examinations of pairs and of models: finding channels and directions and running features' tests takes gradients and
+//! whole prompts at once, so they run beside the engine, on the weights that the engine runs too.
 //!
 //! Searches and looks have a lane each, so that a look never waits for a search. One examination of a lane runs at a
 //! time; a bounded number wait for it. Each has a deadline, and ends when its client has gone.
@@ -17,7 +17,8 @@ use crate::discovery::patience::Patience;
 use crate::discovery::question::PromptPair;
 use crate::features::FeatureError;
 use crate::features::pair::Pair;
-use crate::serving::snapshot::ServedPair;
+use crate::models::model::LoadedModel;
+use crate::serving::snapshot::{ModelCard, ServedPair};
 use crate::settings::Limits;
 
 /// Lets examinations wait for their turn.
@@ -94,6 +95,24 @@ impl Examiner {
     {
         let pair = bridge.pair().await?;
         let examined = self.carry_out(http, effort, move |patience| work(&pair, patience));
+        examined.await?.map_err(|error| refusal(error, param))
+    }
+
+    /// The same on one model.
+    pub async fn examine_model<T, W>(
+        &self,
+        http: &HttpRequest,
+        effort: Effort,
+        card: &ModelCard,
+        param: &str,
+        work: W,
+    ) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        W: FnOnce(&LoadedModel, &Patience) -> Result<T, DiscoveryError> + Send + 'static,
+    {
+        let model = card.model().await?;
+        let examined = self.carry_out(http, effort, move |patience| work(&model, patience));
         examined.await?.map_err(|error| refusal(error, param))
     }
 

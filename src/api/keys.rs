@@ -70,21 +70,34 @@ impl Keys {
     /// Whether a request with these headers may use a route: the caller's name, none where nobody has to say who
     /// they are.
     pub fn admit(&self, access: Access, headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
-        let Some(needed) = access.role().filter(|_| !self.keys.is_empty()) else {
+        let Some(key) = self.permitted(access, headers)? else {
             return Ok(None);
         };
-        let key = self.find(presented(headers)?)?;
-        if key.role < needed {
-            return Err(ApiError::Forbidden {
-                role: key.role,
-                needed,
-            });
-        }
         match key.rate.as_ref().map(RateLimiter::check) {
             Some(Err(until)) => Err(ApiError::RateLimited {
                 wait: until.wait_time_from(DefaultClock::default().now()),
             }),
             Some(Ok(())) | None => Ok(Some(&key.name)),
+        }
+    }
+
+    /// Whether a request that was let in may do what takes this access: a part of what its route does.
+    pub fn allow(&self, access: Access, headers: &HeaderMap) -> Result<(), ApiError> {
+        self.permitted(access, headers).map(|_| ())
+    }
+
+    /// The key of a request that may use a route, whatever its rate; none where nobody has to say who they are.
+    fn permitted(&self, access: Access, headers: &HeaderMap) -> Result<Option<&Key>, ApiError> {
+        let Some(needed) = access.role().filter(|_| !self.keys.is_empty()) else {
+            return Ok(None);
+        };
+        let key = self.find(presented(headers)?)?;
+        match key.role < needed {
+            true => Err(ApiError::Forbidden {
+                role: key.role,
+                needed,
+            }),
+            false => Ok(Some(key)),
         }
     }
 

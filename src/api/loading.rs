@@ -53,6 +53,7 @@ pub fn load_probed(
     Ok(State {
         engine,
         features: service.features.clone(),
+        directions: service.directions.clone(),
         service,
         templates: TemplateProcesses::new(
             settings.program.clone(),

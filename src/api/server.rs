@@ -62,6 +62,9 @@ pub fn addresses() -> Vec<Address> {
             .get(Access::Infer, features::list)
             .post(Access::Train, features::create),
         at("/v1/features/contrast").post(Access::Infer, features::contrast::create),
+        at("/v1/features/direction").post(Access::Infer, features::direction::create),
+        at("/v1/features/control_vector").post(Access::Train, features::control_vector::import),
+        at("/v1/features/{id}/control_vector").get(Access::Infer, features::control_vector::export),
         at("/v1/features/{id}/verify").post(Access::Infer, features::verify::create),
         at("/v1/features/{id}")
             .get(Access::Infer, features::retrieve)

@@ -13,6 +13,7 @@ use super::metrics::Metrics;
 use super::unparsed::Unparsed;
 use crate::generation::engine::EngineHandle;
 use crate::serving::data_directory::DataDirectory;
+use crate::serving::direction_store::DirectionStore;
 use crate::serving::downloads::Downloads;
 use crate::serving::feature_store::FeatureStore;
 use crate::serving::service::Service;
@@ -26,6 +27,7 @@ pub struct State {
     pub service: Arc<Service>,
     /// Those of the service.
     pub features: Arc<FeatureStore>,
+    pub directions: Arc<DirectionStore>,
     /// Run chat templates.
     pub templates: TemplateProcesses,
     pub examiner: Examiner,

@@ -149,7 +149,7 @@ fn count(shape: &[usize]) -> u64 {
 }
 
 /// Says which types are read where the reader does not know one.
-fn known_types(error: candle_core::Error) -> String {
+pub(super) fn known_types(error: candle_core::Error) -> String {
     let error = error.to_string();
     if error.contains("dtype") {
         let known: Vec<&str> = TYPES.iter().map(|(name, _)| *name).collect();

@@ -10,10 +10,12 @@
 //! - [`sparse_tensor`]: mostly-zero matrices inside a safetensors file.
 //! - [`gguf`]: GGUF files.
 //! - [`torch_pickle`]: the `.pt` files of released checkpoints.
+//! - [`gguf`]: GGUF files. [`control_vector`]: those that hold directions to steer by.
 //! - [`manifest`]: what a directory holds, by hash.
 //! - [`partial_file`]: a file that arrives piece by piece.
 
 pub mod atomic;
+pub mod control_vector;
 pub mod error;
 pub mod gguf;
 mod gguf_header;

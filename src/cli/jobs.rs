@@ -9,17 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use reqwest::Url;
 use serde_json::Value;
 
 use self::follower::Follower;
-use self::server::{Server, Trouble, address, say};
+use self::server::{address, job};
 use self::shown::{Job, JobList, table};
-use super::client::{client, server_url};
+use super::asking::{Server, ServerArguments, Trouble, say};
 use crate::serving::snapshot::unix_seconds;
 
-/// What OpenAI's clients read. `causeway serve` would refuse a `CAUSEWAY_KEY` in its environment as no setting.
-const KEY_VARIABLE: &str = "OPENAI_API_KEY";
 /// Before a broken connection is made anew, and how often in a row.
 const PAUSE: Duration = Duration::from_secs(1);
 const MOST_BREAKS: u32 = 60;
@@ -29,12 +26,8 @@ const MOST_BREAKS: u32 = 60;
 pub struct JobsArguments {
     #[command(subcommand)]
     what: What,
-    /// Where the server is.
-    #[arg(long, global = true, value_name = "URL", default_value = "http://127.0.0.1:8080", value_parser = server_url)]
-    server: Url,
-    /// The API key, where the server wants one; without this, that in the environment variable OPENAI_API_KEY.
-    #[arg(long, global = true)]
-    key: Option<String>,
+    #[command(flatten)]
+    server: ServerArguments,
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,12 +66,7 @@ struct Which {
 
 impl JobsArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let key = self.key.or_else(|| std::env::var(KEY_VARIABLE).ok());
-        let server = Server {
-            client: client()?,
-            url: self.server,
-            key: key.filter(|key| !key.is_empty()),
-        };
+        let server = self.server.server()?;
         match self.what {
             What::List(which) => list(&server, &which)?,
             What::Show { id, json } => show(&server, &id, json)?,
@@ -132,7 +120,7 @@ fn wish(server: &Server, id: &str, wish: &str) -> Result<(), Trouble> {
 }
 
 fn follow(server: &Server, id: &str) -> anyhow::Result<()> {
-    let mut follower = Follower::of(&server.job(id)?);
+    let mut follower = Follower::of(&job(server, id)?);
     while let Err(trouble) = follower.listen(server, id) {
         if !trouble.may_pass() {
             return Err(trouble.into());
@@ -143,7 +131,7 @@ fn follow(server: &Server, id: &str) -> anyhow::Result<()> {
         follower.breaks += 1;
         thread::sleep(PAUSE);
     }
-    let job = server.job(id)?;
+    let job = job(server, id)?;
     follower.bar.abandon();
     say(&job.summary())?;
     match job.status.as_str() {

@@ -1,9 +1,11 @@
 //! The command line: what can be typed, and what each command does.
 
+pub mod asking;
 pub mod client;
 pub mod convert;
 pub mod corpus;
 pub mod eval;
+pub mod features;
 pub mod jobs;
 pub mod key;
 pub mod manifest;
@@ -38,6 +40,8 @@ pub enum Command {
     Corpus(corpus::CorpusArguments),
     /// Measure a pair: steering curves, tasks, losses, features.
     Eval(eval::EvalArguments),
+    /// Make, bring and take away directions of a running server's models.
+    Features(features::FeaturesCommand),
     /// Look at, follow and steer the trainings of a running server.
     Jobs(jobs::JobsArguments),
     /// Make an API key.
@@ -81,6 +85,7 @@ impl Arguments {
             Command::Convert(arguments) => arguments.run(),
             Command::Corpus(arguments) => arguments.run(),
             Command::Eval(arguments) => arguments.run(),
+            Command::Features(arguments) => arguments.run(),
             Command::Jobs(arguments) => arguments.run(),
             Command::Key(arguments) => arguments.run(),
             Command::Manifest(arguments) => arguments.run(),

@@ -4,12 +4,14 @@
 //!   the logits; [`route`] says how a patch enters a model, [`prompt_run`] runs what follows it again.
 //! - [`attribution`]: what a change would do to first order. [`contrast`]: the channels that make the difference
 //!   between two sets of prompts; [`search`] over places.
+//! - [`directions`]: directions of a dense model's own stream from contrast prompts.
 //! - [`logit_effects`]: the tokens that a feature promotes.
 //! - [`verify`]: a feature's own tests, run again.
 //! - [`patience`] ends what nobody waits for any more.
 
 pub mod attribution;
 pub mod contrast;
+pub mod directions;
 pub mod logit_effects;
 pub mod patching;
 pub mod patience;

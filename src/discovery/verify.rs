@@ -123,6 +123,17 @@ fn cut(
     prompt: &str,
     following: &str,
 ) -> Result<(Vec<u32>, u32), DiscoveryError> {
+    let (before, following) = split(tokenizer, prompt, following)?;
+    Ok((before, following[0]))
+}
+
+/// The tokens before `prompt.len()` bytes of `prompt + following`, as a prompt begins, and those from there on, of which
+/// there is at least one.
+pub fn split(
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    following: &str,
+) -> Result<(Vec<u32>, Vec<u32>), DiscoveryError> {
     let tokens: Vec<(u32, Range<usize>)> =
         tokenizer.encode_with_offsets(&format!("{prompt}{following}"))?;
     let at = tokens
@@ -131,8 +142,10 @@ fn cut(
     match at {
         // A tokenizer may leave the space between two tokens to neither.
         Some(at) if at > 0 && tokens[at - 1].1.end <= prompt.len() => {
-            let before = tokens[..at].iter().map(|(id, _)| *id).collect();
-            Ok((tokenizer.begun(before), tokens[at].0))
+            let ids = |tokens: &[(u32, Range<usize>)]| tokens.iter().map(|(id, _)| *id).collect();
+            let (before, following): (Vec<u32>, Vec<u32>) =
+                (ids(&tokens[..at]), ids(&tokens[at..]));
+            Ok((tokenizer.begun(before), following))
         }
         _ => {
             let problem =

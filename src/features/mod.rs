@@ -1,5 +1,5 @@
-//! Features: named channels and groups of channels of a pair's sparse model, and what is known of them. How they are
-//! found is `discovery`'s.
+//! Features: named channels and groups of channels of a pair's sparse model, directions of a dense model, and what is
+//! known of them. How they are found is `discovery`'s.
 //!
 //! - [`group`]: what a feature is made of. [`registry`]: the features of a pair, as they are stored.
 //! - [`effects`]: what patching one does, as it is told in the registry.
@@ -7,8 +7,11 @@
 //! - [`mod@reference`]: every channel's statistics over reference text, and the text; [`statistics`] makes them and those
 //!   of groups; [`measured`] keeps what took a pass, among the [`recent`] findings.
 //! - [`top_activations`]: where in a text a feature is strongest. [`wiring`]: the weights that read and write a channel.
+//! - [`direction`]: named vectors of a dense model's own stream; [`control_vector`]: as files of other programs.
 //! - [`logit_effects`]: the tokens that a feature promotes, and how that was measured.
 
+pub mod control_vector;
+pub mod direction;
 pub mod effects;
 pub mod group;
 pub mod logit_effects;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::sampling::Sampling;
+use crate::features::direction::NamedDirections;
 use crate::features::measured::MeasuredGroup;
 use crate::features::pair::Pair;
 use crate::interventions::plan::Scene;
@@ -18,6 +19,8 @@ pub struct GenerationRequest {
     pub model: Arc<LoadedModel>,
     /// The pair that its edits go over, where it has one.
     pub pair: Option<Arc<Pair>>,
+    /// The model's own named directions.
+    pub directions: Arc<NamedDirections>,
     pub prompts: Vec<Vec<u32>>,
     pub max_tokens: usize,
     /// Samples for each prompt.
@@ -61,6 +64,7 @@ impl GenerationRequest {
             model_id: &self.model.id,
             native: self.model.kind == ModelKind::Sparse,
             pair: self.pair.as_deref(),
+            directions: &self.directions,
             tokenizer: &self.model.tokenizer,
             prompts: &self.prompts,
             measured: &self.measured,
@@ -72,6 +76,7 @@ impl GenerationRequest {
         GenerationRequest {
             model,
             pair: None,
+            directions: Arc::default(),
             prompts: vec![vec![0]],
             max_tokens: 1,
             n: 1,

@@ -112,7 +112,8 @@ pub struct EditRequest {
     expecting = "a name, `NODE:CHANNEL`, or an object with `node` and `channel` or `channels`, or `site` and `vector`"
 )]
 pub enum FeatureAddress {
-    /// A feature's id: the name of a registered one, or `NODE:CHANNEL` for one channel.
+    /// A feature's id: the name of a registered one, or `NODE:CHANNEL` for one channel. The name of a direction of several
+    /// sites stands for all of them, each with its own vector; where one value is needed it must have one site.
     Named(String),
     /// One channel of a node or residual site.
     Channel(ChannelAddress),
@@ -262,12 +263,13 @@ documented! {
     pub enum Unit {
         /// The activations themselves.
         Raw,
-        /// The feature's standard deviation over reference text. What has no statistics yet, such as a group without a
-        /// name, is measured over the text that the bridge came with, at its first use.
+        /// The feature's standard deviation over reference text, of a direction at each site its own. What has no
+        /// statistics yet, such as a group without a name, is measured over the text that the bridge came with, at its
+        /// first use.
         Std,
         /// The feature's maximum over reference text, measured likewise.
         Max,
-        /// `add` on a vector: the norm of the residual at that token.
+        /// `add` on a vector or a direction: the norm of the residual at that token.
         Residual,
     }
 }

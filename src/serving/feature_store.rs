@@ -66,7 +66,7 @@ pub enum StoreError {
     File(#[from] ArtifactError),
     #[error("{path}: {problem}")]
     Json { path: String, problem: String },
-    #[error("the writing of features ended early, or their bridge is gone")]
+    #[error("the writing of features ended early, or what they belong to is gone")]
     Ended,
     #[error("{0}")]
     Full(String),

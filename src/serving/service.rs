@@ -12,6 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::description;
+use super::direction_store::DirectionStore;
 use super::feature_store::{FeatureStore, StoreError};
 use super::library::{Entry, EntryKind, Library, Trained};
 use super::preset_store::{PresetError, PresetStore};
@@ -39,6 +40,7 @@ pub struct Service {
     pub library: Library,
     pub features: Arc<FeatureStore>,
     pub presets: PresetStore,
+    pub directions: Arc<DirectionStore>,
     /// Where the weights of jobs' results come and go.
     pub results: Arc<ResultMemory>,
     /// Tries what comes into service.
@@ -142,6 +144,8 @@ impl Service {
         }
         let presets = PresetStore::open(&settings.data_dir, settings.limits)?;
         served = served.with_presets(presets.all());
+        let directions = DirectionStore::new(&settings.data_dir, settings.limits);
+        let served = with_directions(served, &directions)?;
         let patience = Duration::from_secs(settings.limits.load_seconds);
         Ok(Service {
             served: ArcSwap::from_pointee(served),
@@ -149,6 +153,7 @@ impl Service {
             library: Library::new(named, settings.library.clone()),
             features: Arc::new(features),
             presets,
+            directions: Arc::new(directions),
             results: ResultMemory::new(
                 settings.limits.max_results_mib.saturating_mul(1 << 20),
                 Duration::from_secs(settings.limits.result_idle_seconds),
@@ -193,6 +198,14 @@ impl Service {
     pub fn renew_presets(&self) {
         let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let next = self.served.load().with_presets(self.presets.all());
+        self.served.store(Arc::new(next));
+    }
+
+    /// Serves the directions of a model as the store has them now.
+    pub fn renew_directions(&self, model: &str) {
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let directions = self.directions.of(model);
+        let next = self.served.load().with_directions(model, directions);
         self.served.store(Arc::new(next));
     }
 
@@ -280,6 +293,9 @@ impl Service {
                 tracing::info!(id, "taken out of service");
             }
             self.features.remove_bridge(id, &trained.artifact);
+            if trained.entry.kind == EntryKind::Model {
+                self.directions.remove_model(id);
+            }
             self.library.remove_trained(id);
         }
         Ok(())
@@ -327,8 +343,11 @@ impl Service {
         let mut incoming = match read {
             Read::Pair(incoming) => incoming,
             Read::Model(model) => {
-                let next = |served: &Snapshot| served.with_model(*model, directory);
-                return self.change(next).map_err(cannot_load);
+                let next = |served: &Snapshot| {
+                    let next = served.with_model(*model, directory).map_err(cannot_load)?;
+                    with_directions(next, &self.directions).map_err(cannot_load)
+                };
+                return self.change(next);
             }
         };
         let shipped = incoming.pair.features.values().cloned().collect();
@@ -341,8 +360,12 @@ impl Service {
             .map_err(cannot_load)
             .and_then(|()| {
                 incoming.pair.features = Arc::new(self.features.by_name(id));
-                let next = |served: &Snapshot| served.with_pair(*incoming, directory);
-                self.change(next).map_err(cannot_load)
+                let next = |served: &Snapshot| {
+                    let next = served.with_pair(*incoming, directory);
+                    with_directions(next.map_err(cannot_load)?, &self.directions)
+                        .map_err(cannot_load)
+                };
+                self.change(next)
             });
         taken.inspect_err(|_| self.features.close_bridge(id))
     }
@@ -357,6 +380,9 @@ impl Service {
         if kind == EntryKind::Pair {
             self.features.close_bridge(id);
         }
+        let served = self.snapshot();
+        self.directions
+            .keep_models(|model| served.models.contains_key(model));
         Ok(self.engine.forget_unused().await?)
     }
 }
@@ -403,6 +429,16 @@ fn called(id: &str, incoming: IncomingPair) -> Result<Read, ServiceError> {
             "the bridge in folder {id:?} calls itself {own:?}"
         ))),
     }
+}
+
+/// The same with the directions of the models that have just come.
+fn with_directions(served: Snapshot, directions: &DirectionStore) -> Result<Snapshot, StoreError> {
+    let mut with = served;
+    for model in with.without_directions() {
+        directions.open_model(&model)?;
+        with = with.with_directions(&model.id, directions.of(&model.id));
+    }
+    Ok(with)
 }
 
 /// What was kept for a bridge may be for another one of its name, or edited by hand.

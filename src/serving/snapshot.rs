@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::artifacts::Manifest;
 use crate::bridge::record::BridgeRecord;
+use crate::features::direction::NamedDirections;
 use crate::features::pair::Pair;
 use crate::features::reference::ReferenceStatistics;
 use crate::features::registry::Feature;
@@ -30,6 +31,8 @@ pub struct Snapshot {
     pub bridges: BTreeMap<String, Arc<ServedPair>>,
     /// All that are kept, also those of models that are not served.
     pub presets: Arc<Presets>,
+    /// The named directions of dense models, by the models' ids.
+    directions: BTreeMap<String, Arc<NamedDirections>>,
     /// How many pairs have come so far.
     came: u64,
 }
@@ -177,6 +180,7 @@ impl Snapshot {
             for model in [&removed.record.dense, &removed.record.sparse] {
                 if without.bridges_of(model.as_str()).next().is_none() {
                     without.models.remove(model.as_str());
+                    without.directions.remove(model.as_str());
                 }
             }
         }
@@ -187,6 +191,7 @@ impl Snapshot {
     pub fn without_model(&self, id: &str) -> Self {
         let mut without = self.clone();
         without.models.remove(id);
+        without.directions.remove(id);
         without
     }
 
@@ -200,6 +205,27 @@ impl Snapshot {
             });
         }
         with
+    }
+
+    /// The same with other named directions of one model; nothing changes where it is not served.
+    pub fn with_directions(&self, model: &str, directions: Arc<NamedDirections>) -> Self {
+        let mut with = self.clone();
+        if with.models.contains_key(model) {
+            with.directions.insert(model.to_owned(), directions);
+        }
+        with
+    }
+
+    /// The named directions of a model; none of one that is not served, or is a sparse one.
+    pub fn directions_of(&self, model: &str) -> Arc<NamedDirections> {
+        self.directions.get(model).cloned().unwrap_or_default()
+    }
+
+    /// The models that can have directions and have not been given theirs.
+    pub fn without_directions(&self) -> Vec<Arc<ModelCard>> {
+        let models = self.models.values();
+        let lacking = models.filter(|card| !card.sparse && !self.directions.contains_key(&card.id));
+        lacking.cloned().collect()
     }
 
     /// Whether an entry of the library is served.

@@ -58,6 +58,10 @@ pub struct Limits {
     pub max_presets: usize,
     /// Bytes that they take on the disk, of all models together.
     pub max_preset_bytes: usize,
+    /// Directions that callers have registered, of all models together.
+    pub max_directions: usize,
+    /// Bytes that those take on the disk.
+    pub max_direction_bytes: usize,
     /// Seconds that a completion may take, waiting included.
     pub deadline_seconds: u64,
     /// Seconds that its first token may take, waiting included: a request that would wait longer is turned away.
@@ -67,6 +71,9 @@ pub struct Limits {
 impl Limits {
     /// The most that `max_feature_bytes` may be: a longer file of features is not read.
     pub const LARGEST_FEATURE_BYTES: usize = 1 << 30;
+
+    /// The most that `max_direction_bytes` may be: a longer file of one direction is not read.
+    pub const LARGEST_DIRECTION_BYTES: usize = 1 << 30;
 
     /// [`Limits::max_model_mib`] in bytes.
     pub fn max_model_bytes(&self) -> u64 {
@@ -102,6 +109,8 @@ impl Default for Limits {
             max_feature_bytes: 16 << 20,
             max_presets: 256,
             max_preset_bytes: 16 << 20,
+            max_directions: 1000,
+            max_direction_bytes: 64 << 20,
             deadline_seconds: 300,
             first_token_seconds: 30,
         }

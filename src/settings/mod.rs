@@ -239,6 +239,12 @@ impl Settings {
                 Limits::LARGEST_FEATURE_BYTES
             )));
         }
+        if self.limits.max_direction_bytes > Limits::LARGEST_DIRECTION_BYTES {
+            return Err(invalid(&format!(
+                "limits.max_direction_bytes is above {}, the most that is read at the next start",
+                Limits::LARGEST_DIRECTION_BYTES
+            )));
+        }
         self.artifacts
             .check()
             .and_then(|()| self.jobs.check())

@@ -232,7 +232,9 @@ impl Drop for Server {
 pub struct Response {
     pub status: u16,
     pub headers: BTreeMap<String, String>,
+    /// Of a file, what of it is text.
     pub body: String,
+    pub bytes: Vec<u8>,
 }
 
 impl Response {
@@ -262,11 +264,17 @@ impl Response {
                 unchunked(body)?
             }
         };
-        let body = String::from_utf8(body).ok()?;
+        let is_file =
+            headers.get("content-type").map(String::as_str) == Some("application/octet-stream");
+        let text = match is_file {
+            true => String::from_utf8_lossy(&body).into_owned(),
+            false => String::from_utf8(body.clone()).ok()?,
+        };
         Some(Response {
             status,
             headers,
-            body,
+            body: text,
+            bytes: body,
         })
     }
 

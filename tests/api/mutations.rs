@@ -124,6 +124,34 @@ fn valid() -> Vec<Valid> {
                 "target": 0.5, "limit": 1, "write": "residual"
             }),
         ),
+        (
+            "POST",
+            "/v1/features",
+            json!({
+                "name": "made", "description": "Made to be spoilt", "model": "tiny", "texts": ["x = 1", "y = 2"],
+                "directions": [{"site": "1.resid_in", "vector": vec![0.5; 16]},
+                               {"site": "final_resid", "vector": vec![-0.25; 16]}]
+            }),
+        ),
+        (
+            "POST",
+            "/v1/features/direction",
+            json!({
+                "model": "tiny", "positive": ["x = 1", [1, 2, 3]], "negative": ["y = 2", [4, 5]],
+                "held_out": {"positive": ["x = 3"], "negative": [[7]]}, "sites": ["1.resid_in", "0.resid_mid"],
+                "method": "pca", "positions": "all", "answers": {"positive": "1", "negative": 9}, "strengths": [0.5],
+                "seed": 3
+            }),
+        ),
+        (
+            "POST",
+            "/v1/features/direction",
+            json!({
+                "model": "tiny", "positive": [{"prompt": "x", "answer": " = 1"}, {"prompt": [1], "answer": [2, 3]}],
+                "negative": [{"prompt": "x", "answer": " = 2"}, {"prompt": [1], "answer": [4]}],
+                "sites": ["final_resid"], "strengths": [-0.5]
+            }),
+        ),
         ("POST", "/v1/features/shipped_feature/verify", json!({})),
         (
             "POST",

@@ -46,11 +46,10 @@ async fn answer_with<S: Style>(
         .steer
         .as_ref()
         .is_some_and(|steer| !steer.edits.is_empty());
+    let snapshot = state.snapshot();
+    let directions = snapshot.directions_of(&card.id);
     let bridge = match &checked.steer {
-        Some(steer) => {
-            let snapshot = state.snapshot();
-            snapshot.bridge_for(&card.id, steer.bridge.as_deref(), "steer.bridge")?
-        }
+        Some(steer) => snapshot.bridge_for(&card.id, steer.bridge.as_deref(), "steer.bridge")?,
         None => None,
     };
     let encoded = prompt::encode_echoed(prompts, card, &state, checked.echo).await?;
@@ -79,7 +78,7 @@ async fn answer_with<S: Style>(
     };
     let bridge = bridge.map(|bridge| bridge.record.id.to_string());
     let streaming = checked.streaming;
-    let asked = checked.into_request(model, pair, prompts);
+    let asked = checked.into_request(model, pair, directions, prompts);
     if let Some(streaming) = streaming {
         let stream = unless_gone::<S, _>(http, state.engine.stream(asked)).await?;
         let chunks = Chunks::new(frame, streaming.include_usage, style);

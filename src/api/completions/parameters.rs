@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::request::{Common, StopField};
 use crate::api::ApiError;
 use crate::api::presets::applied;
+use crate::features::direction::NamedDirections;
 use crate::features::pair::Pair;
 use crate::generation::request::GenerationRequest;
 use crate::generation::sampling::{
@@ -120,16 +121,19 @@ pub fn check(
 }
 
 impl Checked {
-    /// What the engine is asked: to complete `prompts` with `model`, whose edits go over `pair`.
+    /// What the engine is asked: to complete `prompts` with `model`, which has these `directions` and whose other edits
+    /// go over `pair`.
     pub fn into_request(
         self,
         model: Arc<LoadedModel>,
         pair: Option<Arc<Pair>>,
+        directions: Arc<NamedDirections>,
         prompts: Vec<Vec<u32>>,
     ) -> GenerationRequest {
         GenerationRequest {
             model,
             pair,
+            directions,
             prompts,
             measured: Vec::new(),
             max_tokens: self.max_tokens,

@@ -2,38 +2,43 @@
 
 use actix_web::{HttpRequest, HttpResponse, web};
 
-use super::lookup;
-use super::wire::{BridgeQuery, CreateFeature, DeletedFeature, FeatureObject, UpdateFeature};
+use super::directions;
+use super::lookup::{self, Found, Whose};
+use super::naming::{check_description, checked_name};
+use super::wire::{
+    BridgeQuery, CreateFeature, DeletedFeature, FeatureObject, ListedFeature, UpdateFeature,
+};
 use crate::api::ApiError;
 use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
 use crate::api::state::State;
-use crate::artifacts::ArtifactId;
 use crate::features::group::WeightedChannel;
 use crate::features::registry::{self, FeatureTest};
 use crate::models::location::Location;
-use crate::serving::feature_store::{Change, ChangeGuard, Origin, StoreError, StoredFeature};
+use crate::serving::feature_store::{Change, ChangeGuard, Origin, StoredFeature};
 use crate::settings::Limits;
 
-/// The longest description, in characters.
-const LONGEST_DESCRIPTION: usize = 10_000;
-/// A feature of this name could not be reached.
-const CONTRAST: &str = "contrast";
-
-/// Names a channel, or a group of channels, of a bridge's sparse model. It can be edited by its name at once,
-/// and is kept in the server's data directory.
+/// Names a channel, or a group of channels, of a bridge's sparse model, or, with `directions`, vectors of a dense model's
+/// residual stream. It can be edited by its name at once, and is kept in the server's data directory.
 #[utoipa::path(post, path = "/v1/features", tag = "features", operation_id = "createFeature",
-    request_body(content = CreateFeature, example = json!({
-        "name": "opening_quote", "description": "Two of the channels that tell which quote opened a string.",
-        "node": "0.mlp.act_in", "channels": [{"channel": 20, "weight": 1}, {"channel": 254, "weight": -0.5}],
-        "write": "sublayer", "tasks": ["single_double_quote"],
-        "tests": [{"prompt": "print(\"hello world", "counterfactual": "print('hello world", "expected": "')",
-            "instead": "\")", "at_least": 0.0, "at_most_before": 0.5}]
-    })),
+    request_body(content = CreateFeature, examples(
+        ("channels" = (summary = "Channels of a sparse model", value = json!({
+            "name": "opening_quote", "description": "Two of the channels that tell which quote opened a string.",
+            "node": "0.mlp.act_in", "channels": [{"channel": 20, "weight": 1}, {"channel": 254, "weight": -0.5}],
+            "write": "sublayer", "tasks": ["single_double_quote"],
+            "tests": [{"prompt": "print(\"hello world", "counterfactual": "print('hello world", "expected": "')",
+                "instead": "\")", "at_least": 0.0, "at_most_before": 0.5}]
+        }))),
+        ("direction" = (summary = "A direction of a dense model", value = json!({
+            "name": "first_channels", "description": "A vector at one site.", "model": "tinypython",
+            "directions": [{"site": "2.resid_in", "vector": example_vector()}]
+        })))
+    )),
     responses(
-        (status = 201, description = "The feature", body = FeatureObject),
+        (status = 201, description = "The feature", body = ListedFeature),
         (status = 400, description = "A field is wrong; a name already used has the code `already_exists`, more features \
             than are kept the code `over_budget`", body = ErrorBody),
+        (status = 404, description = "No model has the id of a direction's: code `model_not_found`", body = ErrorBody),
         (status = 503, description = "The engine is not running: code `not_ready`; or too many examinations wait: code \
             `overloaded`", body = ErrorBody),
         (status = 504, description = "Its channels' statistics took longer than they may: code `deadline_exceeded`",
@@ -44,23 +49,36 @@ pub async fn create(
     state: web::Data<State>,
     body: JsonBody<CreateFeature>,
 ) -> Result<HttpResponse, ApiError> {
-    let request = body.0;
+    let mut request = body.0;
+    if let Some(vectors) = request.directions.take() {
+        return directions::create(&http, &state, request, vectors).await;
+    }
+    for (field, is_given) in [
+        ("model", request.model.is_some()),
+        ("texts", request.texts.is_some()),
+    ] {
+        if is_given {
+            let message = format!("{field} is of a direction, which has `directions`");
+            return Err(ApiError::invalid(field, message));
+        }
+    }
+    let missing = |field: &str| {
+        let message = format!(
+            "{field} is missing: a feature of a bridge has `node` and `channels`, a direction of a model `directions`"
+        );
+        ApiError::invalid_with_code(field, "missing_field", message)
+    };
+    let node = request.node.ok_or_else(|| missing("node"))?;
+    let channels = request.channels.ok_or_else(|| missing("channels"))?;
     let bridge = state
         .snapshot()
         .bridge_or_first(request.bridge.as_deref(), "bridge")?;
     let model = lookup::sparse_model(&state, &bridge)?;
     let config = &model.config;
-    let name: ArtifactId = request
-        .name
-        .parse()
-        .map_err(|error| ApiError::invalid("name", format!("{error}")))?;
-    if name.as_str() == CONTRAST {
-        let message = format!("/v1/features/{CONTRAST} is another address; choose another name");
-        return Err(ApiError::invalid("name", message));
-    }
-    let place = Location::parse(&request.node, config.n_layers)
+    let name = checked_name(&request.name, "name")?;
+    let place = Location::parse(&node, config.n_layers)
         .map_err(|error| ApiError::invalid("node", error.to_string()))?;
-    let channels = unit_length(&request.channels, place.width(config), place)?;
+    let channels = unit_length(&channels, place.width(config), place)?;
     check_texts(
         Some(&request.description),
         Some(&request.tests),
@@ -79,8 +97,19 @@ pub async fn create(
         channels,
         tests: request.tests,
     };
+    let dense = bridge.record.dense.to_string();
     let bridge = bridge.record.id.as_str();
     let guard = state.features.change().await;
+    if state.directions.of(&dense).contains_key(&feature.name) {
+        let message = format!(
+            "model {dense}, which bridge {bridge} joins, has a direction {name} already; choose another name"
+        );
+        return Err(ApiError::invalid_with_code(
+            "name",
+            "already_exists",
+            message,
+        ));
+    }
     if state
         .features
         .of(bridge)
@@ -106,7 +135,15 @@ pub async fn create(
         feature,
         origin: Origin::Own,
     };
-    Ok(HttpResponse::Created().json(FeatureObject::from(stored)))
+    let object = ListedFeature::Feature(FeatureObject::from(stored));
+    Ok(HttpResponse::Created().json(object))
+}
+
+/// For the document: a vector of the shipped pair's dense model.
+fn example_vector() -> Vec<f32> {
+    let mut vector = vec![0.0; 96];
+    vector[..2].copy_from_slice(&[1.0, -0.5]);
+    vector
 }
 
 /// Changes what is said of a named feature. The change of a feature that came with the bridge is kept beside
@@ -115,7 +152,7 @@ pub async fn create(
     params(("id" = String, Path, description = "The feature's name", example = "quote_type"), BridgeQuery),
     request_body(content = UpdateFeature, example = json!({"description": "Which quote opened the string."})),
     responses(
-        (status = 200, description = "The feature as it is now", body = FeatureObject),
+        (status = 200, description = "The feature as it is now", body = ListedFeature),
         (status = 400, description = "A field is wrong, or there would be more than is kept: code `over_budget`",
             body = ErrorBody),
         (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
@@ -134,11 +171,14 @@ pub async fn update(
         &state.limits,
     )?;
     let guard = state.features.change().await;
-    let StoredFeature {
-        bridge,
-        mut feature,
-        ..
-    } = lookup::find_named(&state, &id, query.bridge.as_deref())?;
+    let (bridge, mut feature) = match lookup::find_named(&state, &id, query.whose())? {
+        Found::Named(stored) => (stored.bridge, stored.feature),
+        Found::Direction(found) => {
+            let changed = directions::update(&state, found, changes).await?;
+            return Ok(HttpResponse::Ok().json(ListedFeature::Direction(changed)));
+        }
+        Found::Unnamed { .. } => return Err(ApiError::internal("a channel has a name")),
+    };
     if let Some(description) = changes.description {
         feature.description = description;
     }
@@ -152,11 +192,20 @@ pub async fn update(
         feature.tests = tests;
     }
     keep(&state, &guard, &bridge, Change::Put(Box::new(feature))).await?;
-    let stored = lookup::find_named(&state, &id, Some(&bridge))?;
-    Ok(HttpResponse::Ok().json(FeatureObject::from(stored)))
+    let whose = Whose {
+        bridge: Some(&bridge),
+        model: None,
+    };
+    match lookup::find_named(&state, &id, whose)? {
+        Found::Named(stored) => {
+            let object = ListedFeature::Feature(FeatureObject::from(stored));
+            Ok(HttpResponse::Ok().json(object))
+        }
+        _ => Err(ApiError::internal("a changed feature is another one")),
+    }
 }
 
-/// Removes a feature that was made on this server, or the changes made to one that came with the bridge.
+/// Removes a feature or direction that was made on this server, or the changes made to one that came with the bridge.
 #[utoipa::path(delete, path = "/v1/features/{id}", tag = "features", operation_id = "deleteFeature",
     params(("id" = String, Path, description = "The feature's name", example = "opening_quote"), BridgeQuery),
     responses(
@@ -171,7 +220,14 @@ pub async fn delete(
     query: web::Query<BridgeQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let guard = state.features.change().await;
-    let stored = lookup::find_named(&state, &id, query.bridge.as_deref())?;
+    let stored = match lookup::find_named(&state, &id, query.whose())? {
+        Found::Named(stored) => stored,
+        Found::Direction(found) => {
+            directions::delete(&state, found).await?;
+            return Ok(deleted(id.into_inner()));
+        }
+        Found::Unnamed { .. } => return Err(ApiError::internal("a channel has a name")),
+    };
     if stored.origin == Origin::Shipped {
         return Err(ApiError::Invalid {
             message: format!("{id} came with bridge {} and stays with it", stored.bridge),
@@ -186,11 +242,15 @@ pub async fn delete(
         Change::Remove(stored.feature.name),
     )
     .await?;
-    Ok(HttpResponse::Ok().json(DeletedFeature {
-        id: id.into_inner(),
+    Ok(deleted(id.into_inner()))
+}
+
+fn deleted(id: String) -> HttpResponse {
+    HttpResponse::Ok().json(DeletedFeature {
+        id,
         object: "feature",
         deleted: true,
-    }))
+    })
 }
 
 /// Makes the change on the disk and in what is served.
@@ -201,14 +261,7 @@ async fn keep(
     change: Change,
 ) -> Result<(), ApiError> {
     let kept = guard.apply(bridge, change).await;
-    kept.map_err(|error| match error {
-        StoreError::Full(message) => ApiError::Invalid {
-            message,
-            param: None,
-            code: Some("over_budget"),
-        },
-        other => ApiError::storage(other),
-    })?;
+    kept.map_err(directions::not_kept)?;
     state.service.renew_features(bridge);
     Ok(())
 }
@@ -265,15 +318,13 @@ fn unit_length(
     Ok(channels.iter().map(scaled).collect())
 }
 
+/// Refuses longer texts and more tests than are kept.
 fn check_texts(
     description: Option<&str>,
     tests: Option<&[FeatureTest]>,
     limits: &Limits,
 ) -> Result<(), ApiError> {
-    if description.is_some_and(|text| text.chars().count() > LONGEST_DESCRIPTION) {
-        let message = format!("a description has at most {LONGEST_DESCRIPTION} characters");
-        return Err(ApiError::invalid("description", message));
-    }
+    check_description(description.unwrap_or_default(), "description")?;
     let tests = tests.unwrap_or_default();
     let most = limits.max_feature_tests;
     if tests.len() > most {

@@ -5,7 +5,8 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::lookup::{self, Found};
+use super::direction_wire::DirectionObject;
+use super::lookup::{self, Found, FoundDirection, Whose};
 use super::wire::{FeatureObject, FeatureOrigin};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
@@ -37,9 +38,19 @@ pub struct DetailQuery {
     /// The bridge; needed where more than one has a feature of this id.
     #[param(example = "tinypython")]
     pub bridge: Option<String>,
+    /// The model, of a direction; needed where more than one has a direction of this id, or a bridge has a feature of it.
+    pub model: Option<String>,
     /// Examples of each kind. They take a pass over the reference text.
     #[param(minimum = 0, maximum = 20, default = 3, example = 1)]
     pub examples: Option<usize>,
+}
+
+/// A feature, or a direction with its vectors.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum FeatureAnswer {
+    Feature(FeatureDetail),
+    Direction(DirectionObject),
 }
 
 /// One feature and what is known of it.
@@ -142,11 +153,11 @@ pub struct ExampleWindow {
     pub value: f32,
 }
 
-/// One feature: by its name, or any channel of the sparse model by its address, such as `0.mlp.act_in:20`.
+/// One feature or direction: by its name, or any channel of the sparse model by its address, such as `0.mlp.act_in:20`.
 #[utoipa::path(get, path = "/v1/features/{id}", tag = "features", operation_id = "retrieveFeature",
     params(("id" = String, Path, description = "A name, such as `quote_type`, or `NODE:CHANNEL`", example = "0.mlp.act_in:20"), DetailQuery),
     responses(
-        (status = 200, description = "The feature", body = FeatureDetail),
+        (status = 200, description = "The feature", body = FeatureAnswer),
         (status = 400, description = "Which bridge is meant is not clear, or it does not exist; or too many examples \
             are asked for", body = ErrorBody),
         (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
@@ -164,7 +175,15 @@ pub async fn retrieve(
         let message = format!("examples is {count}; it must be between 0 and {MOST_EXAMPLES}");
         return Err(ApiError::invalid("examples", message));
     }
-    let (bridge, feature, origin) = match lookup::find(&state, &id, query.bridge.as_deref())? {
+    let whose = Whose {
+        bridge: query.bridge.as_deref(),
+        model: query.model.as_deref(),
+    };
+    let (bridge, feature, origin) = match lookup::find(&state, &id, whose)? {
+        Found::Direction(FoundDirection { model, direction }) => {
+            let object = DirectionObject::new(&model, &direction, true);
+            return Ok(HttpResponse::Ok().json(FeatureAnswer::Direction(object)));
+        }
         Found::Named(stored) => {
             let origin = FeatureOrigin::from(stored.origin);
             (stored.bridge, stored.feature, origin)
@@ -192,14 +211,15 @@ pub async fn retrieve(
         Some((promoted, suppressed, basis)) => (Some(promoted), Some(suppressed), Some(basis)),
         None => (None, None, None),
     };
-    Ok(HttpResponse::Ok().json(FeatureDetail {
+    let detail = FeatureDetail {
         feature: FeatureObject::new(feature.name.clone(), name, bridge, feature, origin),
         promoted,
         suppressed,
         promotion,
         weights: known.weights,
         examples: known.examples,
-    }))
+    };
+    Ok(HttpResponse::Ok().json(FeatureAnswer::Feature(detail)))
 }
 
 /// What an examination finds out.

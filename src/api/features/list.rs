@@ -2,17 +2,28 @@
 
 use actix_web::{HttpResponse, web};
 
-use super::wire::{FeatureList, FeatureObject, ListQuery};
+use super::direction_wire::DirectionObject;
+use super::wire::{FeatureList, FeatureObject, ListQuery, ListedFeature};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::state::State;
 use crate::serving::feature_store::StoredFeature;
 use crate::tasks::Task;
 
+impl ListedFeature {
+    fn id(&self) -> &str {
+        match self {
+            ListedFeature::Feature(feature) => &feature.id,
+            ListedFeature::Direction(direction) => &direction.id,
+        }
+    }
+}
+
 const DEFAULT_LIMIT: usize = 100;
 const LARGEST_LIMIT: usize = 1000;
 
-/// Named features, in the order of their registries; those of a task by how well they serve it.
+/// Named features, in the order of their registries, and after them the directions of models; those of a task by how
+/// well they serve it.
 #[utoipa::path(get, path = "/v1/features", tag = "features", operation_id = "listFeatures", params(ListQuery),
     responses(
         (status = 200, description = "A page of features", body = FeatureList),
@@ -30,12 +41,16 @@ pub async fn list(
     let model = model_of(&state, &query)?;
     let mut features = state.features.all();
     keep_asked_for(&state, &query, &mut features)?;
+    let features = features.into_iter().map(FeatureObject::from);
+    let features = features.map(ListedFeature::Feature);
+    let directions = directions(&state, &query).into_iter();
+    let features: Vec<ListedFeature> = features
+        .chain(directions.map(ListedFeature::Direction))
+        .collect();
     let start = match &query.after {
         None => 0,
         Some(after) => {
-            let position = features
-                .iter()
-                .position(|stored| stored.feature.name == *after);
+            let position = features.iter().position(|listed| listed.id() == after);
             1 + position.ok_or_else(|| {
                 ApiError::invalid(
                     "after",
@@ -45,9 +60,8 @@ pub async fn list(
         }
     };
     let has_more = features.len() > start + limit;
-    let page = features.into_iter().skip(start).take(limit);
-    let data: Vec<FeatureObject> = page.map(FeatureObject::from).collect();
-    let last_id = data.last().map(|feature| feature.id.clone());
+    let data: Vec<ListedFeature> = features.into_iter().skip(start).take(limit).collect();
+    let last_id = data.last().map(|listed| listed.id().to_owned());
     Ok(HttpResponse::Ok().json(FeatureList {
         object: "list",
         model,
@@ -55,6 +69,33 @@ pub async fn list(
         last_id,
         has_more,
     }))
+}
+
+/// The directions that are asked for: none where features of a bridge or a task are.
+fn directions(state: &State, query: &ListQuery) -> Vec<DirectionObject> {
+    if query.bridge.is_some() || query.task.is_some() {
+        return Vec::new();
+    }
+    let text = query.query.as_ref().map(|text| text.to_lowercase());
+    let mut found = Vec::new();
+    for (model, directions) in state.directions.all() {
+        if query.model.as_ref().is_some_and(|asked| *asked != model) {
+            continue;
+        }
+        for direction in directions.values() {
+            let sites = direction.parts.iter().map(|part| part.site.as_str());
+            let mut places = [direction.name.as_str(), &direction.description]
+                .into_iter()
+                .chain(sites);
+            let is_asked_for = text
+                .as_ref()
+                .is_none_or(|text| places.any(|place| place.to_lowercase().contains(text)));
+            if is_asked_for {
+                found.push(DirectionObject::new(&model, direction, false));
+            }
+        }
+    }
+    found
 }
 
 fn model_of(state: &State, query: &ListQuery) -> Result<Option<String>, ApiError> {

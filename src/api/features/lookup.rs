@@ -8,6 +8,7 @@ use crate::api::ApiError;
 use crate::api::examiner::Effort;
 use crate::api::state::State;
 use crate::discovery::patience::Patience;
+use crate::features::direction::NamedDirection;
 use crate::features::group::{WeightedChannel, Write};
 use crate::features::pair::Pair;
 use crate::features::registry::{Feature, FeatureStatistics};
@@ -26,49 +27,112 @@ pub enum Found {
         bridge: String,
         feature: Feature,
     },
+    Direction(FoundDirection),
 }
 
-/// The feature of this id, in the bridge named or in the only one that has it.
-pub fn find(state: &State, id: &str, bridge: Option<&str>) -> Result<Found, ApiError> {
+/// A named direction and its model.
+#[derive(Debug)]
+pub struct FoundDirection {
+    pub model: String,
+    pub direction: Arc<NamedDirection>,
+}
+
+/// Where a name is looked up: in all bridges and models, unless one is named.
+#[derive(Debug, Clone, Copy)]
+pub struct Whose<'a> {
+    pub bridge: Option<&'a str>,
+    pub model: Option<&'a str>,
+}
+
+/// The feature of this id, in the bridge or model named or in the only one that has it.
+pub fn find(state: &State, id: &str, whose: Whose) -> Result<Found, ApiError> {
     match id.split_once(':') {
-        Some((node, channel)) => find_unnamed(state, node, channel, bridge),
-        None => find_named(state, id, bridge).map(Found::Named),
+        Some((node, channel)) => find_unnamed(state, node, channel, whose.bridge),
+        None => find_named(state, id, whose),
     }
 }
 
-/// The named feature of this id.
-pub fn find_named(
-    state: &State,
-    id: &str,
-    bridge: Option<&str>,
-) -> Result<StoredFeature, ApiError> {
-    let known = match bridge {
-        Some(bridge) => state.features.of(state
-            .snapshot()
-            .bridge(bridge, Some("bridge"))?
-            .record
-            .id
-            .as_str()),
-        None => state.features.all(),
+/// The named feature or direction of this id.
+pub fn find_named(state: &State, id: &str, whose: Whose) -> Result<Found, ApiError> {
+    let snapshot = state.snapshot();
+    let features = match whose {
+        Whose {
+            bridge: Some(_),
+            model: Some(_),
+        } => {
+            let message = "model is of directions and bridge of other features; give one of them";
+            return Err(ApiError::invalid("model", message));
+        }
+        Whose {
+            bridge: Some(bridge),
+            ..
+        } => {
+            let bridge = snapshot.bridge(bridge, Some("bridge"))?;
+            state.features.of(bridge.record.id.as_str())
+        }
+        Whose { model: Some(_), .. } => Vec::new(),
+        Whose { .. } => state.features.all(),
     };
-    let mut found = known.iter().filter(|stored| stored.feature.name == id);
+    let directions = match whose {
+        Whose {
+            model: Some(model), ..
+        } => {
+            let known = snapshot.model(model);
+            let card = known.map_err(|error| ApiError::invalid("model", error.to_string()))?;
+            vec![(card.id.clone(), state.directions.of(&card.id))]
+        }
+        Whose { bridge: None, .. } => state.directions.all(),
+        Whose { .. } => Vec::new(),
+    };
+    let of_bridges = features.iter().filter(|stored| stored.feature.name == id);
+    let of_models = directions.iter().filter_map(|(model, directions)| {
+        let (model, direction) = (model.clone(), directions.get(id)?.clone());
+        Some(Found::Direction(FoundDirection { model, direction }))
+    });
+    let mut found = of_bridges.cloned().map(Found::Named).chain(of_models);
     match (found.next(), found.next()) {
-        (Some(only), None) => Ok(only.clone()),
+        (Some(only), None) => Ok(only),
+        (Some(_), Some(Found::Direction(_))) => Err(ApiError::invalid(
+            "model",
+            format!("several bridges or models have a feature {id:?}; say which is meant"),
+        )),
         (Some(_), Some(_)) => Err(ApiError::invalid(
             "bridge",
             format!("several bridges have a feature {id:?}; say which is meant"),
         )),
         (None, _) => {
-            let near = suggestion(
-                &shortened(id),
-                known.iter().map(|stored| stored.feature.name.as_str()),
-            );
+            let names = features.iter().map(|stored| stored.feature.name.as_str());
+            let others = directions.iter().flat_map(|(_, named)| named.keys());
+            let near = suggestion(&shortened(id), names.chain(others.map(String::as_str)));
             Err(ApiError::NotFound {
                 message: format!("there is no feature {:?}{near}", shortened(id)),
                 param: None,
                 code: Some("feature_not_found"),
             })
         }
+    }
+}
+
+/// The direction of this id.
+pub fn find_direction(
+    state: &State,
+    id: &str,
+    model: Option<&str>,
+) -> Result<FoundDirection, ApiError> {
+    let whose = Whose {
+        bridge: None,
+        model,
+    };
+    match find_named(state, id, whose)? {
+        Found::Direction(found) => Ok(found),
+        Found::Named(_) | Found::Unnamed { .. } => Err(ApiError::Invalid {
+            message: format!(
+                "{:?} is channels of a sparse model and no direction of a dense one",
+                shortened(id)
+            ),
+            param: None,
+            code: Some("not_a_direction"),
+        }),
     }
 }
 

@@ -1,16 +1,26 @@
-//! `/v1/features`: named features of a bridge's sparse model, and unnamed ones addressed as `NODE:CHANNEL`.
+//! `/v1/features`: named features of a bridge's sparse model, unnamed ones addressed as `NODE:CHANNEL`, and named
+//! directions of dense models.
 //!
-//! - [`wire`]: what is sent and what comes back.
+//! - [`wire`] and [`direction_wire`]: what is sent and what comes back.
 //! - [`lookup`]: an id becomes a feature.
 //! - [`list`](mod@list): search and paging. - [`detail`]: all that is known of one.
-//! - [`change`]: create, update, delete.
+//! - [`naming`]: what they may be called.
+//! - [`change`]: create, update, delete; [`directions`] does it for directions.
+//! - [`mod@direction`]: directions from contrast prompts, which [`contrast_prompts`] reads.
+//! - [`control_vector`]: directions as files of other programs.
 //! - [`mod@contrast`]: which channels matter. - [`verify`]: a feature's own tests.
 
 pub mod change;
 pub mod contrast;
+pub mod contrast_prompts;
+pub mod control_vector;
 pub mod detail;
+pub mod direction;
+pub mod direction_wire;
+pub mod directions;
 pub mod list;
 pub mod lookup;
+pub mod naming;
 pub mod verify;
 pub mod wire;
 

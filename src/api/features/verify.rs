@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::lookup;
+use super::lookup::{self, Found};
 use super::wire::BridgeQuery;
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
@@ -54,7 +54,7 @@ pub struct TestResult {
     responses(
         (status = 200, description = "What the tests found; `passed` says whether all held", body = Verification),
         (status = 400, description = "A test cannot be run: its prompts differ in length, or the feature cannot be \
-            carried over", body = ErrorBody),
+            carried over; a direction has no tests: code `not_a_bridge_feature`", body = ErrorBody),
         (status = 404, description = "There is no such feature: code `feature_not_found`", body = ErrorBody),
         (status = 503, description = "Too many examinations wait: code `overloaded`", body = ErrorBody),
         (status = 504, description = "It took longer than it may: code `deadline_exceeded`", body = ErrorBody)
@@ -65,7 +65,16 @@ pub async fn create(
     id: web::Path<String>,
     query: web::Query<BridgeQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let stored = lookup::find_named(&state, &id, query.bridge.as_deref())?;
+    let stored = match lookup::find_named(&state, &id, query.whose())? {
+        Found::Named(stored) => stored,
+        Found::Direction(_) | Found::Unnamed { .. } => {
+            return Err(ApiError::Invalid {
+                message: format!("{id} is a direction; tests are of features of a bridge"),
+                param: None,
+                code: Some("not_a_bridge_feature"),
+            });
+        }
+    };
     let feature = stored.feature;
     let verify = move |models: &Pair, patience: &Patience| {
         let tokenizer = models.tokenizer();

@@ -3,9 +3,12 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::direction_wire::DirectionObject;
+use super::lookup::Whose;
 use crate::features::effects::FeatureEffects;
 use crate::features::group::{WeightedChannel, Write};
 use crate::features::registry::{self, FeatureTest};
+use crate::interventions::request::VectorAddress;
 use crate::serving::feature_store::{Origin, StoredFeature};
 use crate::tasks::Task;
 
@@ -84,11 +87,19 @@ pub struct FeatureList {
     /// The model that was asked for, else the dense model of the bridge that was asked for or is the only one.
     #[schema(required = true)]
     pub model: Option<String>,
-    pub data: Vec<FeatureObject>,
+    pub data: Vec<ListedFeature>,
     /// The last feature of this page; the next page's `after`.
     #[schema(required = true)]
     pub last_id: Option<String>,
     pub has_more: bool,
+}
+
+/// What a list of features has.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum ListedFeature {
+    Feature(FeatureObject),
+    Direction(DirectionObject),
 }
 
 /// Which features to list.
@@ -96,7 +107,7 @@ pub struct FeatureList {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
-    /// Features of bridges that join this model to another.
+    /// Features of bridges that join this model to another, and directions of this model.
     #[param(example = "tinypython")]
     pub model: Option<String>,
     /// Features of this bridge.
@@ -116,7 +127,7 @@ pub struct ListQuery {
     pub after: Option<String>,
 }
 
-/// Which bridge a feature belongs to.
+/// Which bridge a feature belongs to, or which model a direction does.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -124,16 +135,28 @@ pub struct BridgeQuery {
     /// The bridge; needed where more than one has a feature of this id.
     #[param(example = "tinypython")]
     pub bridge: Option<String>,
+    /// The model, of a direction; needed where more than one has a direction of this id, or a bridge has a feature of it.
+    pub model: Option<String>,
 }
 
-/// A feature to be made.
+impl BridgeQuery {
+    /// Where the name is looked up.
+    pub fn whose(&self) -> Whose<'_> {
+        Whose {
+            bridge: self.bridge.as_deref(),
+            model: self.model.as_deref(),
+        }
+    }
+}
+
+/// A feature to be made: channels of a bridge's sparse model, or a direction of a dense model.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateFeature {
-    /// The bridge whose sparse model has it; left out, the first that came into service.
+    /// The bridge whose sparse model has it; left out, the first that came into service. Not of a direction.
     pub bridge: Option<String>,
-    /// 1 to 64 of a-z, 0-9, `.`, `_` and `-`, no dot first or beside another, not yet used in this bridge, and not
-    /// `contrast`.
+    /// 1 to 64 of a-z, 0-9, `.`, `_` and `-`, no dot first or beside another, not yet used in this bridge or model, and
+    /// none of `contrast`, `direction` and `control_vector`.
     #[schema(pattern = r"^[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?$", max_length = 64)]
     pub name: String,
     /// For people.
@@ -141,10 +164,10 @@ pub struct CreateFeature {
     #[schema(max_length = 10_000)]
     pub description: String,
     /// A node location or residual site of the sparse model, such as `3.attn.act_in`.
-    pub node: String,
+    pub node: Option<String>,
     /// Its channels, each once. Weights are scaled so that, as a vector, they have length one.
     #[schema(min_items = 1)]
-    pub channels: Vec<WeightedChannel>,
+    pub channels: Option<Vec<WeightedChannel>>,
     /// `sublayer` for `act_in` nodes and `residual` elsewhere, unless said.
     pub write: Option<Write>,
     /// The tasks it implements, best first.
@@ -154,10 +177,20 @@ pub struct CreateFeature {
     #[serde(default)]
     #[schema(max_items = 100)]
     pub tests: Vec<FeatureTest>,
+    /// Of a direction: the dense model that it belongs to.
+    pub model: Option<String>,
+    /// Of a direction, in place of `node` and `channels`: its vector at each of its sites, each site once. What is done to
+    /// the feature is done at all of them.
+    #[schema(min_items = 1)]
+    pub directions: Option<Vec<VectorAddress>>,
+    /// Of a direction: texts to measure it over, which the units `std` and `max` are taken from. Left out, it is measured
+    /// over the reference text of a bridge of its model; without either it has no statistics.
+    #[schema(min_items = 1)]
+    pub texts: Option<Vec<String>>,
 }
 
 /// Changes of a feature; what is left out stays as it is. A feature's node and channels are what it is: make
-/// another one instead.
+/// another one instead. Of a direction only the description can be changed.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateFeature {

@@ -6,7 +6,9 @@ use utoipa::openapi::{OpenApi, RefOr, Schema};
 
 use crate::api::features::detail::ScoredBy;
 use crate::api::models::ModelKind;
+use crate::discovery::directions::effect::DirectionMeasure;
 use crate::documented::Documented;
+use crate::features::direction::{DirectionMethod, ReadPositions};
 use crate::features::group::Write;
 use crate::interventions::request::{
     AblateTo, Align, AllOrNone, Operation, Read, Return, Unit, Variant,
@@ -18,10 +20,13 @@ pub fn describe(document: &mut OpenApi) {
     describe_one::<AblateTo>(document);
     describe_one::<Align>(document);
     describe_one::<AllOrNone>(document);
+    describe_one::<DirectionMeasure>(document);
+    describe_one::<DirectionMethod>(document);
     describe_one::<DownloadStatus>(document);
     describe_one::<ModelKind>(document);
     describe_one::<Operation>(document);
     describe_one::<Read>(document);
+    describe_one::<ReadPositions>(document);
     describe_one::<Return>(document);
     describe_one::<ScoredBy>(document);
     describe_one::<Unit>(document);

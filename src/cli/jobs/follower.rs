@@ -6,8 +6,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::server::{Server, Trouble, address, innermost, say};
+use super::server::address;
 use super::shown::Job;
+use crate::cli::asking::{Server, Trouble, innermost, say};
 
 /// What a line of a stream of events is.
 #[derive(Debug, PartialEq, Eq)]

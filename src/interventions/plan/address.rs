@@ -1,6 +1,7 @@
 //! Addresses: which channels of a place, or which direction of a residual stream, an edit or a condition speaks of.
 
 use super::scene::{PlanError, Scene, refused};
+use crate::features::direction::{DirectionPart, NamedDirection, check_vector, site_of};
 use crate::features::group::Group;
 use crate::features::group::{WeightedChannel, Write};
 use crate::features::registry::FeatureStatistics;
@@ -18,8 +19,75 @@ pub struct Resolved {
     pub write: Option<Write>,
 }
 
-/// Finds what `address` means for the model that answers. `param` is the address's own path in the request.
+/// Finds what `address` means for the model that answers where only one place can be meant. `param` is the address's own
+/// path in the request.
 pub fn resolve(
+    address: &FeatureAddress,
+    scene: &Scene,
+    param: &str,
+) -> Result<Resolved, PlanError> {
+    let mut parts = resolve_parts(address, scene, param)?;
+    match (parts.pop(), parts.len()) {
+        (Some(only), 0) => Ok(only),
+        (last, others) => {
+            let name = last.and_then(|part| part.name).unwrap_or_default();
+            let message = format!(
+                "direction {name:?} is at {} sites and has no one value here; give the vector of one of them as \
+                 {{\"site\": ..., \"vector\": [...]}}",
+                others + 1
+            );
+            Err(refused(message, param))
+        }
+    }
+}
+
+/// The same where what is done is done at every place that is meant: one, or each site of a named direction.
+pub fn resolve_parts(
+    address: &FeatureAddress,
+    scene: &Scene,
+    param: &str,
+) -> Result<Vec<Resolved>, PlanError> {
+    if let FeatureAddress::Named(name) = address
+        && channel_of(name).is_none()
+        && scene
+            .pair
+            .is_none_or(|pair| !pair.features.contains_key(name))
+        && let Some(direction) = scene.directions.get(name)
+    {
+        let parts = direction.parts.iter();
+        return parts
+            .map(|part| part_of(direction, part, scene, param))
+            .collect();
+    }
+    resolve_one(address, scene, param).map(|only| vec![only])
+}
+
+/// A named direction at one of its sites.
+fn part_of(
+    direction: &NamedDirection,
+    part: &DirectionPart,
+    scene: &Scene,
+    param: &str,
+) -> Result<Resolved, PlanError> {
+    let site = site_of(&part.site, scene.n_layers()).map_err(|error| refused(error, param))?;
+    let statistics = part.stats.map(|stats| FeatureStatistics {
+        mean: stats.mean,
+        std: stats.std,
+        max: stats.max,
+        min: stats.min,
+        density: 1.0,
+        tokens: stats.tokens,
+        channels_to_flip: None,
+    });
+    Ok(Resolved {
+        subject: Subject::Direction(self::direction(site, &part.vector, scene, param)?),
+        name: Some(direction.name.clone()),
+        statistics,
+        write: None,
+    })
+}
+
+fn resolve_one(
     address: &FeatureAddress,
     scene: &Scene,
     param: &str,
@@ -74,9 +142,24 @@ fn channel_of(id: &str) -> Option<(&str, usize)> {
 
 /// A feature of the registry.
 fn named(name: &str, scene: &Scene, param: &str) -> Result<Resolved, PlanError> {
-    let pair = scene.pair(param)?;
+    let directions = scene.directions.keys().map(String::as_str);
+    let pair = match scene.pair {
+        Some(pair) => pair,
+        None if scene.directions.is_empty() => scene.pair(param)?,
+        None => {
+            let near = suggestion(name, directions);
+            let message = format!(
+                "{:?} has no bridge, and no direction {name:?}{near}",
+                scene.model_id
+            );
+            return Err(refused(message, param));
+        }
+    };
     let Some(feature) = pair.features.get(name) else {
-        let near = suggestion(name, pair.features.keys().map(String::as_str));
+        let near = suggestion(
+            name,
+            pair.features.keys().map(String::as_str).chain(directions),
+        );
         let message = format!("bridge {:?} has no feature {name:?}{near}", pair.id());
         return Err(refused(message, param));
     };
@@ -176,25 +259,8 @@ fn direction(
     scene: &Scene,
     param: &str,
 ) -> Result<Direction, PlanError> {
-    let width = scene.model.config.d_model;
-    if vector.len() != width {
-        let message = format!(
-            "the vector has {} numbers; the residual stream of {:?} has {width} channels",
-            vector.len(),
-            scene.model_id
-        );
-        return Err(refused(message, param));
-    }
-    if vector.iter().any(|value| !value.is_finite()) {
-        return Err(refused(
-            "the vector holds a number that is not finite",
-            param,
-        ));
-    }
+    check_vector(vector, scene.model.config.d_model).map_err(|error| refused(error, param))?;
     let squared_norm: f64 = vector.iter().map(|&value| f64::from(value).powi(2)).sum();
-    if squared_norm == 0.0 {
-        return Err(refused("the vector is zero; it has no direction", param));
-    }
     Ok(Direction {
         site,
         vector: vector.to_vec(),

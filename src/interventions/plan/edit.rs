@@ -1,19 +1,14 @@
 //! One edit of a request, checked and resolved.
 
-use std::sync::Arc;
-
-use super::address::{Resolved, resolve};
+use super::address::Resolved;
 use super::condition::{Condition, Reach};
 use super::counterfactual::{Stream, StreamModel, stream};
 use super::scene::{PlanError, Scene, refused};
 use super::source::Source;
 use super::span::{Prompts, Span};
+use super::statistics::{mean_projection, means, statistic};
 use crate::features::group::Group;
 use crate::features::group::Write;
-use crate::features::measured::MeasuredGroup;
-use crate::features::reference::LocationStatistics;
-use crate::features::registry::FeatureStatistics;
-use crate::features::statistics::of_signed_channel;
 use crate::interventions::carry::{Carrier, KnownColumns, NotCarried, is_sublayer_input};
 use crate::interventions::operation::Action;
 use crate::interventions::request::{
@@ -95,17 +90,16 @@ pub fn sublayer_output(place: Location) -> Option<Location> {
     Some(Location::Node(Node { layer, kind }))
 }
 
-/// Checks one edit; counterfactual streams it needs are added to `streams`, and columns it writes to `columns`.
-/// `param` is its path.
+/// Checks one edit of what its feature was resolved to; counterfactual streams it needs are added to `streams`, and
+/// columns it writes to `columns`. `param` is its path.
 pub fn compile(
     request: &EditRequest,
+    mut resolved: Resolved,
     scene: &Scene,
     streams: &mut Vec<Stream>,
     columns: &mut KnownColumns,
     param: &str,
 ) -> Result<Edit, PlanError> {
-    arguments(request, param)?;
-    let mut resolved = resolve(&request.feature, scene, &format!("{param}.feature"))?;
     let source = source(request, &resolved.subject, scene, param)?;
     let action = action(request, &mut resolved, source, scene, streams, param)?;
     let (route, write) = route(request, &resolved, scene, columns, param)?;
@@ -155,7 +149,7 @@ pub fn compile(
 }
 
 /// Each operation has exactly its own arguments, all of them finite.
-fn arguments(request: &EditRequest, param: &str) -> Result<(), PlanError> {
+pub fn arguments(request: &EditRequest, param: &str) -> Result<(), PlanError> {
     use Operation::{Ablate, Add, Clamp, Patch, Scale, Set, Swap};
     let op = request.op;
     let name = serde_json::to_value(op).ok();
@@ -283,7 +277,7 @@ fn action(
         None | Some(Unit::Raw) => 1.0,
         Some(Unit::Residual) => {
             if !matches!(resolved.subject, Subject::Direction(_)) || request.op != Operation::Add {
-                let message = "`residual` is the unit of `add` on a vector only";
+                let message = "`residual` is the unit of `add` on a vector or a direction only";
                 return Err(refused(message, &format!("{param}.unit")));
             }
             return Ok(Action::AddResidual(request.value.unwrap_or_default()));
@@ -300,7 +294,11 @@ fn action(
             max: request.max.unwrap_or_default() * unit,
         },
         (Operation::Ablate, Some(Destination::Ablation(AblateTo::Mean))) => {
-            Action::Ablate(means(&resolved.subject, scene, &format!("{param}.to"))?)
+            let param = format!("{param}.to");
+            match &resolved.subject {
+                Subject::Channels(group) => Action::Ablate(means(group, scene, &param)?),
+                Subject::Direction(_) => Action::Set(mean_projection(resolved, &param)?),
+            }
         }
         (Operation::Ablate, _) => Action::Ablate(vec![0.0; resolved.subject.channels().len()]),
         (Operation::Patch, Some(Destination::Counterfactual(to))) => patch(
@@ -321,114 +319,6 @@ fn action(
             Action::Swap
         }
     })
-}
-
-/// The feature's standard deviation or largest value over reference text.
-fn statistic(
-    unit: Unit,
-    resolved: &Resolved,
-    scene: &Scene,
-    param: &str,
-) -> Result<f64, PlanError> {
-    let Subject::Channels(group) = &resolved.subject else {
-        return Err(refused(
-            "a vector has no statistics; its units are `raw` and `residual`",
-            param,
-        ));
-    };
-    let known = match known_statistics(resolved, group, scene) {
-        Some(known) => known,
-        None => return Err(refused(not_measured(group.place, scene), param)),
-    };
-    let (name, value) = match unit {
-        Unit::Max => ("largest value", known.max),
-        _ => ("standard deviation", known.std),
-    };
-    match value > 0.0 && value.is_finite() {
-        true => Ok(value),
-        false => {
-            let message = format!(
-                "the feature's {name} over reference text is {value}, which is no unit; use `raw`"
-            );
-            Err(refused(message, param))
-        }
-    }
-}
-
-/// What is known of a feature over reference text: its own statistics, its channel's, or what was measured for the
-/// request.
-fn known_statistics(
-    resolved: &Resolved,
-    group: &Group,
-    scene: &Scene,
-) -> Option<FeatureStatistics> {
-    let of_channel = || {
-        let reference = &scene.pair?.reference;
-        match (group.channels.as_slice(), group.weights.as_slice()) {
-            (&[channel], &[weight]) => of_signed_channel(reference, group.place, channel, weight),
-            _ => None,
-        }
-    };
-    let measured = || measured(group, scene).map(|known| known.statistics);
-    resolved.statistics.or_else(of_channel).or_else(measured)
-}
-
-fn measured<'a>(group: &Group, scene: &Scene<'a>) -> Option<&'a MeasuredGroup> {
-    let mut known = scene.measured.iter();
-    known.find(|known| known.group == *group).map(Arc::as_ref)
-}
-
-fn not_measured(place: Location, scene: &Scene) -> String {
-    match scene.pair {
-        Some(pair) => format!(
-            "bridge {:?} came without statistics of {place} and without reference text to measure them over",
-            pair.id()
-        ),
-        None => format!(
-            "{:?} has no bridge that has statistics of {place}",
-            scene.model_id
-        ),
-    }
-}
-
-/// The group that an edit must know more of than the pair's files say; none where it needs nothing more, or is
-/// faulty.
-pub fn unmeasured(request: &EditRequest, scene: &Scene) -> Option<Group> {
-    let resolved = resolve(&request.feature, scene, "").ok()?;
-    let Subject::Channels(group) = &resolved.subject else {
-        return None;
-    };
-    let is_known = match (request.op, &request.to, request.unit) {
-        (Operation::Add | Operation::Set | Operation::Clamp, _, Some(Unit::Std | Unit::Max)) => {
-            known_statistics(&resolved, group, scene).is_some()
-        }
-        (Operation::Ablate, Some(Destination::Ablation(AblateTo::Mean)), _) => {
-            reference(group.place, scene).is_some()
-        }
-        _ => true,
-    };
-    (!is_known).then(|| group.clone())
-}
-
-fn reference<'a>(place: Location, scene: &Scene<'a>) -> Option<&'a LocationStatistics> {
-    scene.pair.and_then(|pair| pair.reference.place(place))
-}
-
-fn means(subject: &Subject, scene: &Scene, param: &str) -> Result<Vec<f32>, PlanError> {
-    let Subject::Channels(group) = subject else {
-        return Err(refused(
-            "the mean projection on a vector is not known; ablate it to zero",
-            param,
-        ));
-    };
-    if let Some(place) = reference(group.place, scene) {
-        let means = group.channels.iter().map(|&channel| place.mean[channel]);
-        return Ok(means.collect());
-    }
-    match measured(group, scene) {
-        Some(known) => Ok(known.channel_means.clone()),
-        None => Err(refused(not_measured(group.place, scene), param)),
-    }
 }
 
 fn patch(

@@ -8,6 +8,7 @@ mod edit;
 mod scene;
 mod source;
 mod span;
+mod statistics;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +21,8 @@ use crate::models::location::{Location, Site};
 
 use counterfactual::{Stream, StreamModel};
 
+use address::resolve_parts;
+
 pub use address::{Resolved, resolve};
 pub use edit::{Edit, Route, needs_sparse_rms, sublayer_output};
 pub use scene::{PlanError, Scene, refused};
@@ -27,6 +30,8 @@ pub use source::Source;
 
 /// No request has more edits.
 pub const MOST_EDITS: usize = 64;
+/// Nor do they come to more, each site of a direction of several counted.
+const MOST_EDITED_PLACES: usize = 1024;
 /// No sweep has more strengths.
 pub const LONGEST_SWEEP: usize = 64;
 /// Strengths lie between this and its negative.
@@ -77,7 +82,7 @@ pub struct Plan {
 pub fn unmeasured_groups(request: &SteerRequest, scene: &Scene) -> Vec<Group> {
     let mut groups = Vec::new();
     for edit in request.edits.iter().take(MOST_EDITS) {
-        groups.extend(edit::unmeasured(edit, scene).filter(|group| !groups.contains(group)));
+        groups.extend(statistics::unmeasured(edit, scene).filter(|group| !groups.contains(group)));
     }
     groups
 }
@@ -109,15 +114,28 @@ impl Plan {
             places: BTreeSet::new(),
         };
         let mut columns = KnownColumns::new();
-        for (index, edit) in request.edits.iter().enumerate() {
-            let edit = edit::compile(
-                edit,
-                scene,
-                &mut plan.streams,
-                &mut columns,
-                &format!("steer.edits[{index}]"),
-            )?;
-            plan.edits.push(edit);
+        for (index, asked) in request.edits.iter().enumerate() {
+            let param = format!("steer.edits[{index}]");
+            edit::arguments(asked, &param)?;
+            let feature = format!("{param}.feature");
+            let parts = resolve_parts(&asked.feature, scene, &feature)?;
+            if plan.edits.len() + parts.len() > MOST_EDITED_PLACES {
+                let message = format!(
+                    "with each site of its directions counted the request has more than {MOST_EDITED_PLACES} edits"
+                );
+                return Err(refused(message, &feature));
+            }
+            for resolved in parts {
+                let edit = edit::compile(
+                    asked,
+                    resolved,
+                    scene,
+                    &mut plan.streams,
+                    &mut columns,
+                    &param,
+                )?;
+                plan.edits.push(edit);
+            }
         }
         if !plan.native {
             plan.place_conditions();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::features::direction::NamedDirections;
 use crate::features::measured::MeasuredGroup;
 use crate::features::pair::Pair;
 use crate::models::tokenizer::Tokenizer;
@@ -38,6 +39,8 @@ pub struct Scene<'a> {
     pub native: bool,
     /// The pair of its bridge: the one the request named, or its first.
     pub pair: Option<&'a Pair>,
+    /// The answering model's own named directions.
+    pub directions: &'a NamedDirections,
     pub tokenizer: &'a Tokenizer,
     pub prompts: &'a [Vec<u32>],
     /// Groups that were measured for this request.
@@ -48,7 +51,7 @@ impl<'a> Scene<'a> {
     pub fn pair(&self, param: &str) -> Result<&'a Pair, PlanError> {
         self.pair.ok_or_else(|| {
             let message = format!(
-                "{:?} has no bridge; only a raw vector can steer it",
+                "{:?} has no bridge; only vectors and named directions of its own can steer it",
                 self.model_id
             );
             refused(message, param)
