@@ -11,7 +11,8 @@ use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 
-use super::gguf::{check_alignment, known_types};
+use super::gguf::known_types;
+use super::gguf_header;
 
 const ARCHITECTURE: &str = "controlvector";
 const ARCHITECTURE_KEY: &str = "general.architecture";
@@ -34,7 +35,7 @@ impl ControlVector {
     /// shape is found to be that; the header takes no more than some forty bytes for each of the file's.
     pub fn from_bytes(bytes: &[u8], width: usize, most: usize) -> Result<Self, String> {
         let mut reader = Cursor::new(bytes);
-        check_alignment(&mut reader)?;
+        gguf_header::check(&mut reader, bytes.len() as u64)?;
         let content = Content::read(&mut reader).map_err(known_types)?;
         match content.metadata.get(ARCHITECTURE_KEY) {
             Some(Value::String(architecture)) if architecture == ARCHITECTURE => {}

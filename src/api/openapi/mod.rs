@@ -17,9 +17,8 @@ use super::completions::chat::response::ChatPiece;
 use super::completions::response::Chunk;
 use super::completions::text::response::TextPiece;
 use super::{
-    activations, bridges, completions, features, health, jobs, library, models, operations, presets,
-    tasks,
-    tokens,
+    activations, bridges, completions, features, health, jobs, library, models, operations,
+    presets, tasks, tokens,
 };
 
 /// The whole API.
