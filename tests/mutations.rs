@@ -24,7 +24,7 @@ use rand::rngs::StdRng;
 use changes::changed;
 
 /// Cases of a test, where no time is given.
-const CASES: u64 = 1500;
+const CASES: u64 = 1000;
 /// Bytes that a process may take beyond what it took to read unchanged files: every file is far smaller. The allocator
 /// may have room left from the system, so that the system's own bound is not enough; the peak is looked at too.
 const MOST_BYTES: u64 = 96 << 20;

@@ -28,7 +28,10 @@ pub enum ModelError {
     Artifact(#[from] ArtifactError),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
-    #[error("{}: has no tokenizer.json; a model cannot answer without", .0.display())]
+    #[error(
+        "{}: has no tokenizer.json, nor vocab.json with merges.txt, nor tokenizer.model; a model cannot answer without",
+        .0.display()
+    )]
     NoTokenizer(PathBuf),
 }
 

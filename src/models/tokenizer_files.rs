@@ -94,12 +94,10 @@ pub fn read(directory: &Path) -> Result<Option<FoundTokenizer>, ArtifactError> {
 
 /// About how many bytes the `tokenizer.json` has that a directory's files become, at most.
 pub fn json_bytes(directory: &Path) -> u64 {
-    let files = [TOKENIZER_JSON, VOCABULARY, MERGES, ENCODER, ENCODER_MERGES].iter();
-    // Pieces become a vocabulary and the merges that lead to it.
-    let files = files
-        .chain(&SETTINGS)
-        .map(|name| (*name, 2))
-        .chain([(PIECES, 8)]);
+    // Spelled out, and pieces with the merges that lead to them.
+    let longer = [VOCABULARY, MERGES, ENCODER, ENCODER_MERGES].iter();
+    let longer = longer.chain(&SETTINGS).map(|name| (*name, 2));
+    let files = longer.chain([(TOKENIZER_JSON, 1), (PIECES, 8)]);
     let sizes = files.map(|(name, times)| {
         let file = std::fs::metadata(directory.join(name));
         file.map_or(0, |file| file.len()).saturating_mul(times)

@@ -60,7 +60,7 @@ pub fn train_bridge(
     let begun = Instant::now();
     let dense_files = ModelFiles::read(&recipe.dense)?;
     let json = dense_files.tokenizer.clone().ok_or_else(|| {
-        TrainingError::Recipe(format!("{} has no tokenizer.json", recipe.dense.display()))
+        TrainingError::Recipe(format!("{} has no tokenizer", recipe.dense.display()))
     })?;
     let tokenizer = Tokenizer::from_bytes(&json)?;
     check_vocabulary(&tokenizer, recipe.sparse.vocab_size)?;

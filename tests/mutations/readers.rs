@@ -158,8 +158,9 @@ pub fn pickles() -> Reader {
                 .compression_method(zip::CompressionMethod::Stored);
             for index in 0..source.len() {
                 let mut entry = source.by_index(index).unwrap();
-                archive.start_file(entry.name(), plain).unwrap();
-                if entry.name().ends_with("data.pkl") {
+                let name = entry.name().unwrap().into_owned();
+                archive.start_file(name.as_str(), plain).unwrap();
+                if name.ends_with("data.pkl") {
                     archive.write_all(program).unwrap();
                 } else {
                     std::io::copy(&mut entry, &mut archive).unwrap();
