@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Response, Server};
 use crate::direction_search::{NEGATIVE, POSITIVE};
-use crate::directions::{WIDTH, completed, made, vector};
+use crate::directions::{WIDTH, completed, floats, made, vector};
 use crate::keys::key;
 
 /// Sends a file, as whoever has this key.
@@ -63,10 +63,8 @@ fn a_control_vector_is_added_to_the_bit_as_its_vectors_are_by_hand() {
         (&parts[0]["site"], &parts[1]["site"]),
         (&json!("1.resid_in"), &json!("final_resid"))
     );
-    assert_eq!(
-        (&parts[0]["vector"], &parts[1]["vector"]),
-        (&json!(vector(1)), &json!(vector(2)))
-    );
+    assert_eq!(floats(&parts[0]["vector"]), vector(1));
+    assert_eq!(floats(&parts[1]["vector"]), vector(2));
     for scale in [0.8, -1.5] {
         let named = json!([{"feature": "both", "op": "add", "value": scale}]);
         let raw = json!([

@@ -220,7 +220,7 @@ fn a_search_that_cannot_be_is_refused() {
             .extend(changes.as_object().unwrap().clone());
         body
     };
-    let answered = json!({"prompt": "x", "answer": "y"});
+    let answered = json!({"prompt": "x", "answer": " y"});
     let held = |positive: Value| json!({"held_out": {"positive": positive, "negative": ["x"]}});
     for (changes, param) in [
         (json!({"model": "tiny-sparse"}), "model"),

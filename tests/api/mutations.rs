@@ -139,7 +139,7 @@ fn valid() -> Vec<Valid> {
             json!({
                 "model": "tiny", "positive": ["x = 1", [1, 2, 3]], "negative": ["y = 2", [4, 5]],
                 "held_out": {"positive": ["x = 3"], "negative": [[7]]}, "sites": ["1.resid_in", "0.resid_mid"],
-                "method": "pca", "positions": "all", "answers": {"positive": "1", "negative": 9}, "strengths": [0.5],
+                "method": "pca", "positions": "all", "answers": {"positive": "\n", "negative": 9}, "strengths": [0.5],
                 "seed": 3
             }),
         ),

@@ -5,9 +5,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use super::directions;
 use super::lookup::{self, Found, Whose};
 use super::naming::{check_description, checked_name};
-use super::wire::{
-    BridgeQuery, CreateFeature, DeletedFeature, FeatureObject, ListedFeature, UpdateFeature,
-};
+use super::wire::{BridgeQuery, CreateFeature, DeletedFeature, ListedFeature, UpdateFeature};
 use crate::api::ApiError;
 use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
@@ -135,7 +133,7 @@ pub async fn create(
         feature,
         origin: Origin::Own,
     };
-    let object = ListedFeature::Feature(FeatureObject::from(stored));
+    let object = ListedFeature::from(stored);
     Ok(HttpResponse::Created().json(object))
 }
 
@@ -198,7 +196,7 @@ pub async fn update(
     };
     match lookup::find_named(&state, &id, whose)? {
         Found::Named(stored) => {
-            let object = ListedFeature::Feature(FeatureObject::from(stored));
+            let object = ListedFeature::from(stored);
             Ok(HttpResponse::Ok().json(object))
         }
         _ => Err(ApiError::internal("a changed feature is another one")),

@@ -49,7 +49,7 @@ pub struct DetailQuery {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum FeatureAnswer {
-    Feature(FeatureDetail),
+    Feature(Box<FeatureDetail>),
     Direction(DirectionObject),
 }
 
@@ -219,7 +219,7 @@ pub async fn retrieve(
         weights: known.weights,
         examples: known.examples,
     };
-    Ok(HttpResponse::Ok().json(FeatureAnswer::Feature(detail)))
+    Ok(HttpResponse::Ok().json(FeatureAnswer::Feature(Box::new(detail))))
 }
 
 /// What an examination finds out.

@@ -3,7 +3,7 @@
 use actix_web::{HttpResponse, web};
 
 use super::direction_wire::DirectionObject;
-use super::wire::{FeatureList, FeatureObject, ListQuery, ListedFeature};
+use super::wire::{FeatureList, ListQuery, ListedFeature};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::state::State;
@@ -41,8 +41,7 @@ pub async fn list(
     let model = model_of(&state, &query)?;
     let mut features = state.features.all();
     keep_asked_for(&state, &query, &mut features)?;
-    let features = features.into_iter().map(FeatureObject::from);
-    let features = features.map(ListedFeature::Feature);
+    let features = features.into_iter().map(ListedFeature::from);
     let directions = directions(&state, &query).into_iter();
     let features: Vec<ListedFeature> = features
         .chain(directions.map(ListedFeature::Direction))

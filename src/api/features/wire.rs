@@ -98,8 +98,14 @@ pub struct FeatureList {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum ListedFeature {
-    Feature(FeatureObject),
+    Feature(Box<FeatureObject>),
     Direction(DirectionObject),
+}
+
+impl From<StoredFeature> for ListedFeature {
+    fn from(stored: StoredFeature) -> Self {
+        ListedFeature::Feature(Box::new(FeatureObject::from(stored)))
+    }
 }
 
 /// Which features to list.

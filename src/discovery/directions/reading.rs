@@ -74,7 +74,7 @@ impl PromptActivations {
 }
 
 /// Runs of prompts that go through the model together.
-pub fn batches<'p, T: AsRef<[u32]>>(prompts: &'p [T]) -> Vec<&'p [T]> {
+pub fn batches<T: AsRef<[u32]>>(prompts: &[T]) -> Vec<&[T]> {
     let mut batches = Vec::new();
     let (mut from, mut longest) = (0, 0);
     for (index, prompt) in prompts.iter().enumerate() {
@@ -202,7 +202,7 @@ impl ResidualTap for MeanTap<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::features::test_pair::{D_DENSE, LAYERS, random_pair};
+    use crate::features::test_pair::{LAYERS, random_pair};
     use crate::models::tap::Recorder;
 
     fn prompt(tokens: &[u32], answer: usize) -> ContrastPrompt {
@@ -251,9 +251,9 @@ mod tests {
                     let values = recorder.get(Location::Site(*site)).expect("seen");
                     let values = values.to_vec2::<f32>().expect("rows");
                     let count = wanted.len().max(1) as f32;
-                    for channel in 0..D_DENSE {
+                    for (channel, mean) in found.of_sites[index][number].iter().enumerate() {
                         let sum: f32 = wanted.clone().map(|row| values[row][channel]).sum();
-                        let off = found.of_sites[index][number][channel] - sum / count;
+                        let off = mean - sum / count;
                         assert!(off.abs() < 1e-5, "{positions:?} {site} {number}: {off}");
                     }
                     let lengths = wanted.clone().map(|row| norm(&values[row]));

@@ -306,6 +306,7 @@ pub fn request(prompts: &[&[u32]]) -> GenerationRequest {
     GenerationRequest {
         model: model("dense"),
         pair: catalog().pairs.get("pair").cloned(),
+        directions: Arc::default(),
         prompts: prompts.iter().map(|prompt| prompt.to_vec()).collect(),
         max_tokens: 8,
         n: 1,
