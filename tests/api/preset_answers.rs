@@ -222,7 +222,7 @@ fn what_the_prompts_decide_is_found_out_with_them() {
     let server = Server::new();
     let channel = json!({"node": "1.resid_mid", "channel": 4});
     let edit = |edit: Value| json!({"edits": [edit]});
-    let late = edit(json!({"feature": channel, "op": "add", "value": 9.0, "at": {"prompt": [20]}}));
+    let late = edit(json!({"feature": channel, "op": "add", "value": 9.0, "at": {"prompt": [12]}}));
     let named = edit(json!({"feature": channel, "op": "add", "value": 9.0, "at": {"text": "zz"}}));
     let patch = edit(json!({"feature": channel, "op": "patch", "to": {"prompt": "x = 2"}}));
     for (id, steer, param, fits) in [
@@ -233,7 +233,7 @@ fn what_the_prompts_decide_is_found_out_with_them() {
             "def f(a, b):\n    return a + b\n\nclass A:\n    x = 1\n",
         ),
         ("named", named, "steer.edits[0].at.text", "zz = 1"),
-        ("patch", patch, "steer.edits[0].to.prompt", "x = 3"),
+        ("patch", patch, "steer.edits[0].to.prompt", "x = 1"),
     ] {
         made(&server, id, &steer);
         let name = format!("tiny@{id}");

@@ -329,7 +329,7 @@ fn they_are_there_after_a_restart() {
     // A group that is measured first, and numbers that a careless writer would round.
     let exact = json!({"edits": [{
         "feature": {"node": "0.mlp.post_act", "channels": [{"channel": 1, "weight": 0.1}, {"channel": 5, "weight": -0.7}]},
-        "op": "add", "value": 12.300000000000001, "unit": "std", "strength": 0.30000000000000004
+        "op": "add", "value": 0.1 + 12.2, "unit": "std", "strength": 0.1 + 0.2
     }]});
     let presets = [
         made(&server, "exact", &exact),
