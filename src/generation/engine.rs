@@ -12,7 +12,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::activations::activations;
-use super::health::{EngineHealth, Kept, Load, NoProbe, Probe};
+use super::health::{EngineHealth, KeptPrefixes, Load, NoProbe, Probe};
 use super::needed_groups::NeededGroups;
 use super::request::{
     Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
@@ -255,7 +255,7 @@ impl EngineHandle {
     }
 
     /// What it keeps of prompts.
-    pub fn kept(&self) -> Kept {
+    pub fn kept(&self) -> KeptPrefixes {
         self.shared.health.kept()
     }
 
