@@ -8,7 +8,7 @@ use prometheus::{
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::generation::health::{Kept, Load};
+use crate::generation::health::{KeptPrefixes, Load};
 use crate::generation::request::Generation;
 use crate::jobs::job::Status;
 use crate::jobs::store::jobs::Tally;
@@ -203,7 +203,7 @@ impl Metrics {
     pub fn text(
         &self,
         load: Load,
-        kept: Kept,
+        kept: KeptPrefixes,
         served: &Snapshot,
         jobs: &Tally,
     ) -> Result<Vec<u8>, prometheus::Error> {
@@ -222,7 +222,7 @@ impl Metrics {
 }
 
 /// What the engine keeps of prompts. It has counted itself.
-fn prefixes(kept: Kept) -> Result<Vec<MetricFamily>, prometheus::Error> {
+fn prefixes(kept: KeptPrefixes) -> Result<Vec<MetricFamily>, prometheus::Error> {
     let queried = IntCounter::new(
         "causeway_prefix_cache_queried_tokens_total",
         "Prompt tokens that were looked up in what earlier requests left, of each arm.",

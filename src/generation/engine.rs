@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::activations::activations;
 use super::admission::check_edits;
-use super::health::{EngineHealth, Kept, Load, NoProbe, Probe};
+use super::health::{EngineHealth, KeptPrefixes, Load, NoProbe, Probe};
 use super::needed_groups::NeededGroups;
 use super::request::{
     Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
@@ -262,7 +262,7 @@ impl EngineHandle {
     }
 
     /// What it keeps of prompts.
-    pub fn kept(&self) -> Kept {
+    pub fn kept(&self) -> KeptPrefixes {
         self.shared.health.kept()
     }
 

@@ -21,7 +21,7 @@ pub struct Load {
 
 /// What is kept of prompts for later requests, for the metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct KeptPrefixes {
     /// Prompt tokens that were looked up, since the start.
     pub queried_tokens: usize,
     /// Those of them that were there, and were not run.
@@ -47,7 +47,7 @@ impl Probe for NoProbe {}
 pub struct EngineHealth {
     sound: AtomicBool,
     load: Mutex<Load>,
-    kept: Mutex<Kept>,
+    kept: Mutex<KeptPrefixes>,
     pub probe: Box<dyn Probe>,
 }
 
@@ -75,11 +75,11 @@ impl EngineHealth {
     }
 
     /// What is kept of prompts.
-    pub fn kept(&self) -> Kept {
+    pub fn kept(&self) -> KeptPrefixes {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn set_kept(&self, kept: Kept) {
+    pub fn set_kept(&self, kept: KeptPrefixes) {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
     }
 

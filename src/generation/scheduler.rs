@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::batch::{self, Computed, Share};
-use super::health::{EngineHealth, Kept, Load, NoProbe};
+use super::health::{EngineHealth, KeptPrefixes, Load, NoProbe};
 use super::needed_groups::NeededGroups;
 use super::request::{Delta, EngineError, Generation, GenerationRequest};
 use super::reuse::{self, Reuse};
@@ -362,8 +362,8 @@ impl<'o> Scheduler<'o> {
     }
 
     /// What is kept of prompts, and what it was good for.
-    pub fn kept(&self) -> Kept {
-        Kept {
+    pub fn kept(&self) -> KeptPrefixes {
+        KeptPrefixes {
             queried_tokens: self.reuse.queried,
             hit_tokens: self.reuse.hit,
             bytes: self.caches.kept_bytes(),
