@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use causeway::artifacts::gguf::GgufFile;
+use causeway::artifacts::tensors::FloatPrecision;
 use causeway::models::gguf;
 use causeway::models::layers::Purpose;
 use causeway::models::tap::NoTap;
@@ -15,6 +16,7 @@ use causeway::models::token_rows::TokenRows;
 use causeway::models::tokenizer::Tokenizer;
 use causeway::models::transformer::Transformer;
 use causeway::models::variant::RotaryScaling;
+use causeway::numerics::columns::{Columns, StoredMatrix};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf")
@@ -98,11 +100,24 @@ fn every_architecture_gives_the_logits_of_the_reference() {
 fn blocks_of_every_type_have_the_values_of_the_reference() {
     let expected = stored(families().join("types.safetensors"));
     let mut file = GgufFile::read(&families().join("types.gguf")).unwrap();
-    let found = file.tensors(|_| true, u64::MAX).unwrap();
+    let mut read = |precision| file.matrices(|_| true, u64::MAX, precision).unwrap();
+    let (single, kept) = (read(FloatPrecision::Single), read(FloatPrecision::AsStored));
     assert_eq!(expected.len(), 12);
+    let quantised = kept.values();
+    let quantised = quantised.filter(|matrix| matches!(matrix, StoredMatrix::Quantised(_)));
+    assert_eq!(quantised.count(), 10);
     for (name, expected) in expected {
         let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let (found, expected) = (values(&found[&name]), values(&expected));
+        let found = values(&single[&name].to_float32().unwrap());
+        // A layer holds the same numbers.
+        let layer = Columns::stored(&kept[&name], None).unwrap();
+        let outputs: Vec<u32> = (0..layer.shape().0 as u32).collect();
+        let outputs = Tensor::new(outputs, &Device::Cpu).unwrap();
+        assert!(
+            values(&layer.select_outputs(&outputs).unwrap()) == found,
+            "{name}"
+        );
+        let expected = values(&expected);
         assert_eq!(found.len(), expected.len(), "{name}");
         for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
             // Two products and a difference of them, rounded in another order.

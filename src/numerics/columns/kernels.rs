@@ -208,7 +208,7 @@ pub fn add_active<I: Copy + Into<u32>>(
 
 /// Asks for the first `lines` cache lines of the values from `start` on. A hint: it may be past the end.
 #[inline(always)]
-fn prefetch<T>(values: &[T], start: usize, lines: usize) {
+pub fn prefetch<T>(values: &[T], start: usize, lines: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in 0..lines {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

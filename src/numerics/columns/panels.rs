@@ -291,7 +291,7 @@ impl Panels {
         match &self.values {
             Values::Float32(values) => 4 * panels(values.len()),
             Values::Float16(values) | Values::BFloat16(values) => 2 * panels(values.len()),
-            Values::Quantised(panels) => panels.bytes_per_input(),
+            Values::Quantised(panels) => panels.bytes_per_input(self.inputs),
         }
     }
 }

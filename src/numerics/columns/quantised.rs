@@ -11,10 +11,13 @@ use multiversion::multiversion;
 
 use super::PANEL;
 use super::halves::from_f16;
-use super::kernels::multiply_add;
+use super::kernels::{multiply_add, prefetch};
 
 /// Inputs that share what changes from group to group, in every type: the smallest such group.
 const GROUP: usize = 16;
+
+/// Groups of inputs ahead whose weights are asked for.
+const AHEAD: usize = 3;
 
 /// How a type has its weights.
 #[derive(Debug, Clone, Copy)]
@@ -82,8 +85,9 @@ struct Block {
 #[derive(Debug)]
 struct Panel {
     form: Form,
-    /// `[inputs, 32]` bytes where `q` is narrow (output `o` in the low half, `o + 32` in the high one), else `[inputs, 64]`.
-    q: Vec<u8>,
+    /// Where its `q` begin: `[inputs, 32]` bytes where they are narrow (output `o` in the low half, `o + 32` in the high one),
+    /// else `[inputs, 64]`.
+    q: usize,
     /// `[inputs / block, 64]` float16 bits.
     scale: Vec<u16>,
     /// The same, or nothing.
@@ -95,7 +99,11 @@ struct Panel {
 
 /// The weights of one layer; panels may differ in their type, as the parts of a stacked layer do.
 #[derive(Debug)]
-pub struct QuantisedPanels(Vec<Panel>);
+pub struct QuantisedPanels {
+    panels: Vec<Panel>,
+    /// Of all panels, one after another: most of what is read, and asked for ahead.
+    q: Vec<u8>,
+}
 
 /// Whether matrices of this type are kept as they are, given how many inputs they have.
 pub fn is_kept(dtype: GgmlDType, inputs: usize) -> bool {
@@ -105,7 +113,7 @@ pub fn is_kept(dtype: GgmlDType, inputs: usize) -> bool {
 impl QuantisedPanels {
     /// From matrices `[out, in]` one below the other; all but the last must have a multiple of 64 outputs.
     pub fn new(parts: &[&QTensor]) -> Result<Self> {
-        let mut panels = Vec::new();
+        let (mut panels, mut q) = (Vec::new(), Vec::new());
         for (index, part) in parts.iter().enumerate() {
             let (outputs, inputs) = part.shape().dims2()?;
             let Some(form) = Form::of(part.dtype()).filter(|_| is_kept(part.dtype(), inputs))
@@ -127,32 +135,39 @@ impl QuantisedPanels {
                 )
             }
             for rows in bytes.chunks(PANEL * row_bytes) {
-                panels.push(Panel::new(form, part.dtype(), inputs, rows, row_bytes)?);
+                panels.push(Panel::new(
+                    form,
+                    part.dtype(),
+                    inputs,
+                    (rows, row_bytes),
+                    &mut q,
+                )?);
             }
         }
-        Ok(QuantisedPanels(panels))
+        Ok(QuantisedPanels { panels, q })
     }
 
     /// The float32 weights of a panel's inputs from `first` on, `[inputs, 64]`, as many as `out` has room for; `first` and
     /// their number are multiples of the group of 16.
     pub fn decode(&self, panel: usize, first: usize, out: &mut [[f32; PANEL]]) {
-        decode(&self.0[panel], first, out);
+        let panel = &self.panels[panel];
+        decode(panel, &self.q[panel.q..], first, out);
     }
 
     /// Adds to the sums of one row what all inputs `x` add in a panel. A weight goes from its bits into the sum.
     pub fn add_to_row(&self, panel: usize, x: &[f32], sums: &mut [f32; PANEL]) {
-        add_to_row(&self.0[panel], x, sums);
+        let panel = &self.panels[panel];
+        add_to_row(panel, &self.q[panel.q..], x, sums);
     }
 
-    /// Bytes that are read for one input of a row, about: what a group shares is spread over its inputs.
-    pub fn bytes_per_input(&self) -> usize {
-        let of_panel = |panel: &Panel| {
-            let inputs = panel.q.len() / panel.form.width();
+    /// Bytes that are read for one of `inputs` of a row, about: what a group shares is spread over its inputs.
+    pub fn bytes_per_input(&self, inputs: usize) -> usize {
+        let factors = |panel: &Panel| {
             let halves = 2 * (panel.scale.len() + panel.least.len());
-            let all = panel.q.len() + halves + panel.scales.len() + panel.leasts.len();
-            all.div_ceil(inputs.max(1))
+            halves + panel.scales.len() + panel.leasts.len()
         };
-        self.0.iter().map(of_panel).sum()
+        let factors: usize = self.panels.iter().map(factors).sum();
+        (self.q.len() + factors).div_ceil(inputs.max(1))
     }
 }
 
@@ -162,39 +177,41 @@ impl Panel {
         form: Form,
         dtype: GgmlDType,
         inputs: usize,
-        rows: &[u8],
-        row_bytes: usize,
+        (rows, row_bytes): (&[u8], usize),
+        q: &mut Vec<u8>,
     ) -> Result<Self> {
         let blocks = inputs / form.block * PANEL;
         let groups = form.group.map_or(0, |group| inputs / group * PANEL);
         let least = |length: usize| if form.has_least { length } else { 0 };
         let mut panel = Panel {
             form,
-            q: vec![0; inputs * form.width()],
+            q: q.len(),
             scale: vec![0; blocks],
             least: vec![0; least(blocks)],
             scales: vec![0; groups],
             leasts: vec![0; least(groups)],
         };
+        q.resize(panel.q + inputs * form.width(), 0);
+        let q = &mut q[panel.q..];
         for (output, row) in rows.chunks_exact(row_bytes).enumerate() {
             for (index, bytes) in row.chunks_exact(form.block_bytes).enumerate() {
                 let block = Block::read(dtype, bytes)?;
-                panel.put(output, index, &block);
+                panel.put(q, output, index, &block);
             }
         }
         Ok(panel)
     }
 
-    fn put(&mut self, output: usize, index: usize, block: &Block) {
+    fn put(&mut self, all: &mut [u8], output: usize, index: usize, block: &Block) {
         let form = self.form;
         for (offset, &q) in block.q[..form.block].iter().enumerate() {
             let input = index * form.block + offset;
             match form.narrow {
                 true => {
                     let place = input * (PANEL / 2) + output % (PANEL / 2);
-                    self.q[place] |= (q as u8) << (4 * (output / (PANEL / 2)));
+                    all[place] |= (q as u8) << (4 * (output / (PANEL / 2)));
                 }
-                false => self.q[input * PANEL + output] = q as u8,
+                false => all[input * PANEL + output] = q as u8,
             }
         }
         self.scale[index * PANEL + output] = block.scale;
@@ -306,11 +323,11 @@ macro_rules! for_each_input {
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
     "x86_64+avx2+fma"
 ))]
-fn decode(panel: &Panel, first: usize, out: &mut [[f32; PANEL]]) {
+fn decode(panel: &Panel, q: &[u8], first: usize, out: &mut [[f32; PANEL]]) {
     let form = panel.form;
     for (index, out) in out.chunks_mut(GROUP).enumerate() {
         let input = first + index * GROUP;
-        let q = &panel.q[input * form.width()..];
+        let q = &q[input * form.width()..];
         for_each_input!(form, q, panel.factors(input), out, |out, weights| *out =
             weights);
     }
@@ -320,11 +337,14 @@ fn decode(panel: &Panel, first: usize, out: &mut [[f32; PANEL]]) {
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
     "x86_64+avx2+fma"
 ))]
-fn add_to_row(panel: &Panel, x: &[f32], sums: &mut [f32; PANEL]) {
+fn add_to_row(panel: &Panel, all_q: &[u8], x: &[f32], sums: &mut [f32; PANEL]) {
     let form = panel.form;
     let (group, mut all) = (panel.group(), *sums);
-    let rows = x.chunks(group).zip(panel.q.chunks(group * form.width()));
+    let rows = x.chunks(group).zip(all_q.chunks(group * form.width()));
     for (index, (x, q)) in rows.enumerate() {
+        // Weights come from memory, and the processor does not look ahead beyond a page.
+        let ahead = (index + AHEAD) * group * form.width();
+        prefetch(all_q, ahead, group * form.width() / 64);
         let factors = panel.factors(index * group);
         for_each_input!(form, q, factors, x, |&x, weights| {
             for lane in 0..PANEL {
