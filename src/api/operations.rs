@@ -12,7 +12,8 @@ use super::state::State;
 use crate::artifacts::ArtifactId;
 use crate::artifacts::manifest::FileName;
 use crate::hub::fetch::WantedModel;
-use crate::hub::name::{HubId, Revision};
+use crate::hub::listing::is_gguf;
+use crate::hub::name::{CommitHash, HubId, Revision};
 use crate::serving::downloads::{Download, DownloadError, DownloadStatus};
 
 /// A model of the hub that the server's settings name.
@@ -20,13 +21,17 @@ use crate::serving::downloads::{Download, DownloadError, DownloadStatus};
 #[serde(deny_unknown_fields)]
 pub struct AddToLibrary {
     /// The model's id on the hub.
-    #[schema(value_type = String, example = "HuggingFaceTB/SmolLM2-135M-Instruct")]
+    #[schema(
+        value_type = String,
+        pattern = "^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?$",
+        example = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    )]
     pub hub_id: HubId,
     /// A branch, a tag or a commit; `main` unless said. It is made a commit first, and every file is of that.
-    #[schema(value_type = Option<String>, example = "main")]
+    #[schema(value_type = Option<String>, pattern = "^[A-Za-z0-9_][A-Za-z0-9._/-]{0,127}$", example = "main")]
     pub revision: Option<Revision>,
     /// The GGUF file of the repository that is meant; without one the model is brought in Hugging Face's form.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, pattern = "^[A-Za-z0-9_-][A-Za-z0-9._/-]{0,249}[.][Gg][Gg][Uu][Ff]$")]
     pub file: Option<FileName>,
     /// What it is called here; unless said, its name on the hub in small letters.
     pub id: Option<ArtifactId>,
@@ -49,7 +54,7 @@ pub struct LibraryOperation {
     /// The GGUF file that is meant; null where none is.
     #[schema(required = true)]
     pub file: Option<String>,
-    /// The commit that the revision was; null until its files are there.
+    /// The commit that the revision was; null until that is known.
     #[schema(required = true)]
     pub commit: Option<String>,
     /// Bytes of its files that are there.
@@ -99,7 +104,7 @@ impl LibraryOperation {
             hub_id: wanted.id.to_string(),
             revision: wanted.revision.to_string(),
             file: wanted.file.as_ref().map(FileName::to_string),
-            commit: state.commit,
+            commit: download.transfer.commit().map(CommitHash::to_string),
             bytes_done: download.transfer.done(),
             bytes_total: download.transfer.total(),
             created_at: download.created,
@@ -131,6 +136,10 @@ pub async fn create(
     body: JsonBody<AddToLibrary>,
 ) -> Result<HttpResponse, ApiError> {
     let request = body.0;
+    if let Some(file) = request.file.as_ref().filter(|file| !is_gguf(file)) {
+        let message = format!("file is {file}; a single file is a .gguf");
+        return Err(ApiError::invalid("file", message));
+    }
     let entry = match request.id.or_else(|| request.hub_id.entry_id()) {
         Some(entry) => entry,
         None => {

@@ -165,7 +165,7 @@ impl HubClient {
             return match (size, hash) {
                 (Some(size), Some(hash)) => Ok(Announced { size, hash }),
                 _ => {
-                    let problem = "neither its list of files nor its answer says how long the file is and which hash \
+                    let problem = "neither the list of files nor this answer says how long the file is and which hash \
                         it has, so it could not be checked";
                     Err(self.senseless(&what, problem.to_owned()))
                 }
@@ -265,7 +265,7 @@ impl HubClient {
     fn check_commit(&self, file: &RemoteFile, headers: &HeaderMap) -> Result<(), HubError> {
         match text(headers, REPO_COMMIT) {
             Some(other) if other != file.commit.as_str() => {
-                let problem = format!("it answers with commit {}", shortened(&other));
+                let problem = format!("the answer is of commit {}", shortened(&other));
                 Err(self.senseless(&file.to_string(), problem))
             }
             _ => Ok(()),
@@ -285,7 +285,7 @@ impl HubClient {
         };
         match hash.filter(same_kind) {
             Some(hash) if hash != announced.hash => {
-                let problem = "the hash it answers with is not the one that its list of files has";
+                let problem = "the hash in its answer is not the one in the list of files";
                 Err(self.senseless(what, problem.to_owned()))
             }
             _ => Ok(()),

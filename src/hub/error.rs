@@ -35,7 +35,7 @@ pub enum HubError {
         said: String,
     },
     /// What it said makes no sense, or does not fit what it said before.
-    #[error("{endpoint} makes no sense of {what}: {problem}")]
+    #[error("what {endpoint} says of {what} makes no sense: {problem}")]
     Senseless {
         endpoint: String,
         what: String,

@@ -25,6 +25,8 @@ use crate::settings::HubSettings;
 pub const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// The longest index of weights in several files, in bytes.
 const LONGEST_INDEX: u64 = 8 << 20;
+/// GGUF files that are named to somebody who asked for another.
+const MOST_NAMED: usize = 20;
 const MIB: u64 = 1 << 20;
 
 /// What is asked of a hub.
@@ -56,6 +58,7 @@ pub fn fetch(
 ) -> Result<FetchedModel, HubError> {
     let hub = HubClient::new(settings)?;
     let listing = hub.listing(&wanted.id, &wanted.revision)?;
+    transfer.set_commit(&listing.commit);
     transfer.go_on()?;
     let needed = needed(&listing, wanted)?;
     let folder = downloads.join(folder_name(wanted, &listing.commit));
@@ -71,6 +74,10 @@ pub fn fetch(
     let fetched = fetching.all(needed);
     if matches!(fetched, Err(HubError::Stopped)) && transfer.is_forgotten() {
         remove_folder(&folder)?;
+    }
+    if fetched.is_err() {
+        // Only where nothing has arrived.
+        let _ = fs::remove_dir(&folder);
     }
     let files = fetched?;
     let gguf = wanted.file.as_ref().map(|file| local(file).under(&folder));
@@ -140,14 +147,13 @@ fn needed(listing: &Listing, wanted: &WantedModel) -> Result<NeededFiles, HubErr
     let Some(file) = &wanted.file else {
         return listing.needed().map_err(no_model);
     };
-    if !file.as_str().to_ascii_lowercase().ends_with(".gguf") {
+    if !listing::is_gguf(file) {
         let problem = format!("`file` is {file}; a single file is a .gguf");
         return Err(no_model(problem));
     }
     if !listing.files.contains_key(file) {
-        let ggufs = listing.files.keys().map(FileName::as_str);
-        let ggufs = ggufs.filter(|name| name.to_ascii_lowercase().ends_with(".gguf"));
-        let ggufs: Vec<&str> = ggufs.take(20).collect();
+        let ggufs = listing.files.keys().filter(|name| listing::is_gguf(name));
+        let ggufs: Vec<&str> = ggufs.map(FileName::as_str).take(MOST_NAMED).collect();
         return Err(no_model(match ggufs.is_empty() {
             true => format!("it has no file {file}, and no other GGUF file"),
             false => format!(

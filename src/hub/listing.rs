@@ -120,6 +120,11 @@ impl SiblingAnswer {
     }
 }
 
+/// Whether a file is GGUF by its name.
+pub fn is_gguf(file: &FileName) -> bool {
+    file.as_str().to_ascii_lowercase().ends_with(GGUF)
+}
+
 /// Whether a name is meant to be of a file outside of the folder that it is in.
 fn leads_away(name: &str) -> bool {
     name.starts_with('/') || name.contains(['\\', '\0']) || name.split('/').any(|part| part == "..")

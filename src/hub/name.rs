@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use crate::artifacts::ArtifactId;
 
@@ -39,19 +38,14 @@ fn is_plain(byte: u8) -> bool {
 
 /// A model's id on a hub: `OWNER/NAME`, or a name alone. Each is 1 to 96 of letters, digits, `.`, `_` and `-`, begins
 /// with a letter, a digit or `_`, and has no `..`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[schema(
-    value_type = String,
-    pattern = "^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?$"
-)]
 pub struct HubId(String);
 
 /// A branch, a tag or a commit of a repository: 1 to 128 of letters, digits, `.`, `_`, `-` and `/`, no part empty or
 /// beginning with a dot or a dash, no `..`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, pattern = "^[A-Za-z0-9_][A-Za-z0-9._/-]{0,127}$")]
 pub struct Revision(String);
 
 /// A commit's whole hash: 40 digits of `0-9 a-f`.

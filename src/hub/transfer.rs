@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 
 use super::client::{FileTrouble, HubClient, RemoteFile};
 use super::error::HubError;
+use super::name::CommitHash;
 use crate::artifacts::partial_file::{Announced, PartialFile};
 
 const BLOCK: usize = 1 << 18;
@@ -24,6 +26,7 @@ const LOOK: Duration = Duration::from_millis(50);
 pub struct Transfer {
     done: AtomicU64,
     total: AtomicU64,
+    commit: OnceLock<CommitHash>,
     stop: watch::Sender<Option<Stop>>,
 }
 
@@ -40,6 +43,7 @@ impl Default for Transfer {
         Transfer {
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
+            commit: OnceLock::new(),
             stop: watch::Sender::new(None),
         }
     }
@@ -54,6 +58,16 @@ impl Transfer {
     /// Bytes in all; none before they are known.
     pub fn total(&self) -> Option<u64> {
         Some(self.total.load(Ordering::Relaxed)).filter(|total| *total > 0)
+    }
+
+    /// The commit that its files are of; none before it is known.
+    pub fn commit(&self) -> Option<&CommitHash> {
+        self.commit.get()
+    }
+
+    /// Tells the commit, once.
+    pub(super) fn set_commit(&self, commit: &CommitHash) {
+        let _ = self.commit.set(commit.clone());
     }
 
     pub(super) fn set_total(&self, bytes: u64) {

@@ -75,8 +75,6 @@ pub struct Download {
 #[derive(Debug, Clone)]
 pub struct DownloadState {
     pub status: DownloadStatus,
-    /// The commit that its revision was, once that is known.
-    pub commit: Option<String>,
     pub failure: Option<DownloadFailure>,
     /// Seconds since 1970.
     pub finished: Option<u64>,
@@ -174,7 +172,6 @@ impl Downloads {
             transfer: Transfer::default(),
             state: Mutex::new(DownloadState {
                 status: DownloadStatus::Queued,
-                commit: None,
                 failure: None,
                 finished: None,
             }),
@@ -347,11 +344,7 @@ impl Shared {
         let downloads = self.arrivals.downloads();
         forget_old(&downloads, KEPT);
         let fetched = fetch(&self.hub, &download.wanted, &downloads, transfer)?;
-        {
-            let mut state = download.changing();
-            state.commit = Some(fetched.commit.to_string());
-            state.status = DownloadStatus::Trying;
-        }
+        download.changing().status = DownloadStatus::Trying;
         let folder = fetched.folder.clone();
         runtime.block_on(async {
             let (wanted, entry) = (&download.wanted, &download.entry);

@@ -178,15 +178,12 @@ fn a_broken_transfer_goes_on_where_it_was() {
     let hub = TestHub::new(model(1));
     let folder = tempfile::tempdir().unwrap();
     let weights = hub.content("model.safetensors").len();
-    // Broken twice at once, and each time after more has come.
-    let cuts = vec![1000, 0, 0, 3000];
+    // After some bytes, at once, and after more.
+    let cuts = vec![1000, 0, 3000];
     hub.set(|faults| drop(faults.cuts.insert("model.safetensors".to_owned(), cuts)));
     let model = fetched(&hub, folder.path()).unwrap();
     let range = |from: usize| Some(format!("bytes={from}-"));
-    assert_eq!(
-        hub.ranges(),
-        [None, range(1000), range(1000), range(1000), range(4000)]
-    );
+    assert_eq!(hub.ranges(), [None, range(1000), range(1000), range(4000)]);
     let path = model.folder.join("model.safetensors");
     assert_eq!(fs::read(path).unwrap(), hub.content("model.safetensors"));
     assert_eq!(model.commit.as_str(), COMMIT);
@@ -194,7 +191,7 @@ fn a_broken_transfer_goes_on_where_it_was() {
 
     // Too often in a row: what has come is kept, and another start goes on with it.
     let folder = tempfile::tempdir().unwrap();
-    let cuts = vec![2000, 0, 0, 0];
+    let cuts = vec![2000, 0, 0];
     hub.set(|faults| drop(faults.cuts.insert("model.safetensors".to_owned(), cuts)));
     let error = fetched(&hub, folder.path()).unwrap_err();
     assert_eq!(error.code(), "hub_unreachable");
@@ -375,7 +372,7 @@ fn refusals_of_the_hub_are_passed_on_in_words() {
         "cannot_load",
         &["pickled (pytorch_model.bin)"],
     );
-    assert!(!folder.path().join("outside").exists());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]
@@ -420,7 +417,10 @@ fn a_download_is_watched_and_cancelled() {
         now["bytes_done"].as_u64() < now["bytes_total"].as_u64(),
         "{now}"
     );
-    assert_eq!(now["finished_at"], Value::Null);
+    assert_eq!(
+        (&now["finished_at"], &now["commit"]),
+        (&Value::Null, &json!(COMMIT))
+    );
     // The same, another that waits, and one too many.
     let same = json!({"hub_id": ID, "id": "again"});
     server
@@ -458,8 +458,8 @@ fn a_download_is_watched_and_cancelled() {
 #[test]
 fn a_server_that_stops_keeps_what_has_arrived() {
     let hub = TestHub::new(model(1));
-    let folder = tempfile::tempdir().unwrap();
     for (stop, kept) in [(Stop::Keep, true), (Stop::Forget, false)] {
+        let folder = tempfile::tempdir().unwrap();
         hub.hold(true);
         let transfer = Transfer::default();
         let half = hub.content("model.safetensors").len() as u64 / 2;
@@ -518,6 +518,7 @@ fn a_request_names_ids_and_never_places() {
         ("revision", "main?x=1"),
         ("file", "../x.gguf"),
         ("file", "/x.gguf"),
+        ("file", "README.md"),
         ("id", "../x"),
         ("id", ".downloads"),
     ] {
