@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use causeway::bridge::fidelity;
 use causeway::evaluation::card;
+use causeway::evaluation::catalogue::FeaturesFile;
 use causeway::features::pair::Pair;
-use causeway::features::registry::Feature;
 use causeway::training::data::{documents, spread_sequences, tokenise};
 use causeway::training::recipe::Source;
 
@@ -28,7 +28,7 @@ fn tables_and_completions_are_those_of_the_files() {
     let (models, text) = (Pair::read(&directory()).unwrap(), text());
     assert!(text.contains(&card::models_table(&models).unwrap()));
     let features = fs::read(directory().join("features.json")).unwrap();
-    let features: Vec<Feature> = serde_json::from_slice(&features).unwrap();
+    let FeaturesFile { features } = serde_json::from_slice(&features).unwrap();
     assert!(features.iter().any(|feature| feature.effects.is_some()));
     assert!(text.contains(&card::features_tables(&features)));
     assert!(text.contains(&card::completions(&models).unwrap()));

@@ -14,6 +14,7 @@ use super::registry::{self, Feature};
 use crate::bridge::Bridge;
 use crate::bridge::pair::{self, PairError};
 use crate::bridge::record::BridgeRecord;
+use crate::memory;
 use crate::models::layout::{ModelFiles, ReadLimits};
 use crate::models::location::{Location, Node, NodeKind, Site};
 use crate::models::model::{LoadedModel, ModelKind, fingerprint};
@@ -62,6 +63,7 @@ impl Pair {
             });
         }
         let tensors = pair::read_tensors(directory, &record, &dense.config, &sparse.config)?;
+        memory::give_back();
         Ok(Pair {
             features: Arc::new(registry::read_shipped(directory, &sparse.config)?),
             reference: Arc::new(ReferenceStatistics::read(directory, &sparse.config)?),

@@ -15,6 +15,7 @@ use super::text_bounds::TextBounds;
 use super::tokenizer::{Tokenizer, TokenizerError};
 use super::transformer::Transformer;
 use crate::artifacts::{ArtifactError, hexadecimal};
+use crate::memory;
 use crate::numerics::rows;
 
 /// Why a directory's model cannot answer.
@@ -68,7 +69,10 @@ impl LoadedModel {
     /// The same of a model that may not exceed `limits`.
     pub fn read_within(id: &str, directory: &Path, limits: ReadLimits) -> Result<Self, ModelError> {
         let files = ModelFiles::read_within(directory, limits)?;
-        Self::from_files(&files, id, None, directory)
+        let model = Self::from_files(&files, id, None, directory);
+        drop(files);
+        memory::give_back();
+        model
     }
 
     /// A model whose files were read from `directory`, where its chat template is.
