@@ -362,6 +362,7 @@ impl From<WeightsError> for ApiError {
     fn from(error: WeightsError) -> Self {
         match error {
             WeightsError::NoRoom { .. }
+            | WeightsError::Changed { .. }
             | WeightsError::TooLarge { .. }
             | WeightsError::Slow { .. } => ApiError::NotReady(error.to_string()),
             WeightsError::Pair(_) | WeightsError::Model(_) | WeightsError::Ended { .. } => {

@@ -6,21 +6,20 @@ use std::sync::Arc;
 
 use super::snapshot::{IncomingPair, ModelCard, ServedPair, provenance, unix_seconds};
 use super::trial::{ModelSize, Tried};
-use super::weights::{ResultMemory, ServedWeights};
+use super::weights::{ServedWeights, WeightMemory};
 use crate::bridge::Bridge;
 use crate::bridge::pair::{PairError, read_record};
 use crate::features::reference::ReferenceStatistics;
 use crate::features::registry;
 use crate::models::chat_template::ChatTemplate;
 use crate::models::layout::ModelFiles;
-use crate::models::memory_need::MemoryNeed;
 use crate::models::model::{ModelError, shared_tokenizer};
 
 /// The pair in `directory`, whose weights come and go in `memory`.
 pub fn pair(
     directory: &Path,
     tried: &Tried,
-    memory: &Arc<ResultMemory>,
+    memory: &Arc<WeightMemory>,
 ) -> Result<IncomingPair, PairError> {
     let record = read_record(directory)?;
     let paths = ["dense", "sparse"].map(|half| directory.join(half));
@@ -28,10 +27,11 @@ pub fn pair(
     let (dense, sparse) = (dense?, sparse?);
     let bridge = Bridge::tensor_shapes(dense.n_sites(), dense.d_model, sparse.d_model);
     let values = bridge.values().map(|shape| shape.iter().product::<usize>());
-    let bytes = MemoryNeed::of(&dense).weights
-        + MemoryNeed::of(&sparse).weights
+    let need = |path: &Path| ModelFiles::memory_need(path, memory.limits);
+    let bytes = need(&paths[0])?.weights
+        + need(&paths[1])?.weights
         + (values.sum::<usize>() * size_of::<f32>()) as u64;
-    let weights = memory.weights(record.id.as_str(), directory.to_owned(), bytes);
+    let weights = memory.weights(record.id.as_str(), directory.to_owned(), tried, bytes);
     // Its models came from where it came from.
     let provenance = provenance(directory);
     let half = |path: &Path, id: &str, index| -> Result<ModelCard, ModelError> {
@@ -59,10 +59,10 @@ pub fn model(
     id: &str,
     directory: &Path,
     tried: &Tried,
-    memory: &Arc<ResultMemory>,
+    memory: &Arc<WeightMemory>,
 ) -> Result<ModelCard, ModelError> {
-    let config = ModelFiles::read_config(directory)?;
-    let weights = memory.weights(id, directory.to_owned(), MemoryNeed::of(&config).weights);
+    let bytes = ModelFiles::memory_need(directory, memory.limits)?.weights;
+    let weights = memory.weights(id, directory.to_owned(), tried, bytes);
     let mut card = card(directory, id, tried, 0, weights)?;
     card.provenance = provenance(directory);
     Ok(card)

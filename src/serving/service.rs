@@ -19,7 +19,7 @@ use super::preset_store::{PresetError, PresetStore};
 use super::snapshot::{Conflict, IncomingPair, ModelCard, Snapshot, provenance, shortened};
 use super::trial::Tried;
 use super::trial_process::{TrialFailure, TrialProcess};
-use super::weights::ResultMemory;
+use super::weights::WeightMemory;
 use crate::artifacts::tensors::FloatPrecision;
 use crate::bridge::pair::PairError;
 use crate::features::pair::Pair;
@@ -41,12 +41,11 @@ pub struct Service {
     pub features: Arc<FeatureStore>,
     pub presets: PresetStore,
     pub directions: Arc<DirectionStore>,
-    /// Where the weights of jobs' results come and go.
-    pub results: Arc<ResultMemory>,
+    /// Where the weights of what came from the library and of jobs' results come and go.
+    pub weights: Arc<WeightMemory>,
     /// Tries what comes into service.
     pub trial: TrialProcess,
     engine: EngineHandle,
-    limits: ReadLimits,
     /// How long reading may take.
     patience: Duration,
     /// One thing is tried and read at a time.
@@ -154,9 +153,9 @@ impl Service {
             features: Arc::new(features),
             presets,
             directions: Arc::new(directions),
-            results: ResultMemory::new(
-                settings.limits.max_results_mib.saturating_mul(1 << 20),
-                Duration::from_secs(settings.limits.result_idle_seconds),
+            weights: WeightMemory::new(
+                settings.limits.max_weights_mib.saturating_mul(1 << 20),
+                Duration::from_secs(settings.limits.weights_idle_seconds),
                 limits,
                 patience,
             ),
@@ -166,7 +165,6 @@ impl Service {
                 seconds: settings.limits.load_seconds,
             },
             engine,
-            limits,
             patience,
             reading: tokio::sync::Mutex::new(()),
             turn: tokio::sync::Mutex::new(()),
@@ -242,14 +240,9 @@ impl Service {
         entry: Entry,
         tried: Tried,
     ) -> Result<EntryKind, ServiceError> {
-        let (name, of, limits) = (id.to_owned(), entry.clone(), self.limits);
-        // What a job has trained waits on the disk until somebody asks for it.
-        let waits = self.library.trained().contains_key(id);
-        let results = waits.then(|| self.results.clone());
-        let reading = tokio::task::spawn_blocking(move || match results {
-            Some(results) => describe(&name, &of, &tried, &results),
-            None => read(&name, &of, limits),
-        });
+        let (name, of, memory) = (id.to_owned(), entry.clone(), self.weights.clone());
+        // The weights wait on the disk until somebody asks for them.
+        let reading = tokio::task::spawn_blocking(move || describe(&name, &of, &tried, &memory));
         // What was tried may have been replaced since.
         let read = tokio::time::timeout(self.patience, reading)
             .await
@@ -318,9 +311,9 @@ impl Service {
         Some(pair.directory.join(half))
     }
 
-    /// Drops the weights of results that nobody has asked for in a while.
+    /// Drops weights that nobody has asked for in a while.
     pub async fn drop_idle(&self) {
-        if self.results.drop_idle() {
+        if self.weights.drop_idle() {
             // It has stopped only if the server has.
             let _ = self.engine.forget_unused().await;
         }
@@ -387,35 +380,20 @@ impl Service {
     }
 }
 
-fn read(id: &str, entry: &Entry, limits: ReadLimits) -> Result<Read, ServiceError> {
-    let provenance = provenance(&entry.directory);
-    match entry.kind {
-        EntryKind::Pair => {
-            let pair = Pair::read_within(&entry.directory, limits).map_err(cannot_load)?;
-            called(id, IncomingPair::resident(pair, provenance))
-        }
-        EntryKind::Model => {
-            let model = LoadedModel::read_within(id, &entry.directory, limits);
-            let card = ModelCard::resident(Arc::new(model.map_err(cannot_load)?), provenance);
-            Ok(Read::Model(Box::new(card)))
-        }
-    }
-}
-
-/// The same of what is to be served without its weights in memory.
+/// What is told of an entry, whose weights come and go in `memory`.
 fn describe(
     id: &str,
     entry: &Entry,
     tried: &Tried,
-    results: &Arc<ResultMemory>,
+    memory: &Arc<WeightMemory>,
 ) -> Result<Read, ServiceError> {
     match entry.kind {
         EntryKind::Pair => {
-            let pair = description::pair(&entry.directory, tried, results).map_err(cannot_load)?;
+            let pair = description::pair(&entry.directory, tried, memory).map_err(cannot_load)?;
             called(id, pair)
         }
         EntryKind::Model => {
-            let card = description::model(id, &entry.directory, tried, results);
+            let card = description::model(id, &entry.directory, tried, memory);
             Ok(Read::Model(Box::new(card.map_err(cannot_load)?)))
         }
     }

@@ -1,5 +1,5 @@
-//! Weights of what is served: those that stay in memory, and those of jobs' results, which are read when they are
-//! first asked for and dropped when nobody has asked for a while, or when others need their room.
+//! Weights of what is served: those that stay in memory, and those of the library's folders and of jobs' results, which are
+//! read when they are first asked for and dropped when nobody has asked for a while, or when others need their room.
 //!
 //! Whoever has been given weights keeps them for as long as it needs them: what is in use is never dropped.
 
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::trial::Tried;
 use crate::bridge::pair::{PairError, is_pair};
 use crate::features::pair::Pair;
 use crate::models::layout::ReadLimits;
@@ -27,18 +28,23 @@ pub enum WeightsError {
     #[error("{id:?} could not be read within {seconds} seconds (limits.load_seconds)")]
     Slow { id: String, seconds: u64 },
     #[error(
-        "{id:?} takes {mib} MiB; the results of jobs may take {limit_mib} MiB together (limits.max_results_mib)"
+        "{id:?} takes {mib} MiB; what comes and goes may take {limit_mib} MiB together (limits.max_weights_mib)"
     )]
     TooLarge {
         id: String,
         mib: u64,
         limit_mib: u64,
     },
-    /// All room is taken by results that are being used.
-    #[error("other results are in use and leave no room for {id:?} (limits.max_results_mib)")]
+    /// All room is taken by weights that are being used.
+    #[error("other weights are in use and leave no room for {id:?} (limits.max_weights_mib)")]
     NoRoom { id: String },
     #[error("the reading of {id:?} ended early")]
     Ended { id: String },
+    #[error(
+        "the files of {id:?} have changed since they were tried; whoever runs the server can load it again \
+         (POST /v1/library/{id}/unload, then load)"
+    )]
+    Changed { id: String },
 }
 
 /// What was read from one directory.
@@ -62,9 +68,11 @@ pub enum ServedWeights {
 pub struct OnDemand {
     id: String,
     directory: PathBuf,
+    /// Of what was tried: a model's, or the two models' and the bridge's.
+    fingerprints: Vec<String>,
     /// What they take in memory.
     bytes: u64,
-    memory: Arc<ResultMemory>,
+    memory: Arc<WeightMemory>,
     held: Mutex<Option<Held>>,
 }
 
@@ -74,14 +82,14 @@ struct Held {
     used: Instant,
 }
 
-/// The memory that the results of jobs share.
+/// The memory that weights share which come and go.
 #[derive(Debug)]
-pub struct ResultMemory {
+pub struct WeightMemory {
     /// Bytes that they may take together.
     budget: u64,
     /// How long they stay when nobody asks.
     idle: Duration,
-    limits: ReadLimits,
+    pub limits: ReadLimits,
     /// How long reading may take.
     patience: Duration,
     /// One is read at a time.
@@ -133,6 +141,20 @@ impl ServedWeights {
 }
 
 impl Loaded {
+    /// Whether these are the weights of which these are the fingerprints. A trial of an earlier version told fewer.
+    fn are(&self, fingerprints: &[String]) -> bool {
+        let own = match self {
+            Loaded::Model(model) => vec![&model.fingerprint],
+            Loaded::Pair(pair) => vec![
+                &pair.dense.fingerprint,
+                &pair.sparse.fingerprint,
+                &pair.fingerprint,
+            ],
+        };
+        let mut both = own.into_iter().zip(fingerprints);
+        both.all(|(own, tried)| own == tried)
+    }
+
     /// Whether anything but this value and its clones' holder uses the weights.
     fn in_use(&self) -> bool {
         match self {
@@ -185,11 +207,15 @@ impl OnDemand {
         });
         let read = tokio::time::timeout(self.memory.patience, read).await;
         let loaded = read.map_err(|_| slow())?.map_err(|_| ended())??;
+        if !loaded.are(&self.fingerprints) {
+            let id = self.id.clone();
+            return Err(WeightsError::Changed { id });
+        }
         *self.held() = Some(Held {
             loaded: loaded.clone(),
             used: Instant::now(),
         });
-        tracing::info!(id = self.id, "the weights of a result are read");
+        tracing::info!(id = self.id, "weights are read");
         Ok(loaded)
     }
 
@@ -202,17 +228,17 @@ impl OnDemand {
         if unused {
             *held = None;
             self.memory.dropped.store(true, Ordering::Release);
-            tracing::info!(id = self.id, "the weights of a result are dropped");
+            tracing::info!(id = self.id, "weights are dropped");
         }
         unused
     }
 }
 
-impl ResultMemory {
+impl WeightMemory {
     /// Memory of `budget` bytes, in which weights that nobody asks for stay for `idle`. Reading is held to `limits`
     /// and given up after `patience`.
     pub fn new(budget: u64, idle: Duration, limits: ReadLimits, patience: Duration) -> Arc<Self> {
-        Arc::new(ResultMemory {
+        Arc::new(WeightMemory {
             budget,
             idle,
             limits,
@@ -223,11 +249,19 @@ impl ResultMemory {
         })
     }
 
-    /// The weights in `directory`, which take so many bytes and are not read yet.
-    pub fn weights(self: &Arc<Self>, id: &str, directory: PathBuf, bytes: u64) -> ServedWeights {
+    /// The weights in `directory`, which take so many bytes and are not read yet; of what was `tried`, and of nothing else.
+    pub fn weights(
+        self: &Arc<Self>,
+        id: &str,
+        directory: PathBuf,
+        tried: &Tried,
+        bytes: u64,
+    ) -> ServedWeights {
+        let fingerprints = tried.fingerprints.iter().chain(&tried.bridge);
         let weights = Arc::new(OnDemand {
             id: id.to_owned(),
             directory,
+            fingerprints: fingerprints.cloned().collect(),
             bytes,
             memory: self.clone(),
             held: Mutex::default(),
@@ -302,8 +336,34 @@ mod tests {
     use super::*;
     use crate::features::test_pair::random_pair;
 
-    fn memory(budget: u64, idle: Duration) -> Arc<ResultMemory> {
-        ResultMemory::new(budget, idle, ReadLimits::NONE, Duration::from_secs(60))
+    fn memory(budget: u64, idle: Duration) -> Arc<WeightMemory> {
+        WeightMemory::new(budget, idle, ReadLimits::NONE, Duration::from_secs(60))
+    }
+
+    /// What a trial of the pair in a folder finds.
+    fn tried(folder: &tempfile::TempDir) -> Tried {
+        let pair = Pair::read(folder.path()).expect("a pair");
+        Tried {
+            fingerprints: vec![
+                pair.dense.fingerprint.clone(),
+                pair.sparse.fingerprint.clone(),
+            ],
+            sizes: Vec::new(),
+            bridge: Some(pair.fingerprint),
+        }
+    }
+
+    #[tokio::test]
+    async fn weights_of_files_that_have_changed_are_not_served() {
+        let folder = tempfile::tempdir().expect("a folder");
+        random_pair(1).write(folder.path());
+        let memory = memory(u64::MAX, Duration::from_secs(3600));
+        let weights = memory.weights("test", folder.path().to_owned(), &tried(&folder), 100);
+        random_pair(2).write(folder.path());
+        let refused = weights.get().await.expect_err("another pair");
+        assert!(matches!(refused, WeightsError::Changed { .. }), "{refused}");
+        random_pair(1).write(folder.path());
+        weights.get().await.expect("what was tried");
     }
 
     #[tokio::test]
@@ -311,7 +371,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         random_pair(1).write(folder.path());
         let memory = memory(u64::MAX, Duration::ZERO);
-        let weights = memory.weights("test", folder.path().to_owned(), 100);
+        let weights = memory.weights("test", folder.path().to_owned(), &tried(&folder), 100);
         assert!(!weights.in_memory());
         let loaded = weights.get().await.expect("a pair");
         assert!(weights.in_memory());
@@ -329,7 +389,7 @@ mod tests {
         assert!(!memory.drop_idle(), "nothing else was there");
         weights.get().await.expect("it is read again");
         let patient = self::memory(u64::MAX, Duration::from_secs(3600));
-        let weights = patient.weights("test", folder.path().to_owned(), 100);
+        let weights = patient.weights("test", folder.path().to_owned(), &tried(&folder), 100);
         weights.get().await.expect("a pair");
         assert!(
             !patient.drop_idle() && weights.in_memory(),
@@ -349,7 +409,7 @@ mod tests {
         let memory = memory(250, Duration::from_secs(3600));
         let results: Vec<ServedWeights> = folders
             .iter()
-            .map(|folder| memory.weights("test", folder.path().to_owned(), 100))
+            .map(|folder| memory.weights("test", folder.path().to_owned(), &tried(folder), 100))
             .collect();
         let there = || {
             results
@@ -365,7 +425,7 @@ mod tests {
         let first = results[0].get().await.expect("it is there");
         let refused = results[1].get().await.expect_err("both are used");
         assert!(
-            refused.to_string().contains("limits.max_results_mib"),
+            refused.to_string().contains("limits.max_weights_mib"),
             "{refused}"
         );
         assert!(matches!(refused, WeightsError::NoRoom { .. }));
@@ -373,7 +433,12 @@ mod tests {
         results[1].get().await.expect("the third makes room");
         assert_eq!(there(), [true, true, false]);
         drop(first);
-        let large = memory.weights("large", folders[0].path().to_owned(), 251);
+        let large = memory.weights(
+            "large",
+            folders[0].path().to_owned(),
+            &tried(&folders[0]),
+            251,
+        );
         let refused = large.get().await.expect_err("no room ever");
         assert!(
             matches!(refused, WeightsError::TooLarge { .. }),

@@ -31,11 +31,13 @@ pub struct Limits {
     pub max_model_mib: u64,
     /// Seconds that a pair or a model may take to be tried, in a process of its own, before it is served.
     pub load_seconds: u64,
-    /// Memory that the weights of jobs' results may take together, in MiB: they are read when they are asked for, and
-    /// those that were asked for longest ago make room for others.
-    pub max_results_mib: u64,
-    /// Seconds after which the weights of a result that nobody asks for are dropped.
-    pub result_idle_seconds: u64,
+    /// Memory that the weights of what came from the library and of jobs' results may take together, in MiB: they are read
+    /// when they are asked for, and those that were asked for longest ago make room for others.
+    #[serde(alias = "max_results_mib")]
+    pub max_weights_mib: u64,
+    /// Seconds after which such weights are dropped that nobody asks for.
+    #[serde(alias = "result_idle_seconds")]
+    pub weights_idle_seconds: u64,
     /// Bytes of long request bodies that are being read, parsed and checked, of all clients together.
     pub max_unparsed_bytes: usize,
     /// Bytes of long answers that their clients have not read yet, of all clients together.
@@ -96,8 +98,8 @@ impl Default for Limits {
             max_answer_bytes: 64 << 20,
             max_model_mib: 4096,
             load_seconds: 120,
-            max_results_mib: 4096,
-            result_idle_seconds: 600,
+            max_weights_mib: 4096,
+            weights_idle_seconds: 600,
             max_unparsed_bytes: 64 << 20,
             max_unsent_bytes: 64 << 20,
             body_seconds: 30,

@@ -212,12 +212,12 @@ impl Settings {
             ("limits.max_model_mib", self.limits.max_model_mib as usize),
             ("limits.load_seconds", self.limits.load_seconds as usize),
             (
-                "limits.max_results_mib",
-                self.limits.max_results_mib as usize,
+                "limits.max_weights_mib",
+                self.limits.max_weights_mib as usize,
             ),
             (
-                "limits.result_idle_seconds",
-                self.limits.result_idle_seconds as usize,
+                "limits.weights_idle_seconds",
+                self.limits.weights_idle_seconds as usize,
             ),
             ("limits.body_seconds", self.limits.body_seconds as usize),
             ("limits.unread_seconds", self.limits.unread_seconds as usize),

@@ -51,8 +51,8 @@ fn answers(server: &Server, model: &str, steer: Value) {
 fn results_come_when_they_are_asked_for_and_go_when_nobody_asks() {
     let server = Server::start(&[
         ("CAUSEWAY_JOBS__WORKERS", "1"),
-        ("CAUSEWAY_LIMITS__MAX_RESULTS_MIB", "100"),
-        ("CAUSEWAY_LIMITS__RESULT_IDLE_SECONDS", "10"),
+        ("CAUSEWAY_LIMITS__MAX_WEIGHTS_MIB", "100"),
+        ("CAUSEWAY_LIMITS__WEIGHTS_IDLE_SECONDS", "10"),
     ]);
     let edit = json!({"feature": {"node": "1.mlp.act_in", "channel": 3}, "op": "add", "value": 2});
     let above = server.peak_above_idle(|| {
