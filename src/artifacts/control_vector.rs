@@ -254,7 +254,7 @@ mod tests {
             + 4;
         let mut huge = bytes.clone();
         huge[at..at + 8].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(read(&huge).is_err_and(|error| error.contains("shape")));
+        assert!(read(&huge).is_err_and(|error| error.contains("direction.1")));
         let mut quantised = bytes.clone();
         quantised[at + 8..at + 12].copy_from_slice(&1u32.to_le_bytes());
         assert!(read(&quantised).is_err_and(|error| error.contains("float32")));

@@ -7,16 +7,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
-use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Content;
 pub use candle_core::quantized::gguf_file::Value as HeaderValue;
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 
 use super::tensors::FloatPrecision;
 use super::{gguf_header, regular};
-use crate::numerics::columns::StoredMatrix;
 
 /// The element types that are read, by the names that llama.cpp gives them.
 pub const TYPES: [(&str, GgmlDType); 13] = [
@@ -34,6 +32,14 @@ pub const TYPES: [(&str, GgmlDType); 13] = [
     ("Q5_K", GgmlDType::Q5K),
     ("Q6_K", GgmlDType::Q6K),
 ];
+
+/// A tensor as it was read.
+#[derive(Debug)]
+pub enum GgufTensor {
+    /// In float32, float16 or bfloat16.
+    Float(Tensor),
+    Quantised(QTensor),
+}
 
 /// An open file with its header.
 pub struct GgufFile {
@@ -79,14 +85,14 @@ impl GgufFile {
         values.map(Some).map_err(|error| format!("{name}: {error}"))
     }
 
-    /// Every tensor of a wanted name, which may take `most_bytes` together as float32. As stored, matrices that layers can
-    /// hold stay as they are; vectors become float32 in any case.
-    pub fn matrices(
+    /// Every tensor of a wanted name, which may take `most_bytes` together as float32. As stored, matrices stay as they are;
+    /// vectors become float32 in any case.
+    pub fn tensors(
         &mut self,
         wanted: impl Fn(&str) -> bool,
         most_bytes: u64,
         precision: FloatPrecision,
-    ) -> Result<BTreeMap<String, StoredMatrix>, String> {
+    ) -> Result<BTreeMap<String, GgufTensor>, String> {
         let infos = self.content.tensor_infos.iter();
         let infos = infos.filter(|(name, _)| wanted(name));
         let sizes = infos.map(|(name, info)| (name.clone(), count(info.shape.dims())));
@@ -100,15 +106,15 @@ impl GgufFile {
                 "its tensors take {total} bytes as float32; those of its configuration take at most {most_bytes}"
             ));
         }
-        let mut matrices = BTreeMap::new();
+        let mut tensors = BTreeMap::new();
         for name in sizes.into_keys() {
-            let matrix = match precision {
-                FloatPrecision::Single => StoredMatrix::Plain(self.tensor(&name)?),
+            let tensor = match precision {
+                FloatPrecision::Single => GgufTensor::Float(self.tensor(&name)?),
                 FloatPrecision::AsStored => self.as_stored(&name)?,
             };
-            matrices.insert(name, matrix);
+            tensors.insert(name, tensor);
         }
-        Ok(matrices)
+        Ok(tensors)
     }
 
     fn tensor(&mut self, name: &str) -> Result<Tensor, String> {
@@ -117,27 +123,19 @@ impl GgufFile {
         tensor.map_err(|error| format!("{name}: {error}"))
     }
 
-    fn as_stored(&mut self, name: &str) -> Result<StoredMatrix, String> {
+    fn as_stored(&mut self, name: &str) -> Result<GgufTensor, String> {
         let stored = self.content.tensor(&mut self.reader, name, &Device::Cpu);
-        let matrix = stored.and_then(|stored| {
-            let half = match stored.dtype() {
-                GgmlDType::F16 => Some(DType::F16),
-                GgmlDType::BF16 => Some(DType::BF16),
-                _ => None,
-            };
-            let is_matrix = stored.rank() == 2;
-            match (half, stored.dtype()) {
-                (Some(half), _) if is_matrix => {
-                    let single = stored.dequantize(&Device::Cpu)?;
-                    single.to_dtype(half).map(StoredMatrix::Plain)
-                }
-                (None, dtype) if is_matrix && dtype != GgmlDType::F32 => {
-                    StoredMatrix::Quantised(vec![Arc::new(stored)]).kept()
-                }
-                _ => stored.dequantize(&Device::Cpu).map(StoredMatrix::Plain),
+        let tensor = stored.and_then(|stored| {
+            let single = |stored: &QTensor| stored.dequantize(&Device::Cpu);
+            let half = |half| single(&stored)?.to_dtype(half).map(GgufTensor::Float);
+            match (stored.rank(), stored.dtype()) {
+                (2, GgmlDType::F16) => half(DType::F16),
+                (2, GgmlDType::BF16) => half(DType::BF16),
+                (2, dtype) if dtype != GgmlDType::F32 => Ok(GgufTensor::Quantised(stored)),
+                _ => single(&stored).map(GgufTensor::Float),
             }
         });
-        matrix.map_err(|error| format!("{name}: {error}"))
+        tensor.map_err(|error| format!("{name}: {error}"))
     }
 }
 

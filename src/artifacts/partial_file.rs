@@ -62,7 +62,7 @@ impl ContentHash {
 
 impl PartialFile {
     /// The file at `path` as far as it has arrived: nothing of it, a part, or, after an earlier start, all.
-    pub fn open(path: &Path, announced: Announced) -> Result<Self, ArtifactError> {
+    pub fn begin(path: &Path, announced: Announced) -> Result<Self, ArtifactError> {
         let mut part = path.as_os_str().to_owned();
         part.push(SUFFIX);
         let part = PathBuf::from(part);
@@ -227,23 +227,23 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("text");
         for hash in [BLOB, SHA256] {
-            let mut file = PartialFile::open(&path, announced(hash)).expect("a new file");
+            let mut file = PartialFile::begin(&path, announced(hash)).expect("a new file");
             file.restart().expect("from the beginning");
             file.append(b"hel").expect("a part");
             assert!(
-                PartialFile::open(&path, announced(hash)).is_err(),
+                PartialFile::begin(&path, announced(hash)).is_err(),
                 "two at a time"
             );
             drop(file);
             assert!(!path.exists());
-            let mut file = PartialFile::open(&path, announced(hash)).expect("the same file");
+            let mut file = PartialFile::begin(&path, announced(hash)).expect("the same file");
             assert_eq!((file.length(), file.missing()), (3, 3));
             assert!(file.append(b"lo, world\n").is_err(), "too much");
             file.append(b"lo\n").expect("the rest");
             assert_eq!(file.finish().expect("whole"), SHA256);
             assert_eq!(fs::read(&path).expect("the file"), b"hello\n");
             // All of it is there already.
-            let file = PartialFile::open(&path, announced(hash)).expect("the same file");
+            let file = PartialFile::begin(&path, announced(hash)).expect("the same file");
             assert_eq!(file.missing(), 0);
             assert_eq!(file.finish().expect("whole"), SHA256);
         }
@@ -254,19 +254,19 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("text");
         for hash in [BLOB, SHA256] {
-            let mut file = PartialFile::open(&path, announced(hash)).expect("a new file");
+            let mut file = PartialFile::begin(&path, announced(hash)).expect("a new file");
             file.append(b"hallo").expect("a part");
             file.append(b"\n").expect("the rest");
             let error = file.finish().expect_err("other content").to_string();
             assert!(error.contains(hash) && error.contains("removed"), "{error}");
             assert_eq!(fs::read_dir(folder.path()).expect("a list").count(), 0);
         }
-        let file = PartialFile::open(&path, announced(BLOB)).expect("a new file");
+        let file = PartialFile::begin(&path, announced(BLOB)).expect("a new file");
         let error = file.finish().expect_err("nothing arrived").to_string();
         assert!(error.contains("0 of the 6 bytes"), "{error}");
         // One that is longer can be no part of it.
         fs::write(&path, b"hello, world").expect("another file");
-        let file = PartialFile::open(&path, announced(BLOB)).expect("a new file");
+        let file = PartialFile::begin(&path, announced(BLOB)).expect("a new file");
         assert_eq!(file.length(), 0);
         assert_eq!(ContentHash::of_text("main"), None);
         assert_eq!(ContentHash::of_text(&"g".repeat(40)), None);

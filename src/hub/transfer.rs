@@ -117,7 +117,7 @@ pub fn bring(
     retries: u32,
     transfer: &Transfer,
 ) -> Result<String, HubError> {
-    let mut file = PartialFile::open(path, announced.clone())?;
+    let mut file = PartialFile::begin(path, announced.clone())?;
     transfer.done.fetch_add(file.length(), Ordering::Relaxed);
     let (mut breaks, mut rest) = (0, FIRST_REST);
     while file.missing() > 0 {

@@ -19,11 +19,14 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, Encoding, SplitDelimiterBehavior, Token};
 
 use self::decoder_rules::{DecoderRules, decoded};
+use self::error::LARGEST_ID;
+pub use self::error::{END_OF_TEXT, TokenizerError};
 use super::text_bounds::TextBounds;
 
 pub mod classes;
 mod decoder_rules;
 pub mod decoding;
+pub mod error;
 pub mod formats;
 pub mod growth;
 pub mod parts;
@@ -35,29 +38,8 @@ pub mod splits;
 /// The split pattern of `tinypython_2k`. It glues newlines to the punctuation before them.
 pub const SPLIT_PATTERN: &str =
     r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// The token that separates documents.
-pub const END_OF_TEXT: &str = "<|endoftext|>";
 /// Tokens that a byte-level BPE has before its first merge.
 const BYTE_TOKENS: usize = 256;
-
-/// Why a tokenizer could not be made or used.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {
-    #[error("the tokenizer file is not valid: {0}")]
-    Invalid(String),
-    #[error("the text could not be encoded: {0}")]
-    Encode(String),
-    #[error("training the tokenizer failed: {0}")]
-    Train(String),
-    #[error(
-        "a byte-level vocabulary holds 256 bytes and {END_OF_TEXT}: {0} tokens are too few, at least 257 are needed"
-    )]
-    VocabularyTooSmall(usize),
-    #[error(
-        "the training text yields only {found} tokens of the {wanted} wanted; give more text or ask for fewer"
-    )]
-    TooLittleText { wanted: usize, found: usize },
-}
 
 /// A tokenizer and what is asked of it often.
 #[derive(Clone)]
@@ -96,9 +78,6 @@ impl std::fmt::Debug for Tokenizer {
             .finish()
     }
 }
-
-/// Ids are indices into the embedding; one beyond this is a damaged file.
-const LARGEST_ID: u32 = 1 << 20;
 
 /// A token may always stand for so many characters: those that a normalizer joins, white space between words.
 const SHORTEST_LONGEST: usize = 16;

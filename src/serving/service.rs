@@ -271,6 +271,8 @@ impl Service {
                 let bridge = bridge.record.id.to_string();
                 return Err(ServiceError::InUse { bridge });
             }
+            // It holds what is to be forgotten.
+            drop(served);
             self.take_out(id, kind).await?;
             tracing::info!(id, "taken out of service");
         }

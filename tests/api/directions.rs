@@ -360,7 +360,7 @@ fn a_direction_that_cannot_be_is_refused() {
         ),
         (
             with("directions", site("0.resid_in", json!(vec![1e39; WIDTH]))),
-            "directions[0].vector",
+            "directions[0].vector[0]",
         ),
         (
             with(

@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use causeway::artifacts::gguf::GgufFile;
 use causeway::artifacts::tensors::FloatPrecision;
 use causeway::models::gguf;
+use causeway::models::gguf::weights::matrix;
 use causeway::models::layers::Purpose;
 use causeway::models::tap::NoTap;
 use causeway::models::token_rows::TokenRows;
@@ -100,7 +101,13 @@ fn every_architecture_gives_the_logits_of_the_reference() {
 fn blocks_of_every_type_have_the_values_of_the_reference() {
     let expected = stored(families().join("types.safetensors"));
     let mut file = GgufFile::read(&families().join("types.gguf")).unwrap();
-    let mut read = |precision| file.matrices(|_| true, u64::MAX, precision).unwrap();
+    let mut read = |precision| -> BTreeMap<String, StoredMatrix> {
+        let tensors = file.tensors(|_| true, u64::MAX, precision).unwrap();
+        let matrices = tensors.into_iter();
+        matrices
+            .map(|(name, tensor)| (name, matrix(tensor).unwrap()))
+            .collect()
+    };
     let (single, kept) = (read(FloatPrecision::Single), read(FloatPrecision::AsStored));
     assert_eq!(expected.len(), 12);
     let quantised = kept.values();

@@ -142,7 +142,7 @@ pub struct PromptCounts {
         "model": "tinypython",
         "positive": ["print('hello", "x = 'a", "name = 'world", "f('abc", "y = ['one"],
         "negative": ["print(\"hello", "x = \"a", "name = \"world", "f(\"abc", "y = [\"one"],
-        "sites": ["2.resid_in"], "strengths": [0.5], "answers": {"positive": "'", "negative": "\""}
+        "sites": ["1.resid_in"], "strengths": [0.5], "answers": {"positive": "'", "negative": "\""}
     })),
     responses(
         (status = 200, description = "The directions, and what they do", body = FoundDirectionsObject),

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Result, Tensor};
 
 use super::config::Architecture;
 use super::metadata::Metadata;
-use crate::artifacts::gguf::GgufFile;
+use crate::artifacts::gguf::{GgufFile, GgufTensor};
 use crate::artifacts::tensors::FloatPrecision;
 use crate::models::config::TransformerConfig;
 use crate::models::layers::QuantisedMatrices;
@@ -25,7 +26,7 @@ pub fn read(
     config: &TransformerConfig,
     most_bytes: u64,
     precision: FloatPrecision,
-) -> Result<(BTreeMap<String, Tensor>, QuantisedMatrices), String> {
+) -> std::result::Result<(BTreeMap<String, Tensor>, QuantisedMatrices), String> {
     let mut file = GgufFile::read(path)?;
     let header = std::mem::take(&mut file.content.metadata);
     let architecture = Architecture::of(&Metadata(&header))?;
@@ -39,9 +40,13 @@ pub fn of_file(
     config: &TransformerConfig,
     most_bytes: u64,
     precision: FloatPrecision,
-) -> Result<(BTreeMap<String, Tensor>, QuantisedMatrices), String> {
+) -> std::result::Result<(BTreeMap<String, Tensor>, QuantisedMatrices), String> {
     let is_weight = |name: &str| ![FACTORS, SHORT_FACTORS, LONG_FACTORS].contains(&name);
-    let stored = file.matrices(is_weight, most_bytes, precision)?;
+    let mut stored = BTreeMap::new();
+    for (name, tensor) in file.tensors(is_weight, most_bytes, precision)? {
+        let matrix = matrix(tensor).map_err(|error| format!("{name}: {error}"))?;
+        stored.insert(name, matrix);
+    }
     let translated = architecture.names().translate(config, stored);
     let (mut tensors, mut quantised) = (BTreeMap::new(), QuantisedMatrices::new());
     for (name, matrix) in translated.map_err(|error| error.to_string())? {
@@ -55,4 +60,12 @@ pub fn of_file(
         }
     }
     Ok((tensors, quantised))
+}
+
+/// A tensor as a layer can hold it.
+pub fn matrix(tensor: GgufTensor) -> Result<StoredMatrix> {
+    match tensor {
+        GgufTensor::Float(tensor) => Ok(StoredMatrix::Plain(tensor)),
+        GgufTensor::Quantised(tensor) => StoredMatrix::Quantised(vec![Arc::new(tensor)]).kept(),
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::TokenizerError;
+use super::error::TokenizerError;
 use super::formats::parse_merges;
 use super::parts::{NamedToken, TokenizerParts, template};
 use super::pieces::{PieceTokenizer, SpaceBefore, UserDefined};

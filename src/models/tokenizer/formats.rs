@@ -10,10 +10,8 @@ use std::collections::{BTreeMap, HashMap};
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, Vocab};
 
-use super::{
-    END_OF_TEXT, LARGEST_ID, Tokenizer, TokenizerError, byte_level, byte_level_splitting,
-    character_of_byte,
-};
+use super::error::{END_OF_TEXT, LARGEST_ID, TokenizerError};
+use super::{Tokenizer, byte_level, byte_level_splitting, character_of_byte};
 
 /// No token is longer than this; recovering merges is quadratic in it.
 const LONGEST_TOKEN: usize = 1024;

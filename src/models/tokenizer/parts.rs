@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::TokenizerError;
+use super::error::TokenizerError;
 
 /// What stands for a space in the pieces of SentencePiece.
 pub const SPACE: &str = "\u{2581}";

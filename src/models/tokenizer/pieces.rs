@@ -9,8 +9,8 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
+use super::error::{LARGEST_ID, TokenizerError};
 use super::parts::{NamedToken, SPACE, TokenizerParts, added, isolating, sequence, template};
-use super::{LARGEST_ID, TokenizerError};
 
 /// No piece that takes part in merges has more bytes: the ways to cut one are looked up one by one.
 const LONGEST_PIECE: usize = 256;

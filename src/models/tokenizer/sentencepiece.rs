@@ -4,7 +4,7 @@
 //! are those of SentencePiece's `sentencepiece_model.proto`. What a field claims is held against the bytes that are there
 //! before anything is allocated.
 
-use super::TokenizerError;
+use super::error::TokenizerError;
 use super::pieces::{Piece, PieceKind};
 
 /// No vocabulary has more pieces.

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::error::{LARGEST_ID, TokenizerError};
 use super::parts::NamedToken;
-use super::{LARGEST_ID, TokenizerError};
 
 /// The fields that name one special token each.
 const ROLES: [&str; 7] = [

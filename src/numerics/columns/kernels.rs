@@ -3,7 +3,7 @@
 
 use multiversion::multiversion;
 
-use super::{PANEL, ROWS_TOGETHER};
+use super::width::{PANEL, ROWS_TOGETHER};
 
 /// `a * b + c`, in one rounding where the machine has it; the same choice for a whole process.
 macro_rules! multiply_add {

@@ -11,6 +11,7 @@ mod kernels;
 mod panels;
 mod quantised;
 mod stored;
+mod width;
 
 use std::sync::Arc;
 
@@ -19,12 +20,8 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, b
 use self::kernels::add_active;
 use self::panels::Panels;
 pub use self::stored::StoredMatrix;
+use self::width::PANEL;
 use super::rows;
-
-/// Outputs whose sums stay in registers together.
-const PANEL: usize = 64;
-/// Rows that share each weight that is read.
-const ROWS_TOGETHER: usize = 4;
 
 /// A matrix with at most this share of nonzero weights is stored sparse.
 pub const SPARSE_BELOW: f64 = 0.2;

@@ -12,7 +12,7 @@ use super::halves::{from_bf16, from_f16};
 use super::kernels::{add_to_four, multiply_add, panels_by_row, panels_by_rows};
 use super::quantised::QuantisedPanels;
 use super::stored::StoredMatrix;
-use super::{PANEL, ROWS_TOGETHER};
+use super::width::{PANEL, ROWS_TOGETHER};
 
 /// Weights of one layer above which a single row is worth several threads.
 const ROW_WORTH_THREADS: usize = 1 << 18;

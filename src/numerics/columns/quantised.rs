@@ -9,9 +9,9 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Result, bail};
 use multiversion::multiversion;
 
-use super::PANEL;
 use super::halves::from_f16;
 use super::kernels::{multiply_add, prefetch};
+use super::width::PANEL;
 
 /// Inputs that share what changes from group to group, in every type: the smallest such group.
 const GROUP: usize = 16;

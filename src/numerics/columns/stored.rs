@@ -7,8 +7,8 @@ use candle_core::quantized::QTensor;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::PANEL;
 use super::quantised::is_kept;
+use super::width::PANEL;
 
 /// A matrix `[out, in]`.
 #[derive(Debug, Clone)]
