@@ -45,7 +45,7 @@ pub struct EditReceipt {
     pub node: String,
     /// The place of the dense model that was changed, where its bridge joins models of different depth; left out
     /// elsewhere.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub dense_node: Option<String>,
     /// Empty for a raw vector.

@@ -126,7 +126,6 @@ pub struct BridgeHyperparameters {
     /// Left out, they are those of `start_from`, which are never others, or evenly spaced: the same where both models have
     /// as many layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false, example = json!(["0.resid_in", "0.resid_mid", "1.resid_in", "1.resid_mid", "final_resid"]))]
     pub site_map: Option<Vec<String>>,
     /// The share of channels that an encoder's AbsTopK keeps.
     #[serde(default = "default_encoder_fraction")]

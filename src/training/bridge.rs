@@ -141,9 +141,18 @@ fn site_map(recipe: &BridgeRecipe, dense_layers: usize) -> Result<SiteMap, Train
     let start = recipe.start_from.as_deref();
     let start = match start.filter(|directory| pair::is_pair(directory)) {
         Some(directory) => {
-            let names = pair::read_record(directory)?.site_map;
-            let map = SiteMap::recorded(names.as_deref(), dense_layers, sparse_layers);
-            Some(map.map_err(fault)?)
+            let wrong = |problem| TrainingError::Recipe(format!("start_from: {problem}"));
+            let config = |half: &str| ModelFiles::read_config(&directory.join(half));
+            let record = pair::read_record(directory)?;
+            let map = record.joined(&config("dense")?, &config("sparse")?);
+            let map = map.map_err(wrong)?;
+            let (sparse, dense) = (map.sparse_layers(), map.dense_layers());
+            if (sparse, dense) != (sparse_layers, dense_layers) {
+                return Err(wrong(format!(
+                    "its models have {sparse} and {dense} layers, those of the recipe {sparse_layers} and {dense_layers}"
+                )));
+            }
+            Some(map)
         }
         None => None,
     };
