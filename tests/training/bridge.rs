@@ -199,7 +199,7 @@ fn a_pair_with_a_deeper_model_is_trained_and_resumed_bit_for_bit() {
         .iter()
         .filter(|line| line["evaluation"] == true)
         .collect();
-    for figure in ["sparse_loss", "distillation", "decoder_nmse"] {
+    for figure in ["sparse_loss", "distillation"] {
         let name = format!("real_{figure}");
         let [early, late] = [0, 1].map(|index: usize| evaluations[index][&name].as_f64());
         assert!(

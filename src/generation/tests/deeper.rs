@@ -216,10 +216,16 @@ fn conditions_through_the_encoder_see_the_joined_site_unedited() {
     let catalog = deeper();
     let dense = &catalog.models["dense"].transformer;
     let stream = read(dense, PROMPT, "1.resid_mid");
-    let values: Vec<f32> = encoded(&catalog, "1.resid_in", stream)
-        .iter()
-        .map(|row| row[2])
-        .collect();
+    let rows = encoded(&catalog, "1.resid_in", stream);
+    let of_channel = |channel: usize| -> Vec<f32> { rows.iter().map(|row| row[channel]).collect() };
+    // Some channels are never among those that the encoder keeps.
+    let varies = |channel: &usize| {
+        of_channel(*channel)
+            .iter()
+            .any(|value| *value != rows[0][*channel])
+    };
+    let channel = (0..D_SPARSE).find(varies).expect("a channel that varies");
+    let values = of_channel(channel);
     let largest = values.iter().copied().fold(f32::MIN, f32::max);
     let least = values.iter().copied().fold(f32::MAX, f32::min);
     let bound = f64::from(least + largest) / 2.0;
@@ -233,7 +239,7 @@ fn conditions_through_the_encoder_see_the_joined_site_unedited() {
         json!({"feature": {"site": "0.resid_in", "vector": vector}, "op": "add", "value": 40});
     let conditional = json!({"feature": {"node": "1.resid_mid", "channel": 3}, "op": "add", "value": 0.5,
         "read": "encoder", "at": {"generation": "none"},
-        "when": {"all": [{"feature": {"node": "1.resid_in", "channel": 2}, "gt": bound}]}});
+        "when": {"all": [{"feature": {"node": "1.resid_in", "channel": channel}, "gt": bound}]}});
     let steer = json!({"edits": [upstream, conditional], "return": ["receipt"]});
     let choice = answer(&catalog, &steered(&[PROMPT], steer))
         .choices
