@@ -25,7 +25,7 @@ pub struct Bridge {
     /// The share of the sparse channels that an encoder leaves active.
     #[schema(minimum = 0, maximum = 1)]
     pub encoder_fraction: f64,
-    /// Fidelity at each residual site, measured on held-out text.
+    /// Fidelity at each residual site of the sparse model, measured on held-out text.
     pub sites: Vec<BridgeSite>,
     /// How many features have names.
     pub features: usize,
@@ -39,11 +39,14 @@ pub struct Bridge {
     pub provenance: BTreeMap<String, serde_json::Value>,
 }
 
-/// One residual site of a bridge.
+/// One residual site of a bridge's sparse model.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct BridgeSite {
     #[schema(example = "2.resid_mid")]
     pub site: String,
+    /// The dense model's site that it is joined to: the one of the same name where both models have as many layers.
+    #[schema(example = "2.resid_mid")]
+    pub dense_site: String,
     /// Mean over tokens of the root mean square of the dense stream.
     pub dense_rms: f64,
     /// The same of the sparse stream.
@@ -69,15 +72,24 @@ pub struct BridgeList {
 
 fn bridge(card: &ServedPair, features: usize) -> Bridge {
     let record = &card.record;
-    let sites = record.sites.iter().map(|site| BridgeSite {
-        site: site.site.clone(),
-        dense_rms: site.dense_rms,
-        sparse_rms: site.sparse_rms,
-        encoder_nmse: site.encoder_nmse,
-        decoder_nmse: site.decoder_nmse,
-        dense_to_sparse_kl: site.dense_to_sparse_kl,
-        sparse_to_dense_kl: site.sparse_to_dense_kl,
-    });
+    let dense_site = |index: usize, site: &str| {
+        let joined = record.site_map.as_ref().and_then(|names| names.get(index));
+        joined.map_or(site, String::as_str).to_owned()
+    };
+    let sites = record
+        .sites
+        .iter()
+        .enumerate()
+        .map(|(index, site)| BridgeSite {
+            site: site.site.clone(),
+            dense_site: dense_site(index, &site.site),
+            dense_rms: site.dense_rms,
+            sparse_rms: site.sparse_rms,
+            encoder_nmse: site.encoder_nmse,
+            decoder_nmse: site.decoder_nmse,
+            dense_to_sparse_kl: site.dense_to_sparse_kl,
+            sparse_to_dense_kl: site.sparse_to_dense_kl,
+        });
     Bridge {
         id: record.id.to_string(),
         object: "bridge",

@@ -31,7 +31,7 @@ pub struct Sequences<'a> {
     pub length: usize,
 }
 
-/// Measures a pair, and its bridge at the sites `at`.
+/// Measures a pair, and its bridge at the sites `at` of the sparse model.
 pub fn measure(
     dense: &Transformer,
     sparse: &Transformer,
@@ -45,9 +45,8 @@ pub fn measure(
         targets,
         length,
     } = text;
-    let n_layers = dense.config.n_layers;
     let run = |model: &Transformer| -> Result<(Tensor, Vec<Tensor>)> {
-        let mut recorder = Recorder::of_sites(n_layers);
+        let mut recorder = Recorder::of_sites(model.config.n_layers);
         let mut rows = TokenRows::sequences(inputs, length, device)?;
         let logits = model.forward(&mut rows, &mut recorder)?.detach();
         Ok((
@@ -61,11 +60,15 @@ pub fn measure(
     let targets = Tensor::new(targets, device)?;
     let mut sites = Vec::new();
     for site in at {
-        let (h_d, h_s) = (&dense_sites[site.index()], &sparse_sites[site.index()]);
+        let dense_site = bridge.site_map.dense_of(site);
+        let (h_d, h_s) = (
+            &dense_sites[dense_site.index()],
+            &sparse_sites[site.index()],
+        );
         let (encoded, decoded) = (bridge.encode(site, h_d)?, bridge.decode(site, h_s)?);
         let mut rows = TokenRows::sequences(inputs, length, device)?;
         let through_sparse = sparse.tail(site, encoded.clone(), &mut rows)?;
-        let through_dense = dense.tail(site, decoded.clone(), &mut rows)?;
+        let through_dense = dense.tail(dense_site, decoded.clone(), &mut rows)?;
         sites.push(SiteRecord {
             site: site.to_string(),
             dense_rms: mean_rms(h_d)?,

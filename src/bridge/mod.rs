@@ -1,28 +1,34 @@
-//! Bridges: an encoder and a decoder at every residual site of a pair of models.
+//! Bridges: an encoder and a decoder at every residual site of a sparse model, and the site of its dense partner that each
+//! is joined to.
 //!
-//! At site `i`, encoder `f_i(h_d) = AbsTopK(W h_d + b)` takes the dense stream `[rows, D]` to the sparse one's
+//! At the sparse model's site `i`, encoder `f_i(h_d) = AbsTopK(W h_d + b)` takes the dense stream `[rows, D]` to the sparse one's
 //! coordinates `[rows, S]`; decoder `g_i(h_s) = W' h_s + b'` takes it back. Applied to a *change* of the sparse
-//! stream, the decoder's bias and its reconstruction error cancel.
+//! stream, the decoder's bias and its reconstruction error cancel. The dense stream is that at the site which `i` is joined
+//! to ([`site_map`]): the one of the same name where both models have as many layers.
 //! Source: Gao et al. 2025, arXiv 2511.13653, section 2 of its appendix on bridges.
 
 pub mod fidelity;
 pub mod least_squares;
 pub mod pair;
 pub mod record;
+pub mod site_map;
 
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Result, Tensor, bail};
 
+use self::site_map::SiteMap;
 use crate::models::layers::{Linear, Purpose, Weights};
 use crate::models::location::Site;
 use crate::numerics::abs_top_k::abs_top_k;
 
-/// The encoders and decoders of all sites.
+/// The encoders and decoders of all sites of a sparse model; its methods take those sites.
 #[derive(Debug, Clone)]
 pub struct Bridge {
     pub d_dense: usize,
     pub d_sparse: usize,
+    /// Which site of the dense model each of them is joined to.
+    pub site_map: SiteMap,
     sites: Vec<SiteBridge>,
 }
 
@@ -46,7 +52,7 @@ impl Bridge {
     /// From its tensors. `encoder_fraction` of the sparse channels stay active in an encoder's output.
     pub fn new(
         tensors: &BTreeMap<String, Tensor>,
-        n_sites: usize,
+        site_map: SiteMap,
         d_dense: usize,
         d_sparse: usize,
         encoder_fraction: f64,
@@ -57,7 +63,7 @@ impl Bridge {
         if active == 0 {
             bail!("an encoder fraction of {encoder_fraction} keeps none of {d_sparse} channels")
         }
-        let sites = (0..n_sites)
+        let sites = (0..site_map.n_sites())
             .map(|site| {
                 let map = |map: &str, outputs: usize, inputs: usize| {
                     Linear::load(
@@ -82,6 +88,7 @@ impl Bridge {
         Ok(Bridge {
             d_dense,
             d_sparse,
+            site_map,
             sites,
         })
     }
@@ -105,17 +112,13 @@ impl Bridge {
         shapes
     }
 
-    pub fn n_sites(&self) -> usize {
-        self.sites.len()
-    }
-
-    /// `f(h_d)`: `[rows, D] -> [rows, S]`.
+    /// `f(h_d)`, of the dense stream where the site is joined: `[rows, D] -> [rows, S]`.
     pub fn encode(&self, site: Site, dense: &Tensor) -> Result<Tensor> {
         let bridge = &self.sites[site.index()];
         abs_top_k(&bridge.encoder.forward(dense)?, bridge.active)
     }
 
-    /// `g(h_s)`: `[rows, S] -> [rows, D]`.
+    /// `g(h_s)`, the dense stream where the site is joined: `[rows, S] -> [rows, D]`.
     pub fn decode(&self, site: Site, sparse: &Tensor) -> Result<Tensor> {
         self.sites[site.index()].decoder.forward(sparse)
     }

@@ -52,7 +52,7 @@ pub fn read_tensors(
     dense: &TransformerConfig,
     sparse: &TransformerConfig,
 ) -> Result<BTreeMap<String, Tensor>, PairError> {
-    let shapes = Bridge::tensor_shapes(dense.n_sites(), dense.d_model, sparse.d_model);
+    let shapes = Bridge::tensor_shapes(sparse.n_sites(), dense.d_model, sparse.d_model);
     let sizes = shapes.values().map(|shape| shape.iter().product::<usize>());
     let values: usize = sizes.sum();
     let selection = Selection {
@@ -104,9 +104,12 @@ pub fn build(
     dense: &TransformerConfig,
     sparse: &TransformerConfig,
 ) -> candle_core::Result<Bridge> {
+    let site_map = record
+        .joined(dense, sparse)
+        .map_err(candle_core::Error::Msg)?;
     Bridge::new(
         tensors,
-        dense.n_sites(),
+        site_map,
         dense.d_model,
         sparse.d_model,
         record.encoder_fraction,
@@ -120,19 +123,16 @@ fn check(
     dense: &TransformerConfig,
     sparse: &TransformerConfig,
 ) -> Result<(), String> {
-    if dense.n_layers != sparse.n_layers {
-        return Err(format!(
-            "the dense model has {} layers, the sparse one {}; a bridge joins models of equal depth",
-            dense.n_layers, sparse.n_layers
-        ));
-    }
+    record
+        .joined(dense, sparse)
+        .map_err(|error| format!("{RECORD}: {error}"))?;
     if dense.vocab_size != sparse.vocab_size {
         return Err(DIFFERENT_TOKENIZERS.into());
     }
-    if record.sites.len() != dense.n_sites() {
-        let (found, expected) = (record.sites.len(), dense.n_sites());
+    if record.sites.len() != sparse.n_sites() {
+        let (found, expected) = (record.sites.len(), sparse.n_sites());
         return Err(format!(
-            "{RECORD} describes {found} sites, the models have {expected}"
+            "{RECORD} describes {found} sites, the sparse model has {expected}"
         ));
     }
     let fraction = record.encoder_fraction;
@@ -141,7 +141,7 @@ fn check(
             "encoder_fraction is {fraction}; it must be above 0 and at most 1"
         ));
     }
-    for (name, shape) in Bridge::tensor_shapes(dense.n_sites(), dense.d_model, sparse.d_model) {
+    for (name, shape) in Bridge::tensor_shapes(sparse.n_sites(), dense.d_model, sparse.d_model) {
         match tensors.get(&name) {
             Some(tensor) if tensor.dims() == shape => {
                 if !is_finite(tensor) {

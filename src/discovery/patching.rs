@@ -108,7 +108,7 @@ impl<'m> Patching<'m> {
         let sparse = run(&models.sparse, &presented, places)?;
         let dense_other = run(&models.dense, &counterfactual, &[])?;
         let sparse_other = run(&models.sparse, &counterfactual, places)?;
-        let dense_counterfactual = Site::all(models.n_layers())
+        let dense_counterfactual = Site::all(models.dense.config.n_layers)
             .map(|site| dense_other.value(Location::Site(site)).cloned())
             .collect::<CandleResult<_>>()?;
         let sites = Site::all(models.n_layers()).map(Location::Site);
@@ -198,7 +198,7 @@ impl<'m> Patching<'m> {
         Ok(self.read(&logits)?)
     }
 
-    /// The answers when `change [rows, D]` is added to the dense stream at a site.
+    /// The answers when `change [rows, D]` is added to the dense stream at a site of the dense model.
     pub fn answers_with_dense(
         &mut self,
         site: Site,
@@ -240,7 +240,7 @@ impl<'m> Patching<'m> {
         self.dense.kept().iter().map(|at| (at.slot, at.position))
     }
 
-    /// Mean difference of the dense stream, counterfactual less presented, over the rows of each [`Part`]: `[D]`
+    /// Mean difference of the dense stream at a site of the dense model, counterfactual less presented, over the rows of each [`Part`]: `[D]`
     /// each, in the order of [`Part::ALL`].
     pub fn dense_mean_differences(&self, site: Site) -> CandleResult<[Vec<f32>; 3]> {
         let presented = self.dense.value(Location::Site(site))?;
@@ -267,7 +267,7 @@ impl<'m> Patching<'m> {
     /// What exchanging the tokens' embeddings for the counterfactual prompt's would add to the dense stream, `[rows, D]`:
     /// zero where the prompts agree.
     pub fn token_swap(&self) -> Result<Vec<f32>, DiscoveryError> {
-        let first = Site::before_attention(0, self.models.n_layers());
+        let first = Site::before_attention(0, self.models.dense.config.n_layers);
         let presented = self.dense.value(Location::Site(first))?;
         let swap = (&self.dense_counterfactual[first.index()] - presented)?;
         Ok(rows::to_vec(&swap)?)

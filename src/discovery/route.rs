@@ -72,7 +72,8 @@ impl ChannelColumns {
         }
         let site = place.site(models.n_layers());
         let width = models.dense.config.d_model;
-        let (mut target, mut times_sparse_rms) = (Location::Site(site), false);
+        let (mut target, mut times_sparse_rms) =
+            (Location::Site(models.bridge.site_map.dense_of(site)), false);
         let mut columns = Vec::with_capacity(channels);
         for channel in 0..channels {
             let carrier = Carrier::new(

@@ -1,5 +1,6 @@
 //! Planted features are found, patches agree with plain forward passes, statistics with plain sums.
 
+mod deeper;
 mod logit_effects;
 
 use candle_core::{Device, Tensor};

@@ -121,6 +121,23 @@ pub fn models_table(models: &Pair) -> CandleResult<String> {
             format!("{}, {}, {}", config.n_layers, config.d_model, config.d_mlp)
         }),
     );
+    let site_map = &models.bridge.site_map;
+    if !site_map.is_identity() {
+        let joined: [Vec<String>; 2] = [
+            site_map
+                .sites()
+                .map(|(_, dense)| dense.to_string())
+                .collect(),
+            site_map
+                .sites()
+                .map(|(sparse, _)| sparse.to_string())
+                .collect(),
+        ];
+        row(
+            "sites that are joined",
+            joined.map(|names| names.join(", ")),
+        );
+    }
     row(
         "heads",
         both.map(|model| {

@@ -80,7 +80,7 @@ pub fn dose_response(
         }
     }
     let right = held_out.right(patch.route);
-    let site = dose.place.site(held_out.models.n_layers());
+    let site = held_out.models.bridge.site_map.dense_site(dose.place);
     let steered = patch.group(&dose.channels, 1.0);
     let random = controls::random(held_out, &patch, &steered, dose.seed);
     let feature = controls::random_feature(held_out, &patch, &dose.channels, &steered, dose.seed)?;

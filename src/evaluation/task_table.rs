@@ -309,7 +309,7 @@ pub fn route_figures(
     let token_swap_flips = match route {
         Route::Native => None,
         Route::Bridge(_) => {
-            let site = place.site(held_out.models.n_layers());
+            let site = held_out.models.bridge.site_map.dense_site(place);
             let swapped = held_out.answers_with_dense(site, held_out.token_swap()?)?;
             Some(swapped.flips(&right).unwrap_or(0.0))
         }

@@ -34,7 +34,8 @@ documented! {
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
     #[serde(rename_all = "snake_case")]
     pub enum Write {
-        /// Into the dense input of the same sublayer, after its norm.
+        /// Into the input of the same sublayer of the dense model, after its norm; in a deeper one, of the sublayer that
+        /// reads the stream where the feature's site is joined.
         Sublayer,
         /// Into the dense residual stream at the feature's site, reaching every later layer.
         Residual,

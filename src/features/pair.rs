@@ -99,12 +99,12 @@ impl Pair {
         &self.dense.tokenizer
     }
 
-    /// Layers of either model.
+    /// Layers of the sparse model, whose places features have.
     pub fn n_layers(&self) -> usize {
         self.sparse.config.n_layers
     }
 
-    /// Mean RMS of the sparse stream at a site over that of the dense one.
+    /// Mean RMS of the sparse stream at a site over that of the dense one where it is joined.
     pub fn rms_ratio(&self, site: Site) -> f64 {
         match self.record.sites.get(site.index()) {
             Some(record) if record.dense_rms > 0.0 => record.sparse_rms / record.dense_rms,
@@ -159,5 +159,83 @@ impl From<ReferenceError> for PairError {
                 problem,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::bridge::site_map::SiteMap;
+    use crate::features::test_pair::{LAYERS, random_pair, random_pair_with};
+
+    /// The record that a pair's folder holds.
+    fn record_in(directory: &Path) -> Value {
+        let json = std::fs::read(directory.join("bridge.json")).unwrap();
+        serde_json::from_slice(&json).unwrap()
+    }
+
+    #[test]
+    fn a_record_says_how_models_of_different_depth_are_joined() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        random_pair(1).write(directory);
+        assert!(record_in(directory).get("site_map").is_none());
+        let map = SiteMap::spaced(2 * LAYERS + 1, LAYERS).unwrap();
+        random_pair_with(1, map.clone()).write(directory);
+        let read = pair::read_record(directory).unwrap();
+        assert_eq!(read.site_map, map.names());
+        let written = record_in(directory);
+        for (site_map, told) in [
+            (None, "site_map is missing"),
+            (Some(json!([])), "names 0 sites"),
+            (
+                Some(json!([
+                    "0.resid_in",
+                    "1.resid_in",
+                    "1.resid_in",
+                    "2.resid_in",
+                    "final_resid"
+                ])),
+                "1.resid_in after 1.resid_in",
+            ),
+            (
+                Some(json!([
+                    "0.resid_in",
+                    "1.resid_in",
+                    "2.resid_in",
+                    "3.resid_in",
+                    "5.resid_in"
+                ])),
+                "\"5.resid_in\"",
+            ),
+            (
+                Some(json!([
+                    "0.resid_in",
+                    "1.mlp.act_in",
+                    "2.resid_in",
+                    "3.resid_in",
+                    "final_resid"
+                ])),
+                "1.mlp.act_in",
+            ),
+            (Some(json!("all")), "invalid type"),
+        ] {
+            let mut record = written.clone();
+            match site_map {
+                Some(site_map) => record["site_map"] = site_map,
+                None => drop(record.as_object_mut().unwrap().remove("site_map")),
+            }
+            std::fs::write(directory.join("bridge.json"), record.to_string()).unwrap();
+            let error = Pair::read(directory).expect_err("a refusal").to_string();
+            assert!(error.contains(told), "expected {told:?} in: {error}");
+        }
+        // A dense model that is the shallower one.
+        let mut parts = random_pair(1);
+        parts.dense = random_pair_with(1, SiteMap::identity(1)).dense;
+        parts.write(directory);
+        let error = Pair::read(directory).expect_err("a refusal").to_string();
+        assert!(error.contains("sparse.n_layers is 2"), "{error}");
     }
 }

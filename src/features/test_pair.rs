@@ -14,6 +14,7 @@ use super::reference::ReferenceStatistics;
 use crate::bridge::Bridge;
 use crate::bridge::pair;
 use crate::bridge::record::{BridgeRecord, SiteRecord};
+use crate::bridge::site_map::SiteMap;
 use crate::models::config::{
     Activation, ActiveLocation, Norm, Positions, ResidualActivation, TransformerConfig,
 };
@@ -128,14 +129,23 @@ fn tokenizer() -> Vec<u8> {
 
 /// The parts of a pair of random weights.
 pub fn random_pair(seed: u64) -> Parts {
-    let (dense, sparse) = (config(D_DENSE, false), config(D_SPARSE, true));
+    random_pair_with(seed, SiteMap::identity(LAYERS))
+}
+
+/// The same of a sparse model and a dense one whose sites are joined like this.
+pub fn random_pair_with(seed: u64, site_map: SiteMap) -> Parts {
+    let dense = TransformerConfig {
+        n_layers: site_map.dense_layers(),
+        ..config(D_DENSE, false)
+    };
+    let sparse = config(D_SPARSE, true);
     let model = |config: &TransformerConfig, seed| ModelFiles {
         config: config.clone(),
         tensors: random_tensors(tensor_shapes(config), seed),
         quantised: Default::default(),
         tokenizer: Some(tokenizer()),
     };
-    let n_sites = dense.n_sites();
+    let n_sites = site_map.n_sites();
     let site = |index: usize| SiteRecord {
         site: crate::models::location::Site::new(index, LAYERS)
             .unwrap()
@@ -155,6 +165,7 @@ pub fn random_pair(seed: u64) -> Parts {
             dense: id("test-dense"),
             sparse: id("test-sparse"),
             encoder_fraction: 0.5,
+            site_map: site_map.names(),
             sites: (0..n_sites).map(site).collect(),
             training: serde_json::Map::new(),
         },

@@ -3,7 +3,9 @@
 //!
 //! The tap sees the dense stream `[rows, D]` site after site. At a site it reads what is read through the
 //! encoder, then makes a table of the site's edits in the order of the request, each row its own arm's. A change for
-//! the stream is added there and then; one for a sublayer's input waits for the pass to come by.
+//! the stream is added there and then; one for a sublayer's input waits for the pass to come by. Edits of the sparse
+//! model's places are made where those are joined to the dense model ([`crate::bridge::site_map`]); what is read of the
+//! sparse model, or through the encoder, is kept by its places there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -212,7 +214,7 @@ impl<'a> CarriedTap<'a> {
         Ok(())
     }
 
-    /// The encoder's output for a dense stream, at the site and at the places that read it.
+    /// The encoder's output for the dense stream at a site, at the sparse model's site and at the places that read it.
     fn encode(
         &self,
         site: Site,
@@ -220,7 +222,8 @@ impl<'a> CarriedTap<'a> {
         positions: &[u32],
         places: impl Iterator<Item = Location>,
     ) -> Result<Vec<(Location, Tensor)>> {
-        let Some(pair) = self.pair else {
+        let joined = self.pair.zip(self.plan.site_map.sparse_of(site));
+        let Some((pair, site)) = joined else {
             return Ok(Vec::new());
         };
         let encoded = pair.bridge.encode(site, &stream.contiguous()?)?;
@@ -260,9 +263,7 @@ impl<'a> CarriedTap<'a> {
         let mut operands = Vec::with_capacity(steps.len());
         for &step in steps {
             operands.push(match step {
-                Step::Edit(index) => {
-                    self.operands(&plan.edits[index], site, &candidates, &mut known)?
-                }
+                Step::Edit(index) => self.operands(&plan.edits[index], &candidates, &mut known)?,
                 Step::Replay(index) => self.outputs(index, &candidates)?,
             });
         }
@@ -281,7 +282,6 @@ impl<'a> CarriedTap<'a> {
     fn operands(
         &mut self,
         edit: &Edit,
-        site: Site,
         candidates: &[usize],
         known: &mut BTreeMap<(Location, Source), usize>,
     ) -> Result<Operands> {
@@ -297,10 +297,11 @@ impl<'a> CarriedTap<'a> {
             (None, Source::Sparse) => sparse(place)?,
             (None, Source::Encoder) => encoded(place)?,
         };
+        let site = Location::Site(place.site(self.plan.site_map.sparse_layers()));
         let stream = match (needs_sparse_rms(edit), edit.source) {
             (false, _) => None,
-            (true, Source::Encoder) => encoded(Location::Site(site))?,
-            (true, Source::Own | Source::Sparse | Source::Unread) => sparse(Location::Site(site))?,
+            (true, Source::Encoder) => encoded(site)?,
+            (true, Source::Own | Source::Sparse | Source::Unread) => sparse(site)?,
         };
         let partners = match edit.action {
             Action::Patch { stream } => self.partners(edit, stream, candidates)?,
@@ -397,7 +398,7 @@ impl<'a> CarriedTap<'a> {
                         .and_then(|block| block.row(candidate))
                     {
                         Some(stream) => root_mean_square(stream, 0.0),
-                        None => bail!("the sparse stream at {site} was not read"),
+                        None => bail!("the sparse stream was not read for the dense one at {site}"),
                     },
                 };
                 let (write, target) = match &edit.route {

@@ -4,9 +4,13 @@
 //! stand before the norm and need no rescaling: `delta = da W'[:, c]`. A sublayer's input stands after it:
 //!
 //! - into the residual stream: `delta = da * rms(h_s) / gain_s[c] * W'[:, c]`;
-//! - into the dense input of the same sublayer, after its norm:
+//! - into the input of a dense sublayer, after its norm:
 //!   `delta = da * r * gain_d * W'[:, c] / gain_s[c]`, `r` the ratio of the two streams' mean RMS; for a dense
 //!   LayerNorm the column's mean is subtracted first.
+//!
+//! Where models differ in depth, the stream is the dense one at the site that the place's own is joined to
+//! ([`crate::bridge::site_map`]), and the sublayer the one that reads the dense stream there: the same sublayer in models of
+//! equal depth.
 //!
 //! Source: Gao et al. 2025, arXiv 2511.13653, appendix A.4.
 
@@ -89,9 +93,11 @@ impl Carrier {
             true => input_gains(sparse, site)?,
             false => Vec::new(),
         };
-        let dense_gains = match write {
-            Write::Sublayer => input_gains(dense, site)?,
-            Write::Residual => Vec::new(),
+        let dense_site = bridge.site_map.dense_of(site);
+        let (target, dense_gains) = match (write, dense_site.read_by()) {
+            (Write::Residual, _) => (Location::Site(dense_site), Vec::new()),
+            (Write::Sublayer, Some(input)) => (input, input_gains(dense, dense_site)?),
+            (Write::Sublayer, None) => candle_core::bail!("no sublayer reads {dense_site}"),
         };
         let mut columns = Vec::with_capacity(channels.len());
         for &channel in channels {
@@ -125,10 +131,7 @@ impl Carrier {
             columns.push(column);
         }
         Ok(Ok(Carrier {
-            target: match write {
-                Write::Sublayer => place,
-                Write::Residual => Location::Site(site),
-            },
+            target,
             columns,
             times_sparse_rms: behind_norm && write == Write::Residual,
         }))

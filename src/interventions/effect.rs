@@ -151,6 +151,10 @@ fn of_bridge(pair: &Pair) -> Digest {
     hash.text(&pair.dense.fingerprint);
     hash.text(&pair.sparse.fingerprint);
     hash.real(pair.record.encoder_fraction);
+    hash.count(pair.bridge.site_map.n_sites());
+    for (_, joined) in pair.bridge.site_map.sites() {
+        hash.place(Location::Site(joined));
+    }
     for site in &pair.record.sites {
         hash.real(site.dense_rms);
         hash.real(site.sparse_rms);

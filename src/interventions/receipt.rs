@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::plan::{Edit, Plan, Source};
+use super::plan::{Edit, Plan, Route, Source};
 use super::request::{Operation, Read, Variant};
 use super::row_edits::Outcome;
 use super::rows_of_arms::SteeredArm;
 use super::subject::Subject;
 use crate::bridge::record::BridgeRecord;
 use crate::features::group::{WeightedChannel, Write};
+use crate::models::location::Location;
 
 /// What was done in one arm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -42,6 +43,11 @@ pub struct EditReceipt {
     pub feature: Option<String>,
     /// The place that was read.
     pub node: String,
+    /// The place of the dense model that was changed, where its bridge joins models of different depth; left out
+    /// elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub dense_node: Option<String>,
     /// Empty for a raw vector.
     pub channels: Vec<WeightedChannel>,
     pub op: Operation,
@@ -209,14 +215,16 @@ impl Records {
                     },
                 })
                 .collect();
-            let site = edit.subject.place().site(plan.n_layers).index();
+            let place = edit.subject.place();
+            let site = place.site(plan.site_map.sparse_layers()).index();
             let carried = !plan.native && matches!(edit.subject, Subject::Channels(_));
             let fidelity = record
                 .filter(|_| carried)
                 .and_then(|record| record.sites.get(site));
             EditReceipt {
                 feature: edit.name.clone(),
-                node: edit.subject.place().to_string(),
+                node: place.to_string(),
+                dense_node: dense_node(plan, edit).filter(|_| carried),
                 channels: edit.subject.channels(),
                 op: edit.operation,
                 strength: edit.strength.in_arm(arm.strength),
@@ -264,6 +272,17 @@ impl Records {
             })
             .collect()
     }
+}
+
+/// Where the dense model is changed, if its sites are not those of the sparse model.
+fn dense_node(plan: &Plan, edit: &Edit) -> Option<String> {
+    let changed = match &edit.route {
+        Route::Carried(carrier) => carrier.target,
+        Route::InPlace | Route::Replayed => {
+            Location::Site(edit.subject.answering_site(&plan.site_map))
+        }
+    };
+    (!plan.site_map.is_identity()).then(|| changed.to_string())
 }
 
 fn read(edit: &Edit) -> Option<Read> {

@@ -1,5 +1,6 @@
 //! What an edit or a condition speaks of, resolved: channels of a place, or a direction of a residual stream.
 
+use crate::bridge::site_map::SiteMap;
 use crate::features::group::{Group, WeightedChannel};
 use crate::models::location::{Location, Site};
 
@@ -24,6 +25,15 @@ impl Subject {
         match self {
             Subject::Channels(group) => group.place,
             Subject::Direction(direction) => Location::Site(direction.site),
+        }
+    }
+
+    /// The site of the answering model at which a change of it is computed: a direction's own, or where its place in the
+    /// sparse model is joined to the answering one.
+    pub fn answering_site(&self, site_map: &SiteMap) -> Site {
+        match self {
+            Subject::Channels(group) => site_map.dense_site(group.place),
+            Subject::Direction(direction) => direction.site,
         }
     }
 

@@ -115,13 +115,18 @@ pub struct ModelHyperparameters {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BridgeHyperparameters {
-    /// What the sparse model is made of; as many layers and as large a vocabulary as the dense one. With `start_from` it
+    /// What the sparse model is made of; as large a vocabulary as the dense one's, and no more layers. With `start_from` it
     /// is the configuration of that bridge's sparse model, and need not be given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sparse: Option<TransformerConfig>,
     /// The id of a bridge of the dense model, to go on from it and its sparse model instead of random weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_from: Option<ArtifactId>,
+    /// For each residual site of the sparse model, in order, the dense model's that it is joined to: ascending, each once.
+    /// Left out, they are those of `start_from`, which are never others, or evenly spaced: the same where both models have
+    /// as many layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub site_map: Option<Vec<String>>,
     /// The share of channels that an encoder's AbsTopK keeps.
     #[serde(default = "default_encoder_fraction")]
     pub encoder_fraction: f64,
@@ -405,6 +410,7 @@ fn bridge_recipe(
             places.start_config.as_ref(),
         )?,
         start_from: places.start_from.clone(),
+        site_map: fields.site_map.clone(),
         encoder_fraction: fields.encoder_fraction,
         sources: sources(fields.generated.as_ref(), places)?,
         batches: fields.batches.clone(),

@@ -63,6 +63,16 @@ impl Site {
         }
     }
 
+    /// The input of the sublayer that reads the stream here; none at the last site.
+    pub fn read_by(self) -> Option<Location> {
+        let kind = match self.index % 2 {
+            0 => NodeKind::AttnIn,
+            _ => NodeKind::MlpIn,
+        };
+        let layer = self.index / 2;
+        (!self.is_last()).then_some(Location::Node(Node { layer, kind }))
+    }
+
     pub fn is_last(self) -> bool {
         self.index == 2 * self.n_layers
     }

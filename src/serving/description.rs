@@ -25,7 +25,7 @@ pub fn pair(
     let paths = ["dense", "sparse"].map(|half| directory.join(half));
     let [dense, sparse] = [&paths[0], &paths[1]].map(|path| ModelFiles::read_config(path));
     let (dense, sparse) = (dense?, sparse?);
-    let bridge = Bridge::tensor_shapes(dense.n_sites(), dense.d_model, sparse.d_model);
+    let bridge = Bridge::tensor_shapes(sparse.n_sites(), dense.d_model, sparse.d_model);
     let values = bridge.values().map(|shape| shape.iter().product::<usize>());
     let need = |path: &Path| ModelFiles::memory_need(path, memory.limits);
     let bytes = need(&paths[0])?.weights

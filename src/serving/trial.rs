@@ -193,14 +193,19 @@ fn pair_answers(pair: &Pair, directory: &Path) -> Result<(), TrialError> {
     model_answers(&pair.sparse, &directory.join("sparse"))?;
     let streams = model_answers(&pair.dense, &directory.join("dense"))?;
     let ids = tokens(&pair.dense, directory)?;
-    let middle = streams.len() / 2;
-    for (index, (site, dense)) in streams.into_iter().enumerate() {
-        let sparse = pair.bridge.encode(site, &dense)?;
+    let site_map = &pair.bridge.site_map;
+    let middle = site_map.n_sites() / 2;
+    for (site, joined) in site_map.sites() {
+        let Some((_, dense)) = streams.get(joined.index()) else {
+            continue;
+        };
+        let sparse = pair.bridge.encode(site, dense)?;
         finite(&sparse, &format!("the encoder at {site}"), directory)?;
         let back = pair.bridge.decode(site, &sparse)?;
         finite(&back, &format!("the decoder at {site}"), directory)?;
-        if index == middle {
-            for (model, stream) in [(&pair.sparse, sparse), (&pair.dense, back)] {
+        if site.index() == middle {
+            let halves = [(&pair.sparse, site, sparse), (&pair.dense, joined, back)];
+            for (model, site, stream) in halves {
                 let transformer = &model.transformer;
                 let mut cache = KvCache::new(&transformer.config, 1, 1)?;
                 let first = CacheRow {

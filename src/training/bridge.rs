@@ -1,6 +1,7 @@
 //! Training a sparse model and its bridge to a frozen dense model, together.
 //!
-//! The loss, each term with its weight from the recipe (`y` logits, `h` streams, `d` dense, `s` sparse):
+//! The loss, each term with its weight from the recipe (`y` logits, `h` streams, `d` dense, `s` sparse, `i` a site of the
+//! sparse model and the dense one that it is joined to):
 //!
 //! ```text
 //! CE(y_s) + KL(y_d || y_s)
@@ -36,6 +37,7 @@ use crate::artifacts::ArtifactId;
 use crate::bridge::fidelity::{self, Fidelity};
 use crate::bridge::least_squares::LeastSquares;
 use crate::bridge::record::BridgeRecord;
+use crate::bridge::site_map::{SiteMap, SiteMapError};
 use crate::bridge::{self, Bridge, pair};
 use crate::models::companions;
 use crate::models::layers::Purpose;
@@ -64,12 +66,7 @@ pub fn train_bridge(
     })?;
     let tokenizer = Tokenizer::from_bytes(&json)?;
     check_vocabulary(&tokenizer, recipe.sparse.vocab_size)?;
-    if dense_files.config.n_layers != recipe.sparse.n_layers {
-        return Err(TrainingError::Recipe(format!(
-            "sparse.n_layers is {}, the dense model has {}; they must be equal",
-            recipe.sparse.n_layers, dense_files.config.n_layers
-        )));
-    }
+    let site_map = site_map(recipe, dense_files.config.n_layers)?;
     if recipe
         .terms
         .twin
@@ -107,6 +104,7 @@ pub fn train_bridge(
         dense: identifier(id)?,
         sparse: identifier(&format!("{id}-sparse"))?,
         encoder_fraction: recipe.encoder_fraction,
+        site_map: site_map.names(),
         sites: fidelity.sites,
         training: serde_json::Map::new(),
     };
@@ -134,6 +132,32 @@ pub fn train_bridge(
 fn identifier(name: &str) -> Result<ArtifactId, TrainingError> {
     name.parse()
         .map_err(|error| TrainingError::Recipe(format!("{error}")))
+}
+
+/// How the recipe's models are joined: as it says, or as in the pair that it starts from, or evenly spaced.
+fn site_map(recipe: &BridgeRecipe, dense_layers: usize) -> Result<SiteMap, TrainingError> {
+    let sparse_layers = recipe.sparse.n_layers;
+    let fault = |error: SiteMapError| TrainingError::Recipe(format!("{} {error}", error.field()));
+    let start = recipe.start_from.as_deref();
+    let start = match start.filter(|directory| pair::is_pair(directory)) {
+        Some(directory) => {
+            let wrong = |problem| TrainingError::Recipe(format!("start_from: {problem}"));
+            let config = |half: &str| ModelFiles::read_config(&directory.join(half));
+            let record = pair::read_record(directory)?;
+            let map = record.joined(&config("dense")?, &config("sparse")?);
+            let map = map.map_err(wrong)?;
+            let (sparse, dense) = (map.sparse_layers(), map.dense_layers());
+            if (sparse, dense) != (sparse_layers, dense_layers) {
+                return Err(wrong(format!(
+                    "its models have {sparse} and {dense} layers, those of the recipe {sparse_layers} and {dense_layers}"
+                )));
+            }
+            Some(map)
+        }
+        None => None,
+    };
+    let asked = recipe.site_map.as_deref();
+    SiteMap::chosen(asked, start, dense_layers, sparse_layers).map_err(fault)
 }
 
 /// The sparse model's and the bridge's weights: random, or those of the pair or model in `start_from`.
@@ -222,10 +246,11 @@ impl<'a> BridgeObjective<'a> {
                 moved.collect()
             };
         let (config, sparse) = (dense.config.clone(), recipe.sparse.clone());
+        let site_map = site_map(recipe, config.n_layers)?;
         Ok(BridgeObjective {
             bridge: Bridge::new(
                 &parameters.tensors(ParameterGroup::Bridge),
-                sparse.n_sites(),
+                site_map,
                 config.d_model,
                 sparse.d_model,
                 recipe.encoder_fraction,
@@ -247,7 +272,7 @@ impl<'a> BridgeObjective<'a> {
     /// Starts every encoder and decoder as the least-squares map between the two models' streams on `steps`
     /// batches; gradient descent would spend hundreds of noisy steps on the way there.
     fn fit_bridge(&self, parameters: &Parameters, steps: usize) -> Result<(), TrainingError> {
-        let n_sites = self.sparse.config().n_sites();
+        let n_sites = self.bridge.site_map.n_sites();
         let (d_dense, d_sparse) = (self.bridge.d_dense, self.bridge.d_sparse);
         let mut decoders: Vec<LeastSquares> = (0..n_sites)
             .map(|_| LeastSquares::new(d_sparse, d_dense))
@@ -259,9 +284,11 @@ impl<'a> BridgeObjective<'a> {
             let batch = self.batch(step)?;
             let (_, dense) = self.run(&self.dense, &batch)?;
             let (_, sparse) = self.run(&self.sparse, &batch)?;
-            for site in 0..n_sites {
-                decoders[site].add(&sparse[site].detach(), &dense[site].detach())?;
-                encoders[site].add(&dense[site].detach(), &sparse[site].detach())?;
+            for (site, joined) in self.bridge.site_map.sites() {
+                let site = site.index();
+                let (dense, sparse) = (dense[joined.index()].detach(), sparse[site].detach());
+                decoders[site].add(&sparse, &dense)?;
+                encoders[site].add(&dense, &sparse)?;
             }
         }
         let mut fitted = Tensors::new();
@@ -316,6 +343,7 @@ impl<'a> BridgeObjective<'a> {
             sum.tell("distillation", loss.divergence);
         }
         let streams = Streams {
+            site_map: &self.bridge.site_map,
             dense_logits: &dense_logits,
             dense_sites: &dense_sites,
             sparse_sites: &sparse_sites,
@@ -407,7 +435,7 @@ impl<'a> BridgeObjective<'a> {
         sum.add("sparse_to_dense", terms.sparse_to_dense, || {
             over(&to_dense, &|site| {
                 let stream = self.bridge.decode(site, &window(streams.at(site).1)?)?;
-                hybrid(&self.dense, site, stream)
+                hybrid(&self.dense, self.bridge.site_map.dense_of(site), stream)
             })
         })
     }
@@ -553,16 +581,17 @@ impl Objective for BridgeObjective<'_> {
 
 /// What both models made of a batch.
 struct Streams<'a> {
+    site_map: &'a SiteMap,
     dense_logits: &'a Tensor,
     dense_sites: &'a [Tensor],
     sparse_sites: &'a [Tensor],
 }
 
 impl Streams<'_> {
-    /// The dense and the sparse stream at a site.
+    /// The sparse stream at a site, after the dense one where that is joined.
     fn at(&self, site: Site) -> (&Tensor, &Tensor) {
         (
-            &self.dense_sites[site.index()],
+            &self.dense_sites[self.site_map.dense_of(site).index()],
             &self.sparse_sites[site.index()],
         )
     }

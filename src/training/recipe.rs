@@ -272,6 +272,10 @@ pub struct BridgeRecipe {
     /// channels, heads or neurons, and is then widened.
     #[serde(default)]
     pub start_from: Option<PathBuf>,
+    /// For each residual site of the sparse model, in order, the dense model's that it is joined to: ascending, each once.
+    /// Left out, they are those of the pair to start from, or evenly spaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub site_map: Option<Vec<String>>,
     /// The share of channels that an encoder's AbsTopK keeps.
     #[serde(default = "default_encoder_fraction")]
     pub encoder_fraction: f64,
@@ -357,7 +361,7 @@ pub struct Twin {
     /// Sites drawn in one step.
     #[serde(default = "default_twin_sites")]
     pub sites: usize,
-    /// The sites to draw from, such as `1.resid_mid`; where none is given, all but the first and the last.
+    /// The sparse model's sites to draw from, such as `1.resid_mid`; where none is given, all but the first and the last.
     #[serde(default)]
     pub at: Vec<String>,
     /// How much more a token counts whose successor differs between the two sequences.
@@ -407,30 +411,43 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::bridge::site_map::SiteMap;
 
     #[test]
     fn the_shipped_recipes_are_valid() {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/recipes/tinypython");
-        let entries = std::fs::read_dir(directory).expect("recipes");
-        let mut count = 0;
-        for entry in entries {
-            let path = entry.expect("an entry").path();
-            let name = path
-                .file_name()
-                .expect("a name")
-                .to_string_lossy()
-                .into_owned();
-            let problem = if name.contains("tokenizer") {
-                read::<TokenizerRecipe>(&path).err()
-            } else if name.contains("dense") {
-                read::<ModelRecipe>(&path).err()
-            } else {
-                read::<BridgeRecipe>(&path).err()
-            };
-            assert!(problem.is_none(), "{problem:?}");
-            count += 1;
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/recipes");
+        for (folder, least) in [("tinypython", 4), ("smollm2", 2)] {
+            let entries = std::fs::read_dir(root.join(folder)).expect("recipes");
+            let paths = entries.map(|entry| entry.expect("an entry").path());
+            let recipes = paths.filter(|path| path.extension().is_some_and(|ext| ext == "toml"));
+            let mut count = 0;
+            for path in recipes {
+                let name = path
+                    .file_name()
+                    .expect("a name")
+                    .to_string_lossy()
+                    .into_owned();
+                let problem = if name.contains("tokenizer") {
+                    read::<TokenizerRecipe>(&path).err()
+                } else if name.contains("dense") {
+                    read::<ModelRecipe>(&path).err()
+                } else {
+                    read::<BridgeRecipe>(&path).err()
+                };
+                assert!(problem.is_none(), "{problem:?}");
+                count += 1;
+            }
+            assert!(count >= least, "{folder}: {count} recipes");
         }
-        assert!(count >= 4, "{count} recipes");
+    }
+
+    #[test]
+    fn the_shipped_map_to_a_deeper_model_is_the_even_one() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let path = root.join("configs/recipes/smollm2/2-bridge.toml");
+        let recipe: BridgeRecipe = read(&path).expect("a recipe");
+        let map = SiteMap::chosen(recipe.site_map.as_deref(), None, 30, recipe.sparse.n_layers);
+        assert_eq!(map, SiteMap::spaced(30, 6));
     }
 
     #[test]

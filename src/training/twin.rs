@@ -15,6 +15,8 @@
 //! differ anyway, which no edit should make up for. The first logits of each are constants. The last two parts
 //! want sequences that differ in one fact, and take the task pairs only.
 //!
+//! In the dense model, all of it happens at the site that the drawn one is joined to.
+//!
 //! Shapes: `streams [sequences * length, S or D]`, sequences `2p` and `2p + 1` are a pair.
 
 use candle_core::{Device, Result, Tensor};
@@ -36,7 +38,7 @@ pub struct TwinBatch<'a> {
     pub length: usize,
     /// The last so many sequences are minimal pairs of a task.
     pub task_sequences: usize,
-    /// The streams of all sites, `[rows, D]` constant and `[rows, S]` in the graph.
+    /// The streams of all sites of either model, `[rows, D]` constant and `[rows, S]` in the graph.
     pub dense_sites: &'a [Tensor],
     pub sparse_sites: &'a [Tensor],
     /// The models' own logits, `[rows, V]`.
@@ -51,7 +53,7 @@ pub struct TwinLoss {
     pub counterfactual: Option<Tensor>,
 }
 
-/// The term at one site.
+/// The term at one site of the sparse model.
 pub fn twin_loss(
     dense: &Passes,
     sparse: &Passes,
@@ -80,8 +82,9 @@ pub fn twin_loss(
     let mut token_rows = TokenRows::sequences(batch.ids, batch.length, device)?;
     let native_outcome = sparse.tail(site, (stream + &change)?, &mut token_rows)?;
     let decoded = bridge.decode_change(site, &change)?;
-    let edited = (&batch.dense_sites[site.index()] + decoded)?;
-    let bridged_outcome = dense.tail(site, edited, &mut token_rows)?;
+    let joined = bridge.site_map.dense_of(site);
+    let edited = (&batch.dense_sites[joined.index()] + decoded)?;
+    let bridged_outcome = dense.tail(joined, edited, &mut token_rows)?;
 
     let weights = row_weights(batch, &partner_rows, recipe.decisive_weight);
     let bridged = match recipe.weight > 0.0 {

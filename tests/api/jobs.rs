@@ -301,6 +301,22 @@ fn recipes_that_cannot_work_are_refused_with_their_field() {
             "method.bridge.hyperparameters.sparse.n_layers",
         ),
         (
+            "H/site_map",
+            json!(["0.resid_in", "final_resid"]),
+            "method.bridge.hyperparameters.site_map",
+        ),
+        (
+            "H/site_map",
+            json!([
+                "0.resid_in",
+                "0.resid_mid",
+                "1.resid_in",
+                "0.attn.q",
+                "final_resid"
+            ]),
+            "method.bridge.hyperparameters.site_map",
+        ),
+        (
             "H/sparse/d_model",
             json!(0),
             "method.bridge.hyperparameters.sparse.d_model",

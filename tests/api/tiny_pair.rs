@@ -108,6 +108,7 @@ pub fn write(directory: &Path) {
         dense: "tiny".parse().unwrap(),
         sparse: "tiny-sparse".parse().unwrap(),
         encoder_fraction: 0.25,
+        site_map: None,
         sites: Site::all(LAYERS).map(site).collect(),
         training: serde_json::Map::new(),
     };

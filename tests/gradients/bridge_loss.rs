@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use candle_core::{Device, Result, Tensor, Var};
 use causeway::bridge::Bridge;
+use causeway::bridge::site_map::SiteMap;
 use causeway::models::config::{
     Activation, Norm, Positions, ResidualActivation, TransformerConfig,
 };
@@ -92,6 +93,7 @@ fn recipe(terms: Terms) -> BridgeRecipe {
         dense: PathBuf::new(),
         sparse: config(13),
         start_from: None,
+        site_map: None,
         encoder_fraction: 1.0,
         sources: vec![Source::Generated {
             documents: 2,
@@ -143,6 +145,7 @@ struct Pair {
     parameters: Parameters,
     tokenizer: Tokenizer,
     batch: Batch,
+    site_map: Option<Vec<String>>,
 }
 
 fn random_tensors(
@@ -162,7 +165,13 @@ fn random_tensors(
 
 impl Pair {
     fn new() -> Result<Self> {
+        Self::with_dense_layers(N_LAYERS)
+    }
+
+    /// The same with a dense model of another depth, joined evenly.
+    fn with_dense_layers(n_layers: usize) -> Result<Self> {
         let (dense, sparse) = (config(9), config(13));
+        let dense = TransformerConfig { n_layers, ..dense };
         let mut parameters =
             Parameters::of_model(random_tensors(tensor_shapes(&sparse), 400)?, Some(0))?;
         let bridge = Bridge::tensor_shapes(sparse.n_sites(), dense.d_model, sparse.d_model);
@@ -183,11 +192,15 @@ impl Pair {
             parameters,
             tokenizer: train_bpe([text].into_iter(), VOCABULARY).expect("a tokenizer"),
             batch,
+            site_map: None,
         })
     }
 
     fn with_objective<T>(&self, terms: Terms, read: impl FnOnce(&BridgeObjective) -> T) -> T {
-        let recipe = recipe(terms);
+        let recipe = BridgeRecipe {
+            site_map: self.site_map.clone(),
+            ..recipe(terms)
+        };
         let data = TrainingData::load(&recipe.sources, &self.tokenizer, LENGTH).expect("text");
         let tokenizer =
             Tokenizer::from_bytes(&self.tokenizer.to_json().expect("JSON")).expect("a tokenizer");
@@ -291,9 +304,8 @@ fn differs_by(
     Ok(())
 }
 
-#[test]
-fn the_bridge_has_the_gradient_of_every_term() -> Result<()> {
-    let terms = Terms {
+fn all_terms() -> Terms {
+    Terms {
         cross_entropy: 1.0,
         distillation: 0.5,
         encoder: 1.5,
@@ -303,10 +315,38 @@ fn the_bridge_has_the_gradient_of_every_term() -> Result<()> {
         hybrid_sequences: Some(4),
         twin: Some(twin(2.0, 1.0, 0.5)),
         ..no_terms()
+    }
+}
+
+fn in_the_bridge(parameter: &Parameter) -> bool {
+    parameter.group == ParameterGroup::Bridge
+}
+
+#[test]
+fn the_bridge_has_the_gradient_of_every_term() -> Result<()> {
+    Pair::new()?.check("all terms", all_terms(), in_the_bridge)
+}
+
+#[test]
+fn the_bridge_to_a_deeper_model_has_the_gradient_of_every_term() -> Result<()> {
+    let names = [
+        "0.resid_in",
+        "1.resid_in",
+        "1.resid_mid",
+        "2.resid_mid",
+        "final_resid",
+    ];
+    let pair = Pair {
+        site_map: Some(names.map(str::to_owned).into()),
+        ..Pair::with_dense_layers(3)?
     };
-    Pair::new()?.check("all terms", terms, |parameter| {
-        parameter.group == ParameterGroup::Bridge
-    })
+    // Without what the bridge does not move.
+    let terms = Terms {
+        cross_entropy: 0.0,
+        distillation: 0.0,
+        ..all_terms()
+    };
+    pair.check("three layers", terms, in_the_bridge)
 }
 
 #[test]
@@ -377,7 +417,7 @@ fn the_parts_of_the_twin_term_have_their_gradients_in_the_streams() -> Result<()
     )?;
     let bridge = Bridge::new(
         &pair.parameters.tensors(ParameterGroup::Bridge),
-        2 * N_LAYERS + 1,
+        SiteMap::identity(N_LAYERS),
         9,
         13,
         1.0,

@@ -39,6 +39,63 @@ fn causeway(folder: &Path, arguments: &[&str]) {
 }
 
 #[tokio::test]
+async fn a_sparse_model_of_fewer_layers_steers_the_deeper_one() {
+    let installation = Installation::new(Database::Sqlite).await;
+    let server = installation.listening_server("all").await;
+    let mut body = json!({"model": "tinypython", "suffix": "shallow", "method": method(4)});
+    let fields = &mut body["method"]["bridge"]["hyperparameters"];
+    fields["sparse"]["n_layers"] = json!(2);
+    let joined = [
+        "0.resid_in",
+        "1.resid_in",
+        "2.resid_in",
+        "3.resid_mid",
+        "final_resid",
+    ];
+    fields["site_map"] = json!(joined);
+    carried_out(&server, &body).await;
+    let (_, bridge) = server.get("/v1/bridges/shallow").await;
+    let sites = bridge["sites"].as_array().unwrap().iter();
+    let sites: Vec<[&str; 2]> = sites
+        .map(|site| ["site", "dense_site"].map(|key| site[key].as_str().unwrap()))
+        .collect();
+    let own = [
+        "0.resid_in",
+        "0.resid_mid",
+        "1.resid_in",
+        "1.resid_mid",
+        "final_resid",
+    ];
+    let expected: Vec<[&str; 2]> = own.into_iter().zip(joined).map(Into::into).collect();
+    assert_eq!(sites, expected);
+    let completion = json!({"model": "shallow", "prompt": "x = 1\n", "max_tokens": 1, "steer": {
+        "edits": [
+            {"feature": {"node": "1.resid_in", "channel": 3}, "op": "add", "value": 2},
+            {"feature": {"node": "1.mlp.act_in", "channel": 3}, "op": "add", "value": 2},
+        ],
+        "return": ["receipt"]}});
+    let (status, answer) = server.post("/v1/completions", &completion).await;
+    assert_eq!(status, 200, "{answer}");
+    let edits = &answer["choices"][0]["receipt"]["edits"];
+    let told = [0, 1].map(|edit: usize| edits[edit]["dense_node"].clone());
+    assert_eq!(told, ["2.resid_in", "3.mlp.act_in"], "{answer}");
+
+    // Who goes on from it need not say how, and cannot say otherwise.
+    let mut on = json!({"model": "shallow", "suffix": "shallow-on", "method": method(2)});
+    let fields = &mut on["method"]["bridge"]["hyperparameters"];
+    fields["sparse"] = Value::Null;
+    fields["start_from"] = json!("shallow");
+    let mut otherwise = on.clone();
+    otherwise["method"]["bridge"]["hyperparameters"]["site_map"] = json!(own);
+    let (status, refusal) = server.post(JOBS, &otherwise).await;
+    let param = "method.bridge.hyperparameters.site_map";
+    assert_eq!((status, &refusal["error"]["param"]), (400, &json!(param)));
+    carried_out(&server, &on).await;
+    let (_, bridge) = server.get("/v1/bridges/shallow-on").await;
+    assert_eq!(bridge["sites"][3]["dense_site"], "3.resid_mid");
+}
+
+#[tokio::test]
 async fn a_result_answers_at_once_and_can_be_taken_away_and_measured() {
     let installation = Installation::new(Database::Sqlite).await;
     let server = installation.listening_server("all").await;

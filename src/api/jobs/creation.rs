@@ -17,6 +17,7 @@ use crate::api::body::JsonBody;
 use crate::api::error::ErrorBody;
 use crate::api::state::State;
 use crate::artifacts::{ArtifactId, hexadecimal};
+use crate::bridge::site_map::SiteMap;
 use crate::jobs::artifact_store::ArtifactStoreError;
 use crate::jobs::estimate::{EstimateError, measure};
 use crate::jobs::spec::{JobSpec, MODEL, Method, Places, Recipe, START_FROM, TRAINING_FILE};
@@ -358,9 +359,17 @@ fn spec(
         start_config: start_from.as_ref().map(|pair| pair.sparse.clone()),
         ..Places::of_job(start_from.is_some(), file.map(|file| file.name))
     };
-    let start_from = start_from.map(|pair| pair.folder);
+    let (start_from, start_map) = match start_from {
+        Some(pair) => (Some(pair.folder), Some(pair.site_map)),
+        None => (None, None),
+    };
     let recipe = Recipe::of(&request.method, &output, &places)?;
-    fits(&recipe, &base.config, request.method.kind.as_str())?;
+    fits(
+        &recipe,
+        &base.config,
+        request.method.kind.as_str(),
+        start_map,
+    )?;
     can_be_served(&recipe, request.method.kind.as_str(), &state.limits)?;
     has_task_pairs(&recipe, &base)?;
     let served =
@@ -422,6 +431,7 @@ fn damaged(field: &str, problem: impl std::fmt::Display) -> ApiError {
 struct StartFrom {
     folder: PathBuf,
     sparse: TransformerConfig,
+    site_map: SiteMap,
 }
 
 fn start_from_pair(
@@ -445,33 +455,48 @@ fn start_from_pair(
         )
     })?;
     tried(state, FIELD, &folder, true)?;
-    let sparse = found.and_then(|bridge| snapshot.models.get(bridge.record.sparse.as_str()));
-    match sparse {
-        Some(sparse) => Ok(StartFrom {
-            folder,
-            sparse: sparse.config.clone(),
-        }),
-        None => Err(damaged(FIELD, "its sparse model is not served")),
-    }
+    let models = found.and_then(|bridge| {
+        let sparse = snapshot.models.get(bridge.record.sparse.as_str())?;
+        let dense = snapshot.models.get(bridge.record.dense.as_str())?;
+        Some((&bridge.record, dense, sparse))
+    });
+    let Some((record, dense, sparse)) = models else {
+        return Err(damaged(FIELD, "its models are not served"));
+    };
+    let site_map = record.joined(&dense.config, &sparse.config);
+    Ok(StartFrom {
+        folder,
+        sparse: sparse.config.clone(),
+        site_map: site_map.map_err(|problem| damaged(FIELD, problem))?,
+    })
 }
 
 /// What a recipe's checks cannot see: the model it begins with.
-fn fits(recipe: &Recipe, base: &TransformerConfig, kind: &str) -> Result<(), ApiError> {
-    let (config, name, same): (_, _, &[_]) = match recipe {
-        Recipe::Dense(recipe) | Recipe::Sparse(recipe) => (&recipe.model, "model", &["vocab_size"]),
-        Recipe::Bridge(recipe) => (&recipe.sparse, "sparse", &["vocab_size", "n_layers"]),
+/// `start_map` is how the bridge to go on from joins its models.
+fn fits(
+    recipe: &Recipe,
+    base: &TransformerConfig,
+    kind: &str,
+    start_map: Option<SiteMap>,
+) -> Result<(), ApiError> {
+    let (config, name) = match recipe {
+        Recipe::Dense(recipe) | Recipe::Sparse(recipe) => (&recipe.model, "model"),
+        Recipe::Bridge(recipe) => (&recipe.sparse, "sparse"),
     };
-    for field in same {
-        let (own, wanted) = match *field {
-            "n_layers" => (config.n_layers, base.n_layers),
-            _ => (config.vocab_size, base.vocab_size),
-        };
-        if own != wanted {
-            let field = format!("method.{kind}.hyperparameters.{name}.{field}");
-            let message =
-                format!("{field} is {own}; the model has {wanted}, and they must be equal");
-            return Err(ApiError::invalid(field, message));
-        }
+    let (own, wanted) = (config.vocab_size, base.vocab_size);
+    if own != wanted {
+        let field = format!("method.{kind}.hyperparameters.{name}.vocab_size");
+        let message = format!("{field} is {own}; the model has {wanted}, and they must be equal");
+        return Err(ApiError::invalid(field, message));
+    }
+    if let Recipe::Bridge(recipe) = recipe {
+        let (asked, sparse) = (recipe.site_map.as_deref(), config.n_layers);
+        let chosen = SiteMap::chosen(asked, start_map, base.n_layers, sparse);
+        chosen.map_err(|error| {
+            let field = format!("method.{kind}.hyperparameters.{}", error.field());
+            let message = format!("{field} {error}");
+            ApiError::invalid(field, message)
+        })?;
     }
     Ok(())
 }

@@ -46,21 +46,22 @@ impl ResidualTap for Both<'_> {
     }
 }
 
-/// The values of some places, and the logits of the last token.
+/// The values of some of the model's own places, and the logits of the last token.
 pub fn run(
     model: &Transformer,
     ids: &[u32],
     names: &[&str],
     tap: &mut dyn ResidualTap,
 ) -> (Vec<Vec<Vec<f32>>>, Vec<f32>) {
-    let mut recorder = Recorder::of(names.iter().map(|name| place(name)));
+    let own = |name: &str| Location::parse(name, model.config.n_layers).expect("a place");
+    let mut recorder = Recorder::of(names.iter().map(|name| own(name)));
     let mut tokens = TokenRows::sequences(ids, ids.len(), &Device::Cpu).expect("rows");
     let logits = model
         .forward(&mut tokens, &mut Both(tap, &mut recorder))
         .expect("logits");
     let values = names.iter().map(|name| {
         recorder
-            .get(place(name))
+            .get(own(name))
             .expect("a value")
             .to_vec2()
             .expect("rows")
@@ -83,7 +84,7 @@ pub fn read(model: &Transformer, ids: &[u32], name: &str) -> Vec<Vec<f32>> {
 /// What the dense model says when `change [rows][D]` is added to its stream at a site.
 pub fn dense_with(catalog: &Catalog, ids: &[u32], name: &str, change: &[Vec<f32>]) -> Vec<f32> {
     let dense = &catalog.models["dense"].transformer;
-    let Location::Site(site) = place(name) else {
+    let Ok(Location::Site(site)) = Location::parse(name, dense.config.n_layers) else {
         panic!("{name} is no site")
     };
     let mut stream = read(dense, ids, name);

@@ -6,6 +6,7 @@ mod budgets;
 mod carrying;
 mod conditions;
 mod controls;
+mod deeper;
 pub mod forward;
 mod group_statistics;
 mod loading;

@@ -176,6 +176,7 @@ fn pair_files_of(id: &str, seed: u64, context: usize) -> Parts {
         dense: "dense".to_owned().try_into().expect("an id"),
         sparse: "sparse".to_owned().try_into().expect("an id"),
         encoder_fraction: ENCODER_FRACTION,
+        site_map: None,
         sites: sites.collect(),
         training: serde_json::Map::new(),
     };
@@ -194,7 +195,20 @@ pub fn pair(id: &str, seed: u64) -> Pair {
 
 /// The same with room for so many tokens in either model.
 pub fn pair_of(id: &str, seed: u64, context: usize) -> Pair {
-    let files = pair_files_of(id, seed, context);
+    built(pair_files_of(id, seed, context))
+}
+
+/// The pair `pair` with a dense model of so many layers, and the dense site that each of the sparse model's is joined to.
+pub fn joined_pair(dense_layers: usize, site_map: &[&str]) -> Pair {
+    let mut files = pair_files_of("pair", 3, CONTEXT);
+    files.dense.config.n_layers = dense_layers;
+    files.dense.tensors = random_tensors(&files.dense.config, 1);
+    let names = site_map.iter().map(|site| (*site).to_owned());
+    files.record.site_map = Some(names.collect());
+    built(files)
+}
+
+fn built(files: Parts) -> Pair {
     let tokenizer = tokenizer();
     let model = |id: &str, files: &ModelFiles, kind| {
         Arc::new(LoadedModel::new(id, files, Some(kind), tokenizer.clone()).expect("a model"))

@@ -3,6 +3,7 @@
 use super::address::resolve;
 use super::scene::{PlanError, Scene, refused};
 use super::source::Source;
+use crate::bridge::site_map::SiteMap;
 use crate::interventions::carry::is_sublayer_input;
 use crate::interventions::request::{Read, Threshold, When};
 use crate::interventions::subject::Subject;
@@ -64,11 +65,11 @@ impl Condition {
     }
 
     /// Marks the tests of the dense stream that stand behind an edit, the first of which is at `first_edited`.
-    pub fn look_beside_edits(&mut self, first_edited: Site, n_layers: usize) {
+    pub fn look_beside_edits(&mut self, first_edited: Site, site_map: &SiteMap) {
         for test in &mut self.tests {
             let dense = matches!(test.source, Source::Own | Source::Encoder);
             // At its own site an edit comes after whatever is read there.
-            test.needs_unedited_run = dense && test.subject.place().site(n_layers) > first_edited;
+            test.needs_unedited_run = dense && test.subject.answering_site(site_map) > first_edited;
         }
     }
 
@@ -145,7 +146,7 @@ fn source(
             format!("the encoder gives residual sites and sublayer inputs; {place} is neither");
         return Err(refused(message, param));
     }
-    let site = place.site(scene.model.config.n_layers);
+    let site = subject.answering_site(&scene.site_map());
     if site > last {
         let message = format!("{place} comes after {last}, where the edit is made");
         return Err(refused(message, param));

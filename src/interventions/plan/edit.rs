@@ -111,7 +111,7 @@ pub fn compile(
     let span = Span::new(request.at.as_ref(), &prompts, &format!("{param}.at"))?;
     let dense_site = match (scene.native, &route) {
         (false, Route::InPlace | Route::Carried(_)) => {
-            Some(resolved.subject.place().site(scene.n_layers()))
+            Some(resolved.subject.answering_site(&scene.site_map()))
         }
         _ => None,
     };

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::carry::{Carrier, KnownColumns};
 use super::operation::Action;
 use super::request::{EditRequest, Return, SteerRequest, Strength, Variant};
+use crate::bridge::site_map::SiteMap;
 use crate::features::group::Group;
 use crate::features::group::Write;
 use crate::models::location::{Location, Site};
@@ -61,7 +62,10 @@ pub enum Step {
 pub struct Plan {
     pub bridge: Option<String>,
     pub native: bool,
+    /// Layers of the model that answers.
     pub n_layers: usize,
+    /// Where places of the sparse model are joined to it.
+    pub site_map: SiteMap,
     pub edits: Vec<Edit>,
     pub replays: Vec<Replay>,
     pub streams: Vec<Stream>,
@@ -102,6 +106,7 @@ impl Plan {
             bridge: scene.pair.map(|pair| pair.id().to_owned()),
             native: scene.native,
             n_layers: scene.n_layers(),
+            site_map: scene.site_map(),
             edits: Vec::new(),
             replays: Vec::new(),
             streams: Vec::new(),
@@ -154,16 +159,14 @@ impl Plan {
 
     /// Conditions see unedited values, whatever is edited before the place that they look at.
     fn place_conditions(&mut self) {
-        let n_layers = self.n_layers;
-        let sites = self
-            .edits
-            .iter()
-            .map(|edit| edit.subject.place().site(n_layers));
+        let site_map = &self.site_map;
+        let sites = self.edits.iter();
+        let sites = sites.map(|edit| edit.subject.answering_site(site_map));
         let Some(first_edited) = sites.min() else {
             return;
         };
         for condition in self.edits.iter_mut().flat_map(|edit| &mut edit.condition) {
-            condition.look_beside_edits(first_edited, n_layers);
+            condition.look_beside_edits(first_edited, site_map);
         }
     }
 
@@ -270,7 +273,6 @@ impl Plan {
 
     fn order_steps(&mut self) {
         for (index, edit) in self.edits.iter().enumerate() {
-            let place = edit.subject.place();
             let step = match edit.route {
                 Route::InPlace | Route::Carried(_) => Step::Edit(index),
                 Route::Replayed => {
@@ -285,7 +287,7 @@ impl Plan {
                 }
             };
             self.steps
-                .entry(place.site(self.n_layers))
+                .entry(edit.subject.answering_site(&self.site_map))
                 .or_default()
                 .push(step);
         }
@@ -300,7 +302,7 @@ impl Plan {
             if edit.source == Source::Sparse {
                 places.insert(place);
                 if needs_sparse_rms(edit) {
-                    places.insert(Location::Site(place.site(self.n_layers)));
+                    places.insert(Location::Site(place.site(self.site_map.sparse_layers())));
                 }
             }
             if self.stream_model(edit) == Some(StreamModel::Sparse) {
@@ -326,9 +328,9 @@ impl Plan {
             .iter()
             .filter(|edit| self.stream_model(edit) == Some(StreamModel::Dense));
         reading
-            .map(|edit| edit.subject.place())
-            .chain(self.unedited_tests().map(|test| test.subject.place()))
-            .map(|place| Location::Site(place.site(self.n_layers)))
+            .map(|edit| &edit.subject)
+            .chain(self.unedited_tests().map(|test| &test.subject))
+            .map(|subject| Location::Site(subject.answering_site(&self.site_map)))
             .collect()
     }
 
@@ -351,7 +353,7 @@ impl Plan {
             .collect()
     }
 
-    /// The places whose encoder values are read at `site` in the answering model's pass.
+    /// The sparse model's places whose encoder values are read at `site` in the answering model's pass.
     pub fn encoder_places(&self, site: Site) -> BTreeSet<Location> {
         let edited = self
             .edits
@@ -365,11 +367,11 @@ impl Plan {
             .filter(|test| !test.needs_unedited_run);
         edited
             .chain(tested.map(|test| test.subject.place()))
-            .filter(|place| place.site(self.n_layers) == site)
+            .filter(|place| self.site_map.dense_site(*place) == site)
             .collect()
     }
 
-    /// The places whose encoder values are read at `site` in the dense model's unedited runs.
+    /// The sparse model's places whose encoder values are read at `site` in the dense model's unedited runs.
     pub fn unedited_encoder_places(&self, site: Site) -> BTreeSet<Location> {
         let patched = self.edits.iter().filter(|edit| {
             edit.source == Source::Encoder && self.stream_model(edit) == Some(StreamModel::Dense)
@@ -380,7 +382,7 @@ impl Plan {
         patched
             .map(|edit| edit.subject.place())
             .chain(tested.map(|test| test.subject.place()))
-            .filter(|place| place.site(self.n_layers) == site)
+            .filter(|place| self.site_map.dense_site(*place) == site)
             .collect()
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::bridge::site_map::SiteMap;
 use crate::features::direction::NamedDirections;
 use crate::features::measured::MeasuredGroup;
 use crate::features::pair::Pair;
@@ -65,6 +66,16 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// Where the places of the sparse model are joined to the one that answers; a sparse model that answers itself is
+    /// joined to itself.
+    pub fn site_map(&self) -> SiteMap {
+        match (self.pair, self.native) {
+            (Some(pair), false) => pair.bridge.site_map.clone(),
+            _ => SiteMap::identity(self.n_layers()),
+        }
+    }
+
+    /// Layers of the model that answers.
     pub fn n_layers(&self) -> usize {
         self.model.config.n_layers
     }

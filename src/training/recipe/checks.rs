@@ -6,6 +6,7 @@ use super::fault::Fault;
 use super::{
     Batches, BridgeRecipe, Clip, ModelRecipe, Optimizer, Output, Source, Sparsity, TokenizerRecipe,
 };
+use crate::bridge::site_map::check_count;
 use crate::models::config::TransformerConfig;
 
 /// What a recipe's types cannot say.
@@ -169,6 +170,10 @@ impl Check for BridgeRecipe {
         self.optimizer.check()?;
         in_range("bridge_learning_rate", self.bridge_learning_rate, 1e-9, 1.0)?;
         in_range("encoder_fraction", self.encoder_fraction, 1e-6, 1.0)?;
+        if let Some(names) = &self.site_map {
+            check_count(names, self.sparse.n_layers)
+                .map_err(|error| Fault::new("site_map", error.to_string()))?;
+        }
         self.output.check()?;
         self.sparsity.check(&self.sparse)?;
         let terms = &self.terms;
