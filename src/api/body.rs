@@ -19,10 +19,13 @@ use super::parse_message::in_words;
 use super::state::State;
 use super::unparsed::BodyRoom;
 use crate::interventions::nearest::suggestion;
+use crate::memory;
 use crate::serving::snapshot::shortened;
 
 /// A body so short takes no time to parse.
 const PARSED_AT_ONCE: usize = 1 << 14;
+/// What a longer one took to parse, many times its length where a field may be of several kinds, is given back at once.
+const GIVEN_BACK: usize = 1 << 18;
 
 /// A request's body where it is a file: held whole, so no longer than any other body, with its room.
 #[derive(Debug)]
@@ -94,7 +97,17 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest for JsonBody<T> {
             }
             // A thread that serves many connections would keep all of them waiting.
             let _turn = state.parsing.acquire().await.map_err(ApiError::internal)?;
-            let parsed = web::block(move || parse(&bytes)).await;
+            let parsed = web::block(move || {
+                let parsed = parse(&bytes);
+                let is_long = bytes.len() > GIVEN_BACK;
+                drop(bytes);
+                // On this thread: the next body may be parsed on another, which has memory of its own.
+                if is_long {
+                    memory::give_back();
+                }
+                parsed
+            });
+            let parsed = parsed.await;
             Ok(JsonBody(parsed.map_err(ApiError::internal)??, room))
         })
     }

@@ -139,7 +139,7 @@ pub async fn create(
 
 /// For the document: a vector of the shipped pair's dense model.
 fn example_vector() -> Vec<f32> {
-    let mut vector = vec![0.0; 96];
+    let mut vector = vec![0.0; 128];
     vector[..2].copy_from_slice(&[1.0, -0.5]);
     vector
 }

@@ -149,7 +149,8 @@ fn an_edit_before_does_not_make_a_condition_true() {
         .tokenizer
         .encode("x = {\"a\": 1, \"b\": [2, 3")
         .expect("tokens");
-    let vector: Vec<f32> = [[1.0; 48], [-1.0; 48]].concat();
+    let half = model.config.d_model / 2;
+    let vector: Vec<f32> = [vec![1.0; half], vec![-1.0; half]].concat();
     let edit = |site: &str, value: f64| json!({"feature": {"site": site, "vector": vector}, "op": "add", "value": value});
     let at = |site: &str| json!({"feature": {"site": site, "vector": vector}, "gt": 0.5});
     let mut conditional = edit("2.resid_in", 0.5);
