@@ -188,7 +188,7 @@ pub fn sequences(text: &ReferenceText) -> Vec<Vec<u32>> {
     sequences.take(most).map(<[u32]>::to_vec).collect()
 }
 
-/// Measures a direction over texts, of which no more than [`MOST_TOKENS`] tokens and at least one sequence are run;
+/// Measures a direction over texts, of which no more than 8192 tokens and at least one sequence are run;
 /// `goes_on` is asked before every pass.
 pub fn measure<E: From<FeatureError>>(
     model: &Transformer,

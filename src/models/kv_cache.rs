@@ -1,6 +1,6 @@
 //! The key-value cache of inference: slots that are allocated once each and written in place.
 //!
-//! A slot holds one sequence, in blocks of [`BLOCK`] positions, each with all layers. Keys are kept by channel (`[kv heads,
+//! A slot holds one sequence, in blocks of 64 positions, each with all layers. Keys are kept by channel (`[kv heads,
 //! d_head, BLOCK]`) so that scores run along the keys, values by position (`[kv heads, BLOCK, d_head]`). What one head reads
 //! of a block lies together, and a short sequence touches little memory however long the longest one may be.
 //! Slots do not touch each other, so threads can work on different ones at once ([`KvCache::divide`]).

@@ -1,7 +1,7 @@
 //! `/v1/presets`: `steer` fields kept under ids. Clients that know nothing of steering name the model `MODEL@PRESET`, at
 //! every address that takes a model's id and answers with what it computes.
 //!
-//! [`change`] makes and removes them, [`list`] tells which there are, [`wire`] is how they are sent and answered, and
+//! [`change`] makes and removes them, [`mod@list`] tells which there are, [`wire`] is how they are sent and answered, and
 //! [`applied`] is what they make of a request.
 
 pub mod applied;
