@@ -78,7 +78,9 @@ pub fn panels_by_rows(
         let blocks = x.chunks(ROWS_TOGETHER * inputs);
         for (x, y) in blocks.zip(y.chunks_mut(ROWS_TOGETHER * outputs)) {
             if x.len() == ROWS_TOGETHER * inputs {
-                let sums = panel_by_four(x, panel, bias);
+                let rows = std::array::from_fn(|row| &x[row * inputs..(row + 1) * inputs]);
+                let mut sums = [*bias; ROWS_TOGETHER];
+                add_to_four(rows, panel.as_chunks::<PANEL>().0, &mut sums);
                 for (y, sums) in y.chunks_exact_mut(outputs).zip(sums) {
                     y[place.clone()].copy_from_slice(&sums[..place.len()]);
                 }
@@ -89,37 +91,6 @@ pub fn panels_by_rows(
             }
         }
     }
-}
-
-/// Four rows, one after another in `x`, against one panel.
-#[multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
-    "x86_64+avx2+fma"
-))]
-fn panel_by_four(x: &[f32], panel: &[f32], bias: &[f32; PANEL]) -> [[f32; PANEL]; ROWS_TOGETHER] {
-    let inputs = x.len() / ROWS_TOGETHER;
-    let (first, rest) = x.split_at(inputs);
-    let (second, rest) = rest.split_at(inputs);
-    let (third, fourth) = rest.split_at(inputs);
-    let (mut a, mut b, mut c, mut d) = (*bias, *bias, *bias, *bias);
-    // Without a check in the loop: with one, the sums would go to memory and back at every input.
-    let columns = panel.as_chunks::<PANEL>().0.iter();
-    let rows = first.iter().zip(second).zip(third).zip(fourth);
-    for (column, (((&xa, &xb), &xc), &xd)) in columns.zip(rows) {
-        for lane in 0..PANEL {
-            a[lane] = multiply_add!(xa, column[lane], a[lane]);
-        }
-        for lane in 0..PANEL {
-            b[lane] = multiply_add!(xb, column[lane], b[lane]);
-        }
-        for lane in 0..PANEL {
-            c[lane] = multiply_add!(xc, column[lane], c[lane]);
-        }
-        for lane in 0..PANEL {
-            d[lane] = multiply_add!(xd, column[lane], d[lane]);
-        }
-    }
-    [a, b, c, d]
 }
 
 /// Adds to the sums of four rows in one panel what a piece of their inputs adds: `columns [inputs, 64]`.
@@ -133,6 +104,7 @@ pub fn add_to_four(
     sums: &mut [[f32; PANEL]; ROWS_TOGETHER],
 ) {
     let [mut a, mut b, mut c, mut d] = *sums;
+    // Without a check in the loop: with one, the sums would go to memory and back at every input.
     let rows = x[0].iter().zip(x[1]).zip(x[2]).zip(x[3]);
     for (column, (((&xa, &xb), &xc), &xd)) in columns.iter().zip(rows) {
         for lane in 0..PANEL {
