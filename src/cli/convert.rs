@@ -28,7 +28,7 @@ pub struct ConvertArguments {
     /// Write the weights of a GGUF file as float32 instead.
     #[arg(long)]
     float32: bool,
-    /// MiB that the model may take as float32.
+    /// MiB that the weights may take, as they will be held.
     #[arg(long, hide = true)]
     max_model_mib: Option<u64>,
     /// Seconds of the processor that this may take.
