@@ -7,6 +7,7 @@
 pub mod api;
 pub mod artifacts;
 pub mod bridge;
+pub mod circuits;
 pub mod cli;
 pub mod corpus;
 pub mod discovery;
@@ -22,6 +23,7 @@ pub mod models;
 pub mod numerics;
 pub mod objects_only;
 pub mod plot;
+pub mod pruning;
 pub mod serving;
 pub mod settings;
 pub mod tasks;

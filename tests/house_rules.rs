@@ -12,7 +12,7 @@ mod imports;
 mod names;
 
 /// Every module at the top of `src` with its layer. A module uses those of lower layers and of its own.
-const LAYERS: [(&str, u32); 24] = [
+const LAYERS: [(&str, u32); 26] = [
     ("documented", 0),
     ("objects_only", 0),
     ("numerics", 0),
@@ -24,12 +24,14 @@ const LAYERS: [(&str, u32); 24] = [
     ("models", 1),
     ("tasks", 1),
     ("bridge", 2),
+    ("circuits", 2),
     ("features", 2),
     ("interventions", 3),
     ("discovery", 4),
     ("generation", 4),
     ("training", 4),
     ("evaluation", 5),
+    ("pruning", 5),
     ("settings", 5),
     ("hub", 5),
     ("jobs", 5),

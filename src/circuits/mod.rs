@@ -1,0 +1,11 @@
+//! Circuits: what one is, apart from how it is found ([`crate::pruning`]).
+//!
+//! A *node* is one channel at one of eight places inside a sublayer; an *edge* is a nonzero weight that joins two nodes.
+//! A circuit of a task is a set of nodes that still does the task while every other node is held at its mean over
+//! reference text. [`circuit`] is the record that is kept and served, [`nodes`] the set itself, [`edges`] the weights
+//! between its nodes, [`directory`] its file.
+
+pub mod circuit;
+pub mod directory;
+pub mod edges;
+pub mod nodes;

@@ -1,0 +1,7 @@
+//! Pruning: finding the smallest circuit of a model for a task.
+//!
+//! Every node of the model has a mask parameter; those above zero are kept, all others are held at their mean over
+//! reference text. The parameters are trained on a task's pairs to do the task with few nodes, then the nodes are sorted
+//! by them and the smallest number that still does it is kept. [`recipe`] says what is pruned and how.
+
+pub mod recipe;
