@@ -11,6 +11,7 @@ pub mod key;
 pub mod manifest;
 pub mod models;
 pub mod openapi;
+pub mod prune;
 pub mod ready;
 pub mod serve;
 pub mod template;
@@ -56,6 +57,8 @@ pub enum Command {
     Ready(ready::ReadyArguments),
     /// Serve models over HTTP.
     Serve(serve::ServeArguments),
+    /// Find the smallest circuit of a model for a task.
+    Prune(prune::PruneArguments),
     /// Train a tokenizer, a dense or sparse model, or a sparse model with its bridge to a dense one.
     Train(train::TrainArguments),
     /// Write out conversations by chat templates: what the server runs in a process of its own.
@@ -93,6 +96,7 @@ impl Arguments {
             Command::Openapi => openapi::run(),
             Command::Ready(arguments) => arguments.run(),
             Command::Serve(arguments) => arguments.run(),
+            Command::Prune(arguments) => arguments.run(),
             Command::Train(arguments) => arguments.run(),
             Command::Template(arguments) => arguments.run(),
             Command::Trial(arguments) => arguments.run(),
