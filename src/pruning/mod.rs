@@ -8,6 +8,7 @@ pub mod answers;
 pub mod edge_pruning;
 pub mod held;
 pub mod mask_training;
+pub mod measures;
 pub mod recipe;
 pub mod run;
 pub mod size;
