@@ -1,45 +1,37 @@
 //! From a recipe to a circuit.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::answers::{LogitDiffs, Rescaling};
-use super::edge_pruning::{EdgeChoice, pruned_edges, without_edges};
+use super::edge_pruning::pruned_edges;
 use super::held::deviations;
 use super::materials::{
     Pairs, Text, float32_tensors, held, pairs, random_material, text, with_shuffled_labels,
 };
+use super::measures::measured::{Provenance, SearchedControls, Unmeasured, measured};
 use super::recipe::PruneRecipe;
 use super::run::{Material, Materials, Trained, TrainingsEnd, Variation, train_masks};
-use super::size::{Choice, bisected, trimmed};
+use super::size::{bisected, trimmed};
 use super::subject::{Subject, as_nodes};
-use crate::circuits::circuit::ControlCircuit;
+use crate::artifacts::{Manifest, NameError};
+use crate::circuits::circuit::{Circuit, ControlCircuit, PruningMethod};
+use crate::circuits::directory;
 use crate::circuits::edges::{WeightedEdge, edges};
 use crate::circuits::nodes::node_locations;
 use crate::discovery::question::PromptPair;
 use crate::models::layout::ModelFiles;
 use crate::models::location::Node;
 use crate::models::model::LoadedModel;
+use crate::models::transformer::Transformer;
 use crate::training::TrainingError;
 use crate::training::passes::masked::Prompts;
 use crate::training::progress::tell_trained;
 use crate::training::run::{End, Mode};
 
+/// The folder of the result, below the output's directory.
+pub const RESULT: &str = "circuit";
 /// Pairs whose prompts say how much edges carry.
 const PAIRS_OF_CARRIED: usize = 32;
-
-/// A circuit as it was found, before anyone has looked at what its parts do.
-pub struct Found {
-    pub trained: Trained,
-    pub choice: Choice,
-    pub edges_before_pruning: usize,
-    pub edges: EdgeChoice,
-    /// Of the circuit with its pruned edges, and of the whole model, on held-out pairs.
-    pub held_out: LogitDiffs,
-    pub held_out_whole: LogitDiffs,
-    pub shuffled_labels: Option<ControlCircuit>,
-    pub random_model: Option<ControlCircuit>,
-    pub other_norms: Option<ControlCircuit>,
-}
 
 /// Everything that a recipe names, made.
 pub struct Prepared {
@@ -68,19 +60,17 @@ pub fn prune(recipe: &PruneRecipe, mode: Mode) -> Result<End, TrainingError> {
         TrainingsEnd::Measured(cost) => return Ok(End::Measured(cost)),
     };
     tell_trained(&recipe.output.directory, recipe.steps())?;
-    let found = find(recipe, &prepared, task, controls)?;
-    println!(
-        "nodes {} edges {} -> {} loss {:.4} held-out {:.4} whole {:.4} shuffled {:?} random {:?} frozen {:?}",
-        found.choice.nodes,
-        found.edges_before_pruning,
-        found.edges.edges.len(),
-        found.edges.task_loss,
-        found.held_out.loss(found.edges.rescaling),
-        found.held_out_whole.loss(Rescaling::NONE),
-        found.shuffled_labels,
-        found.random_model,
-        found.other_norms
+    let circuit = find(recipe, &prepared, task, controls)?;
+    let directory = recipe.output.directory.join(RESULT);
+    directory::write(&directory, &circuit)
+        .map_err(|error| TrainingError::Data(error.to_string()))?;
+    let description = format!(
+        "A circuit of {} for the task {}.",
+        circuit.model, circuit.task
     );
+    let provenance = [("recipe".to_owned(), serde_json::json!(recipe))].into();
+    Manifest::of_directory(&directory, circuit.id.clone(), description, provenance)?
+        .write(&directory)?;
     Ok(End::Trained)
 }
 
@@ -134,53 +124,92 @@ pub fn prepare(recipe: &PruneRecipe) -> Result<Prepared, TrainingError> {
     })
 }
 
-/// From trained masks to a circuit and its controls' sizes.
+/// From trained masks to a circuit with everything that is known of it.
 pub fn find(
     recipe: &PruneRecipe,
     prepared: &Prepared,
     task: Trained,
     controls: Vec<Trained>,
-) -> Result<Found, TrainingError> {
-    let target = recipe.search.target_loss;
+) -> Result<Circuit, TrainingError> {
+    let search = &recipe.search;
+    let target = search.target_loss;
     let subject = &prepared.task.subject;
     let model = &prepared.model.transformer;
     let train = subject.prepare(&prepared.task.pairs)?;
     let choice = bisected(subject, &train, &task.parameters, target)?;
+    tracing::info!(
+        nodes = choice.nodes,
+        task_loss = choice.task_loss,
+        "a size was chosen"
+    );
     let choice = trimmed(subject, &train, &task.parameters, choice, target)?;
+    tracing::info!(
+        nodes = choice.nodes,
+        task_loss = choice.task_loss,
+        "nodes were trimmed"
+    );
     let all = edges(model, &as_nodes(subject.config(), &choice.kept))?;
     let some = &prepared.task.pairs[..PAIRS_OF_CARRIED.min(prepared.task.pairs.len())];
     let carried = carried(subject, model, some, &choice.kept, &all)?;
     let chosen = pruned_edges(subject, &train, &choice, &all, &carried, target)?;
-    let held_out = subject.prepare(&prepared.pairs.held_out)?;
-    let removed: Vec<&WeightedEdge> = all
-        .iter()
-        .filter(|edge| !chosen.edges.contains(edge))
-        .collect();
-    let passes = without_edges(subject, &removed)?;
-    let everything = vec![true; subject.nodes()];
-    let mut found = Found {
-        held_out: subject.answers_of(&passes, &held_out, &choice.kept)?,
-        held_out_whole: subject.answers(&held_out, &everything)?,
-        trained: task,
-        choice,
-        edges_before_pruning: all.len(),
-        edges: chosen,
-        shuffled_labels: None,
-        random_model: None,
-        other_norms: None,
-    };
+    tracing::info!(
+        before = all.len(),
+        edges = chosen.edges.len(),
+        "edges were pruned"
+    );
+    let mut searched = SearchedControls::default();
     for trained in controls {
         let (material, control) = match trained.variation {
-            Variation::ShuffledLabels => (&prepared.shuffled_labels, &mut found.shuffled_labels),
-            Variation::RandomModel => (&prepared.random_model, &mut found.random_model),
-            Variation::OtherNorms => (&prepared.other_norms, &mut found.other_norms),
+            Variation::ShuffledLabels => (&prepared.shuffled_labels, &mut searched.shuffled_labels),
+            Variation::RandomModel => (&prepared.random_model, &mut searched.random_model),
+            Variation::OtherNorms => (&prepared.other_norms, &mut searched.frozen_norms),
             Variation::Task { .. } => continue,
         };
         if let Some(material) = material {
             *control = Some(control_circuit(material, &trained.parameters, target)?);
         }
     }
-    Ok(found)
+    let method = PruningMethod {
+        ablation: search.ablation,
+        frozen_norms: search.frozen_norms,
+        target_loss: target,
+        learning_rate: task.setting.learning_rate,
+        node_penalty: task.setting.node_penalty,
+        steps: search.steps,
+        batch_pairs: search.batch_pairs,
+        train_pairs: prepared.task.pairs.len(),
+        held_out_pairs: prepared.pairs.held_out.len(),
+        seed: search.seed,
+        reference_tokens: prepared.text.ids.len(),
+        scale: chosen.rescaling.scale,
+        shift: chosen.rescaling.shift,
+    };
+    let id = match &recipe.id {
+        Some(id) => id.clone(),
+        None => recipe
+            .task
+            .parse()
+            .map_err(|error: NameError| TrainingError::Recipe(format!("task: {error}")))?,
+    };
+    let provenance = Provenance {
+        id,
+        model: prepared.model.id.clone(),
+        model_fingerprint: prepared.model.fingerprint.clone(),
+        task: recipe.task.clone(),
+        method,
+    };
+    let tokenizer = &prepared.model.tokenizer;
+    let unmeasured = Unmeasured {
+        model,
+        subject,
+        choice: &choice,
+        edges: &chosen,
+        held_out: &prepared.pairs.held_out,
+        reference: (&prepared.text.ids, prepared.text.length),
+        token_text: &|token| tokenizer.token_text(token),
+        seed: search.seed,
+    };
+    Ok(measured(&unmeasured, provenance, searched)?)
 }
 
 /// What the same choice of a size makes of a control's mask.
@@ -205,7 +234,7 @@ fn control_circuit(
 /// How much each edge carries inside a circuit.
 fn carried(
     subject: &Subject,
-    model: &crate::models::transformer::Transformer,
+    model: &Transformer,
     pairs: &[PromptPair],
     kept: &[bool],
     edges: &[WeightedEdge],
@@ -215,7 +244,7 @@ fn carried(
         .flat_map(|pair| [pair.presented.as_slice(), pair.counterfactual.as_slice()])
         .collect();
     let deviations = deviations(model, &Prompts::padded(&prompts), kept, &subject.held)?;
-    let mut first = std::collections::BTreeMap::<Node, usize>::new();
+    let mut first = BTreeMap::<Node, usize>::new();
     let mut next = 0;
     for (node, width) in node_locations(subject.config()) {
         first.insert(node, next);

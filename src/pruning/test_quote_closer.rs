@@ -76,7 +76,11 @@ impl Written {
 fn quote_closer() -> BTreeMap<String, Tensor> {
     let config = config();
     let zeros = tensor_shapes(&config).into_iter().map(|(name, shape)| {
-        let of = if name.contains("ln_") && name.ends_with("weight") { 1.0 } else { 0.0 };
+        let of = if name.contains("ln_") && name.ends_with("weight") {
+            1.0
+        } else {
+            0.0
+        };
         let values = vec![of; shape.iter().product()];
         (name, (shape, values))
     });
@@ -129,7 +133,10 @@ fn quote_closer() -> BTreeMap<String, Tensor> {
         }
     }
     let tensors = model.0.into_iter().map(|(name, (shape, values))| {
-        (name, Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor"))
+        (
+            name,
+            Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor"),
+        )
     });
     tensors.collect()
 }
@@ -240,7 +247,11 @@ fn the_circuit_that_was_written_down_is_found_and_shuffled_labels_have_none() {
         other_norms: None,
     };
     let end = train_masks(&recipe, &materials, Mode::Start, Instant::now()).expect("trained");
-    let TrainingsEnd::Trained { task: trained, controls } = end else {
+    let TrainingsEnd::Trained {
+        task: trained,
+        controls,
+    } = end
+    else {
         panic!("the trainings were not asked to end");
     };
     let target = recipe.search.target_loss;
@@ -253,7 +264,10 @@ fn the_circuit_that_was_written_down_is_found_and_shuffled_labels_have_none() {
     assert!(choice.reaches_target, "{}", choice.task_loss);
     let nodes = as_nodes(&config(), &choice.kept);
     let named = |nodes: &NodeSet| -> BTreeSet<String> {
-        nodes.iter().map(|(node, channel)| format!("{node}:{channel}")).collect()
+        nodes
+            .iter()
+            .map(|(node, channel)| format!("{node}:{channel}"))
+            .collect()
     };
     assert_eq!(named(&nodes), named(&written_down()));
 
@@ -262,7 +276,10 @@ fn the_circuit_that_was_written_down_is_found_and_shuffled_labels_have_none() {
     let all = edges(&model.expect("a model"), &nodes).expect("edges");
     assert_eq!(all.len(), 7, "{all:?}");
     let pairs = task.subject.prepare(&task.pairs).expect("pairs");
-    let carried: Vec<f64> = all.iter().map(|edge| f64::from(edge.weight.abs())).collect();
+    let carried: Vec<f64> = all
+        .iter()
+        .map(|edge| f64::from(edge.weight.abs()))
+        .collect();
     let found = pruned_edges(&task.subject, &pairs, &choice, &all, &carried, target);
     assert_eq!(found.expect("edges").edges.len(), 7);
 
