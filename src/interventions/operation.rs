@@ -300,6 +300,39 @@ mod tests {
     }
 
     #[test]
+    fn nodes_of_a_circuit_move_each_by_itself() {
+        let nodes = Subject::OwnChannels(Group {
+            place: place(),
+            channels: vec![0, 2],
+            weights: vec![0.5f64.sqrt(); 2],
+        });
+        let apply = |action: Action, strength| {
+            let mut row = [1.0, 5.0, -3.0];
+            let moved = nodes.apply(&action, &mut row, None, strength);
+            let change = [row[0] - 1.0, row[2] + 3.0];
+            assert_eq!(moved.change, change, "{action:?}");
+            assert!((moved.before + 2.0 * 0.5f32.sqrt()).abs() < 1e-6);
+            row
+        };
+        assert_eq!(
+            apply(Action::AddEach(vec![0.5, 2.0]), 1.0),
+            [1.5, 5.0, -1.0]
+        );
+        assert_eq!(
+            apply(Action::AddEach(vec![0.5, 2.0]), -2.0),
+            [0.0, 5.0, -7.0]
+        );
+        assert_eq!(apply(Action::ScaleEach(2.0), 1.0), [2.0, 5.0, -6.0]);
+        assert_eq!(apply(Action::ScaleEach(2.0), 0.5), [1.5, 5.0, -4.5]);
+        let bounds = vec![(0.0, 0.5), (-4.0, -2.0)];
+        assert_eq!(apply(Action::ClampEach(bounds), 1.0), [0.5, 5.0, -3.0]);
+        assert_eq!(
+            apply(Action::Ablate(vec![0.25, 1.0]), 1.0),
+            [0.25, 5.0, 1.0]
+        );
+    }
+
+    #[test]
     fn a_swap_exchanges_two_channels() {
         let weights = vec![1.0, 0.0];
         let pair = Subject::Channels(Group {

@@ -12,6 +12,10 @@ mod scene;
 mod source;
 mod span;
 mod statistics;
+#[cfg(test)]
+pub mod test_circuit;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
