@@ -312,16 +312,12 @@ fn a_circuit_is_carried_over_the_bridge_as_its_channels_are() {
 #[test]
 fn two_nodes_of_one_place_are_carried_together() {
     let catalog = catalog();
-    let nodes = [
-        ("1.resid_in", 0, 0.0),
-        ("1.attn.act_in", 2, 0.1),
-        ("1.attn.act_in", 8, 0.2),
-    ];
+    let nodes = [("1.attn.act_in", 2, 0.1), ("1.attn.act_in", 8, 0.2)];
     let ask = |edits: Value| GenerationRequest {
-        circuits: ring(&catalog, "sparse", &nodes[1..]),
+        circuits: ring(&catalog, "sparse", &nodes),
         ..steered(&[PROMPT], json!({"edits": edits}))
     };
-    let each: Vec<Value> = nodes[1..]
+    let each: Vec<Value> = nodes
         .iter()
         .map(|(node, channel, _)| {
             json!({"feature": {"node": node, "channel": channel}, "op": "add", "value": 3})

@@ -143,6 +143,10 @@ fn source(
                        look at a direction or a node of that one";
         return Err(refused(message, param));
     };
+    // Seen in a run of the dense model without any edits, which is there before the edit is made.
+    if matches!(subject, Subject::OwnChannels(_)) {
+        return Ok(Source::Own);
+    }
     if !dense && !is_sublayer_input(place) && !matches!(place, Location::Site(_)) {
         let message =
             format!("the encoder gives residual sites and sublayer inputs; {place} is neither");

@@ -364,14 +364,14 @@ fn what_cannot_be_meant_is_refused_with_the_field_and_the_way_out() {
             false,
             json!({"feature": vector, "op": "add", "value": 1, "when": {"all": [{"feature": dense, "gt": 0}]}}),
             "when.all[0].feature",
-            "`channel`",
+            "channel",
         ),
         (
             false,
             json!({"feature": vector, "op": "add", "value": 1,
                 "when": {"all": [{"feature": {"circuit": "dense-ring", "node": "1.mlp.post_act"}, "gt": 0}]}}),
             "when.all[0].feature",
-            "`channel`",
+            "channel",
         ),
     ] {
         match stage.plan(native, edit.clone()) {
