@@ -5,3 +5,4 @@
 //! by them and the smallest number that still does it is kept. [`recipe`] says what is pruned and how.
 
 pub mod recipe;
+pub mod task_file;
