@@ -98,7 +98,11 @@ impl TaskStore {
     }
 
     /// Keeps a task, on the disk first.
-    pub async fn add(&self, task: UserTask, created: u64) -> Result<Arc<KeptTask>, TaskStoreError> {
+    pub async fn add(
+        &self,
+        task: Arc<UserTask>,
+        created: u64,
+    ) -> Result<Arc<KeptTask>, TaskStoreError> {
         let _turn = self.changing.lock().await;
         let mut tasks = KeptTasks::clone(&self.all());
         let name = task.name().to_owned();
@@ -221,7 +225,7 @@ mod tests {
     use super::*;
     use crate::tasks::Side;
 
-    fn task(name: &str, pairs: usize) -> UserTask {
+    fn task(name: &str, pairs: usize) -> Arc<UserTask> {
         let side = |prompt: String, answer: &str| Side {
             prompt,
             answer: answer.into(),
@@ -231,7 +235,8 @@ mod tests {
             counterfactual: side(format!("b{number}"), "y"),
             anything_else: number % 2 == 0,
         });
-        UserTask::new(name, "For tests.", pairs.collect()).expect("a task")
+        let task = UserTask::new(name, "For tests.", pairs.collect());
+        Arc::new(task.expect("a task"))
     }
 
     fn store(directory: &tempfile::TempDir, limits: Limits) -> Result<TaskStore, TaskStoreError> {
@@ -248,7 +253,7 @@ mod tests {
         let again = open().all();
         assert_eq!(again.keys().collect::<Vec<_>>(), ["one", "two"]);
         assert_eq!(
-            (&*again["one"].task, again["one"].created),
+            (&again["one"].task, again["one"].created),
             (&task("one", 60), 7)
         );
         assert_eq!(again["one"].bytes, tasks.all()["one"].bytes);
