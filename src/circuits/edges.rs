@@ -15,6 +15,9 @@ use crate::models::transformer::Transformer;
 pub struct WeightedEdge {
     pub from: (Node, usize),
     pub to: (Node, usize),
+    /// The input of the linear layer whose weight it is: `from`'s channel, or the channel of the heads' outputs that a
+    /// value becomes.
+    pub input: usize,
     pub weight: f32,
 }
 
@@ -51,6 +54,7 @@ pub fn edges(model: &Transformer, nodes: &NodeSet) -> Result<Vec<WeightedEdge>> 
                         found.push(WeightedEdge {
                             from: (from, channel),
                             to: (to, output),
+                            input,
                             weight,
                         });
                     }

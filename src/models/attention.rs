@@ -133,7 +133,11 @@ impl Attention {
                 kind,
             })
         };
-        let x = tap.visit(node(NodeKind::AttnIn), self.input.forward(h, positional)?)?;
+        let layer = self.layer;
+        let kind = NodeKind::AttnIn;
+        let scale = tap.norm_scale(Node { layer, kind });
+        let x = self.input.forward_scaled(h, positional, scale.as_ref())?;
+        let x = tap.visit(node(kind), x)?;
         let q = tap.visit(
             node(NodeKind::Q),
             self.active[0].forward(self.q.forward(&x)?)?,

@@ -265,6 +265,33 @@ impl NormLayer {
         }
     }
 
+    /// What each row is multiplied by before the gain, `[rows, 1]`; ones where there is no norm.
+    pub fn scale(&self, x: &Tensor) -> Result<Tensor> {
+        let centred = match self.kind {
+            None => return Tensor::ones((x.dim(0)?, 1), DType::F32, x.device()),
+            Some(Norm::Rms) => x.clone(),
+            Some(Norm::Layer | Norm::LayerNoBias) => x.broadcast_sub(&x.mean_keepdim(1)?)?,
+        };
+        let square = centred.sqr()?.mean_keepdim(1)?;
+        (square + f64::from(self.epsilon))?.sqrt()?.recip()
+    }
+
+    /// The norm with `scale [rows, 1]` in place of what it would find; none is [`NormLayer::forward`].
+    pub fn forward_scaled(&self, x: &Tensor, scale: Option<&Tensor>) -> Result<Tensor> {
+        let (Some(kind), Some(scale)) = (self.kind, scale) else {
+            return self.forward(x);
+        };
+        let centred = match kind {
+            Norm::Rms => x.clone(),
+            Norm::Layer | Norm::LayerNoBias => x.broadcast_sub(&x.mean_keepdim(1)?)?,
+        };
+        let scaled = centred.broadcast_mul(scale)?.broadcast_mul(&self.gain)?;
+        match &self.bias {
+            Some(bias) => scaled.broadcast_add(bias),
+            None => Ok(scaled),
+        }
+    }
+
     /// The same over each of the parts of a row that are as wide as the gain.
     pub fn forward_parts(&self, x: &Tensor) -> Result<Tensor> {
         let part = self.gain.elem_count();
@@ -323,7 +350,17 @@ impl SublayerInput {
 
     /// `h [rows, d_model]`, `positional [rows, channels]` `-> [rows, d_read]`.
     pub fn forward(&self, h: &Tensor, positional: Option<&Tensor>) -> Result<Tensor> {
-        let x = self.norm.forward(h)?;
+        self.forward_scaled(h, positional, None)
+    }
+
+    /// The same with `scale [rows, 1]` in place of what the norm of the stream would find.
+    pub fn forward_scaled(
+        &self,
+        h: &Tensor,
+        positional: Option<&Tensor>,
+        scale: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let x = self.norm.forward_scaled(h, scale)?;
         let x = match (&self.positional_norm, positional) {
             (Some(norm), Some(p)) => Tensor::cat(&[&x, &norm.forward(p)?], 1)?,
             _ => x,

@@ -75,7 +75,11 @@ impl Mlp {
                 kind,
             })
         };
-        let x = tap.visit(node(NodeKind::MlpIn), self.input.forward(h, positional)?)?;
+        let layer = self.layer;
+        let kind = NodeKind::MlpIn;
+        let scale = tap.norm_scale(Node { layer, kind });
+        let x = self.input.forward_scaled(h, positional, scale.as_ref())?;
+        let x = tap.visit(node(kind), x)?;
         let hidden = self.expand.forward(&x)?;
         let nonlinear = |x: &Tensor| match self.activation {
             Activation::Gelu => gelu(x),

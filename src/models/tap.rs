@@ -5,13 +5,19 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::location::{Location, Site};
+use super::location::{Location, Node, Site};
 use crate::numerics::row_updates;
 
 /// Sees every value of a forward pass on its way, `[rows, channels]`, and may put another in its place.
 pub trait ResidualTap {
     /// Called once for each place in the order of the pass; what it returns goes on.
     fn visit(&mut self, place: Location, value: Tensor) -> Result<Tensor>;
+
+    /// What the norm before a sublayer's input, `attn.act_in` or `mlp.act_in`, multiplies each row by, `[rows, 1]`, where it
+    /// shall not be what it finds.
+    fn norm_scale(&mut self, _input: Node) -> Option<Tensor> {
+        None
+    }
 }
 
 /// Changes nothing.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::attention::Attention;
 use super::config::{ActiveLocation, Positions, ResidualActivation, TransformerConfig};
@@ -247,9 +247,18 @@ impl Transformer {
 
     /// The last site's stream `[rows, d_model]` and the rows' own ids `-> logits [rows, vocabulary]`.
     pub fn unembed(&self, stream: &Tensor, ids: &Tensor) -> Result<Tensor> {
-        let logits = self
-            .unembedding
-            .forward(&self.final_norm.forward(stream)?)?;
+        self.unembed_scaled(stream, ids, None)
+    }
+
+    /// The same with `scale [rows, 1]` in place of what the last norm would find.
+    pub fn unembed_scaled(
+        &self,
+        stream: &Tensor,
+        ids: &Tensor,
+        scale: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let normed = self.final_norm.forward_scaled(stream, scale)?;
+        let logits = self.unembedding.forward(&normed)?;
         let logits = match self.config.variant.logit_soft_cap.map(f64::from) {
             Some(cap) => ((logits / cap)?.tanh()? * cap)?,
             None => logits,
@@ -263,6 +272,16 @@ impl Transformer {
             Some(table) => logits + table.index_select(ids, 0)?,
             None => Ok(logits),
         }
+    }
+
+    /// What the last norm multiplies each row of the last site's stream by, `[rows, 1]`.
+    pub fn final_norm_scale(&self, stream: &Tensor) -> Result<Tensor> {
+        self.final_norm.scale(stream)
+    }
+
+    /// Where the model is.
+    pub fn device(&self) -> &Device {
+        self.final_norm.gain.device()
     }
 
     /// What a small step along `direction [rows, d_model]` of the last site adds to the logits, per unit of the

@@ -1,7 +1,8 @@
 //! RMSNorm and LayerNorm of tiles, with their gradients.
 //!
 //! `x = (h - mean) * inverse * gain + bias`; `h`, `x` `[channels][width]`, `mean`, `inverse` `[width]`. An RMSNorm has no
-//! mean. The formulas are those of [`crate::numerics::norm`].
+//! mean. The formulas are those of [`crate::numerics::norm`]. Where the scale is fixed, `inverse` is given and has no
+//! gradient.
 
 use multiversion::multiversion;
 
@@ -12,6 +13,8 @@ pub struct TokenStatistics {
     pub mean: Vec<f32>,
     /// `[width]`.
     pub inverse: Vec<f32>,
+    /// Whether `inverse` was given, not found.
+    pub is_scale_fixed: bool,
 }
 
 /// The statistics of every token of `h [channels][width]`.
@@ -49,7 +52,11 @@ pub fn statistics(h: &[f32], width: usize, epsilon: f32, centred: bool) -> Token
             false => 1.0 / (square + epsilon).sqrt(),
         };
     }
-    TokenStatistics { mean, inverse }
+    TokenStatistics {
+        mean,
+        inverse,
+        is_scale_fixed: false,
+    }
 }
 
 /// `x` from `h` and its statistics.
@@ -130,7 +137,10 @@ pub fn gradient(
         }
     }
     for at in 0..width {
-        products[at] *= statistics.inverse[at] / channels;
+        products[at] = match statistics.is_scale_fixed {
+            true => 0.0,
+            false => products[at] * (statistics.inverse[at] / channels),
+        };
         sums[at] = if is_centred { sums[at] / channels } else { 0.0 };
     }
     let rows = grad_x.chunks_exact(width).zip(h.chunks_exact(width));

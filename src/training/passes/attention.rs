@@ -4,6 +4,7 @@ use super::gradients::WeightGradients;
 use super::layer::{
     Context, LinearLayer, NormGradient, Reading, SublayerRead, WeightValues, add_to,
 };
+use super::node_masks::{ATTENTION_IN, ATTENTION_OUT, QUERIES};
 use super::sequences::SequenceWise;
 use crate::numerics::tiles::attention::{Head, HeadGradients, Outcome, Room};
 use crate::numerics::tiles::buffers::Buffer;
@@ -28,13 +29,15 @@ pub struct AttentionWeights {
 /// What a sequence keeps for its backward pass.
 pub struct Saved {
     read: SublayerRead,
-    /// Queries, keys and values: `[3 * heads * d_head][width]`.
+    /// Queries, keys and values: `[3 * heads * d_head][width]`, as they go on.
     qkv: Buffer,
+    /// What they would have been without a mask; empty where there is none.
+    unmasked: Buffer,
     /// `[heads * d_head][width]`.
     y: Buffer,
     /// `[heads][width]`: see [`attention::forward`].
     totals: Buffer,
-    /// `[d_model][width]`; empty where nothing of it is dropped.
+    /// `[d_model][width]`; empty where nothing of it is dropped or held.
     delta: Buffer,
 }
 
@@ -44,6 +47,8 @@ pub struct Parts {
     grad_qkv: Buffer,
     norm: NormGradient,
     sinks: Vec<f32>,
+    /// Of what was read, of queries, keys and values, and of the output; empty without masks.
+    masks: [Vec<f32>; 5],
 }
 
 impl AttentionWeights {
@@ -74,16 +79,33 @@ impl SequenceWise for AttentionWeights {
     type Kept = Saved;
     type Parts = Parts;
 
-    fn forward(&self, context: &Context, h: &[f32], out: &mut [f32]) -> Saved {
+    fn forward(&self, context: &Context, sequence: usize, h: &[f32], out: &mut [f32]) -> Saved {
         let (cpu, width) = (context.cpu, context.width());
         let d_model = self.reading.gain.values.len();
-        let read = self.reading.forward(cpu, &context.tile(h, d_model), width);
-        let mut qkv = self.joint.forward(cpu, &read.x, width);
+        let scale = context.scale(sequence);
+        let tile = context.tile(h, d_model);
+        let read = self.reading.forward(cpu, &tile, width, scale);
+        let held = context
+            .mask(ATTENTION_IN)
+            .map(|mask| mask.held_copy(&read.x, width));
+        let mut qkv = self
+            .joint
+            .forward(cpu, held.as_deref().unwrap_or(&read.x), width);
         let size = self.d_head * width;
         let parts = qkv.chunks_exact_mut(self.heads * size);
         for (part, active) in parts.zip(self.active) {
             if let Some(k) = active {
                 top_k::keep_largest(cpu, part, width, k);
+            }
+        }
+        let mut unmasked = Buffer::default();
+        if context.masks.is_some() {
+            unmasked = Buffer::copy(&qkv);
+            let parts = qkv.chunks_exact_mut(self.heads * size);
+            for (place, part) in (QUERIES..).zip(parts) {
+                if let Some(mask) = context.mask(place) {
+                    mask.hold(part, width);
+                }
             }
         }
         let mut y = Buffer::of(self.heads * size);
@@ -97,14 +119,18 @@ impl SequenceWise for AttentionWeights {
         if let Some(k) = self.active[3] {
             top_k::keep_largest(cpu, &mut delta, width, k);
         }
-        to_rows(cpu, &delta, d_model, width, out);
+        let held = context
+            .mask(ATTENTION_OUT)
+            .map(|mask| mask.held_copy(&delta, width));
+        to_rows(cpu, held.as_deref().unwrap_or(&delta), d_model, width, out);
         elementwise::add(out, h);
-        if self.active[3].is_none() {
+        if self.active[3].is_none() && held.is_none() {
             delta = Buffer::default();
         }
         Saved {
             read,
             qkv,
+            unmasked,
             y,
             totals,
             delta,
@@ -123,7 +149,13 @@ impl SequenceWise for AttentionWeights {
         let d_model = self.reading.gain.values.len();
         let grad_out = context.tile(grad, d_model);
         let mut grad_delta = Buffer::copy(&grad_out);
-        if !saved.delta.is_empty() {
+        let length = context.length;
+        let masked = |place: usize, x: &[f32], grad: &mut [f32]| match context.mask(place) {
+            Some(mask) => mask.backward(x, grad, width, length),
+            None => Vec::new(),
+        };
+        let of_output = masked(ATTENTION_OUT, &saved.delta, &mut grad_delta);
+        if self.active[3].is_some() {
             elementwise::mask(&mut grad_delta, &saved.delta);
         }
         let grad_y = self.project.backward(cpu, &grad_delta, width);
@@ -152,14 +184,20 @@ impl SequenceWise for AttentionWeights {
                 into,
             );
         }
-        let length = self.heads * size;
-        let kept = saved.qkv.chunks_exact(length);
-        for ((part, kept), active) in grad_qkv.chunks_exact_mut(length).zip(kept).zip(self.active) {
-            if active.is_some() {
-                elementwise::mask(part, kept);
+        let unmasked = match saved.unmasked.is_empty() {
+            true => &saved.qkv,
+            false => &saved.unmasked,
+        };
+        let mut of_parts = [const { Vec::new() }; 3];
+        for (index, part) in grad_qkv.chunks_exact_mut(self.heads * size).enumerate() {
+            let values = &unmasked[index * self.heads * size..][..self.heads * size];
+            of_parts[index] = masked(QUERIES + index, values, part);
+            if self.active[index].is_some() {
+                elementwise::mask(part, values);
             }
         }
         let mut grad_x = self.joint.backward(cpu, &grad_qkv, width);
+        let of_input = masked(ATTENTION_IN, &saved.read.x, &mut grad_x);
         let mut into = grad_out;
         let norm = self.reading.backward(
             &context.tile(h, d_model),
@@ -175,6 +213,20 @@ impl SequenceWise for AttentionWeights {
             grad_qkv,
             norm,
             sinks,
+            masks: {
+                let [q, k, v] = of_parts;
+                [of_input, q, k, v, of_output]
+            },
+        }
+    }
+
+    fn add_mask_gradients(&self, context: &Context, sequences: &[(Saved, Parts)]) {
+        for place in ATTENTION_IN..=ATTENTION_OUT {
+            if let Some(mask) = context.mask(place) {
+                for (_, parts) in sequences {
+                    mask.add(&parts.masks[place]);
+                }
+            }
         }
     }
 

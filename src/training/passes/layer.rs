@@ -6,6 +6,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::gradients::WeightGradients;
+use super::node_masks::{NodeMasks, PlaceMask};
 use crate::models::config::{Norm, TransformerConfig};
 use crate::numerics::parts::Part;
 use crate::numerics::rows;
@@ -47,11 +48,26 @@ pub struct SublayerRead {
 }
 
 impl Reading {
-    /// `h [channels][width]`, the stream.
-    pub fn forward(&self, cpu: Avx512, h: &[f32], width: usize) -> SublayerRead {
-        let timed = Part::Norms.begin();
+    /// What the norm finds of every token of `h [channels][width]`.
+    pub fn statistics(&self, h: &[f32], width: usize) -> norm::TokenStatistics {
         let centred = matches!(self.kind, Norm::Layer | Norm::LayerNoBias);
-        let statistics = norm::statistics(h, width, self.kind.epsilon(), centred);
+        norm::statistics(h, width, self.kind.epsilon(), centred)
+    }
+
+    /// `h [channels][width]`, the stream; `scale [width]` takes the place of what the norm would multiply tokens by.
+    pub fn forward(
+        &self,
+        cpu: Avx512,
+        h: &[f32],
+        width: usize,
+        scale: Option<&[f32]>,
+    ) -> SublayerRead {
+        let timed = Part::Norms.begin();
+        let mut statistics = self.statistics(h, width);
+        if let Some(scale) = scale {
+            statistics.inverse.copy_from_slice(scale);
+            statistics.is_scale_fixed = true;
+        }
         let mut x = Buffer::of(h.len());
         let bias = self.bias.as_ref().map(|bias| bias.values.as_slice());
         norm::apply(h, width, &statistics, &self.gain.values, bias, &mut x);
@@ -288,11 +304,26 @@ pub struct Context {
     pub length: usize,
     /// Whether a backward pass may come.
     pub keeps: bool,
+    /// Which nodes go on and what the others are held at, with the layer that this is a sublayer of.
+    pub masks: Option<(Arc<NodeMasks>, usize)>,
+    /// For each sequence, what its norm multiplies each token by, `[width]`; none: what the norm finds.
+    pub scales: Option<Arc<Vec<Vec<f32>>>>,
 }
 
 impl Context {
     pub fn width(&self) -> usize {
         layout::width_of(self.length)
+    }
+
+    /// The mask of one place of this sublayer.
+    pub fn mask(&self, place: usize) -> Option<&PlaceMask> {
+        let (masks, layer) = self.masks.as_ref()?;
+        Some(masks.place(*layer, place))
+    }
+
+    /// What the norm of a sequence multiplies each token by, where that is given.
+    pub fn scale(&self, sequence: usize) -> Option<&[f32]> {
+        Some(&self.scales.as_ref()?[sequence])
     }
 
     /// One sequence's rows `[length, channels]` as a tile.

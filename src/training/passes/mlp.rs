@@ -2,6 +2,7 @@
 
 use super::gradients::WeightGradients;
 use super::layer::{Context, LinearLayer, NormGradient, Reading, SublayerRead};
+use super::node_masks::{MLP_IN, MLP_OUT, NEURONS};
 use super::sequences::SequenceWise;
 use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::layout::to_rows;
@@ -23,7 +24,7 @@ pub struct SavedMlp {
     /// Before and after the nonlinearity, `[d_mlp][width]`.
     hidden: Buffer,
     neurons: Buffer,
-    /// `[d_model][width]`; empty where nothing of it is dropped.
+    /// `[d_model][width]`; empty where nothing of it is dropped or held.
     delta: Buffer,
 }
 
@@ -32,6 +33,8 @@ pub struct MlpParts {
     grad_delta: Buffer,
     grad_hidden: Buffer,
     norm: NormGradient,
+    /// Of what was read, of neurons and of the output; empty without masks.
+    masks: [Vec<f32>; 3],
 }
 
 impl SequenceWise for MlpWeights {
@@ -39,23 +42,38 @@ impl SequenceWise for MlpWeights {
     type Kept = SavedMlp;
     type Parts = MlpParts;
 
-    fn forward(&self, context: &Context, h: &[f32], out: &mut [f32]) -> SavedMlp {
+    fn forward(&self, context: &Context, sequence: usize, h: &[f32], out: &mut [f32]) -> SavedMlp {
         let (cpu, width) = (context.cpu, context.width());
         let d_model = self.reading.gain.values.len();
-        let read = self.reading.forward(cpu, &context.tile(h, d_model), width);
-        let hidden = self.expand.forward(cpu, &read.x, width);
+        let scale = context.scale(sequence);
+        let tile = context.tile(h, d_model);
+        let read = self.reading.forward(cpu, &tile, width, scale);
+        let held = context
+            .mask(MLP_IN)
+            .map(|mask| mask.held_copy(&read.x, width));
+        let hidden = self
+            .expand
+            .forward(cpu, held.as_deref().unwrap_or(&read.x), width);
         let mut neurons = Buffer::of(hidden.len());
         elementwise::gelu(&hidden, &mut neurons);
         if let Some(k) = self.active[0] {
             top_k::keep_largest(cpu, &mut neurons, width, k);
         }
-        let mut delta = self.project.forward(cpu, &neurons, width);
+        let held = context
+            .mask(NEURONS)
+            .map(|mask| mask.held_copy(&neurons, width));
+        let mut delta = self
+            .project
+            .forward(cpu, held.as_deref().unwrap_or(&neurons), width);
         if let Some(k) = self.active[1] {
             top_k::keep_largest(cpu, &mut delta, width, k);
         }
-        to_rows(cpu, &delta, d_model, width, out);
+        let held = context
+            .mask(MLP_OUT)
+            .map(|mask| mask.held_copy(&delta, width));
+        to_rows(cpu, held.as_deref().unwrap_or(&delta), d_model, width, out);
         elementwise::add(out, h);
-        if self.active[1].is_none() {
+        if self.active[1].is_none() && held.is_none() {
             delta = Buffer::default();
         }
         SavedMlp {
@@ -78,15 +96,23 @@ impl SequenceWise for MlpWeights {
         let d_model = self.reading.gain.values.len();
         let grad_out = context.tile(grad, d_model);
         let mut grad_delta = Buffer::copy(&grad_out);
-        if !saved.delta.is_empty() {
+        let length = context.length;
+        let masked = |place: usize, x: &[f32], grad: &mut [f32]| match context.mask(place) {
+            Some(mask) => mask.backward(x, grad, width, length),
+            None => Vec::new(),
+        };
+        let of_output = masked(MLP_OUT, &saved.delta, &mut grad_delta);
+        if self.active[1].is_some() {
             elementwise::mask(&mut grad_delta, &saved.delta);
         }
         let mut grad_hidden = self.project.backward(cpu, &grad_delta, width);
+        let of_neurons = masked(NEURONS, &saved.neurons, &mut grad_hidden);
         if self.active[0].is_some() {
             elementwise::mask(&mut grad_hidden, &saved.neurons);
         }
         elementwise::gelu_gradient(&saved.hidden, &mut grad_hidden);
         let mut grad_x = self.expand.backward(cpu, &grad_hidden, width);
+        let of_input = masked(MLP_IN, &saved.read.x, &mut grad_x);
         let mut into = grad_out;
         let norm = self.reading.backward(
             &context.tile(h, d_model),
@@ -101,6 +127,17 @@ impl SequenceWise for MlpWeights {
             grad_delta,
             grad_hidden,
             norm,
+            masks: [of_input, of_neurons, of_output],
+        }
+    }
+
+    fn add_mask_gradients(&self, context: &Context, sequences: &[(SavedMlp, MlpParts)]) {
+        for (index, place) in [MLP_IN, NEURONS, MLP_OUT].into_iter().enumerate() {
+            if let Some(mask) = context.mask(place) {
+                for (_, parts) in sequences {
+                    mask.add(&parts.masks[index]);
+                }
+            }
         }
     }
 

@@ -9,7 +9,9 @@
 pub mod attention;
 pub mod gradients;
 pub mod layer;
+pub mod masked;
 pub mod mlp;
+pub mod node_masks;
 pub mod sequences;
 #[cfg(test)]
 mod tests;
@@ -167,6 +169,8 @@ impl Passes {
             sink: fused.gradients.clone(),
             length: *length,
             keeps: h.track_op(),
+            masks: None,
+            scales: None,
         };
         see(&h);
         for site in Site::all(self.config().n_layers).skip(from.index()) {

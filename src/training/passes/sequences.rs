@@ -25,8 +25,9 @@ pub trait SequenceWise: Send + Sync {
         d_model
     }
 
-    /// Fills `out [length, outputs]`.
-    fn forward(&self, context: &Context, h: &[f32], out: &mut [f32]) -> Self::Kept;
+    /// Fills `out [length, outputs]` of the sequence with that index.
+    fn forward(&self, context: &Context, sequence: usize, h: &[f32], out: &mut [f32])
+    -> Self::Kept;
 
     /// Fills `grad_h`, the gradient of the stream, from that of the result.
     fn backward(
@@ -37,6 +38,9 @@ pub trait SequenceWise: Send + Sync {
         grad: &[f32],
         grad_h: &mut [f32],
     ) -> Self::Parts;
+
+    /// Adds the gradients of the nodes' masks by all sequences, where there are masks.
+    fn add_mask_gradients(&self, _context: &Context, _sequences: &[(Self::Kept, Self::Parts)]) {}
 
     /// Adds the gradients of weights by all sequences.
     fn add_gradients(
@@ -78,8 +82,9 @@ impl<P: SequenceWise> CustomOp1 for Pass<P> {
         let kept: Vec<Option<P::Kept>> = out
             .par_chunks_mut(length * outputs)
             .zip(h.par_chunks(length * d_model))
-            .map(|(out, h)| {
-                let kept = self.part.forward(&self.context, h, out);
+            .enumerate()
+            .map(|(sequence, (out, h))| {
+                let kept = self.part.forward(&self.context, sequence, h, out);
                 self.context.keeps.then_some(kept)
             })
             .collect();
@@ -105,6 +110,7 @@ impl<P: SequenceWise> CustomOp1 for Pass<P> {
                 })
                 .collect()
         })?;
+        self.part.add_mask_gradients(&self.context, &sequences);
         if let Some(sink) = &self.context.sink {
             self.part.add_gradients(&self.context, sink, &sequences);
         }

@@ -23,10 +23,17 @@ impl SequenceWise for UnembeddingWeights {
         self.unembed.weights.outputs
     }
 
-    fn forward(&self, context: &Context, h: &[f32], logits: &mut [f32]) -> SublayerRead {
+    fn forward(
+        &self,
+        context: &Context,
+        sequence: usize,
+        h: &[f32],
+        logits: &mut [f32],
+    ) -> SublayerRead {
         let (cpu, width) = (context.cpu, context.width());
         let d_model = self.reading.gain.values.len();
-        let read = self.reading.forward(cpu, &context.tile(h, d_model), width);
+        let (tile, scale) = (context.tile(h, d_model), context.scale(sequence));
+        let read = self.reading.forward(cpu, &tile, width, scale);
         let tile = self.unembed.forward(cpu, &read.x, width);
         to_rows(cpu, &tile, self.unembed.weights.outputs, width, logits);
         read

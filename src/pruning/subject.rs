@@ -1,0 +1,186 @@
+//! What is pruned: a model, what its nodes are held at, and the pairs that it is pruned on.
+//!
+//! Answers are logit differences, the log odds of the counterfactual's answer (`discovery::question`): one a prompt,
+//! first of all presented prompts, then of all counterfactual ones.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Result, Tensor};
+
+use super::answers::LogitDiffs;
+use crate::circuits::nodes::{NodeSet, node_locations};
+use crate::discovery::question::PromptPair;
+use crate::models::config::TransformerConfig;
+use crate::models::layers::Purpose;
+use crate::numerics::rows;
+use crate::training::passes::Passes;
+use crate::training::passes::masked::{NormScales, Prompts};
+use crate::training::passes::node_masks::NodeMasks;
+
+/// Pairs whose prompts go through the model together.
+const PAIRS_A_PASS: usize = 64;
+
+/// A frozen model and what its nodes are held at.
+pub struct Subject {
+    pub passes: Passes,
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Of every node, in the order of [`node_locations`].
+    pub held: Vec<f32>,
+    /// Whether norms multiply by what they found in the whole model.
+    pub frozen_norms: bool,
+}
+
+/// Some pairs, ready to be run again and again.
+pub struct PreparedPairs {
+    parts: Vec<PreparedPart>,
+}
+
+struct PreparedPart {
+    pairs: Vec<PromptPair>,
+    prompts: Prompts,
+    scales: Option<NormScales>,
+}
+
+impl Subject {
+    pub fn new(
+        config: TransformerConfig,
+        tensors: BTreeMap<String, Tensor>,
+        held: Vec<f32>,
+        frozen_norms: bool,
+    ) -> Result<Self> {
+        Ok(Subject {
+            passes: Passes::new(config, &tensors, Purpose::Frozen)?,
+            tensors,
+            held,
+            frozen_norms,
+        })
+    }
+
+    pub fn config(&self) -> &TransformerConfig {
+        self.passes.config()
+    }
+
+    /// How many nodes the model has.
+    pub fn nodes(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Pairs with their norms' scales, where those are frozen.
+    pub fn prepare(&self, pairs: &[PromptPair]) -> Result<PreparedPairs> {
+        let parts = pairs.chunks(PAIRS_A_PASS).map(|pairs| {
+            let presented = pairs.iter().map(|pair| pair.presented.as_slice());
+            let counterfactual = pairs.iter().map(|pair| pair.counterfactual.as_slice());
+            let prompts: Vec<&[u32]> = presented.chain(counterfactual).collect();
+            let prompts = Prompts::padded(&prompts);
+            let scales = self
+                .frozen_norms
+                .then(|| self.passes.norm_scales(&prompts))
+                .transpose()?;
+            Ok(PreparedPart {
+                pairs: pairs.to_vec(),
+                prompts,
+                scales,
+            })
+        });
+        Ok(PreparedPairs {
+            parts: parts.collect::<Result<_>>()?,
+        })
+    }
+
+    /// The answers when only the kept nodes have their own values.
+    pub fn answers(&self, pairs: &PreparedPairs, kept: &[bool]) -> Result<LogitDiffs> {
+        self.answers_of(&self.passes, pairs, kept)
+    }
+
+    /// The same by a model of the same shape, such as this one with some weights taken away.
+    pub fn answers_of(
+        &self,
+        passes: &Passes,
+        pairs: &PreparedPairs,
+        kept: &[bool],
+    ) -> Result<LogitDiffs> {
+        let masks = NodeMasks::new(self.config(), kept, &self.held);
+        let mut all = LogitDiffs::default();
+        for part in &pairs.parts {
+            let answers = passes.masked(&part.prompts, &masks, part.scales.as_ref(), false)?;
+            all.append(part.read(&answers.logits)?);
+        }
+        Ok(all)
+    }
+
+    /// The answers, and the gradient of the task loss with respect to every node's mask.
+    pub fn loss_gradient(
+        &self,
+        pairs: &PreparedPairs,
+        kept: &[bool],
+    ) -> Result<(LogitDiffs, Vec<f32>)> {
+        let prompts: usize = pairs.parts.iter().map(|part| 2 * part.pairs.len()).sum();
+        let mut all = LogitDiffs::default();
+        let mut sum = vec![0f32; self.nodes()];
+        for part in &pairs.parts {
+            // Anew for each part: masks add up their gradients.
+            let masks = NodeMasks::new(self.config(), kept, &self.held);
+            let scales = part.scales.as_ref();
+            let answers = self.passes.masked(&part.prompts, &masks, scales, true)?;
+            let diffs = part.read(&answers.logits)?;
+            let direction = part.direction(&answers.logits, &diffs, prompts)?;
+            for (sum, value) in sum.iter_mut().zip(answers.gradients(direction)?) {
+                *sum += value;
+            }
+            all.append(diffs);
+        }
+        Ok((all, sum))
+    }
+}
+
+impl PreparedPart {
+    /// `logits [prompts, vocabulary]`.
+    fn read(&self, logits: &Tensor) -> Result<LogitDiffs> {
+        let vocabulary = logits.dim(1)?;
+        rows::with_values(logits, |values| {
+            let questions = self.pairs.iter().chain(&self.pairs);
+            let diffs = questions
+                .zip(values.chunks_exact(vocabulary))
+                .map(|(pair, logits)| pair.question.logit_diff(logits));
+            let mut presented: Vec<f32> = diffs.collect();
+            let counterfactual = presented.split_off(self.pairs.len());
+            LogitDiffs {
+                presented,
+                counterfactual,
+            }
+        })
+    }
+
+    /// The gradient of the task loss over `prompts` prompts with respect to these logits.
+    fn direction(&self, logits: &Tensor, diffs: &LogitDiffs, prompts: usize) -> Result<Vec<f32>> {
+        let vocabulary = logits.dim(1)?;
+        let slopes = diffs.slopes().map(|slope| slope / prompts as f32);
+        rows::with_values(logits, |values| {
+            let mut direction = vec![0f32; values.len()];
+            let rows = values
+                .chunks_exact(vocabulary)
+                .zip(direction.chunks_exact_mut(vocabulary));
+            let questions = self.pairs.iter().chain(&self.pairs);
+            for ((pair, slope), (logits, direction)) in questions.zip(slopes).zip(rows) {
+                pair.question.add_gradient(logits, slope, direction);
+            }
+            direction
+        })
+    }
+}
+
+/// A set of nodes as one truth a node, in the order of [`node_locations`].
+pub fn as_mask(config: &TransformerConfig, nodes: &NodeSet) -> Vec<bool> {
+    let places = node_locations(config).into_iter();
+    let kept = places
+        .flat_map(|(node, width)| (0..width).map(move |channel| nodes.contains(node, channel)));
+    kept.collect()
+}
+
+/// The other way round.
+pub fn as_nodes(config: &TransformerConfig, kept: &[bool]) -> NodeSet {
+    let places = node_locations(config).into_iter();
+    let nodes = places.flat_map(|(node, width)| (0..width).map(move |channel| (node, channel)));
+    let kept = nodes.zip(kept).filter(|(_, kept)| **kept);
+    NodeSet::new(kept.map(|(node, _)| node))
+}
