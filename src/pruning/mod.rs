@@ -18,5 +18,6 @@ pub mod recipe;
 pub mod run;
 pub mod size;
 pub mod subject;
+pub mod task_file;
 #[cfg(test)]
 mod test_quote_closer;
