@@ -11,6 +11,7 @@ use super::held::means;
 use super::recipe::PruneRecipe;
 use super::run::Material;
 use super::subject::Subject;
+use super::task_file::read_task;
 use crate::circuits::circuit::Ablation;
 use crate::circuits::nodes::node_locations;
 use crate::corpus::Split;
@@ -23,7 +24,6 @@ use crate::models::tokenizer::Tokenizer;
 use crate::models::transformer::Transformer;
 use crate::numerics::columns::StoredMatrix;
 use crate::numerics::rows;
-use crate::tasks::{Task, token_pairs};
 use crate::training::TrainingError;
 use crate::training::data::{TrainingData, spread_sequences};
 
@@ -92,26 +92,13 @@ pub fn pairs(
     tokenizer: &Tokenizer,
 ) -> Result<Pairs, TrainingError> {
     let search = &recipe.search;
-    let task: Task = recipe
-        .task
-        .parse()
-        .map_err(|error: crate::tasks::UnknownTask| TrainingError::Recipe(error.to_string()))?;
+    let task = read_task(recipe)?;
+    let encode = |text: &str| tokenizer.encode_with_offsets(text);
     let cut = |count: usize, split: Split| -> Result<Vec<PromptPair>, TrainingError> {
-        let encode = |text: &str| tokenizer.encode_with_offsets(text);
-        let pairs = token_pairs(task, count, search.seed, split, encode)
-            .map_err(|error| TrainingError::Data(error.to_string()))?;
-        let pairs: Vec<PromptPair> = pairs.iter().map(PromptPair::from).collect();
-        match pairs
-            .iter()
-            .find(|pair| pair.presented.len() > config.context_length)
-        {
-            None => Ok(pairs),
-            Some(pair) => Err(TrainingError::Data(format!(
-                "task {task}: a prompt has {} tokens; the model takes {}",
-                pair.presented.len(),
-                config.context_length
-            ))),
-        }
+        let (context, seed) = (config.context_length, search.seed);
+        let pairs = task.token_pairs_within(context, count, seed, split, encode);
+        let pairs = pairs.map_err(|error| TrainingError::Data(error.to_string()))?;
+        Ok(pairs.iter().map(PromptPair::from).collect())
     };
     Ok(Pairs {
         train: cut(search.train_pairs, Split::Train)?,

@@ -381,6 +381,8 @@ mod kernels {
 /// The same kernels for AVX2. A closure would be compiled for itself and called for every number; loops are not.
 #[cfg(target_arch = "x86_64")]
 mod narrow_kernels {
+    use std::arch::x86_64::*;
+
     use super::{Head, LANES, Outcome, Room};
     use crate::numerics::exponential::exp;
 
@@ -403,30 +405,54 @@ mod narrow_kernels {
     }
 
     /// `sum over d of row[d] * lanes[d]`.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
     fn dot<const D: usize>(row: &[f32], lanes: &[Sixteen; D]) -> Sixteen {
-        let mut sums = [[0f32; LANES]; 4];
-        for (quarter, row) in lanes.chunks_exact(4).zip(row.chunks_exact(4)) {
-            for ((sum, lanes), value) in sums.iter_mut().zip(quarter).zip(row) {
-                for (sum, lane) in sum.iter_mut().zip(lanes) {
-                    *sum = value.mul_add(*lane, *sum);
-                }
-            }
+        assert!(row.len() >= D);
+        let mut sums = [[_mm256_setzero_ps(); 2]; 4];
+        for d in 0..D {
+            let value = _mm256_set1_ps(row[d]);
+            let [low, high] = halves(&lanes[d]);
+            let sum = &mut sums[d % 4];
+            sum[0] = _mm256_fmadd_ps(value, low, sum[0]);
+            sum[1] = _mm256_fmadd_ps(value, high, sum[1]);
         }
-        let [a, b, c, d] = sums;
-        let mut sum = [0f32; LANES];
-        for lane in 0..LANES {
-            sum[lane] = (a[lane] + b[lane]) + (c[lane] + d[lane]);
+        let mut out = [0f32; LANES];
+        for half in 0..2 {
+            let one = _mm256_add_ps(sums[0][half], sums[1][half]);
+            let other = _mm256_add_ps(sums[2][half], sums[3][half]);
+            // SAFETY: `out` has two halves of eight.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(8 * half), _mm256_add_ps(one, other)) };
         }
-        sum
+        out
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn halves(lanes: &Sixteen) -> [__m256; 2] {
+        // SAFETY: there are two halves of eight.
+        unsafe {
+            [
+                _mm256_loadu_ps(lanes.as_ptr()),
+                _mm256_loadu_ps(lanes.as_ptr().add(8)),
+            ]
+        }
     }
 
     /// `lanes[d] += row[d] * factor`.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
     fn add_scaled<const D: usize>(lanes: &mut [Sixteen; D], row: &[f32], factor: &Sixteen) {
-        for (lanes, value) in lanes.iter_mut().zip(row) {
-            for (lane, factor) in lanes.iter_mut().zip(factor) {
-                *lane = value.mul_add(*factor, *lane);
+        assert!(row.len() >= D);
+        let factor = halves(factor);
+        for d in 0..D {
+            let value = _mm256_set1_ps(row[d]);
+            let [low, high] = halves(&lanes[d]);
+            let at = lanes[d].as_mut_ptr();
+            // SAFETY: there are two halves of eight.
+            unsafe {
+                _mm256_storeu_ps(at, _mm256_fmadd_ps(value, factor[0], low));
+                _mm256_storeu_ps(at.add(8), _mm256_fmadd_ps(value, factor[1], high));
             }
         }
     }
@@ -553,20 +579,23 @@ mod narrow_kernels {
     }
 
     /// `sums[j] += sum over sixteen tokens t of factors[j][t] * rows[t]`, rows of `D`.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
     fn outer<const D: usize>(factors: &[f32], rows: &[f32], sums: &mut [f32], keys: usize) {
-        let by_key = factors.chunks_exact(LANES).zip(sums.chunks_exact_mut(D));
-        for (factors, sums) in by_key.take(keys) {
-            for (part, sums) in sums.chunks_exact_mut(LANES).enumerate() {
-                let mut sum = [0f32; LANES];
-                sum.copy_from_slice(sums);
-                for (factor, row) in factors.iter().zip(rows.chunks_exact(D)) {
-                    let row = &row[part * LANES..][..LANES];
-                    for (sum, value) in sum.iter_mut().zip(row) {
-                        *sum = factor.mul_add(*value, *sum);
+        assert!(rows.len() >= LANES * D && factors.len() >= keys * LANES && sums.len() >= keys * D);
+        for j in 0..keys {
+            for part in 0..D / 8 {
+                // SAFETY: there are `keys` rows of factors and of sums, and sixteen of tokens, as asserted above.
+                unsafe {
+                    let at = sums.as_mut_ptr().add(j * D + 8 * part);
+                    let mut parts = [_mm256_loadu_ps(at), _mm256_setzero_ps()];
+                    for t in 0..LANES {
+                        let factor = _mm256_set1_ps(*factors.as_ptr().add(j * LANES + t));
+                        let values = _mm256_loadu_ps(rows.as_ptr().add(t * D + 8 * part));
+                        parts[t % 2] = _mm256_fmadd_ps(factor, values, parts[t % 2]);
                     }
+                    _mm256_storeu_ps(at, _mm256_add_ps(parts[0], parts[1]));
                 }
-                sums.copy_from_slice(&sum);
             }
         }
     }

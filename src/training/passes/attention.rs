@@ -4,7 +4,7 @@ use super::gradients::WeightGradients;
 use super::layer::{
     Context, LinearLayer, NormGradient, Reading, SublayerRead, WeightValues, add_to,
 };
-use super::node_masks::{ATTENTION_IN, ATTENTION_OUT, QUERIES};
+use super::node_masks::{ATTENTION_IN, ATTENTION_OUT, PlaceMask, QUERIES};
 use super::sequences::SequenceWise;
 use crate::numerics::tiles::attention::{Head, HeadGradients, Outcome, Room};
 use crate::numerics::tiles::buffers::Buffer;
@@ -55,6 +55,31 @@ impl AttentionWeights {
     fn sink_of(&self, head: usize) -> f32 {
         let sinks = self.sinks.as_ref();
         sinks.map_or(f32::NEG_INFINITY, |sinks| sinks.values[head])
+    }
+
+    /// Whether all queries, keys and values of a head are held, and nobody wants the gradients of their masks.
+    fn is_head_unseen(&self, context: &Context, head: usize) -> bool {
+        let of_head =
+            |mask: &PlaceMask| mask.kept[head * self.d_head..][..self.d_head].contains(&true);
+        let mut places = (QUERIES..ATTENTION_OUT).map(|place| context.mask(place));
+        !context.keeps && places.all(|mask| mask.is_some_and(|mask| !of_head(mask)))
+    }
+
+    /// The output of a head whose queries, keys and values are the same at every token: the values, times what the sink
+    /// leaves of the attention.
+    fn held_head(&self, head: Head, y: &mut [f32]) {
+        let channels =
+            |rows: &[f32]| -> Vec<f32> { rows.iter().step_by(head.width).copied().collect() };
+        let (q, k, v) = (channels(head.q), channels(head.k), channels(head.v));
+        let products = q.iter().zip(&k).map(|(q, k)| q * k);
+        let score = products.sum::<f32>() / (self.d_head as f32).sqrt();
+        let sink = (head.sink - score).exp();
+        for (row, value) in y.chunks_exact_mut(head.width).zip(v) {
+            for (token, y) in row.iter_mut().enumerate() {
+                let seen = (token + 1) as f32;
+                *y = value * (seen / (seen + sink));
+            }
+        }
     }
 
     /// One head's queries, keys and values.
@@ -111,6 +136,10 @@ impl SequenceWise for AttentionWeights {
         let mut room = Room::default();
         let outputs = y.chunks_exact_mut(size).zip(totals.chunks_exact_mut(width));
         for (head, (y, totals)) in outputs.enumerate() {
+            if self.is_head_unseen(context, head) {
+                self.held_head(self.head(context, &qkv, head), y);
+                continue;
+            }
             attention::forward(cpu, self.head(context, &qkv, head), &mut room, y, totals);
         }
         let mut delta = self.project.forward(cpu, &y, width);
