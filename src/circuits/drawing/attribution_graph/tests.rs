@@ -510,7 +510,10 @@ fn the_json_follows_the_published_format() {
     );
     assert_eq!(json["metadata"]["scan"], circuit.model);
     let nodes = json["nodes"].as_array().unwrap();
-    let of_type = |kind: &str| nodes.iter().filter(|node| node["feature_type"] == kind);
+    let of_type = |kind: &'static str| {
+        let nodes = nodes.iter();
+        nodes.filter(move |node| node["feature_type"] == kind)
+    };
     assert_eq!(of_type("embedding").count(), 5);
     assert_eq!(of_type("logit").count(), 5);
     assert!(of_type("mlp reconstruction error").count() > 0);
