@@ -12,3 +12,4 @@ pub mod recipe;
 pub mod run;
 pub mod size;
 pub mod subject;
+pub mod task_file;

@@ -3,7 +3,8 @@
 //! - [`service`]: what comes into service and goes out of it; [`library`] what could, [`trained`] what jobs have made.
 //! - [`arrivals`]: what comes into the library; [`downloads`] what a running server brings there from a hub.
 //! - [`snapshot`]: the models, pairs, features and presets that are served at one moment; [`named_model`] what of it a
-//!   request's `model` is; [`feature_store`] keeps features, [`direction_store`] directions and [`preset_store`] presets.
+//!   request's `model` is; [`feature_store`] keeps features, [`direction_store`] directions, [`preset_store`] presets and
+//!   [`task_store`] tasks.
 //! - [`weights`]: those that stay in memory, and those of jobs' results, which come and go; [`description`] says what
 //!   is known of something without its weights.
 //! - [`data_directory`]: one server at a time keeps what callers make.
@@ -22,6 +23,7 @@ pub mod named_model;
 pub mod preset_store;
 pub mod service;
 pub mod snapshot;
+pub mod task_store;
 pub mod template_process;
 pub mod trained;
 pub mod trial;

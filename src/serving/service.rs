@@ -17,6 +17,7 @@ use super::feature_store::{FeatureStore, StoreError};
 use super::library::{Entry, EntryKind, Library, Trained};
 use super::preset_store::{PresetError, PresetStore};
 use super::snapshot::{Conflict, IncomingPair, ModelCard, Snapshot, provenance, shortened};
+use super::task_store::{TaskStore, TaskStoreError};
 use super::trial::Tried;
 use super::trial_process::{TrialFailure, TrialProcess};
 use super::weights::WeightMemory;
@@ -40,6 +41,7 @@ pub struct Service {
     pub library: Library,
     pub features: Arc<FeatureStore>,
     pub presets: PresetStore,
+    pub tasks: TaskStore,
     pub directions: Arc<DirectionStore>,
     /// Where the weights of what came from the library and of jobs' results come and go.
     pub weights: Arc<WeightMemory>,
@@ -67,6 +69,8 @@ pub enum StartError {
     Features(#[from] StoreError),
     #[error(transparent)]
     Presets(#[from] PresetError),
+    #[error(transparent)]
+    Tasks(#[from] TaskStoreError),
     #[error("kept for bridge {bridge}: {problem}")]
     Feature { bridge: String, problem: String },
 }
@@ -143,6 +147,7 @@ impl Service {
         }
         let presets = PresetStore::open(&settings.data_dir, settings.limits)?;
         served = served.with_presets(presets.all());
+        let tasks = TaskStore::open(&settings.data_dir, settings.limits)?;
         let directions = DirectionStore::new(&settings.data_dir, settings.limits);
         let served = with_directions(served, &directions)?;
         let patience = Duration::from_secs(settings.limits.load_seconds);
@@ -152,6 +157,7 @@ impl Service {
             library: Library::new(named, settings.library.clone()),
             features: Arc::new(features),
             presets,
+            tasks,
             directions: Arc::new(directions),
             weights: WeightMemory::new(
                 settings.limits.max_weights_mib.saturating_mul(1 << 20),

@@ -1,0 +1,281 @@
+//! A task that a user brought: pairs of prompts, and which of them are held out.
+//!
+//! In a file each pair is a line of JSON,
+//! `{"presented": {"prompt", "answer"}, "counterfactual": {"prompt", "answer"}}`, with `"anything_else": true` where the
+//! counterfactual may go on in many ways. Which split a pair belongs to is decided by a hash of its texts, so that a file
+//! in another order, or one with more pairs, leaves every pair where it was. A pair and its swapped copy are in the same
+//! split.
+
+use std::collections::HashMap;
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
+
+use super::pair_lines::{LONGEST_LINE, PairFault, check, pair_of_line};
+use super::pairs::{Side, TextPair};
+use super::task::Task;
+use crate::corpus::Split;
+
+/// The most pairs of a task.
+pub const MOST_PAIRS: usize = 10_000;
+/// The most bytes of a task's file, and of its texts together.
+pub const LONGEST_TASK: usize = 16 << 20;
+/// The longest description, in characters.
+pub const LONGEST_DESCRIPTION: usize = 10_000;
+/// The fewest pairs that a split must have, and of which a tokenizer must be able to use so many.
+pub const LEAST_IN_SPLIT: usize = 4;
+/// One pair of so many, by its hash, is held out.
+const HELD_OUT_EVERY: u64 = 3;
+/// What some programs put before a text to say that it is UTF-8.
+const BYTE_ORDER_MARK: &str = "\u{feff}";
+
+/// Pairs of prompts under a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserTask {
+    name: String,
+    description: String,
+    /// As they were given.
+    pairs: Vec<TextPair>,
+    /// Places in `pairs`, by the pairs' hashes.
+    train: Vec<usize>,
+    held_out: Vec<usize>,
+}
+
+/// Why something is no task.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UserTaskError {
+    #[error(
+        "{name:?} is no name of a task: 1 to 64 of a-z, 0-9, '.', '_' and '-', no '..', no dot at the start"
+    )]
+    Name { name: String },
+    #[error("{0} is one of the twenty tasks; choose another name")]
+    Taken(Task),
+    #[error("the description has {characters} characters; it may have {LONGEST_DESCRIPTION}")]
+    Description { characters: usize },
+    /// `index` counts pairs from 0; `place` is what the pair's giver calls it, such as `line 3`.
+    #[error("{place}: {fault}")]
+    Pair {
+        index: usize,
+        place: String,
+        fault: PairFault,
+    },
+    #[error("there are more than {MOST_PAIRS} pairs, the most that a task may have")]
+    TooMany,
+    #[error("there are {bytes} bytes; a task may have {LONGEST_TASK}")]
+    TooLong { bytes: usize },
+    #[error(
+        "{train} pairs are for training and {held_out} are held out; there must be at least {LEAST_IN_SPLIT} of both. \
+         A hash of its texts holds one pair of three out: give more pairs"
+    )]
+    TooFew { train: usize, held_out: usize },
+}
+
+impl UserTask {
+    /// A task of these pairs; errors call them `pairs[0]` and so on.
+    pub fn new(
+        name: impl Into<String>,
+        description: impl Into<String>,
+        pairs: Vec<TextPair>,
+    ) -> Result<Self, UserTaskError> {
+        let place = |index: usize| format!("pairs[{index}]");
+        Self::of(name.into(), description.into(), pairs, place)
+    }
+
+    /// A task of a file with a pair in each line that is not blank. Errors name the first line at fault, counted from 1.
+    pub fn parse(
+        name: impl Into<String>,
+        description: impl Into<String>,
+        file: &[u8],
+    ) -> Result<Self, UserTaskError> {
+        if file.len() > LONGEST_TASK {
+            return Err(UserTaskError::TooLong { bytes: file.len() });
+        }
+        let (mut pairs, mut lines) = (Vec::new(), Vec::new());
+        for (index, line) in file.split(|byte| *byte == b'\n').enumerate() {
+            let number = index + 1;
+            let wrong = |fault: PairFault| UserTaskError::Pair {
+                index: pairs.len(),
+                place: format!("line {number}"),
+                fault,
+            };
+            if line.len() > LONGEST_LINE {
+                let problem = format!("has {} bytes; a line may have {LONGEST_LINE}", line.len());
+                return Err(wrong(PairFault::new("", problem)));
+            }
+            let Ok(text) = std::str::from_utf8(line) else {
+                return Err(wrong(PairFault::new("", "is not UTF-8")));
+            };
+            let text = match number {
+                1 => text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text),
+                _ => text,
+            };
+            if text.trim().is_empty() {
+                continue;
+            }
+            if pairs.len() == MOST_PAIRS {
+                return Err(UserTaskError::TooMany);
+            }
+            let pair = pair_of_line(text.trim()).map_err(wrong)?;
+            pairs.push(pair);
+            lines.push(number);
+        }
+        let place = |index: usize| format!("line {}", lines[index]);
+        Self::of(name.into(), description.into(), pairs, place)
+    }
+
+    fn of(
+        name: String,
+        description: String,
+        pairs: Vec<TextPair>,
+        place: impl Fn(usize) -> String,
+    ) -> Result<Self, UserTaskError> {
+        check_name(&name)?;
+        let characters = description.chars().count();
+        if characters > LONGEST_DESCRIPTION {
+            return Err(UserTaskError::Description { characters });
+        }
+        if pairs.len() > MOST_PAIRS {
+            return Err(UserTaskError::TooMany);
+        }
+        let wrong = |index: usize, fault: PairFault| UserTaskError::Pair {
+            index,
+            place: place(index),
+            fault,
+        };
+        let mut bytes = 0;
+        let mut seen = HashMap::new();
+        let (mut train, mut held_out) = (Vec::new(), Vec::new());
+        for (index, pair) in pairs.iter().enumerate() {
+            check(pair).map_err(|fault| wrong(index, fault))?;
+            bytes += [&pair.presented, &pair.counterfactual]
+                .map(|side| side.prompt.len() + side.answer.len())
+                .iter()
+                .sum::<usize>();
+            if bytes > LONGEST_TASK {
+                return Err(UserTaskError::TooLong { bytes });
+            }
+            let hashes = PairHashes::of(pair);
+            if let Some(first) = seen.insert(hashes.directed, index) {
+                let problem = format!("asks the same as {}", place(first));
+                return Err(wrong(index, PairFault::new("", problem)));
+            }
+            match hashes.split() {
+                Split::Train => train.push((hashes, index)),
+                Split::HeldOut => held_out.push((hashes, index)),
+            }
+        }
+        if train.len().min(held_out.len()) < LEAST_IN_SPLIT {
+            return Err(UserTaskError::TooFew {
+                train: train.len(),
+                held_out: held_out.len(),
+            });
+        }
+        let in_order = |mut split: Vec<(PairHashes, usize)>| {
+            split.sort_unstable();
+            split.into_iter().map(|(_, index)| index).collect()
+        };
+        Ok(UserTask {
+            name,
+            description,
+            train: in_order(train),
+            held_out: in_order(held_out),
+            pairs,
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// All pairs, as they were given.
+    pub fn pairs(&self) -> &[TextPair] {
+        &self.pairs
+    }
+
+    /// How many pairs a split has.
+    pub fn pairs_of(&self, split: Split) -> usize {
+        self.places(split).len()
+    }
+
+    /// The pairs of a split, shuffled by the seed; the file's order makes no difference.
+    pub fn shuffled(&self, seed: u64, split: Split) -> impl Iterator<Item = &TextPair> {
+        let mut places = self.places(split).to_vec();
+        places.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        places.into_iter().map(|place| &self.pairs[place])
+    }
+
+    /// The file that [`UserTask::parse`] reads the same pairs from.
+    pub fn to_lines(&self) -> Result<String, serde_json::Error> {
+        let mut lines = String::new();
+        for pair in &self.pairs {
+            lines += &serde_json::to_string(pair)?;
+            lines.push('\n');
+        }
+        Ok(lines)
+    }
+
+    fn places(&self, split: Split) -> &[usize] {
+        match split {
+            Split::Train => &self.train,
+            Split::HeldOut => &self.held_out,
+        }
+    }
+}
+
+/// Refuses a name that could not be an artifact's, as circuits are called by their tasks, and those of the twenty.
+fn check_name(name: &str) -> Result<(), UserTaskError> {
+    let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
+    let is_name = (1..=64).contains(&name.len())
+        && name.bytes().all(allowed)
+        && !name.starts_with('.')
+        && !name.contains("..");
+    if !is_name {
+        let name = name.chars().take(80).collect();
+        return Err(UserTaskError::Name { name });
+    }
+    match name.parse() {
+        Ok(task) => Err(UserTaskError::Taken(task)),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Hashes of a pair's texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct PairHashes {
+    /// The same for the swapped pair.
+    undirected: [u8; 32],
+    directed: [u8; 32],
+}
+
+impl PairHashes {
+    fn of(pair: &TextPair) -> Self {
+        let sides = [&pair.presented, &pair.counterfactual].map(side_hash);
+        let mut sorted = sides;
+        sorted.sort_unstable();
+        PairHashes {
+            undirected: Sha256::digest(sorted.concat()).into(),
+            directed: Sha256::digest(sides.concat()).into(),
+        }
+    }
+
+    fn split(&self) -> Split {
+        let first = self.undirected.first_chunk().copied().unwrap_or_default();
+        match u64::from_le_bytes(first) % HELD_OUT_EVERY {
+            0 => Split::HeldOut,
+            _ => Split::Train,
+        }
+    }
+}
+
+fn side_hash(side: &Side) -> [u8; 32] {
+    // With the prompt's length, so that nothing can move from the one text to the other unnoticed.
+    let length = (side.prompt.len() as u64).to_le_bytes();
+    let texts = [&length[..], side.prompt.as_bytes(), side.answer.as_bytes()];
+    Sha256::digest(texts.concat()).into()
+}
