@@ -225,9 +225,14 @@ pub struct LossAtSize {
 impl Circuit {
     /// Its nodes as a set, in a model of `n_layers` layers; an unknown place's name is the error.
     pub fn node_set(&self, n_layers: usize) -> Result<NodeSet, UnknownLocation> {
+        self.node_places(n_layers).map(NodeSet::new)
+    }
+
+    /// Where its nodes are, in its own order, in a model of `n_layers` layers.
+    pub fn node_places(&self, n_layers: usize) -> Result<Vec<(Node, usize)>, UnknownLocation> {
         let nodes = self.nodes.iter();
-        let nodes = nodes.map(|node| Ok((inside(&node.node, n_layers)?, node.channel)));
-        Ok(NodeSet::new(nodes.collect::<Result<Vec<_>, _>>()?))
+        let places = nodes.map(|node| Ok((inside(&node.node, n_layers)?, node.channel)));
+        places.collect()
     }
 }
 

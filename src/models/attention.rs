@@ -11,8 +11,9 @@ use super::tap::ResidualTap;
 use super::token_rows::{Arrangement, TokenRows};
 use super::variant::QkNorm;
 use crate::numerics::attention::causal_attention;
-use crate::numerics::attention::kernel::{Heads, Scores};
+use crate::numerics::attention::kernel::{Blocks, Heads, Keys, Scores, padded, probabilities};
 use crate::numerics::rotary::{Pairing, Turns, rotate};
+use crate::numerics::rows;
 
 /// Reads the stream, attends, returns what is to be added to it.
 #[derive(Debug, Clone)]
@@ -150,16 +151,7 @@ impl Attention {
             node(NodeKind::V),
             self.active[2].forward(self.v.forward(&x)?)?,
         )?;
-        let (q, k) = match &self.qk_norms {
-            Some([of_q, of_k]) => (of_q.forward_parts(&q)?, of_k.forward_parts(&k)?),
-            None => (q, k),
-        };
-        let (q, k) = match (self.rotated, turns) {
-            (Some(pairing), Some(turns)) => {
-                (rotate(&q, turns, pairing)?, rotate(&k, turns, pairing)?)
-            }
-            _ => (q, k),
-        };
+        let (q, k) = self.scored(q, k, turns)?;
         let y = match &mut rows.arrangement {
             Arrangement::Sequences { length } => {
                 causal_attention(&q, &k, &v, &self.sinks, self.heads, *length)?
@@ -180,6 +172,62 @@ impl Attention {
         };
         let delta = self.active[3].forward(delta)?;
         tap.visit(node(NodeKind::AttnOut), delta)
+    }
+
+    /// Queries and keys as scores are made of them: normalised and rotated, where the model does that.
+    fn scored(&self, q: Tensor, k: Tensor, turns: Option<&Arc<Turns>>) -> Result<(Tensor, Tensor)> {
+        let (q, k) = match &self.qk_norms {
+            Some([of_q, of_k]) => (of_q.forward_parts(&q)?, of_k.forward_parts(&k)?),
+            None => (q, k),
+        };
+        match (self.rotated, turns) {
+            (Some(pairing), Some(turns)) => {
+                Ok((rotate(&q, turns, pairing)?, rotate(&k, turns, pairing)?))
+            }
+            _ => Ok((q, k)),
+        }
+    }
+
+    /// The attention probabilities of some heads within one sequence, each `[tokens, tokens]`: a row says how much of each
+    /// token's values its token takes. `q` and `k` are those of the whole sequence, as they were made from what was read.
+    pub fn patterns(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        turns: Option<&Arc<Turns>>,
+        wanted: &[usize],
+    ) -> Result<Vec<Vec<f32>>> {
+        let (q, k) = self.scored(q.clone(), k.clone(), turns)?;
+        let (tokens, heads) = (q.dim(0)?, self.heads);
+        let sinks = rows::to_vec(&self.sinks)?;
+        let stride = padded(tokens);
+        let one = |q: &[f32], k: &[f32], head: usize| {
+            let first = heads.kv_head(head) * heads.d_head;
+            let mut by_channel = vec![0f32; heads.d_head * stride];
+            for (token, key) in k.chunks_exact(heads.kv_width()).enumerate() {
+                for (channel, value) in key[first..][..heads.d_head].iter().enumerate() {
+                    by_channel[channel * stride + token] = *value;
+                }
+            }
+            let keys = Keys {
+                by_channel: &by_channel,
+                stride,
+                blocks: Blocks::ONE,
+            };
+            let mut pattern = vec![0f32; tokens * tokens];
+            let mut weights = vec![0f32; stride];
+            for (token, row) in pattern.chunks_exact_mut(tokens).enumerate() {
+                let q = &q[token * heads.width() + head * heads.d_head..][..heads.d_head];
+                let weights = &mut weights[..padded(token + 1)];
+                let seen = heads.scores.first_seen(token + 1)..token + 1;
+                probabilities(q, keys, sinks[head], seen, heads.scores, weights);
+                row[..=token].copy_from_slice(&weights[..=token]);
+            }
+            pattern
+        };
+        rows::with_two(&q, &k, |q, k| {
+            wanted.iter().map(|&head| one(q, k, head)).collect()
+        })
     }
 
     /// The layers in the order they are applied.

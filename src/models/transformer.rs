@@ -306,6 +306,32 @@ impl Transformer {
         }
     }
 
+    /// The attention probabilities of some heads of one layer within a sequence that begins at position 0, each
+    /// `[tokens, tokens]`: a row says how much of each token's values its token takes. `q` and `k` are what stands at
+    /// `attn.q` and `attn.k` of all tokens.
+    pub fn attention_patterns(
+        &self,
+        layer: usize,
+        heads: &[usize],
+        q: &Tensor,
+        k: &Tensor,
+    ) -> Result<Vec<Vec<f32>>> {
+        let Some(found) = self.layers.get(layer) else {
+            candle_core::bail!("the model has no layer {layer}")
+        };
+        if let Some(head) = heads.iter().find(|head| **head >= self.config.n_heads) {
+            candle_core::bail!(
+                "layer {layer} has {} heads, no head {head}",
+                self.config.n_heads
+            )
+        }
+        let tokens = u32::try_from(q.dim(0)?).map_err(candle_core::Error::wrap)?;
+        let positions = Tensor::arange(0, tokens, self.device())?;
+        let turns = self.rotary.as_ref();
+        let turns = turns.map(|rotary| rotary.turns(&positions)).transpose()?;
+        found.attention.patterns(q, k, turns.as_ref(), heads)
+    }
+
     /// The linear layers of one layer in the order they are applied: its attention's and its MLP's.
     pub fn layer_linears(&self, layer: usize) -> Option<([&Linear; 4], [&Linear; 2])> {
         let layer = self.layers.get(layer)?;

@@ -312,7 +312,7 @@ fn text(svg: &mut String, x: f64, y: f64, anchor: &str, more: &str, content: &st
 }
 
 /// As text or as an attribute's value; what XML has no way to write becomes U+FFFD.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
