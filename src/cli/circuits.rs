@@ -8,9 +8,7 @@ use clap::{Args, Subcommand};
 use crate::circuits::circuit::Circuit;
 use crate::circuits::directory::{self, CIRCUIT_FILE, CIRCUITS_FOLDER};
 use crate::circuits::drawing::{dot::dot, svg::svg, text::text};
-
-/// The folder of a pruning's result, below its output.
-pub const RESULT: &str = "circuit";
+use crate::pruning::finding::RESULT;
 
 /// Show circuits.
 #[derive(Debug, Args)]

@@ -7,14 +7,13 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use super::carrying_out::{CarryingOut, end_early};
-use super::circuits::RESULT;
 use crate::artifacts::{ArtifactId, atomic};
 use crate::bridge::pair::{is_pair, read_record};
 use crate::circuits::circuit::Ablation;
 use crate::circuits::directory::{self, CIRCUIT_FILE};
 use crate::circuits::drawing::text::text;
 use crate::features::reference::REFERENCE_FILE;
-use crate::pruning::prune;
+use crate::pruning::finding::{RESULT, prune};
 use crate::pruning::recipe::{Controls, PruneOutput, PruneRecipe, Search};
 use crate::tasks::Task;
 use crate::training::recipe::{self, Check, LONGEST, Source};

@@ -366,6 +366,9 @@ impl Attempt<'_> {
         let worker = self.worker;
         let tokens = self.job.spec.recipe.trained_tokens_a_step();
         let mut metrics = Metrics::of(&self.directory, tokens as i64);
+        // A circuit is worked out after the last step: until that is done there is no result to be kept.
+        let kind = self.job.spec.recipe.result_kind();
+        let is_there = |metrics: &Metrics| metrics.trained && kind == ResultKind::Model;
         let (spec, settings) = (&self.job.spec, &worker.settings);
         let mut process = Process::start(&worker.program, spec, &self.directory, settings)?;
         let mut asked_for = None;
@@ -377,7 +380,7 @@ impl Attempt<'_> {
                 (Some(End::Done), _) => return Ok(Ended::Done(figures(&metrics))),
                 (Some(End::Early), Some((outcome, _))) => return Ok(Ended::Outcome(outcome)),
                 (Some(End::Early), None) => return Ok(Ended::Outcome(Outcome::Released)),
-                (Some(End::Failed(failure)), _) if metrics.trained => {
+                (Some(End::Failed(failure)), _) if is_there(&metrics) => {
                     return self.unevaluated(&metrics, &failure.message).await;
                 }
                 (Some(End::Failed(failure)), _) if failure.code == "crashed" => {
@@ -389,7 +392,7 @@ impl Attempt<'_> {
                 (None, before) => asked_for = before,
             }
             let too_much = process.takes_too_much(settings);
-            if let (true, Some(problem)) = (metrics.trained, &too_much) {
+            if let (true, Some(problem)) = (is_there(&metrics), &too_much) {
                 process.kill().await?;
                 return self.unevaluated(&metrics, problem).await;
             }

@@ -85,12 +85,10 @@ impl SequenceWise for AttentionWeights {
         let scale = context.scale(sequence);
         let tile = context.tile(h, d_model);
         let read = self.reading.forward(cpu, &tile, width, scale);
-        let held = context
-            .mask(ATTENTION_IN)
-            .map(|mask| mask.held_copy(&read.x, width));
-        let mut qkv = self
-            .joint
-            .forward(cpu, held.as_deref().unwrap_or(&read.x), width);
+        let mut qkv = match &context.restricted.joint {
+            Some(joint) => joint.forward(cpu, &read.x, width),
+            None => self.joint.forward(cpu, &read.x, width),
+        };
         let size = self.d_head * width;
         let parts = qkv.chunks_exact_mut(self.heads * size);
         for (part, active) in parts.zip(self.active) {
@@ -196,7 +194,10 @@ impl SequenceWise for AttentionWeights {
                 elementwise::mask(part, values);
             }
         }
-        let mut grad_x = self.joint.backward(cpu, &grad_qkv, width);
+        let mut grad_x = match &context.restricted.joint {
+            Some(joint) => joint.backward(cpu, &grad_qkv, width),
+            None => self.joint.backward(cpu, &grad_qkv, width),
+        };
         let of_input = masked(ATTENTION_IN, &saved.read.x, &mut grad_x);
         let mut into = grad_out;
         let norm = self.reading.backward(
