@@ -83,7 +83,7 @@ struct ShortForm {
     target_loss: Option<f64>,
     /// What nodes outside of the circuit are held at.
     #[arg(long)]
-    ablation: Option<Held>,
+    ablation: Option<HeldAt>,
     /// Let norms divide by what they divide by in the whole model.
     #[arg(long)]
     frozen_norms: bool,
@@ -101,7 +101,7 @@ enum Side {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Held {
+enum HeldAt {
     /// Their mean over reference text.
     Mean,
     Zero,
@@ -285,8 +285,8 @@ impl ShortForm {
         let default = Search::default();
         Search {
             ablation: match self.ablation {
-                Some(Held::Mean) => Ablation::Mean,
-                Some(Held::Zero) => Ablation::Zero,
+                Some(HeldAt::Mean) => Ablation::Mean,
+                Some(HeldAt::Zero) => Ablation::Zero,
                 None => default.ablation,
             },
             frozen_norms: self.frozen_norms || default.frozen_norms,

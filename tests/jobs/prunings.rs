@@ -65,7 +65,11 @@ async fn a_circuit_is_kept_as_one_and_its_name_is_free_when_it_is_deleted() {
     let (_, told) = server.get(&address).await;
     assert_eq!(told["fine_tuned_model"], "truth");
     assert_eq!(told["trained_tokens"], 0);
-    assert_eq!(told["method"]["prune"], body("truth", 8)["method"]["prune"]);
+    let fields = &told["method"]["prune"]["hyperparameters"];
+    assert_eq!(
+        (&fields["task"], &fields["search"]["steps"]),
+        (&json!("while_return_true"), &json!(8))
+    );
     let (_, plot) = server.get(&format!("{address}/plot")).await;
     for name in ["task_loss", "nodes"] {
         let points = plot["training"][name].as_array().unwrap();

@@ -1,3 +1,5 @@
+//! Prunings as a caller gives them, and the recipes they become.
+
 use serde_json::{Value, json};
 
 use super::*;
