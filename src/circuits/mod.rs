@@ -4,12 +4,14 @@
 //! A circuit of a task is a set of nodes that still does the task while every other node is held at its mean over
 //! reference text. [`circuit`] is the record that is kept and served, [`nodes`] the set itself, [`edges`] the weights
 //! between its nodes, [`stream_links`] what joins them through the residual stream, [`directory`] its file. [`drawing`] makes
-//! pictures and text of one, [`trace`] what one prompt's run through its model gives to draw.
+//! pictures and text of one, [`trace`] runs a prompt for that ([`traced_run`], [`prompt_trace`]).
 
 pub mod circuit;
 pub mod directory;
 pub mod drawing;
 pub mod edges;
 pub mod nodes;
+pub mod prompt_trace;
 pub mod stream_links;
 pub mod trace;
+pub mod traced_run;

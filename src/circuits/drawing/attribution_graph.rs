@@ -17,8 +17,8 @@ use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use crate::circuits::circuit::Circuit;
+use crate::circuits::prompt_trace::PromptTrace;
 use crate::circuits::stream_links::{read_at, stream_links, written_at};
-use crate::circuits::trace::PromptTrace;
 use crate::models::location::Node;
 
 /// A graph has no more links; those of the smallest weights are left out.
