@@ -79,8 +79,12 @@ impl UserTask {
         description: impl Into<String>,
         pairs: Vec<TextPair>,
     ) -> Result<Self, UserTaskError> {
-        let place = |index: usize| format!("pairs[{index}]");
-        Self::of(name.into(), description.into(), pairs, place)
+        let mut gathered = Gathered::default();
+        for pair in pairs {
+            let place = format!("pairs[{}]", gathered.pairs.len());
+            gathered.take(Ok(pair), place)?;
+        }
+        gathered.called(name.into(), description.into())
     }
 
     /// A task of a file with a pair in each line that is not blank. Errors name the first line at fault, counted from 1.
@@ -92,97 +96,16 @@ impl UserTask {
         if file.len() > LONGEST_TASK {
             return Err(UserTaskError::TooLong { bytes: file.len() });
         }
-        let (mut pairs, mut lines) = (Vec::new(), Vec::new());
+        let mut gathered = Gathered::default();
         for (index, line) in file.split(|byte| *byte == b'\n').enumerate() {
-            let number = index + 1;
-            let wrong = |fault: PairFault| UserTaskError::Pair {
-                index: pairs.len(),
-                place: format!("line {number}"),
-                fault,
-            };
-            if line.len() > LONGEST_LINE {
-                let problem = format!("has {} bytes; a line may have {LONGEST_LINE}", line.len());
-                return Err(wrong(PairFault::new("", problem)));
-            }
-            let Ok(text) = std::str::from_utf8(line) else {
-                return Err(wrong(PairFault::new("", "is not UTF-8")));
-            };
-            let text = match number {
-                1 => text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text),
-                _ => text,
-            };
-            if text.trim().is_empty() {
-                continue;
-            }
-            if pairs.len() == MOST_PAIRS {
-                return Err(UserTaskError::TooMany);
-            }
-            let pair = pair_of_line(text.trim()).map_err(wrong)?;
-            pairs.push(pair);
-            lines.push(number);
-        }
-        let place = |index: usize| format!("line {}", lines[index]);
-        Self::of(name.into(), description.into(), pairs, place)
-    }
-
-    fn of(
-        name: String,
-        description: String,
-        pairs: Vec<TextPair>,
-        place: impl Fn(usize) -> String,
-    ) -> Result<Self, UserTaskError> {
-        check_name(&name)?;
-        let characters = description.chars().count();
-        if characters > LONGEST_DESCRIPTION {
-            return Err(UserTaskError::Description { characters });
-        }
-        if pairs.len() > MOST_PAIRS {
-            return Err(UserTaskError::TooMany);
-        }
-        let wrong = |index: usize, fault: PairFault| UserTaskError::Pair {
-            index,
-            place: place(index),
-            fault,
-        };
-        let mut bytes = 0;
-        let mut seen = HashMap::new();
-        let (mut train, mut held_out) = (Vec::new(), Vec::new());
-        for (index, pair) in pairs.iter().enumerate() {
-            check(pair).map_err(|fault| wrong(index, fault))?;
-            bytes += [&pair.presented, &pair.counterfactual]
-                .map(|side| side.prompt.len() + side.answer.len())
-                .iter()
-                .sum::<usize>();
-            if bytes > LONGEST_TASK {
-                return Err(UserTaskError::TooLong { bytes });
-            }
-            let hashes = PairHashes::of(pair);
-            if let Some(first) = seen.insert(hashes.directed, index) {
-                let problem = format!("asks the same as {}", place(first));
-                return Err(wrong(index, PairFault::new("", problem)));
-            }
-            match hashes.split() {
-                Split::Train => train.push((hashes, index)),
-                Split::HeldOut => held_out.push((hashes, index)),
+            let place = format!("line {}", index + 1);
+            match text_of_line(line, index == 0) {
+                Ok("") => {}
+                Ok(text) => gathered.take(pair_of_line(text), place)?,
+                Err(fault) => gathered.take(Err(fault), place)?,
             }
         }
-        if train.len().min(held_out.len()) < LEAST_IN_SPLIT {
-            return Err(UserTaskError::TooFew {
-                train: train.len(),
-                held_out: held_out.len(),
-            });
-        }
-        let in_order = |mut split: Vec<(PairHashes, usize)>| {
-            split.sort_unstable();
-            split.into_iter().map(|(_, index)| index).collect()
-        };
-        Ok(UserTask {
-            name,
-            description,
-            train: in_order(train),
-            held_out: in_order(held_out),
-            pairs,
-        })
+        gathered.called(name.into(), description.into())
     }
 
     pub fn name(&self) -> &str {
@@ -226,6 +149,104 @@ impl UserTask {
             Split::HeldOut => &self.held_out,
         }
     }
+}
+
+/// Pairs that are in order, each with what it is called in errors.
+#[derive(Debug, Default)]
+struct Gathered {
+    pairs: Vec<TextPair>,
+    places: Vec<String>,
+    /// Of all texts.
+    bytes: usize,
+    /// Which pair has these hashes.
+    seen: HashMap<[u8; 32], usize>,
+    train: Vec<(PairHashes, usize)>,
+    held_out: Vec<(PairHashes, usize)>,
+}
+
+impl Gathered {
+    fn take(
+        &mut self,
+        read: Result<TextPair, PairFault>,
+        place: String,
+    ) -> Result<(), UserTaskError> {
+        let index = self.pairs.len();
+        if index == MOST_PAIRS {
+            return Err(UserTaskError::TooMany);
+        }
+        let checked = read.and_then(|pair| check(&pair).map(|()| pair));
+        let checked = checked.and_then(|pair| {
+            let hashes = PairHashes::of(&pair);
+            match self.seen.get(&hashes.directed) {
+                None => Ok((pair, hashes)),
+                Some(&first) => {
+                    let problem = format!("asks the same as {}", self.places[first]);
+                    Err(PairFault::new("", problem))
+                }
+            }
+        });
+        let (pair, hashes) = match checked {
+            Ok(checked) => checked,
+            Err(fault) => {
+                return Err(UserTaskError::Pair {
+                    index,
+                    place,
+                    fault,
+                });
+            }
+        };
+        for side in [&pair.presented, &pair.counterfactual] {
+            self.bytes += side.prompt.len() + side.answer.len();
+        }
+        if self.bytes > LONGEST_TASK {
+            return Err(UserTaskError::TooLong { bytes: self.bytes });
+        }
+        self.seen.insert(hashes.directed, index);
+        match hashes.split() {
+            Split::Train => self.train.push((hashes, index)),
+            Split::HeldOut => self.held_out.push((hashes, index)),
+        }
+        self.pairs.push(pair);
+        self.places.push(place);
+        Ok(())
+    }
+
+    fn called(self, name: String, description: String) -> Result<UserTask, UserTaskError> {
+        check_name(&name)?;
+        let characters = description.chars().count();
+        if characters > LONGEST_DESCRIPTION {
+            return Err(UserTaskError::Description { characters });
+        }
+        let (train, held_out) = (self.train.len(), self.held_out.len());
+        if train.min(held_out) < LEAST_IN_SPLIT {
+            return Err(UserTaskError::TooFew { train, held_out });
+        }
+        let in_order = |mut split: Vec<(PairHashes, usize)>| {
+            split.sort_unstable();
+            split.into_iter().map(|(_, index)| index).collect()
+        };
+        Ok(UserTask {
+            name,
+            description,
+            train: in_order(self.train),
+            held_out: in_order(self.held_out),
+            pairs: self.pairs,
+        })
+    }
+}
+
+/// A line's text without blanks around it.
+fn text_of_line(line: &[u8], is_first: bool) -> Result<&str, PairFault> {
+    if line.len() > LONGEST_LINE {
+        let problem = format!("has {} bytes; a line may have {LONGEST_LINE}", line.len());
+        return Err(PairFault::new("", problem));
+    }
+    let text = std::str::from_utf8(line).map_err(|_| PairFault::new("", "is not UTF-8"))?;
+    let text = match is_first {
+        true => text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text),
+        false => text,
+    };
+    Ok(text.trim())
 }
 
 /// Refuses a name that could not be an artifact's, as circuits are called by their tasks, and those of the twenty.
