@@ -378,7 +378,7 @@ mod kernels {
     }
 }
 
-/// The same kernels for AVX2.
+/// The same kernels for AVX2. A closure would be compiled for itself and called for every number; loops are not.
 #[cfg(target_arch = "x86_64")]
 mod narrow_kernels {
     use super::{Head, LANES, Outcome, Room};
@@ -414,7 +414,11 @@ mod narrow_kernels {
             }
         }
         let [a, b, c, d] = sums;
-        std::array::from_fn(|lane| (a[lane] + b[lane]) + (c[lane] + d[lane]))
+        let mut sum = [0f32; LANES];
+        for lane in 0..LANES {
+            sum[lane] = (a[lane] + b[lane]) + (c[lane] + d[lane]);
+        }
+        sum
     }
 
     /// `lanes[d] += row[d] * factor`.
@@ -436,7 +440,9 @@ mod narrow_kernels {
         for first in (0..head.width).step_by(LANES) {
             let keys = (first + LANES).min(head.length);
             let mut q = load::<D>(head.q, head.width, first);
-            q.as_flattened_mut().iter_mut().for_each(|q| *q *= scale);
+            for q in q.as_flattened_mut() {
+                *q *= scale;
+            }
             let mut largest = [head.sink; LANES];
             for (j, (key, score)) in k
                 .chunks_exact(D)
@@ -454,15 +460,21 @@ mod narrow_kernels {
                 }
             }
             // Padding sees nothing.
-            let largest = largest.map(|largest| largest.max(-1e30));
-            let mut total = largest.map(|largest| exp(head.sink - largest));
+            let mut total = [0f32; LANES];
+            for (largest, total) in largest.iter_mut().zip(&mut total) {
+                *largest = largest.max(-1e30);
+                *total = exp(head.sink - *largest);
+            }
             let mut sums = [[0.0; LANES]; D];
             let scored = scores.chunks_exact(LANES).zip(v.chunks_exact(D));
             for (score, value) in scored.take(keys) {
                 // What a query does not see has a score of minus infinity.
-                let p: Sixteen = std::array::from_fn(|lane| exp(score[lane] - largest[lane]));
-                for (total, p) in total.iter_mut().zip(&p) {
-                    *total += p;
+                let mut p = [0f32; LANES];
+                for (((p, score), largest), total) in
+                    p.iter_mut().zip(score).zip(&largest).zip(&mut total)
+                {
+                    *p = exp(score - largest);
+                    *total += *p;
                 }
                 add_scaled::<D>(&mut sums, value, &p);
             }
@@ -503,7 +515,9 @@ mod narrow_kernels {
             }
             let total: &[f32] = &outcome.totals[first..first + LANES];
             let mut q = load::<D>(head.q, head.width, first);
-            q.as_flattened_mut().iter_mut().for_each(|q| *q *= scale);
+            for q in q.as_flattened_mut() {
+                *q *= scale;
+            }
             let by_key = shares
                 .chunks_exact_mut(LANES)
                 .zip(slopes.chunks_exact_mut(LANES));
@@ -520,8 +534,9 @@ mod narrow_kernels {
             }
             let mut sums = [[0.0; LANES]; D];
             for (slope, key) in slopes.chunks_exact(LANES).zip(k.chunks_exact(D)).take(keys) {
-                let slope: Sixteen = std::array::from_fn(|lane| slope[lane]);
-                add_scaled::<D>(&mut sums, key, &slope);
+                let mut factor = [0f32; LANES];
+                factor.copy_from_slice(slope);
+                add_scaled::<D>(&mut sums, key, &factor);
             }
             for (sum, row) in sums.iter().zip(grad_q.chunks_exact_mut(head.width)) {
                 row[first..first + LANES].copy_from_slice(sum);
@@ -543,7 +558,8 @@ mod narrow_kernels {
         let by_key = factors.chunks_exact(LANES).zip(sums.chunks_exact_mut(D));
         for (factors, sums) in by_key.take(keys) {
             for (part, sums) in sums.chunks_exact_mut(LANES).enumerate() {
-                let mut sum: Sixteen = std::array::from_fn(|lane| sums[lane]);
+                let mut sum = [0f32; LANES];
+                sum.copy_from_slice(sums);
                 for (factor, row) in factors.iter().zip(rows.chunks_exact(D)) {
                     let row = &row[part * LANES..][..LANES];
                     for (sum, value) in sum.iter_mut().zip(row) {

@@ -91,8 +91,8 @@ impl SequenceWise for AttentionWeights {
         };
         let size = self.d_head * width;
         let parts = qkv.chunks_exact_mut(self.heads * size);
-        for (part, active) in parts.zip(self.active) {
-            if let Some(k) = active {
+        for (place, (part, active)) in (QUERIES..).zip(parts.zip(self.active)) {
+            if let Some(k) = active.filter(|_| !context.is_unseen(place)) {
                 top_k::keep_largest(cpu, part, width, k);
             }
         }

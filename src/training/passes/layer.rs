@@ -371,6 +371,12 @@ impl Context {
         Some(masks.place(*layer, place))
     }
 
+    /// Whether a place's own values are asked for by nobody: none of them goes on, and no gradient of its mask is wanted.
+    pub fn is_unseen(&self, place: usize) -> bool {
+        let mask = self.mask(place);
+        !self.keeps && mask.is_some_and(|mask| !mask.kept.contains(&true))
+    }
+
     /// What the norm of a sequence multiplies each token by, where that is given.
     pub fn scale(&self, sequence: usize) -> Option<&[f32]> {
         Some(&self.scales.as_ref()?[sequence])

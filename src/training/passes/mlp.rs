@@ -55,7 +55,7 @@ impl SequenceWise for MlpWeights {
         };
         let mut neurons = Buffer::of(hidden.len());
         elementwise::gelu(&hidden, &mut neurons);
-        if let Some(k) = self.active[0] {
+        if let Some(k) = self.active[0].filter(|_| !context.is_unseen(NEURONS)) {
             top_k::keep_largest(cpu, &mut neurons, width, k);
         }
         let mut delta = match &restricted.contract {
