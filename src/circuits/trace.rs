@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Result;
 
-use super::circuit::Circuit;
+use super::circuit::{Circuit, NodeName};
 use super::edges::edges;
 use super::nodes::NodeSet;
 use super::prompt_trace::PromptTrace;
@@ -135,10 +135,13 @@ fn heads(
     let of_attention =
         of_attention.filter(|(node, _)| matches!(node.kind, NodeKind::V | NodeKind::AttnOut));
     let set = NodeSet::new(of_attention);
-    let mut weights: BTreeMap<(String, usize, String, usize), Vec<(usize, f32)>> = BTreeMap::new();
+    let mut weights: BTreeMap<[NodeName; 2], Vec<(usize, f32)>> = BTreeMap::new();
+    let name = |(node, channel): (Node, usize)| NodeName {
+        node: Location::Node(node).into(),
+        channel,
+    };
     for edge in edges(model, &set)? {
-        let ((from, a), (to, b)) = (edge.from, edge.to);
-        let ends = (from.to_string(), a, to.to_string(), b);
+        let ends = [name(edge.from), name(edge.to)];
         weights
             .entry(ends)
             .or_default()
@@ -152,7 +155,7 @@ fn heads(
             continue;
         }
         let (a, b) = (from.node.as_str(), to.node.as_str());
-        let ends = (a.to_owned(), from.channel, b.to_owned(), to.channel);
+        let ends = [from.clone(), to.clone()];
         let found = weights.get_mut(&ends).and_then(|left| {
             let distance = |weight: f32| (weight - edge.weight).abs();
             let nearest = (0..left.len())
