@@ -15,6 +15,7 @@ use super::disconnect;
 use super::error::ErrorBody;
 use super::presets::applied;
 use super::state::State;
+use super::steer_circuits::circuits_of;
 use super::unparsed::BodyRoom;
 use crate::generation::request::{ActivationsRequest, GenerationRequest};
 use crate::interventions::request::{
@@ -266,6 +267,7 @@ async fn answer_with(
         None => None,
     };
     let directions = snapshot.directions_of(&card.id);
+    let circuits = circuits_of(&snapshot, steer.as_ref(), &request.features);
     let mut data = Vec::with_capacity(prompts.len());
     // One after the other, so that completions take their steps in between.
     for (index, tokens) in prompts.into_iter().enumerate() {
@@ -276,6 +278,7 @@ async fn answer_with(
                 deadline: Some(Duration::from_secs(state.limits.deadline_seconds)),
                 pair: pair.clone(),
                 directions: directions.clone(),
+                circuits: circuits.clone(),
                 ..GenerationRequest::of_prompts(model.clone(), vec![tokens.clone()], logits)
             },
             places: names(&places),

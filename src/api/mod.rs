@@ -31,8 +31,9 @@ pub mod parse_message;
 pub mod presets;
 pub mod server;
 pub mod state;
+pub mod steer_circuits;
 pub mod tasks;
-pub mod tokens;
+mod tokens;
 pub mod unparsed;
 
 pub use error::ApiError;

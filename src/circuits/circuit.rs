@@ -4,6 +4,9 @@
 //! Losses are *task losses*: the mean over both prompts of a pair of the cross-entropy of the right answer among the two,
 //! in nats; `ln 2` is chance. A node is *held* at its mean over reference text, or at zero, where it is not in a circuit.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -11,6 +14,9 @@ use super::nodes::NodeSet;
 use crate::artifacts::ArtifactId;
 use crate::documented::documented;
 use crate::models::location::{Location, LocationName, Node, UnknownLocation};
+
+/// Circuits by the ids that requests name them by.
+pub type NamedCircuits = BTreeMap<String, Arc<Circuit>>;
 
 /// A circuit of one model for one task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -121,7 +121,7 @@ mod tests {
         let (_, width) = node_locations(&config)[0];
         assert_eq!(
             all.len(),
-            node_locations(&config).iter().map(|at| at.1).sum()
+            node_locations(&config).iter().map(|at| at.1).sum::<usize>()
         );
         let node = Node {
             layer: 1,

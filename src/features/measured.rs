@@ -2,6 +2,8 @@
 //!
 //! A group's statistics do not follow from its channels': each takes a pass over the text.
 
+use std::sync::Arc;
+
 use super::group::Group;
 use super::recent::Recent;
 use super::registry::FeatureStatistics;
@@ -14,6 +16,15 @@ pub struct MeasuredGroup {
     pub statistics: FeatureStatistics,
     /// The mean of each of its channels, in the group's order.
     pub channel_means: Vec<f32>,
+}
+
+/// What was measured for one request.
+#[derive(Debug, Clone, Default)]
+pub struct KnownGroups {
+    /// Of the pair's sparse model.
+    pub sparse: Vec<Arc<MeasuredGroup>>,
+    /// Of its dense one.
+    pub dense: Vec<Arc<MeasuredGroup>>,
 }
 
 /// The groups of a pair that were used last.

@@ -39,6 +39,8 @@ pub struct ReferenceStatistics {
     pub text: Option<ReferenceText>,
     /// What was measured over the text since.
     pub measured: Arc<MeasuredGroups>,
+    /// The same of the pair's dense model, which has no statistics of its own.
+    pub measured_dense: Arc<MeasuredGroups>,
 }
 
 /// One place's statistics, each `[channels]`.
@@ -92,6 +94,7 @@ impl ReferenceStatistics {
             places,
             text,
             measured: Arc::default(),
+            measured_dense: Arc::default(),
         })
     }
 

@@ -13,7 +13,6 @@ use super::session::Session;
 use super::slots::Caches;
 use crate::interventions::nearest::suggestion;
 use crate::interventions::plan::{Resolved, resolve};
-use crate::interventions::subject::Subject;
 use crate::models::location::Location;
 use crate::numerics::rows;
 
@@ -35,8 +34,7 @@ pub fn activations(request: &ActivationsRequest) -> Result<Activations, EngineEr
         .map(|(index, address)| resolve(address, &scene, &format!("features[{index}]")))
         .collect::<Result<_, _>>()?;
     // A dense model has the directions of its own stream; channels are the sparse model's.
-    let is_own =
-        |feature: &&Resolved| scene.native || matches!(feature.subject, Subject::Direction(_));
+    let is_own = |feature: &&Resolved| scene.native || feature.subject.is_dense();
     let place_of = |feature: &Resolved| feature.subject.place();
     let own = features.iter().filter(is_own).map(place_of);
     let own: BTreeSet<Location> = places.iter().copied().chain(own).collect();

@@ -19,7 +19,7 @@ use super::request::{
     Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
 };
 use super::scheduler::{Capacity, Observer, Scheduler, generate};
-use crate::features::measured::MeasuredGroup;
+use crate::features::measured::KnownGroups;
 use crate::models::model::LoadedModel;
 
 /// Commands that may lie in the channel; callers beyond them wait to send theirs.
@@ -205,7 +205,7 @@ impl EngineHandle {
         Ok(())
     }
 
-    async fn measured(&self, needed: NeededGroups) -> Result<Vec<Arc<MeasuredGroup>>, EngineError> {
+    async fn measured(&self, needed: NeededGroups) -> Result<KnownGroups, EngineError> {
         if let Some(known) = needed.known() {
             return Ok(known);
         }

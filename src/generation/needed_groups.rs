@@ -6,18 +6,19 @@ use std::sync::Arc;
 use super::request::GenerationRequest;
 use crate::features::FeatureError;
 use crate::features::group::Group;
-use crate::features::measured::MeasuredGroup;
+use crate::features::measured::{KnownGroups, MeasuredGroup, MeasuredGroups};
 use crate::features::pair::Pair;
 use crate::features::statistics::measure_groups;
-use crate::interventions::plan::unmeasured_groups;
+use crate::interventions::plan::{UnmeasuredGroups, unmeasured_groups};
 use crate::interventions::request::{
     AblateTo, Destination, EditRequest, FeatureAddress, SteerRequest, Unit,
 };
+use crate::models::model::LoadedModel;
 
 /// Groups that a request needs statistics of.
 pub struct NeededGroups {
     pair: Arc<Pair>,
-    groups: Vec<Group>,
+    groups: UnmeasuredGroups,
 }
 
 /// Whether any edit may need statistics that no file has; cheap, so that other requests pay nothing.
@@ -40,32 +41,56 @@ impl NeededGroups {
             .as_ref()
             .filter(|steer| may_need_statistics(steer))?;
         let pair = request.pair.clone()?;
-        let groups = unmeasured_groups(steer, &request.scene());
-        (pair.reference.text.is_some() && !groups.is_empty())
-            .then_some(NeededGroups { pair, groups })
+        let mut groups = unmeasured_groups(steer, &request.scene());
+        let text = pair.reference.text.as_ref()?;
+        // The text is cut for the sparse model; a dense one with less room cannot run it.
+        if text.length > pair.dense.transformer.config.context_length {
+            groups.dense.clear();
+        }
+        let is_empty = groups.sparse.is_empty() && groups.dense.is_empty();
+        (!is_empty).then_some(NeededGroups { pair, groups })
     }
 
     /// What is known of them; none where some must be measured first.
-    pub fn known(&self) -> Option<Vec<Arc<MeasuredGroup>>> {
-        let groups = self.groups.iter();
-        groups
-            .map(|group| self.pair.reference.measured.get(group))
-            .collect()
+    pub fn known(&self) -> Option<KnownGroups> {
+        let reference = &self.pair.reference;
+        Some(KnownGroups {
+            sparse: known(&self.groups.sparse, &reference.measured)?,
+            dense: known(&self.groups.dense, &reference.measured_dense)?,
+        })
     }
 
-    /// Runs the sparse model over the reference text and keeps what it finds out.
-    pub fn measure(&self) -> Result<Vec<Arc<MeasuredGroup>>, FeatureError> {
+    /// Runs the models over the reference text and keeps what it finds out.
+    pub fn measure(&self) -> Result<KnownGroups, FeatureError> {
+        let (pair, groups) = (&self.pair, &self.groups);
+        let reference = &pair.reference;
+        Ok(KnownGroups {
+            sparse: self.measure_in(&pair.sparse, &groups.sparse, &reference.measured)?,
+            dense: self.measure_in(&pair.dense, &groups.dense, &reference.measured_dense)?,
+        })
+    }
+
+    fn measure_in(
+        &self,
+        model: &LoadedModel,
+        groups: &[Group],
+        kept: &MeasuredGroups,
+    ) -> Result<Vec<Arc<MeasuredGroup>>, FeatureError> {
         let Some(text) = &self.pair.reference.text else {
             return Ok(Vec::new());
         };
-        let measured = measure_groups(&self.pair.sparse.transformer, text, &self.groups)?;
+        if let Some(known) = known(groups, kept) {
+            return Ok(known);
+        }
+        let measured = measure_groups(&model.transformer, text, groups)?;
         let measured: Vec<_> = measured.into_iter().map(Arc::new).collect();
         for group in &measured {
-            self.pair
-                .reference
-                .measured
-                .keep(group.group.clone(), group.clone());
+            kept.keep(group.group.clone(), group.clone());
         }
         Ok(measured)
     }
+}
+
+fn known(groups: &[Group], kept: &MeasuredGroups) -> Option<Vec<Arc<MeasuredGroup>>> {
+    groups.iter().map(|group| kept.get(group)).collect()
 }

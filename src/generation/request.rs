@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::sampling::Sampling;
+use crate::circuits::circuit::NamedCircuits;
 use crate::features::direction::NamedDirections;
-use crate::features::measured::MeasuredGroup;
+use crate::features::measured::KnownGroups;
 use crate::features::pair::Pair;
 use crate::interventions::plan::Scene;
 use crate::interventions::receipt::{EditActivations, Receipt};
@@ -21,6 +22,8 @@ pub struct GenerationRequest {
     pub pair: Option<Arc<Pair>>,
     /// The model's own named directions.
     pub directions: Arc<NamedDirections>,
+    /// Those that its edits may name.
+    pub circuits: Arc<NamedCircuits>,
     pub prompts: Vec<Vec<u32>>,
     pub max_tokens: usize,
     /// Samples for each prompt.
@@ -36,7 +39,7 @@ pub struct GenerationRequest {
     /// Only requests of the same salt, or without one, share what their prompts' first tokens leave in the caches.
     pub cache_salt: Option<String>,
     /// What the edits need to know of groups that have no statistics of their own; the engine's handle fills it in.
-    pub measured: Vec<Arc<MeasuredGroup>>,
+    pub measured: KnownGroups,
     /// The most bytes that its log-probabilities, receipts, activations and control arms may take together.
     pub answer_bytes: Option<usize>,
     /// How long it may take, waiting included.
@@ -62,9 +65,11 @@ impl GenerationRequest {
         Scene {
             model: &self.model.transformer,
             model_id: &self.model.id,
+            fingerprint: &self.model.fingerprint,
             native: self.model.kind == ModelKind::Sparse,
             pair: self.pair.as_deref(),
             directions: &self.directions,
+            circuits: &self.circuits,
             tokenizer: &self.model.tokenizer,
             prompts: &self.prompts,
             measured: &self.measured,
@@ -77,6 +82,7 @@ impl GenerationRequest {
             model,
             pair: None,
             directions: Arc::default(),
+            circuits: Arc::default(),
             prompts: vec![vec![0]],
             max_tokens: 1,
             n: 1,
@@ -86,7 +92,7 @@ impl GenerationRequest {
             echo: false,
             steer: None,
             cache_salt: None,
-            measured: Vec::new(),
+            measured: KnownGroups::default(),
             answer_bytes: None,
             deadline: None,
             first_token_within: None,

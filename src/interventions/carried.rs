@@ -5,14 +5,15 @@
 //! encoder, then makes a table of the site's edits in the order of the request, each row its own arm's. A change for
 //! the stream is added there and then; one for a sublayer's input waits for the pass to come by. Edits of the sparse
 //! model's places are made where those are joined to the dense model ([`crate::bridge::site_map`]); what is read of the
-//! sparse model, or through the encoder, is kept by its places there.
+//! sparse model, or through the encoder, is kept by its places there. Nodes of the dense model's own are edited where they
+//! are, after what comes there from elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Result, Tensor, bail};
 
 use super::carry::is_sublayer_input;
-use super::in_place::touches;
+use super::in_place::{change_in_place, touches};
 use super::operation::Action;
 use super::plan::condition::Test;
 use super::plan::{Edit, Plan, Route, Source, Step, needs_sparse_rms};
@@ -129,7 +130,7 @@ impl RowTap for CarriedTap<'_> {
                 self.read_at(site, rows)?;
                 self.compile(site)?;
             }
-            Location::Node(_) => self.bring_what_waits(place),
+            Location::Node(_) => self.compile_node(place)?,
         }
         changed.extend_from_slice(self.table.rows());
         Ok(())
@@ -178,17 +179,86 @@ impl RowTap for CarriedTap<'_> {
 }
 
 impl<'a> CarriedTap<'a> {
-    /// Adds what waits for a sublayer's input `[rows, d_read]`, whose first channels are the stream's.
-    fn bring_what_waits(&mut self, place: Location) {
-        for (at, Pending { change, edits }) in self.pending.remove(&place).unwrap_or_default() {
-            let entry = RowEdit {
-                row: self.table.row(at),
-                change: Change::Given(change),
-                control: None,
+    /// Makes the table of a node of the dense model: what waits for it, a sublayer's input `[rows, d_read]` whose first
+    /// channels are the stream's, is added; then the model's own nodes there are edited.
+    fn compile_node(&mut self, place: Location) -> Result<()> {
+        let (plan, arms) = (self.plan, self.arms);
+        let mut waiting = self.pending.remove(&place).unwrap_or_default();
+        let here = plan.own_edits.get(&place).map_or(&[][..], Vec::as_slice);
+        let recorded = self.records.wanted();
+        let edits_row = |at: usize| {
+            let (row, touched) = (&self.rows[at], |edit: &usize| {
+                touches(&plan.edits[*edit], &self.rows[at])
+            });
+            let arm = &arms[row.arm];
+            arm.follows && (recorded || arm.edits() && here.iter().any(touched))
+        };
+        let edited: Vec<usize> = match here.is_empty() {
+            true => Vec::new(),
+            false => (0..self.rows.len()).filter(|&at| edits_row(at)).collect(),
+        };
+        let partners = here.iter().map(|&edit| match plan.edits[edit].action {
+            Action::Patch { stream } => {
+                let rows = edited.iter().copied();
+                self.beside.dense.partners(place, stream, rows)
+            }
+            _ => Ok(None),
+        });
+        let partners: Vec<Option<RowBlock>> = partners.collect::<Result<_>>()?;
+        // Entries of one row come one after another.
+        let mut rows: Vec<usize> = edited.iter().chain(waiting.keys()).copied().collect();
+        rows.sort_unstable();
+        rows.dedup();
+        for at in rows {
+            if let Some(Pending { change, edits }) = waiting.remove(&at) {
+                let entry = RowEdit {
+                    row: self.table.row(at),
+                    change: Change::Given(change),
+                    control: None,
+                };
+                self.table.push(entry);
+                self.notes.push((at, Note::Arrived(edits)));
+            }
+            let Ok(candidate) = edited.binary_search(&at) else {
+                continue;
             };
-            self.table.push(entry);
-            self.notes.push((at, Note::Arrived(edits)));
+            for (&index, partners) in here.iter().zip(&partners) {
+                let partner = partners.as_ref().and_then(|block| block.row(candidate));
+                self.compile_own(index, place, at, partner)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Adds an edit of the dense model's own nodes on one row.
+    fn compile_own(
+        &mut self,
+        index: usize,
+        place: Location,
+        at: usize,
+        partner: Option<&[f32]>,
+    ) -> Result<()> {
+        let (plan, arms, row) = (self.plan, self.arms, &self.rows[at]);
+        let (edit, arm) = (&plan.edits[index], &arms[row.arm]);
+        let paired = partner.is_some() || !matches!(edit.action, Action::Patch { .. });
+        let touched = arm.edits() && touches(edit, row) && paired && self.allowed(edit, at)?;
+        if !touched && !self.records.wanted() {
+            return Ok(());
+        }
+        let directions = arm.directions.as_deref();
+        let entry = RowEdit {
+            row: self.table.row(at),
+            change: change_in_place(edit, touched, arm, partner),
+            control: directions.and_then(|directions| directions.of_edit(index)),
+        };
+        self.table.push(entry);
+        let note = Note::Edit {
+            edit: index,
+            touched,
+            target: place,
+        };
+        self.notes.push((at, note));
+        Ok(())
     }
 
     /// Reads through the encoder, and keeps the stream for conditions, before this site's edits.

@@ -107,6 +107,13 @@ fn candidates(edit: &Edit, scene: &Scene) -> Result<(Location, Vec<usize>), Plan
         Route::Replayed => sublayer_output(own_place).unwrap_or(own_place),
         Route::InPlace | Route::Carried(_) => own_place,
     };
+    if matches!(edit.subject, Subject::OwnChannels(_)) {
+        let message = format!(
+            "`random_feature` needs reference statistics of {own_place} of the dense model itself, and there are none; \
+             `random` needs none"
+        );
+        return Err(refused(message, VARIANTS));
+    }
     let Some(pair) = scene.pair else {
         let message = "`random_feature` needs a bridge to take a feature from";
         return Err(refused(message, VARIANTS));

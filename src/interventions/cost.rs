@@ -3,7 +3,7 @@
 
 use super::operation::Action;
 use super::plan::{Plan, Route, Scene};
-use super::receipt::Record;
+use super::receipt::{Record, told_channels};
 use super::request::Variant;
 use super::subject::Subject;
 
@@ -25,7 +25,7 @@ pub fn kept_bytes(
     arms: impl Iterator<Item = (Variant, usize, usize)>,
 ) -> usize {
     let edits = plan.edits.len();
-    let channels = plan.edits.iter().map(|edit| edit.subject.channels().len());
+    let channels = plan.edits.iter().map(told_channels);
     let listed = edits * EDIT + channels.sum::<usize>() * CHANNEL;
     let vocabulary = scene.model.config.vocab_size;
     let directions: usize = plan
@@ -69,8 +69,10 @@ pub fn work_per_token(plan: &Plan) -> usize {
     let edits = plan.edits.iter().map(|edit| {
         let read = match (&edit.subject, &edit.action) {
             (Subject::Direction(direction), _) => 4 * direction.vector.len(),
-            (Subject::Channels(group), Action::Patch { .. }) => 8 * group.channels.len(),
-            (Subject::Channels(group), _) => 6 * group.channels.len(),
+            (Subject::Channels(group) | Subject::OwnChannels(group), Action::Patch { .. }) => {
+                8 * group.channels.len()
+            }
+            (Subject::Channels(group) | Subject::OwnChannels(group), _) => 6 * group.channels.len(),
         };
         let tests = edit.condition.iter().flat_map(|condition| &condition.tests);
         let tested: usize = tests.map(|test| test.subject.width()).sum();

@@ -166,6 +166,7 @@ fn of_bridge(pair: &Pair) -> Digest {
 fn of_edit(edit: &Edit) -> Digest {
     let Edit {
         name: _,
+        circuit: _,
         operation: _,
         subject,
         action,
@@ -205,13 +206,16 @@ fn of_edit(edit: &Edit) -> Digest {
 
 fn add_subject(hash: &mut Hash, subject: &Subject) {
     match subject {
-        Subject::Channels(group) => {
+        Subject::Channels(group) | Subject::OwnChannels(group) => {
             let Group {
                 place,
                 channels,
                 weights,
             } = group;
-            hash.text("channels");
+            hash.text(match subject {
+                Subject::OwnChannels(_) => "own channels",
+                _ => "channels",
+            });
             hash.place(*place);
             hash.count(channels.len());
             channels.iter().for_each(|&channel| hash.count(channel));
@@ -263,6 +267,23 @@ fn add_action(hash: &mut Hash, action: &Action) {
         // Its stream is the arm's.
         Action::Patch { stream: _ } => hash.text("patch"),
         Action::Swap => hash.text("swap"),
+        Action::AddEach(values) => {
+            hash.text("add each");
+            hash.count(values.len());
+            values.iter().for_each(|&value| hash.real(value));
+        }
+        Action::ClampEach(bounds) => {
+            hash.text("clamp each");
+            hash.count(bounds.len());
+            for &(min, max) in bounds {
+                hash.real(min);
+                hash.real(max);
+            }
+        }
+        Action::ScaleEach(value) => {
+            hash.text("scale each");
+            hash.real(*value);
+        }
     }
 }
 

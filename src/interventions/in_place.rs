@@ -104,20 +104,7 @@ impl InPlaceTap<'_> {
                 if !touched && !recorded {
                     continue;
                 }
-                let change = match touched {
-                    true => Change::Operation {
-                        subject: &edit.subject,
-                        action: &edit.action,
-                        strength: edit.strength.in_arm(arm.strength),
-                        counterfactual: partner.map(<[f32]>::to_vec),
-                        read: ReadFrom::Row,
-                        write: WriteTo::Itself,
-                    },
-                    false => Change::Nothing {
-                        subject: &edit.subject,
-                        read: ReadFrom::Row,
-                    },
-                };
+                let change = change_in_place(edit, touched, arm, partner);
                 let directions = arm.directions.as_deref().filter(|_| self.controls);
                 let entry = RowEdit {
                     row: self.table.row(at),
@@ -141,6 +128,29 @@ impl InPlaceTap<'_> {
             let values = values.as_ref().and_then(|values| values.row(0));
             Ok(values.map(|values| test.subject.read(values)))
         })
+    }
+}
+
+/// What an edit does to a row of its own place; nothing where it does not touch it.
+pub fn change_in_place<'a>(
+    edit: &'a Edit,
+    touched: bool,
+    arm: &SteeredArm,
+    partner: Option<&[f32]>,
+) -> Change<'a> {
+    match touched {
+        true => Change::Operation {
+            subject: &edit.subject,
+            action: &edit.action,
+            strength: edit.strength.in_arm(arm.strength),
+            counterfactual: partner.map(<[f32]>::to_vec),
+            read: ReadFrom::Row,
+            write: WriteTo::Itself,
+        },
+        false => Change::Nothing {
+            subject: &edit.subject,
+            read: ReadFrom::Row,
+        },
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Every operation names a target; the change is `strength * (target(a) - a)`. A feature over several channels
 //! has a unit weight vector `u`: `a = <u, x>` and `x` moves along `u`, except that patching and ablating move
-//! every channel to its own destination. A direction `v` of a residual stream is read as its projection
+//! every channel to its own destination, and that nodes of a circuit move each by itself. A direction `v` of a residual stream is read as its projection
 //! `p = <h, v> / <v, v>`. Sums run in double precision, so that a change of zero is exactly zero.
 
 use super::subject::{Direction, Subject};
@@ -28,6 +28,12 @@ pub enum Action {
     },
     /// The first two channels exchange their values.
     Swap,
+    /// To every channel its own number is added.
+    AddEach(Vec<f64>),
+    /// Every channel is kept between its own bounds, the lower one first.
+    ClampEach(Vec<(f64, f64)>),
+    /// Every channel is multiplied.
+    ScaleEach(f64),
 }
 
 /// What one edit did to one token.
@@ -67,7 +73,10 @@ impl Action {
             | Action::AddResidual(_)
             | Action::Ablate(_)
             | Action::Patch { .. }
-            | Action::Swap => None,
+            | Action::Swap
+            | Action::AddEach(_)
+            | Action::ClampEach(_)
+            | Action::ScaleEach(_) => None,
         }
     }
 }
@@ -76,7 +85,7 @@ impl Subject {
     /// The feature's value on one token, given the whole row of its place.
     pub fn read(&self, row: &[f32]) -> f32 {
         match self {
-            Subject::Channels(group) => group.read(row) as f32,
+            Subject::Channels(group) | Subject::OwnChannels(group) => group.read(row) as f32,
             Subject::Direction(direction) => direction.read(row) as f32,
         }
     }
@@ -91,7 +100,9 @@ impl Subject {
         strength: f64,
     ) -> Moved {
         match self {
-            Subject::Channels(group) => group.apply(action, row, counterfactual, strength),
+            Subject::Channels(group) | Subject::OwnChannels(group) => {
+                group.apply(action, row, counterfactual, strength)
+            }
             Subject::Direction(direction) => direction.apply(action, row, counterfactual, strength),
         }
     }
@@ -153,20 +164,27 @@ impl Group {
                 None => values.clone(),
             },
             (Action::Swap, None) => values.iter().rev().copied().collect(),
+            (Action::ClampEach(bounds), None) => {
+                let bounded = values.iter().zip(bounds);
+                bounded.map(|(x, &(min, max))| x.clamp(min, max)).collect()
+            }
+            (Action::ScaleEach(value), None) => values.iter().map(|x| x * value).collect(),
             (_, None) => values.clone(),
         };
         let mut change = Vec::with_capacity(values.len());
         let places = self.channels.iter().zip(&self.weights).zip(&values);
-        for (((&channel, weight), &x), target) in places.zip(targets) {
+        for (index, (((&channel, weight), &x), target)) in places.zip(targets).enumerate() {
             // A known distance need not be found again as a difference, which would round it.
-            let step = match action {
-                Action::Add(value) => strength * value * weight,
-                _ => strength * (target - x),
+            let added = match action {
+                Action::Add(value) => Some(strength * value * weight),
+                Action::AddEach(values) => values.get(index).map(|value| strength * value),
+                _ => None,
             };
+            let step = added.unwrap_or(strength * (target - x));
             // At full strength the target itself, free of the rounding of a sum.
-            row[channel] = match (action, strength == 1.0) {
-                (Action::Add(_), _) | (_, false) => (x + step) as f32,
-                (_, true) => target as f32,
+            row[channel] = match (added, strength == 1.0) {
+                (Some(_), _) | (_, false) => (x + step) as f32,
+                (None, true) => target as f32,
             };
             change.push(step as f32);
         }
@@ -279,6 +297,39 @@ mod tests {
         assert_eq!(row, [7.0, 5.0, 9.0]);
         let unpaired = group.apply(&Action::Patch { stream: 0 }, &mut row, None, 1.0);
         assert_eq!((row, unpaired.norm()), ([7.0, 5.0, 9.0], 0.0));
+    }
+
+    #[test]
+    fn nodes_of_a_circuit_move_each_by_itself() {
+        let nodes = Subject::OwnChannels(Group {
+            place: place(),
+            channels: vec![0, 2],
+            weights: vec![0.5f64.sqrt(); 2],
+        });
+        let apply = |action: Action, strength| {
+            let mut row = [1.0, 5.0, -3.0];
+            let moved = nodes.apply(&action, &mut row, None, strength);
+            let change = [row[0] - 1.0, row[2] + 3.0];
+            assert_eq!(moved.change, change, "{action:?}");
+            assert!((moved.before + 2.0 * 0.5f32.sqrt()).abs() < 1e-6);
+            row
+        };
+        assert_eq!(
+            apply(Action::AddEach(vec![0.5, 2.0]), 1.0),
+            [1.5, 5.0, -1.0]
+        );
+        assert_eq!(
+            apply(Action::AddEach(vec![0.5, 2.0]), -2.0),
+            [0.0, 5.0, -7.0]
+        );
+        assert_eq!(apply(Action::ScaleEach(2.0), 1.0), [2.0, 5.0, -6.0]);
+        assert_eq!(apply(Action::ScaleEach(2.0), 0.5), [1.5, 5.0, -4.5]);
+        let bounds = vec![(0.0, 0.5), (-4.0, -2.0)];
+        assert_eq!(apply(Action::ClampEach(bounds), 1.0), [0.5, 5.0, -3.0]);
+        assert_eq!(
+            apply(Action::Ablate(vec![0.25, 1.0]), 1.0),
+            [0.25, 5.0, 1.0]
+        );
     }
 
     #[test]

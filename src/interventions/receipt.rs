@@ -34,13 +34,21 @@ impl Receipt {
     }
 }
 
-/// One edit as it was resolved, and what it did.
+/// Of a circuit's nodes at one place so many are told.
+const MOST_TOLD_NODES: usize = 64;
+
+/// One edit as it was resolved, and what it did; of a direction of several sites or a circuit of several places, what it did
+/// at one of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EditReceipt {
     /// The registered feature's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub feature: Option<String>,
+    /// The circuit whose nodes were edited; left out elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub circuit: Option<CircuitPart>,
     /// The place that was read.
     pub node: String,
     /// The place of the dense model that was changed, where its bridge joins models of different depth; left out
@@ -48,7 +56,8 @@ pub struct EditReceipt {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub dense_node: Option<String>,
-    /// Empty for a raw vector.
+    /// Empty for a raw vector. Of a circuit's nodes the first 64, with equal weights: each moves by itself, and the values of
+    /// `tokens` are the sum of all over the root of their number.
     pub channels: Vec<WeightedChannel>,
     pub op: Operation,
     pub strength: f64,
@@ -69,6 +78,17 @@ pub struct EditReceipt {
     /// How many tokens it touched.
     pub tokens_touched: usize,
     pub tokens: Vec<TouchedToken>,
+}
+
+/// The part of a circuit that is at one place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CircuitPart {
+    /// The circuit's id.
+    pub id: String,
+    /// Whether the nodes are those outside of it.
+    pub complement: bool,
+    /// How many nodes at this place were edited.
+    pub nodes: usize,
 }
 
 /// One touched token.
@@ -97,7 +117,12 @@ pub struct EditActivations {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub feature: Option<String>,
+    /// The circuit whose nodes these are; left out elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub circuit: Option<CircuitPart>,
     pub node: String,
+    /// As in a receipt.
     pub channels: Vec<WeightedChannel>,
     /// One number for each token that was fed to the model: the prompt, then what was generated but its last.
     pub before: Vec<f32>,
@@ -223,9 +248,10 @@ impl Records {
                 .and_then(|record| record.sites.get(site));
             EditReceipt {
                 feature: edit.name.clone(),
+                circuit: circuit_part(edit),
                 node: place.to_string(),
                 dense_node: dense_node(plan, edit).filter(|_| carried),
-                channels: edit.subject.channels(),
+                channels: listed_channels(edit),
                 op: edit.operation,
                 strength: edit.strength.in_arm(arm.strength),
                 read: read(edit),
@@ -256,8 +282,9 @@ impl Records {
             .map(|(number, edit)| {
                 let mut activations = EditActivations {
                     feature: edit.name.clone(),
+                    circuit: circuit_part(edit),
                     node: edit.subject.place().to_string(),
-                    channels: edit.subject.channels(),
+                    channels: listed_channels(edit),
                     before: Vec::new(),
                     after: Vec::new(),
                 };
@@ -272,6 +299,30 @@ impl Records {
             })
             .collect()
     }
+}
+
+/// How many channels of an edit are told.
+pub fn told_channels(edit: &Edit) -> usize {
+    match (&edit.subject, &edit.circuit) {
+        (Subject::Direction(_), _) => 0,
+        (subject, None) => subject.width(),
+        (subject, Some(_)) => subject.width().min(MOST_TOLD_NODES),
+    }
+}
+
+fn listed_channels(edit: &Edit) -> Vec<WeightedChannel> {
+    let mut channels = edit.subject.channels();
+    channels.truncate(told_channels(edit));
+    channels
+}
+
+fn circuit_part(edit: &Edit) -> Option<CircuitPart> {
+    let circuit = edit.circuit.as_ref()?;
+    Some(CircuitPart {
+        id: circuit.id.clone(),
+        complement: circuit.complement,
+        nodes: edit.subject.width(),
+    })
 }
 
 /// Where the dense model is changed, if its sites are not those of the sparse model.

@@ -109,7 +109,8 @@ pub struct EditRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(
     untagged,
-    expecting = "a name, `NODE:CHANNEL`, or an object with `node` and `channel` or `channels`, or `site` and `vector`"
+    expecting = "a name, `NODE:CHANNEL`, or an object with `node` and `channel` or `channels`, `site` and `vector`, or \
+                 `circuit`"
 )]
 pub enum FeatureAddress {
     /// A feature's id: the name of a registered one, or `NODE:CHANNEL` for one channel. The name of a direction of several
@@ -121,6 +122,9 @@ pub enum FeatureAddress {
     Group(GroupAddress),
     /// A raw direction of the dense residual stream.
     Vector(VectorAddress),
+    /// Nodes of a circuit, or those outside of it: every one of them is edited by itself. Where one value is needed it must
+    /// be one node.
+    Circuit(CircuitAddress),
 }
 
 /// One channel.
@@ -153,6 +157,26 @@ pub struct VectorAddress {
     /// One number a dense channel.
     #[schema(min_items = 1)]
     pub vector: Vec<f32>,
+}
+
+/// Nodes of a circuit of the answering model or, where that is a dense one, of the sparse model of its bridge. An operation
+/// acts on each node alone: `add` adds `value` to every one, `scale` multiplies every one, and `ablate` to `mean` takes each
+/// to its own mean. There is no `swap`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, remote = "Self")]
+pub struct CircuitAddress {
+    /// The circuit's id.
+    pub circuit: String,
+    /// Only the nodes at this place, such as `2.mlp.post_act`; all places by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Only this channel of `node`, which must be a node of the circuit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<usize>,
+    /// The nodes that are *not* in the circuit, instead of those that are: of the whole model, or of `node`. Not with
+    /// `channel`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub complement: bool,
 }
 
 documented! {
@@ -386,4 +410,31 @@ documented! {
     }
 }
 
-objects_only!(ChannelAddress, GroupAddress, VectorAddress, Counterfactual);
+impl SteerRequest {
+    /// Whether any edit or condition speaks of a circuit.
+    pub fn names_circuits(&self) -> bool {
+        let of_edit = |edit: &EditRequest| {
+            let thresholds = edit.when.iter().flat_map(|when| match when {
+                When::All(thresholds) | When::Any(thresholds) => thresholds,
+            });
+            edit.feature.is_circuit()
+                || thresholds.into_iter().any(|test| test.feature.is_circuit())
+        };
+        self.edits.iter().any(of_edit)
+    }
+}
+
+impl FeatureAddress {
+    /// Whether it speaks of nodes of a circuit.
+    pub fn is_circuit(&self) -> bool {
+        matches!(self, FeatureAddress::Circuit(_))
+    }
+}
+
+objects_only!(
+    ChannelAddress,
+    GroupAddress,
+    VectorAddress,
+    CircuitAddress,
+    Counterfactual
+);

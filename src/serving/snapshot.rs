@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::artifacts::Manifest;
 use crate::bridge::record::BridgeRecord;
+use crate::circuits::circuit::NamedCircuits;
 use crate::features::direction::NamedDirections;
 use crate::features::pair::Pair;
 use crate::features::reference::ReferenceStatistics;
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub bridges: BTreeMap<String, Arc<ServedPair>>,
     /// All that are kept, also those of models that are not served.
     pub presets: Arc<Presets>,
+    /// The circuits of all models, by the ids that they are served under.
+    pub circuits: NamedCircuits,
     /// The named directions of dense models, by the models' ids.
     directions: BTreeMap<String, Arc<NamedDirections>>,
     /// How many pairs have come so far.

@@ -12,6 +12,7 @@ use crate::api::ApiError;
 use crate::api::disconnect;
 use crate::api::presets::applied;
 use crate::api::state::State;
+use crate::api::steer_circuits::circuits_of;
 use crate::api::unparsed::BodyRoom;
 use crate::generation::request::EngineError;
 use crate::serving::named_model::{NamedModel, system_fingerprint};
@@ -48,6 +49,7 @@ async fn answer_with<S: Style>(
         .is_some_and(|steer| !steer.edits.is_empty());
     let snapshot = state.snapshot();
     let directions = snapshot.directions_of(&card.id);
+    let circuits = circuits_of(&snapshot, checked.steer.as_ref(), &[]);
     let bridge = match &checked.steer {
         Some(steer) => snapshot.bridge_for(&card.id, steer.bridge.as_deref(), "steer.bridge")?,
         None => None,
@@ -78,7 +80,7 @@ async fn answer_with<S: Style>(
     };
     let bridge = bridge.map(|bridge| bridge.record.id.to_string());
     let streaming = checked.streaming;
-    let asked = checked.into_request(model, pair, directions, prompts);
+    let asked = checked.into_request(model, pair, (directions, circuits), prompts);
     if let Some(streaming) = streaming {
         let stream = unless_gone::<S, _>(http, state.engine.stream(asked)).await?;
         let chunks = Chunks::new(frame, streaming.include_usage, style);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::request::{Common, StopField};
 use crate::api::ApiError;
 use crate::api::presets::applied;
+use crate::circuits::circuit::NamedCircuits;
 use crate::features::direction::NamedDirections;
 use crate::features::pair::Pair;
 use crate::generation::request::GenerationRequest;
@@ -121,21 +122,22 @@ pub fn check(
 }
 
 impl Checked {
-    /// What the engine is asked: to complete `prompts` with `model`, which has these `directions` and whose other edits
-    /// go over `pair`.
+    /// What the engine is asked: to complete `prompts` with `model`, which has these directions and circuits and whose
+    /// other edits go over `pair`.
     pub fn into_request(
         self,
         model: Arc<LoadedModel>,
         pair: Option<Arc<Pair>>,
-        directions: Arc<NamedDirections>,
+        (directions, circuits): (Arc<NamedDirections>, Arc<NamedCircuits>),
         prompts: Vec<Vec<u32>>,
     ) -> GenerationRequest {
         GenerationRequest {
             model,
             pair,
             directions,
+            circuits,
             prompts,
-            measured: Vec::new(),
+            measured: Default::default(),
             max_tokens: self.max_tokens,
             n: self.samples,
             sampling: self.sampling,

@@ -12,6 +12,7 @@ use crate::api::completions::parameters::check_counterfactuals;
 use crate::api::completions::prompt::encode_counterfactuals;
 use crate::api::error::ErrorBody;
 use crate::api::state::State;
+use crate::api::steer_circuits::circuits_of;
 use crate::artifacts::ArtifactId;
 use crate::generation::request::GenerationRequest;
 use crate::interventions::request::{
@@ -138,6 +139,7 @@ async fn check_edits(state: &State, card: &ModelCard, steer: SteerRequest) -> Re
     };
     let asked = GenerationRequest {
         pair,
+        circuits: circuits_of(&snapshot, Some(&steer), &[]),
         steer: Some(steer),
         first_token_within: Some(Duration::from_secs(state.limits.first_token_seconds)),
         ..GenerationRequest::of_prompts(card.model().await?, Vec::new(), false)

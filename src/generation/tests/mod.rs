@@ -4,6 +4,7 @@ mod admission;
 mod answers;
 mod budgets;
 mod carrying;
+mod circuits;
 mod conditions;
 mod controls;
 mod deeper;

@@ -1,5 +1,7 @@
 //! Addresses: which channels of a place, or which direction of a residual stream, an edit or a condition speaks of.
 
+use super::circuit_nodes::{self, CircuitNodes};
+use super::place_name::named_place;
 use super::scene::{PlanError, Scene, refused};
 use crate::features::direction::{DirectionPart, NamedDirection, check_vector, site_of};
 use crate::features::group::Group;
@@ -17,6 +19,8 @@ pub struct Resolved {
     pub name: Option<String>,
     pub statistics: Option<FeatureStatistics>,
     pub write: Option<Write>,
+    /// What is known of its channels where they are nodes of a circuit.
+    pub nodes: Option<CircuitNodes>,
 }
 
 /// Finds what `address` means for the model that answers where only one place can be meant. `param` is the address's own
@@ -28,7 +32,26 @@ pub fn resolve(
 ) -> Result<Resolved, PlanError> {
     let mut parts = resolve_parts(address, scene, param)?;
     match (parts.pop(), parts.len()) {
-        (Some(only), 0) => Ok(only),
+        (Some(only), 0) => match &only.subject {
+            Subject::Channels(group) | Subject::OwnChannels(group)
+                if only.nodes.is_some() && group.channels.len() > 1 =>
+            {
+                let message = format!(
+                    "{} nodes of the circuit are meant, and here is room for one value; add a `channel` to name one",
+                    group.channels.len()
+                );
+                Err(refused(message, param))
+            }
+            _ => Ok(only),
+        },
+        (Some(part), others) if part.nodes.is_some() => {
+            let message = format!(
+                "the circuit's nodes are at {} places and have no one value here; name one of them as {{\"circuit\": ..., \
+                 \"node\": ..., \"channel\": ...}}",
+                others + 1
+            );
+            Err(refused(message, param))
+        }
         (last, others) => {
             let name = last.and_then(|part| part.name).unwrap_or_default();
             let message = format!(
@@ -41,7 +64,8 @@ pub fn resolve(
     }
 }
 
-/// The same where what is done is done at every place that is meant: one, or each site of a named direction.
+/// The same where what is done is done at every place that is meant: one, each site of a named direction, or each place
+/// that has nodes of a circuit.
 pub fn resolve_parts(
     address: &FeatureAddress,
     scene: &Scene,
@@ -59,7 +83,7 @@ pub fn resolve_parts(
             .map(|part| part_of(direction, part, scene, param))
             .collect();
     }
-    resolve_one(address, scene, param).map(|only| vec![only])
+    resolve_address(address, scene, param)
 }
 
 /// A named direction at one of its sites.
@@ -84,41 +108,39 @@ fn part_of(
         name: Some(direction.name.clone()),
         statistics,
         write: None,
+        nodes: None,
     })
 }
 
-fn resolve_one(
+fn resolve_address(
     address: &FeatureAddress,
     scene: &Scene,
     param: &str,
-) -> Result<Resolved, PlanError> {
+) -> Result<Vec<Resolved>, PlanError> {
     let unnamed = |subject| Resolved {
         subject,
         name: None,
         statistics: None,
         write: None,
+        nodes: None,
     };
-    match address {
+    let only = match address {
         FeatureAddress::Named(id) => match channel_of(id) {
             Some((node, channel)) => {
                 let place = parse_place(node, scene, param)?;
-                single(place, channel, scene, param).map(unnamed)
+                unnamed(single(place, channel, scene, param)?)
             }
-            None => named(id, scene, param),
+            None => named(id, scene, param)?,
         },
         FeatureAddress::Channel(address) => {
             let place = parse_place(&address.node, scene, &format!("{param}.node"))?;
-            single(place, address.channel, scene, param).map(unnamed)
+            unnamed(single(place, address.channel, scene, param)?)
         }
         FeatureAddress::Group(address) => {
             let place = parse_place(&address.node, scene, &format!("{param}.node"))?;
-            let group = group(
-                place,
-                &address.channels,
-                scene,
-                &format!("{param}.channels"),
-            )?;
-            Ok(unnamed(Subject::Channels(group)))
+            let param = format!("{param}.channels");
+            let group = group(place, &address.channels, scene, &param)?;
+            unnamed(Subject::Channels(group))
         }
         FeatureAddress::Vector(address) => {
             let site_param = format!("{param}.site");
@@ -129,9 +151,18 @@ fn resolve_one(
                 return Err(refused(message, &site_param));
             };
             let direction = direction(site, &address.vector, scene, &format!("{param}.vector"))?;
-            Ok(unnamed(Subject::Direction(direction)))
+            unnamed(Subject::Direction(direction))
         }
-    }
+        FeatureAddress::Circuit(address) => {
+            let parts = circuit_nodes::parts(address, scene, param)?.into_iter();
+            let resolved = parts.map(|(subject, nodes)| Resolved {
+                nodes: Some(nodes),
+                ..unnamed(subject)
+            });
+            return Ok(resolved.collect());
+        }
+    };
+    Ok(vec![only])
 }
 
 /// The node and the channel of an id `NODE:CHANNEL`, which features without a name have.
@@ -170,6 +201,7 @@ fn named(name: &str, scene: &Scene, param: &str) -> Result<Resolved, PlanError> 
         name: Some(feature.name.clone()),
         statistics: feature.stats,
         write: Some(feature.write),
+        nodes: None,
     })
 }
 
@@ -190,17 +222,6 @@ fn single(
 /// A place of the sparse model.
 fn parse_place(name: &str, scene: &Scene, param: &str) -> Result<Location, PlanError> {
     named_place(name, scene.sparse(param)?.config.n_layers, param)
-}
-
-fn named_place(name: &str, n_layers: usize, param: &str) -> Result<Location, PlanError> {
-    Location::parse(name, n_layers).map_err(|error| {
-        let names: Vec<String> = Location::all(n_layers)
-            .iter()
-            .map(Location::to_string)
-            .collect();
-        let near = suggestion(name, names.iter().map(String::as_str));
-        refused(format!("{error}{near}"), param)
-    })
 }
 
 fn group(

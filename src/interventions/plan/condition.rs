@@ -68,8 +68,10 @@ impl Condition {
     pub fn look_beside_edits(&mut self, first_edited: Site, site_map: &SiteMap) {
         for test in &mut self.tests {
             let dense = matches!(test.source, Source::Own | Source::Encoder);
-            // At its own site an edit comes after whatever is read there.
-            test.needs_unedited_run = dense && test.subject.answering_site(site_map) > first_edited;
+            // At its own site an edit comes after whatever is read there. A dense model's nodes stand between sites.
+            let is_behind = test.subject.answering_site(site_map) > first_edited;
+            let is_node = matches!(test.subject, Subject::OwnChannels(_));
+            test.needs_unedited_run = dense && (is_behind || is_node);
         }
     }
 
@@ -131,16 +133,20 @@ fn source(
         return Ok(Source::Sparse);
     }
     let place = subject.place();
-    let dense = matches!(subject, Subject::Direction(_));
+    let dense = subject.is_dense();
     let encoder = reach.read == Some(Read::Encoder);
     if !dense && !encoder {
         return Ok(Source::Sparse);
     }
     let Some(last) = reach.dense_site else {
         let message = "an edit inside a sparse sublayer is made before the dense model runs; its condition cannot \
-                       look at a dense direction";
+                       look at a direction or a node of that one";
         return Err(refused(message, param));
     };
+    // Seen in a run of the dense model without any edits, which is there before the edit is made.
+    if matches!(subject, Subject::OwnChannels(_)) {
+        return Ok(Source::Own);
+    }
     if !dense && !is_sublayer_input(place) && !matches!(place, Location::Site(_)) {
         let message =
             format!("the encoder gives residual sites and sublayer inputs; {place} is neither");

@@ -1,8 +1,10 @@
 //! One edit of a request, checked and resolved.
 
 use super::address::Resolved;
+use super::circuit_nodes::CircuitNodes;
 use super::condition::{Condition, Reach};
 use super::counterfactual::{Stream, StreamModel, stream};
+use super::each_node;
 use super::scene::{PlanError, Scene, refused};
 use super::source::Source;
 use super::span::{Prompts, Span};
@@ -45,11 +47,21 @@ impl EditStrength {
     }
 }
 
+/// Which circuit an edit is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EditedCircuit {
+    pub id: String,
+    /// What is edited is outside of it.
+    pub complement: bool,
+}
+
 /// One validated edit.
 #[derive(Debug, Clone)]
 pub struct Edit {
     /// The registered feature's name.
     pub name: Option<String>,
+    /// The circuit that it is a part of an edit of.
+    pub circuit: Option<EditedCircuit>,
     pub operation: Operation,
     pub subject: Subject,
     pub action: Action,
@@ -65,9 +77,11 @@ pub struct Edit {
 impl Edit {
     /// The width of what the edit changes: its own place, or the dense stream.
     pub fn changed_width(&self, scene: &Scene) -> usize {
-        match scene.native {
-            true => self.subject.place().width(&scene.model.config),
-            false => scene.model.config.d_model,
+        match (&self.subject, scene.native) {
+            (Subject::OwnChannels(_), _) | (_, true) => {
+                self.subject.place().width(&scene.model.config)
+            }
+            (_, false) => scene.model.config.d_model,
         }
     }
 }
@@ -130,8 +144,13 @@ pub fn compile(
             )?)
         }
     };
+    let of_circuit = |nodes: CircuitNodes| EditedCircuit {
+        id: nodes.circuit,
+        complement: nodes.complement,
+    };
     Ok(Edit {
         name: resolved.name,
+        circuit: resolved.nodes.map(of_circuit),
         operation: request.op,
         subject: resolved.subject,
         action,
@@ -241,6 +260,15 @@ fn source(
                 )),
             };
         }
+        (Subject::OwnChannels(_), _) => {
+            return match request.read {
+                None => Ok(Source::Own),
+                Some(_) => Err(refused(
+                    "a dense model's own nodes are read where they are; `read` is for features of its sparse partner",
+                    &param,
+                )),
+            };
+        }
         (Subject::Channels(_), true) => {
             return match request.read {
                 None | Some(Read::Sparse) => Ok(Source::Own),
@@ -273,6 +301,11 @@ fn action(
     streams: &mut Vec<Stream>,
     param: &str,
 ) -> Result<Action, PlanError> {
+    if let Some(nodes) = &resolved.nodes
+        && let Some(action) = each_node::action(request, nodes, &resolved.subject, scene, param)?
+    {
+        return Ok(action);
+    }
     let unit = match request.unit {
         None | Some(Unit::Raw) => 1.0,
         Some(Unit::Residual) => {
@@ -297,7 +330,9 @@ fn action(
             let param = format!("{param}.to");
             match &resolved.subject {
                 Subject::Channels(group) => Action::Ablate(means(group, scene, &param)?),
-                Subject::Direction(_) => Action::Set(mean_projection(resolved, &param)?),
+                Subject::OwnChannels(_) | Subject::Direction(_) => {
+                    Action::Set(mean_projection(resolved, &param)?)
+                }
             }
         }
         (Operation::Ablate, _) => Action::Ablate(vec![0.0; resolved.subject.channels().len()]),
@@ -348,8 +383,7 @@ fn patch(
         }
         _ => return Err(refused("`to` has either a `prompt` or a `value`", param)),
     };
-    let dense =
-        !scene.native && (source == Source::Encoder || matches!(subject, Subject::Direction(_)));
+    let dense = !scene.native && (source == Source::Encoder || subject.is_dense());
     let model = if dense {
         StreamModel::Dense
     } else {
@@ -414,6 +448,15 @@ fn route(
                 None | Some(Write::Residual) => Ok((Route::InPlace, Some(Write::Residual))),
                 Some(Write::Sublayer) => Err(refused(
                     "a vector is written to the residual stream",
+                    &write_param,
+                )),
+            };
+        }
+        (Subject::OwnChannels(_), false) => {
+            return match request.write {
+                None => Ok((Route::InPlace, None)),
+                Some(_) => Err(refused(
+                    "a dense model's own nodes are edited in place; `write` is for features of its sparse partner",
                     &write_param,
                 )),
             };

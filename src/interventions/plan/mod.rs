@@ -2,21 +2,28 @@
 //! depend on the tokens, once per request. What a plan holds can be carried out; what cannot be is refused here.
 
 mod address;
+mod circuit_nodes;
 pub mod condition;
 pub mod counterfactual;
+mod each_node;
 mod edit;
+mod place_name;
 mod scene;
 mod source;
 mod span;
 mod statistics;
+#[cfg(test)]
+pub mod test_circuit;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::carry::{Carrier, KnownColumns};
 use super::operation::Action;
 use super::request::{EditRequest, Return, SteerRequest, Strength, Variant};
+use super::subject::Subject;
 use crate::bridge::site_map::SiteMap;
-use crate::features::group::Group;
 use crate::features::group::Write;
 use crate::models::location::{Location, Site};
 
@@ -25,14 +32,19 @@ use counterfactual::{Stream, StreamModel};
 use address::resolve_parts;
 
 pub use address::{Resolved, resolve};
-pub use edit::{Edit, Route, needs_sparse_rms, sublayer_output};
+pub use edit::{Edit, EditedCircuit, Route, needs_sparse_rms, sublayer_output};
 pub use scene::{PlanError, Scene, refused};
 pub use source::Source;
+pub use statistics::UnmeasuredGroups;
 
 /// No request has more edits.
 pub const MOST_EDITS: usize = 64;
 /// Nor do they come to more, each site of a direction of several counted.
 const MOST_EDITED_PLACES: usize = 1024;
+/// Nor do its circuits come to more nodes, each edit's counted: they are listed one by one.
+const MOST_CIRCUIT_NODES: usize = 1 << 20;
+/// Nor do the dense columns that nodes of circuits are carried with take more bytes.
+const MOST_COLUMN_BYTES: usize = 1 << 28;
 /// No sweep has more strengths.
 pub const LONGEST_SWEEP: usize = 64;
 /// Strengths lie between this and its negative.
@@ -78,15 +90,17 @@ pub struct Plan {
     pub activations: bool,
     /// The dense model's steps, by site; empty for a sparse model.
     pub steps: BTreeMap<Site, Vec<Step>>,
+    /// The edits of a dense model's own nodes, by their place in its pass.
+    pub own_edits: BTreeMap<Location, Vec<usize>>,
     /// Where the answering model is looked at or changed.
     pub places: BTreeSet<Location>,
 }
 
 /// The groups of a request that must be measured over reference text before it can be planned.
-pub fn unmeasured_groups(request: &SteerRequest, scene: &Scene) -> Vec<Group> {
-    let mut groups = Vec::new();
+pub fn unmeasured_groups(request: &SteerRequest, scene: &Scene) -> UnmeasuredGroups {
+    let mut groups = UnmeasuredGroups::default();
     for edit in request.edits.iter().take(MOST_EDITS) {
-        groups.extend(statistics::unmeasured(edit, scene).filter(|group| !groups.contains(group)));
+        groups.add(edit, scene);
     }
     groups
 }
@@ -116,9 +130,11 @@ impl Plan {
             receipt: request.returns.contains(&Return::Receipt),
             activations: request.returns.contains(&Return::Activations),
             steps: BTreeMap::new(),
+            own_edits: BTreeMap::new(),
             places: BTreeSet::new(),
         };
         let mut columns = KnownColumns::new();
+        let mut of_circuits = CircuitSize::default();
         for (index, asked) in request.edits.iter().enumerate() {
             let param = format!("steer.edits[{index}]");
             edit::arguments(asked, &param)?;
@@ -126,10 +142,12 @@ impl Plan {
             let parts = resolve_parts(&asked.feature, scene, &feature)?;
             if plan.edits.len() + parts.len() > MOST_EDITED_PLACES {
                 let message = format!(
-                    "with each site of its directions counted the request has more than {MOST_EDITED_PLACES} edits"
+                    "with each site of its directions and each place of its circuits counted the request has more than \
+                     {MOST_EDITED_PLACES} edits"
                 );
                 return Err(refused(message, &feature));
             }
+            of_circuits.add(&parts, scene, &feature)?;
             for resolved in parts {
                 let edit = edit::compile(
                     asked,
@@ -268,11 +286,20 @@ impl Plan {
             Route::Carried(carrier) => Some(carrier.target),
             Route::InPlace | Route::Replayed => None,
         });
-        sites.map(Location::Site).chain(targets).collect()
+        let own = self.own_edits.keys().copied();
+        sites
+            .map(Location::Site)
+            .chain(targets)
+            .chain(own)
+            .collect()
     }
 
     fn order_steps(&mut self) {
         for (index, edit) in self.edits.iter().enumerate() {
+            if let Subject::OwnChannels(group) = &edit.subject {
+                self.own_edits.entry(group.place).or_default().push(index);
+                continue;
+            }
             let step = match edit.route {
                 Route::InPlace | Route::Carried(_) => Step::Edit(index),
                 Route::Replayed => {
@@ -321,7 +348,7 @@ impl Plan {
             })
     }
 
-    /// The sites read in unedited runs of the dense model.
+    /// The places read in unedited runs of the dense model.
     pub fn dense_places(&self) -> BTreeSet<Location> {
         let reading = self
             .edits
@@ -330,7 +357,7 @@ impl Plan {
         reading
             .map(|edit| &edit.subject)
             .chain(self.unedited_tests().map(|test| &test.subject))
-            .map(|subject| Location::Site(subject.answering_site(&self.site_map)))
+            .map(|subject| subject.answering_place(&self.site_map))
             .collect()
     }
 
@@ -405,6 +432,48 @@ impl Plan {
 fn tests(edit: &Edit, source: Source) -> impl Iterator<Item = &condition::Test> {
     let tests = edit.condition.iter().flat_map(|condition| &condition.tests);
     tests.filter(move |test| test.source == source)
+}
+
+/// How much the circuits of a request come to.
+#[derive(Default)]
+struct CircuitSize {
+    nodes: usize,
+    column_bytes: usize,
+}
+
+impl CircuitSize {
+    /// Adds an edit's parts, where they are nodes of a circuit.
+    fn add(&mut self, parts: &[Resolved], scene: &Scene, param: &str) -> Result<(), PlanError> {
+        for part in parts.iter().filter(|part| part.nodes.is_some()) {
+            let (place, nodes) = (part.subject.place(), part.subject.width());
+            self.nodes += nodes;
+            // What is inside a sublayer is carried by its output's columns, whichever of its nodes are edited.
+            let is_carried = matches!(part.subject, Subject::Channels(_)) && !scene.native;
+            if is_carried && sublayer_output(place).is_none() {
+                let column = scene.model.config.d_model * size_of::<f32>();
+                self.column_bytes = self
+                    .column_bytes
+                    .saturating_add(nodes.saturating_mul(column));
+            }
+        }
+        if self.nodes > MOST_CIRCUIT_NODES {
+            let message = format!(
+                "the circuits of this request come to more than {MOST_CIRCUIT_NODES} nodes; ask for fewer edits, or for \
+                 one `node` of a complement"
+            );
+            return Err(refused(message, param));
+        }
+        if self.column_bytes > MOST_COLUMN_BYTES {
+            let message = format!(
+                "carrying these nodes over the bridge takes {} MiB of columns; at most {} are taken: edit the sparse model \
+                 itself, or one `node` at a time",
+                self.column_bytes >> 20,
+                MOST_COLUMN_BYTES >> 20
+            );
+            return Err(refused(message, param));
+        }
+        Ok(())
+    }
 }
 
 fn judged_by_sparse_values(edit: &Edit) -> bool {

@@ -1,10 +1,9 @@
 //! What a request is held against: the model that answers, its bridge, and the prompts.
 
-use std::sync::Arc;
-
 use crate::bridge::site_map::SiteMap;
+use crate::circuits::circuit::NamedCircuits;
 use crate::features::direction::NamedDirections;
-use crate::features::measured::MeasuredGroup;
+use crate::features::measured::KnownGroups;
 use crate::features::pair::Pair;
 use crate::models::tokenizer::Tokenizer;
 use crate::models::transformer::Transformer;
@@ -36,16 +35,20 @@ pub struct Scene<'a> {
     /// The model that answers, and its id.
     pub model: &'a Transformer,
     pub model_id: &'a str,
+    /// Of its configuration and weights.
+    pub fingerprint: &'a str,
     /// The answering model is a sparse one: edits are made in it directly.
     pub native: bool,
     /// The pair of its bridge: the one the request named, or its first.
     pub pair: Option<&'a Pair>,
     /// The answering model's own named directions.
     pub directions: &'a NamedDirections,
+    /// Circuits of whatever models: which are the request's is told by the weights that they were found in.
+    pub circuits: &'a NamedCircuits,
     pub tokenizer: &'a Tokenizer,
     pub prompts: &'a [Vec<u32>],
     /// Groups that were measured for this request.
-    pub measured: &'a [Arc<MeasuredGroup>],
+    pub measured: &'a KnownGroups,
 }
 
 impl<'a> Scene<'a> {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::address::{Resolved, resolve};
+use super::address::{Resolved, resolve_parts};
+use super::circuit_nodes::all_alike;
 use super::scene::{PlanError, Scene, refused};
 use crate::features::group::Group;
 use crate::features::measured::MeasuredGroup;
@@ -23,7 +24,8 @@ pub fn statistic(
     let known = match &resolved.subject {
         Subject::Channels(group) => known_statistics(resolved, group, scene)
             .ok_or_else(|| refused(not_measured(group.place, scene), param))?,
-        Subject::Direction(_) => resolved
+        // Nodes of a circuit count each in its own unit.
+        Subject::OwnChannels(_) | Subject::Direction(_) => resolved
             .statistics
             .ok_or_else(|| refused(unknown_projection(resolved), param))?,
     };
@@ -72,7 +74,11 @@ fn known_statistics(
 }
 
 fn measured<'a>(group: &Group, scene: &Scene<'a>) -> Option<&'a MeasuredGroup> {
-    let mut known = scene.measured.iter();
+    found(&scene.measured.sparse, group)
+}
+
+fn found<'a>(measured: &'a [Arc<MeasuredGroup>], group: &Group) -> Option<&'a MeasuredGroup> {
+    let mut known = measured.iter();
     known.find(|known| known.group == *group).map(Arc::as_ref)
 }
 
@@ -89,23 +95,111 @@ fn not_measured(place: Location, scene: &Scene) -> String {
     }
 }
 
-/// The group that an edit must know more of than the pair's files say; none where it needs nothing more, or is
-/// faulty.
-pub fn unmeasured(request: &EditRequest, scene: &Scene) -> Option<Group> {
-    let resolved = resolve(&request.feature, scene, "").ok()?;
-    let Subject::Channels(group) = &resolved.subject else {
+/// Groups of channels that must be measured over reference text, by the model that they are of.
+#[derive(Debug, Default)]
+pub struct UnmeasuredGroups {
+    /// Of the sparse model.
+    pub sparse: Vec<Group>,
+    /// Of the dense model that answers.
+    pub dense: Vec<Group>,
+}
+
+impl UnmeasuredGroups {
+    /// Adds those that an edit must know more of than files say; nothing where it needs nothing more, or is faulty.
+    pub fn add(&mut self, request: &EditRequest, scene: &Scene) {
+        for resolved in resolve_parts(&request.feature, scene, "").unwrap_or_default() {
+            let groups = match &resolved.subject {
+                Subject::Channels(_) => &mut self.sparse,
+                Subject::OwnChannels(_) => &mut self.dense,
+                Subject::Direction(_) => continue,
+            };
+            let group = unmeasured(request, &resolved, scene);
+            groups.extend(group.filter(|group| !groups.contains(group)));
+        }
+    }
+}
+
+fn unmeasured(request: &EditRequest, resolved: &Resolved, scene: &Scene) -> Option<Group> {
+    let (Subject::Channels(group) | Subject::OwnChannels(group)) = &resolved.subject else {
         return None;
     };
-    let is_known = match (request.op, &request.to, request.unit) {
-        (Operation::Add | Operation::Set | Operation::Clamp, _, Some(Unit::Std | Unit::Max)) => {
-            known_statistics(&resolved, group, scene).is_some()
+    let to_mean = matches!(
+        (request.op, &request.to),
+        (
+            Operation::Ablate,
+            Some(Destination::Ablation(AblateTo::Mean))
+        )
+    );
+    if let Some(nodes) = &resolved.nodes {
+        // The record has the means of a circuit's own nodes. Those of the others are taken of the place as a whole, which
+        // is measured once for all circuits.
+        let is_known = nodes.known.is_some() || own_reference(&resolved.subject, scene).is_some();
+        return (to_mean && !is_known).then(|| whole_place(&resolved.subject, scene))?;
+    }
+    let is_known = match (request.op, request.unit) {
+        (Operation::Add | Operation::Set | Operation::Clamp, Some(Unit::Std | Unit::Max)) => {
+            known_statistics(resolved, group, scene).is_some()
         }
-        (Operation::Ablate, Some(Destination::Ablation(AblateTo::Mean)), _) => {
-            reference(group.place, scene).is_some()
-        }
+        _ if to_mean => reference(group.place, scene).is_some(),
         _ => true,
     };
     (!is_known).then(|| group.clone())
+}
+
+/// All channels of the place of some.
+fn whole_place(subject: &Subject, scene: &Scene) -> Option<Group> {
+    let place = subject.place();
+    let config = match subject {
+        Subject::Channels(_) => &scene.sparse("").ok()?.config,
+        Subject::OwnChannels(_) | Subject::Direction(_) => &scene.model.config,
+    };
+    Some(all_alike(place, (0..place.width(config)).collect()))
+}
+
+/// What the bridge's files say of the place of some channels; nothing of a dense model's.
+fn own_reference<'a>(subject: &Subject, scene: &Scene<'a>) -> Option<&'a LocationStatistics> {
+    match subject {
+        Subject::Channels(group) => reference(group.place, scene),
+        Subject::OwnChannels(_) | Subject::Direction(_) => None,
+    }
+}
+
+/// The means over reference text of channels that are nodes outside of a circuit.
+pub fn place_means(
+    subject: &Subject,
+    group: &Group,
+    scene: &Scene,
+    param: &str,
+) -> Result<Vec<f32>, PlanError> {
+    let measured = match subject {
+        Subject::OwnChannels(_) => &scene.measured.dense,
+        Subject::Channels(_) | Subject::Direction(_) => &scene.measured.sparse,
+    };
+    let whole = whole_place(subject, scene);
+    let means = match own_reference(subject, scene) {
+        Some(known) => Some(known.mean.as_slice()),
+        None => whole
+            .and_then(|whole| found(measured, &whole))
+            .map(|known| known.channel_means.as_slice()),
+    };
+    let means = means.ok_or_else(|| {
+        let message = format!(
+            "{}, and so no means of nodes outside of the circuit; ablate them to zero",
+            not_measured(group.place, scene)
+        );
+        refused(message, param)
+    })?;
+    let means = group
+        .channels
+        .iter()
+        .map(|&channel| means.get(channel).copied());
+    means.collect::<Option<_>>().ok_or_else(|| {
+        let message = format!(
+            "the statistics of {} are not those of its channels",
+            group.place
+        );
+        refused(message, param)
+    })
 }
 
 /// The mean projection on a direction over reference text.

@@ -87,7 +87,7 @@ fn drawn(row: usize, draw: &mut ChaCha8Rng) -> Drawn {
         WIDTH
     };
     let direction = how == Added || how == Itself && draw.random_bool(0.3);
-    let operation = draw.random_range(0..if direction { 6 } else { 7 });
+    let operation = draw.random_range(0..if direction { 6 } else { 10 });
     let subject = match direction {
         true => {
             let vector = numbers(width, draw);
@@ -112,7 +112,13 @@ fn drawn(row: usize, draw: &mut ChaCha8Rng) -> Drawn {
         3 => Action::Scale(value),
         4 => Action::Ablate(numbers(channels, draw)),
         5 => Action::Patch { stream: 0 },
-        _ => Action::Swap,
+        6 => Action::Swap,
+        7 => Action::AddEach(numbers(channels, draw).into_iter().map(f64::from).collect()),
+        8 => Action::ScaleEach(value),
+        _ => {
+            let least = numbers(channels, draw).into_iter().map(f64::from);
+            Action::ClampEach(least.map(|least| (least, least + 0.5)).collect())
+        }
     };
     let columns = (0..channels.max(1)).map(|_| numbers(WIDTH, draw)).collect();
     Drawn {
@@ -142,7 +148,7 @@ fn length(vector: &[f64]) -> f64 {
 
 fn value(subject: &Subject, values: &[f64]) -> f64 {
     match subject {
-        Subject::Channels(group) => {
+        Subject::Channels(group) | Subject::OwnChannels(group) => {
             let terms = group.channels.iter().zip(&group.weights);
             terms
                 .map(|(&channel, weight)| weight * values[channel])
@@ -172,13 +178,18 @@ fn moved(of: &Drawn, values: &mut [f64]) -> Vec<f64> {
         _ => None,
     };
     match &of.subject {
-        Subject::Channels(group) => {
+        Subject::Channels(group) | Subject::OwnChannels(group) => {
             let before: Vec<f64> = group.channels.iter().map(|&c| values[c]).collect();
             let change: Vec<f64> = (0..before.len())
                 .map(|at| {
                     let to = match (&of.action, target) {
                         (_, Some(target)) => before[at] + group.weights[at] * (target - a),
                         (Action::Ablate(to), _) => f64::from(to[at]),
+                        (Action::AddEach(added), _) => before[at] + added[at],
+                        (Action::ScaleEach(factor), _) => before[at] * factor,
+                        (Action::ClampEach(bounds), _) => {
+                            before[at].clamp(bounds[at].0, bounds[at].1)
+                        }
                         (Action::Patch { .. }, _) => {
                             partner(group.channels[at]).expect("a partner")
                         }
