@@ -4,6 +4,7 @@
 //! - [`arrivals`]: what comes into the library; [`downloads`] what a running server brings there from a hub.
 //! - [`snapshot`]: the models, pairs, features and presets that are served at one moment; [`named_model`] what of it a
 //!   request's `model` is; [`feature_store`] keeps features, [`direction_store`] directions and [`preset_store`] presets.
+//! - [`served_circuits`]: the snapshot's circuits; [`trained_circuits`] brings those that jobs have found.
 //! - [`weights`]: those that stay in memory, and those of jobs' results, which come and go; [`description`] says what
 //!   is known of something without its weights.
 //! - [`data_directory`]: one server at a time keeps what callers make.
@@ -20,10 +21,12 @@ pub mod feature_store;
 pub mod library;
 pub mod named_model;
 pub mod preset_store;
+pub mod served_circuits;
 pub mod service;
 pub mod snapshot;
 pub mod template_process;
 pub mod trained;
+pub mod trained_circuits;
 pub mod trial;
 pub mod trial_process;
 pub mod weights;
