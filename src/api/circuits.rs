@@ -323,69 +323,88 @@ impl Form {
 
 /// A circuit as a graph in the language of Graphviz.
 #[utoipa::path(get, path = "/v1/circuits/{id}.dot", tag = "circuits", operation_id = "graphCircuit",
-    params(("id" = String, Path, description = "The circuit's id")),
+    params(("id" = String, Path, description = "The circuit's id"), CircuitQuery),
     responses(
-        (status = 200, description = "The graph", body = String, content_type = "text/vnd.graphviz"),
+        (status = 200, description = "The graph; the record of a circuit whose id ends so", content(
+            (String = "text/vnd.graphviz"), (CircuitAnswer = "application/json"))),
+        (status = 400, description = "A prompt is given, and the id is not that of a circuit whose id ends so; or the \
+            prompt is wrong, or a parameter is unknown", body = ErrorBody),
+        (status = 503, description = "Too many look at circuits and features: code `overloaded`", body = ErrorBody),
+        (status = 504, description = "It took longer than it may: code `deadline_exceeded`", body = ErrorBody),
         (status = 404, description = "There is no such circuit: code `circuit_not_found`", body = ErrorBody)
     ))]
 pub async fn graph(
     http: HttpRequest,
     state: web::Data<State>,
     id: web::Path<String>,
+    query: web::Query<CircuitQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    drawn(&http, &state, &id, Form::Dot).await
+    drawn(&http, &state, (&id, Form::Dot), query.into_inner()).await
 }
 
 /// A circuit as a picture: its layers as columns, the strength of weights as width, their sign as colour and dashes. Of
 /// large circuits the strongest nodes and edges are drawn, and the picture says so.
 #[utoipa::path(get, path = "/v1/circuits/{id}.svg", tag = "circuits", operation_id = "drawCircuit",
-    params(("id" = String, Path, description = "The circuit's id")),
+    params(("id" = String, Path, description = "The circuit's id"), CircuitQuery),
     responses(
-        (status = 200, description = "The picture", body = String, content_type = "image/svg+xml"),
+        (status = 200, description = "The picture; the record of a circuit whose id ends so", content(
+            (String = "image/svg+xml"), (CircuitAnswer = "application/json"))),
+        (status = 400, description = "A prompt is given, and the id is not that of a circuit whose id ends so; or the \
+            prompt is wrong, or a parameter is unknown", body = ErrorBody),
+        (status = 503, description = "Too many look at circuits and features: code `overloaded`", body = ErrorBody),
+        (status = 504, description = "It took longer than it may: code `deadline_exceeded`", body = ErrorBody),
         (status = 404, description = "There is no such circuit: code `circuit_not_found`", body = ErrorBody)
     ))]
 pub async fn picture(
     http: HttpRequest,
     state: web::Data<State>,
     id: web::Path<String>,
+    query: web::Query<CircuitQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    drawn(&http, &state, &id, Form::Svg).await
+    drawn(&http, &state, (&id, Form::Svg), query.into_inner()).await
 }
 
 /// A circuit as text for a terminal: its figures and controls, and node by node what it is and what it reads.
 #[utoipa::path(get, path = "/v1/circuits/{id}.txt", tag = "circuits", operation_id = "printCircuit",
-    params(("id" = String, Path, description = "The circuit's id")),
+    params(("id" = String, Path, description = "The circuit's id"), CircuitQuery),
     responses(
-        (status = 200, description = "The text", body = String, content_type = "text/plain"),
+        (status = 200, description = "The text; the record of a circuit whose id ends so", content(
+            (String = "text/plain"), (CircuitAnswer = "application/json"))),
+        (status = 400, description = "A prompt is given, and the id is not that of a circuit whose id ends so; or the \
+            prompt is wrong, or a parameter is unknown", body = ErrorBody),
+        (status = 503, description = "Too many look at circuits and features: code `overloaded`", body = ErrorBody),
+        (status = 504, description = "It took longer than it may: code `deadline_exceeded`", body = ErrorBody),
         (status = 404, description = "There is no such circuit: code `circuit_not_found`", body = ErrorBody)
     ))]
 pub async fn printed(
     http: HttpRequest,
     state: web::Data<State>,
     id: web::Path<String>,
+    query: web::Query<CircuitQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    drawn(&http, &state, &id, Form::Text).await
+    drawn(&http, &state, (&id, Form::Text), query.into_inner()).await
 }
 
 async fn drawn(
     http: &HttpRequest,
     state: &State,
-    id: &str,
-    form: Form,
+    (id, form): (&str, Form),
+    query: CircuitQuery,
 ) -> Result<HttpResponse, ApiError> {
     let snapshot = state.snapshot();
     // An id may end like a form: then it is the circuit that is meant.
     let whole = format!("{id}{}", form.suffix());
     if snapshot.circuits.contains_key(&whole) {
-        let query = web::Query::<CircuitQuery>::from_query(http.query_string());
-        let query = query.map_err(|error| ApiError::Invalid {
-            message: error.to_string(),
-            param: None,
-            code: None,
-        })?;
-        return record(http, state, &whole, query.into_inner()).await;
+        return record(http, state, &whole, query).await;
     }
     let circuit = snapshot.circuit(id)?;
+    if query.prompt.is_some() {
+        let message = format!(
+            "{} is of the circuit itself; what it does on a prompt is at /v1/circuits/ID?prompt=TEXT",
+            form.suffix()
+        );
+        return Err(ApiError::invalid("prompt", message));
+    }
     let config = snapshot
         .model_of_circuit(&circuit)
         .map(|card| card.config.clone());

@@ -176,6 +176,8 @@ fn a_circuit_is_drawn_on_a_prompt() {
         let refused = server.get(&format!("/v1/circuits/quotes?prompt={prompt}"));
         refused.is_error(400, Some("prompt"), None);
     }
+    let refused = server.get("/v1/circuits/brackets.svg?prompt=x");
+    refused.is_error(400, Some("prompt"), None);
     let unknown = server.get("/v1/circuits/quotes?prompts=x");
     assert_eq!(unknown.status, 400);
 }
