@@ -5,6 +5,8 @@
 mod activations;
 #[path = "api/chat.rs"]
 mod chat;
+#[path = "api/circuits.rs"]
+mod circuits;
 #[path = "api/client.rs"]
 mod client;
 #[path = "api/clients.rs"]

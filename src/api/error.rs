@@ -357,6 +357,11 @@ impl From<NotServed> for ApiError {
                 param: None,
                 code: Some("bridge_not_found"),
             },
+            NotServed::Circuit { message } => ApiError::NotFound {
+                message,
+                param: None,
+                code: Some("circuit_not_found"),
+            },
             NotServed::NotJoined { message, param } => ApiError::invalid(param, message),
         }
     }

@@ -8,6 +8,7 @@ pub mod activations;
 pub mod addresses;
 pub mod body;
 pub mod bridges;
+pub mod circuits;
 pub mod completions;
 pub mod delivery;
 pub mod disconnect;

@@ -14,8 +14,8 @@ use super::keys::Access;
 use super::openapi::Document;
 use super::state::State;
 use super::{
-    activations, bridges, completions, disconnect, docs, features, health, library, models,
-    observe, openapi, operations, presets, tasks, tokens,
+    activations, bridges, circuits, completions, disconnect, docs, features, health, library,
+    models, observe, openapi, operations, presets, tasks, tokens,
 };
 use crate::settings::Settings;
 
@@ -64,6 +64,12 @@ pub fn addresses() -> Vec<Address> {
             .delete(Access::Train, trained::delete),
         at("/v1/bridges").get(Access::Infer, bridges::list),
         at("/v1/bridges/{id}").get(Access::Infer, bridges::retrieve),
+        at("/v1/circuits").get(Access::Infer, circuits::list),
+        // Before the record's address, which is one of anything.
+        at("/v1/circuits/{id}.dot").get(Access::Infer, circuits::graph),
+        at("/v1/circuits/{id}.svg").get(Access::Infer, circuits::picture),
+        at("/v1/circuits/{id}.txt").get(Access::Infer, circuits::printed),
+        at("/v1/circuits/{id}").get(Access::Infer, circuits::retrieve),
         at("/v1/features")
             .get(Access::Infer, features::list)
             .post(Access::Train, features::create),

@@ -4,6 +4,7 @@
 //! - [`group`]: what a feature is made of. [`registry`]: the features of a pair, as they are stored.
 //! - [`effects`]: what patching one does, as it is told in the registry.
 //! - [`pair`]: both models, the bridge, and what is known of the channels, read once and shared.
+//! - [`shipped_circuits`]: the circuits that a pair comes with.
 //! - [`mod@reference`]: every channel's statistics over reference text, and the text; [`statistics`] makes them and those
 //!   of groups; [`measured`] keeps what took a pass, among the [`recent`] findings.
 //! - [`top_activations`]: where in a text a feature is strongest. [`wiring`]: the weights that read and write a channel.
@@ -20,6 +21,7 @@ pub mod pair;
 pub mod recent;
 pub mod reference;
 pub mod registry;
+pub mod shipped_circuits;
 pub mod statistics;
 #[cfg(test)]
 pub(crate) mod test_pair;

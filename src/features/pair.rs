@@ -11,9 +11,11 @@ use std::sync::Arc;
 use super::logit_effects::KnownLogitEffects;
 use super::reference::{ReferenceError, ReferenceStatistics};
 use super::registry::{self, Feature};
+use super::shipped_circuits::{self, CircuitHost};
 use crate::bridge::Bridge;
 use crate::bridge::pair::{self, PairError};
 use crate::bridge::record::BridgeRecord;
+use crate::circuits::circuit::NamedCircuits;
 use crate::memory;
 use crate::models::layout::{ModelFiles, ReadLimits};
 use crate::models::location::{Location, Node, NodeKind, Site};
@@ -29,6 +31,8 @@ pub struct Pair {
     pub record: Arc<BridgeRecord>,
     /// The named features by name: those that it came with, or as they have been changed since.
     pub features: Arc<BTreeMap<String, Feature>>,
+    /// The circuits that it came with, of either model, by their ids.
+    pub circuits: Arc<NamedCircuits>,
     /// What single channels of the sparse model do over reference text, where that was measured.
     pub reference: Arc<ReferenceStatistics>,
     /// Which tokens features speak for, as far as anyone asked.
@@ -62,10 +66,17 @@ impl Pair {
                 problem: pair::DIFFERENT_TOKENIZERS.to_owned(),
             });
         }
+        let hosts = [&dense, &sparse].map(|model| CircuitHost {
+            id: &model.id,
+            fingerprint: &model.fingerprint,
+            config: &model.config,
+        });
+        let circuits = shipped_circuits::read(directory, &hosts)?;
         let tensors = pair::read_tensors(directory, &record, &dense.config, &sparse.config)?;
         memory::give_back();
         Ok(Pair {
             features: Arc::new(registry::read_shipped(directory, &sparse.config)?),
+            circuits: Arc::new(circuits),
             reference: Arc::new(ReferenceStatistics::read(directory, &sparse.config)?),
             bridge: Arc::new(pair::build(
                 &tensors,

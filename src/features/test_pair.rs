@@ -111,6 +111,7 @@ impl Parts {
             record: Arc::new(self.record.clone()),
             features: Arc::default(),
             reference: Arc::new(ReferenceStatistics::default()),
+            circuits: Arc::default(),
             logit_effects: Arc::default(),
             fingerprint: String::new(),
         }

@@ -11,6 +11,7 @@ use crate::bridge::Bridge;
 use crate::bridge::pair::{PairError, read_record};
 use crate::features::reference::ReferenceStatistics;
 use crate::features::registry;
+use crate::features::shipped_circuits::{self, CircuitHost};
 use crate::models::chat_template::ChatTemplate;
 use crate::models::layout::ModelFiles;
 use crate::models::model::{ModelError, shared_tokenizer};
@@ -40,12 +41,20 @@ pub fn pair(
             ..card(path, id, tried, index, weights.clone())?
         })
     };
+    let fingerprint = |index: usize| tried.fingerprints.get(index).map_or("", String::as_str);
+    let hosts = [(&record.dense, &dense, 0), (&record.sparse, &sparse, 1)];
+    let hosts = hosts.map(|(id, config, index)| CircuitHost {
+        id: id.as_str(),
+        fingerprint: fingerprint(index),
+        config,
+    });
+    let circuits = shipped_circuits::read(directory, &hosts)?;
     Ok(IncomingPair {
         dense: half(&paths[0], record.dense.as_str(), 0)?,
         sparse: half(&paths[1], record.sparse.as_str(), 1)?,
         pair: ServedPair::new(
             registry::read_shipped(directory, &sparse)?,
-            ReferenceStatistics::read(directory, &sparse)?,
+            (ReferenceStatistics::read(directory, &sparse)?, circuits),
             tried.bridge.clone().unwrap_or_default(),
             provenance.clone(),
             record,

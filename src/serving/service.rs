@@ -23,6 +23,7 @@ use super::trial_process::{TrialFailure, TrialProcess};
 use super::weights::WeightMemory;
 use crate::artifacts::tensors::FloatPrecision;
 use crate::bridge::pair::PairError;
+use crate::circuits::circuit::Circuit;
 use crate::features::pair::Pair;
 use crate::features::registry::{self, Feature};
 use crate::generation::engine::EngineHandle;
@@ -202,6 +203,20 @@ impl Service {
     pub fn renew_presets(&self) {
         let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let next = self.served.load().with_presets(self.presets.all());
+        self.served.store(Arc::new(next));
+    }
+
+    /// Serves a circuit that a job has found, under its id.
+    pub fn serve_circuit(&self, circuit: Circuit) {
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = self.served.load().with_circuit(circuit);
+        self.served.store(Arc::new(next));
+    }
+
+    /// Serves a circuit that a job has found no more; nothing changes where it is not served.
+    pub fn give_up_circuit(&self, id: &str) {
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = self.served.load().without_circuit(id);
         self.served.store(Arc::new(next));
     }
 

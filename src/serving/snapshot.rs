@@ -32,8 +32,11 @@ pub struct Snapshot {
     pub bridges: BTreeMap<String, Arc<ServedPair>>,
     /// All that are kept, also those of models that are not served.
     pub presets: Arc<Presets>,
-    /// The circuits of all models, by the ids that they are served under.
+    /// The circuits of all models, by the ids that they are served under: those that jobs have found by their own, and
+    /// those that pairs came with by theirs, or as `BRIDGE.ID` where a job's or an earlier pair's is called so.
     pub circuits: NamedCircuits,
+    /// Those of them that jobs have found.
+    pub(super) found: NamedCircuits,
     /// The named directions of dense models, by the models' ids.
     directions: BTreeMap<String, Arc<NamedDirections>>,
     /// How many pairs have come so far.
@@ -65,12 +68,14 @@ pub struct ServedPair {
     pub record: Arc<BridgeRecord>,
     pub fingerprint: String,
     pub provenance: Provenance,
+    /// The circuits that it came with, by their ids.
+    pub circuits: Arc<NamedCircuits>,
     /// What single channels of the sparse model do over reference text, where that was measured.
     pub reference: Arc<ReferenceStatistics>,
     /// The named features by name, as they are now.
     pub features: Arc<BTreeMap<String, Feature>>,
     /// Pairs that came before it have lower numbers.
-    number: u64,
+    pub(super) number: u64,
     pub weights: ServedWeights,
 }
 
@@ -114,6 +119,8 @@ pub enum NotServed {
     /// The bridge is served, but joins other models.
     #[error("{message}")]
     NotJoined { message: String, param: String },
+    #[error("{message}")]
+    Circuit { message: String },
 }
 
 impl Snapshot {
@@ -160,6 +167,7 @@ impl Snapshot {
         pair.number = self.came;
         with.came += 1;
         with.bridges.insert(id, Arc::new(pair));
+        with.name_circuits();
         Ok(with)
     }
 
@@ -187,6 +195,7 @@ impl Snapshot {
                 }
             }
         }
+        without.name_circuits();
         without
     }
 
@@ -374,6 +383,7 @@ impl IncomingPair {
                 provenance,
                 reference: pair.reference.clone(),
                 features: pair.features.clone(),
+                circuits: pair.circuits.clone(),
                 number: 0,
                 weights: ServedWeights::Resident(Loaded::Pair(pair)),
             },
@@ -382,10 +392,10 @@ impl IncomingPair {
 }
 
 impl ServedPair {
-    /// A pair of these features and statistics, which the next snapshot gives its number.
+    /// A pair of these features, statistics and circuits, which the next snapshot gives its number.
     pub fn new(
         features: BTreeMap<String, Feature>,
-        reference: ReferenceStatistics,
+        (reference, circuits): (ReferenceStatistics, NamedCircuits),
         fingerprint: String,
         provenance: Provenance,
         record: BridgeRecord,
@@ -397,6 +407,7 @@ impl ServedPair {
             provenance,
             reference: Arc::new(reference),
             features: Arc::new(features),
+            circuits: Arc::new(circuits),
             number: 0,
             weights,
         }

@@ -158,20 +158,25 @@ fn decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The template of the document that an address belongs to: the one with the fewest variables.
+/// The template of the document that an address belongs to: the one with the fewest variables, and of those the one that
+/// says most of how they end.
 fn template(path: &str) -> Option<&'static str> {
     let matches = |template: &str| {
         let (wanted, given) = (template.split('/'), path.split('/'));
         wanted.clone().count() == given.clone().count()
             && wanted.zip(given).all(|(wanted, given)| {
-                wanted == decoded(given) || (wanted.starts_with('{') && !given.is_empty())
+                let ending = wanted.rsplit_once('}').map(|(_, ending)| ending);
+                let is_variable =
+                    |ending: &str| given.len() > ending.len() && given.ends_with(ending);
+                wanted == decoded(given)
+                    || (wanted.starts_with('{') && ending.is_some_and(is_variable))
             })
     };
     let paths = PUBLISHED["paths"].as_object().unwrap().keys();
     paths
         .map(String::as_str)
         .filter(|template| matches(template))
-        .min_by_key(|template| template.matches('{').count())
+        .min_by_key(|template| (template.matches('{').count(), usize::MAX - template.len()))
 }
 
 /// A request and its answer.

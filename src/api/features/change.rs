@@ -133,7 +133,7 @@ pub async fn create(
         feature,
         origin: Origin::Own,
     };
-    let object = ListedFeature::from(stored);
+    let object = ListedFeature::of(stored, &state.snapshot());
     Ok(HttpResponse::Created().json(object))
 }
 
@@ -196,7 +196,7 @@ pub async fn update(
     };
     match lookup::find_named(&state, &id, whose)? {
         Found::Named(stored) => {
-            let object = ListedFeature::from(stored);
+            let object = ListedFeature::of(stored, &state.snapshot());
             Ok(HttpResponse::Ok().json(object))
         }
         _ => Err(ApiError::internal("a changed feature is another one")),

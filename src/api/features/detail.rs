@@ -212,7 +212,8 @@ pub async fn retrieve(
         None => (None, None, None),
     };
     let detail = FeatureDetail {
-        feature: FeatureObject::new(feature.name.clone(), name, bridge, feature, origin),
+        feature: FeatureObject::new(feature.name.clone(), name, bridge, feature, origin)
+            .with_circuits(&state.snapshot()),
         promoted,
         suppressed,
         promotion,

@@ -3,11 +3,12 @@
 use actix_web::{HttpResponse, web};
 
 use super::direction_wire::DirectionObject;
-use super::wire::{FeatureList, ListQuery, ListedFeature};
+use super::wire::{FeatureList, FeatureObject, ListQuery, ListedFeature};
 use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::state::State;
 use crate::serving::feature_store::StoredFeature;
+use crate::serving::snapshot::Snapshot;
 use crate::tasks::Task;
 
 impl ListedFeature {
@@ -15,6 +16,16 @@ impl ListedFeature {
         match self {
             ListedFeature::Feature(feature) => &feature.id,
             ListedFeature::Direction(direction) => &direction.id,
+        }
+    }
+
+    /// The same with the circuits that are served now; directions are of none.
+    fn with_circuits(self, snapshot: &Snapshot) -> Self {
+        match self {
+            ListedFeature::Feature(feature) => {
+                ListedFeature::Feature(Box::new(feature.with_circuits(snapshot)))
+            }
+            direction @ ListedFeature::Direction(_) => direction,
         }
     }
 }
@@ -41,7 +52,8 @@ pub async fn list(
     let model = model_of(&state, &query)?;
     let mut features = state.features.all();
     keep_asked_for(&state, &query, &mut features)?;
-    let features = features.into_iter().map(ListedFeature::from);
+    let features = features.into_iter().map(FeatureObject::from);
+    let features = features.map(|feature| ListedFeature::Feature(Box::new(feature)));
     let directions = directions(&state, &query).into_iter();
     let features: Vec<ListedFeature> = features
         .chain(directions.map(ListedFeature::Direction))
@@ -59,7 +71,9 @@ pub async fn list(
         }
     };
     let has_more = features.len() > start + limit;
-    let data: Vec<ListedFeature> = features.into_iter().skip(start).take(limit).collect();
+    let snapshot = state.snapshot();
+    let page = features.into_iter().skip(start).take(limit);
+    let data: Vec<ListedFeature> = page.map(|listed| listed.with_circuits(&snapshot)).collect();
     let last_id = data.last().map(|listed| listed.id().to_owned());
     Ok(HttpResponse::Ok().json(FeatureList {
         object: "list",

@@ -10,6 +10,7 @@ use crate::features::group::{WeightedChannel, Write};
 use crate::features::registry::{self, FeatureTest};
 use crate::interventions::request::VectorAddress;
 use crate::serving::feature_store::{Origin, StoredFeature};
+use crate::serving::snapshot::Snapshot;
 use crate::tasks::Task;
 
 /// One feature.
@@ -43,6 +44,8 @@ pub struct FeatureObject {
     /// Claims about it that `verify` runs again.
     pub tests: Vec<FeatureTest>,
     pub origin: FeatureOrigin,
+    /// The circuits of the sparse model that have one of its channels as a node, by their ids.
+    pub circuits: Vec<String>,
 }
 
 /// Where a feature is from.
@@ -102,9 +105,11 @@ pub enum ListedFeature {
     Direction(DirectionObject),
 }
 
-impl From<StoredFeature> for ListedFeature {
-    fn from(stored: StoredFeature) -> Self {
-        ListedFeature::Feature(Box::new(FeatureObject::from(stored)))
+impl ListedFeature {
+    /// A feature of a bridge, with the circuits that are served now.
+    pub fn of(stored: StoredFeature, snapshot: &Snapshot) -> Self {
+        let object = FeatureObject::from(stored).with_circuits(snapshot);
+        ListedFeature::Feature(Box::new(object))
     }
 }
 
@@ -270,6 +275,16 @@ impl FeatureObject {
             effects: feature.effects,
             tests: feature.tests,
             origin,
+            circuits: Vec::new(),
         }
+    }
+
+    /// The same with the circuits that are served now.
+    pub fn with_circuits(mut self, snapshot: &Snapshot) -> Self {
+        if let Some(bridge) = snapshot.bridges.get(&self.bridge) {
+            let model = bridge.record.sparse.as_str();
+            self.circuits = snapshot.circuits_with(model, &self.node, &self.channels);
+        }
+        self
     }
 }

@@ -17,8 +17,8 @@ use super::completions::chat::response::ChatPiece;
 use super::completions::response::Chunk;
 use super::completions::text::response::TextPiece;
 use super::{
-    activations, bridges, completions, features, health, jobs, library, models, operations,
-    presets, tasks, tokens,
+    activations, bridges, circuits, completions, features, health, jobs, library, models,
+    operations, presets, tasks, tokens,
 };
 
 /// The whole API.
@@ -50,6 +50,11 @@ use super::{
         jobs::trained::delete,
         bridges::list,
         bridges::retrieve,
+        circuits::list,
+        circuits::retrieve,
+        circuits::graph,
+        circuits::picture,
+        circuits::printed,
         features::list::list,
         features::change::create,
         features::detail::retrieve,
@@ -104,6 +109,7 @@ use super::{
         (name = "tokens", description = "Texts as tokens, and back"),
         (name = "models", description = "Dense and sparse models"),
         (name = "bridges", description = "Pairs of models that edits are carried across"),
+        (name = "circuits", description = "The parts of models that do a task"),
         (name = "features", description = "Named features of sparse models, and directions of dense ones"),
         (name = "tasks", description = "Pairs of prompts that differ in one fact, which circuits and features are found on"),
         (name = "presets", description = "Steering kept under ids, for clients that know nothing of it"),

@@ -10,5 +10,5 @@ pub mod drawn;
 pub mod layout;
 pub mod svg;
 #[cfg(test)]
-mod test_circuit;
+pub(crate) mod test_circuit;
 pub mod text;

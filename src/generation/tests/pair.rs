@@ -222,6 +222,7 @@ fn built(files: Parts) -> Pair {
         record: Arc::new(files.record),
         features: Arc::new(features()),
         reference: Arc::new(reference()),
+        circuits: Arc::default(),
         logit_effects: Arc::default(),
         fingerprint: fingerprint(&[], &files.tensors).expect("a hash"),
     }
