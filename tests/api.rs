@@ -67,6 +67,8 @@ mod service;
 mod steering;
 #[path = "api/streaming.rs"]
 mod streaming;
+#[path = "api/tasks.rs"]
+mod tasks;
 #[path = "api/test_hub.rs"]
 mod test_hub;
 #[path = "api/tiny_pair.rs"]

@@ -12,6 +12,8 @@ mod disturbances;
 mod full_disk;
 #[path = "jobs/installation.rs"]
 mod installation;
+#[path = "jobs/prunings.rs"]
+mod prunings;
 #[path = "jobs/results.rs"]
 mod results;
 #[path = "jobs/served.rs"]

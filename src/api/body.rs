@@ -31,31 +31,63 @@ const GIVEN_BACK: usize = 1 << 18;
 #[derive(Debug)]
 pub struct FileBody(pub Vec<u8>, pub BodyRoom);
 
+/// A request's body where it is lines of JSON, held whole as a file is.
+#[derive(Debug)]
+pub struct LinesBody(pub Vec<u8>, pub BodyRoom);
+
 impl FromRequest for FileBody {
     type Error = ApiError;
     type Future = Pin<Box<dyn Future<Output = Result<Self, ApiError>>>>;
 
     fn from_request(request: &HttpRequest, payload: &mut dev::Payload) -> Self::Future {
         let is_file = is_of_type(request, "application/octet-stream");
-        let state = request.app_data::<web::Data<State>>().cloned();
-        let length = declared_length(request);
-        let payload = payload.take();
-        Box::pin(async move {
-            // As with JSON, a browser asks for leave before it sends this to another site.
-            if !is_file {
-                return Err(ApiError::NotFile);
-            }
-            let state = state.ok_or_else(|| ApiError::internal("the application has no state"))?;
-            let limit = state.limits.max_body_bytes;
-            if length.is_some_and(|length| length > limit) {
-                return Err(ApiError::TooLarge { limit });
-            }
-            let reading = async {
-                let room = state.unparsed.take(length.unwrap_or(limit)).await?;
-                Ok(FileBody(collect(payload, length, limit).await?, room))
-            };
-            in_time(&state, reading).await?
-        })
+        let held = held_whole(
+            request,
+            payload,
+            is_file.then_some(()).ok_or(ApiError::NotFile),
+        );
+        Box::pin(async move { held.await.map(|(bytes, room)| FileBody(bytes, room)) })
+    }
+}
+
+impl FromRequest for LinesBody {
+    type Error = ApiError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, ApiError>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut dev::Payload) -> Self::Future {
+        let are_lines =
+            is_of_type(request, "application/x-ndjson") || is_of_type(request, "application/jsonl");
+        let held = held_whole(
+            request,
+            payload,
+            are_lines.then_some(()).ok_or(ApiError::NotLines),
+        );
+        Box::pin(async move { held.await.map(|(bytes, room)| LinesBody(bytes, room)) })
+    }
+}
+
+/// The whole of a body whose type is accepted, with its room.
+fn held_whole(
+    request: &HttpRequest,
+    payload: &mut dev::Payload,
+    accepted: Result<(), ApiError>,
+) -> impl Future<Output = Result<(Vec<u8>, BodyRoom), ApiError>> + 'static {
+    let state = request.app_data::<web::Data<State>>().cloned();
+    let length = declared_length(request);
+    let payload = payload.take();
+    async move {
+        // As with JSON, a browser asks for leave before it sends this to another site.
+        accepted?;
+        let state = state.ok_or_else(|| ApiError::internal("the application has no state"))?;
+        let limit = state.limits.max_body_bytes;
+        if length.is_some_and(|length| length > limit) {
+            return Err(ApiError::TooLarge { limit });
+        }
+        let reading = async {
+            let room = state.unparsed.take(length.unwrap_or(limit)).await?;
+            Ok((collect(payload, length, limit).await?, room))
+        };
+        in_time(&state, reading).await?
     }
 }
 

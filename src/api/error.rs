@@ -47,6 +47,10 @@ pub enum ApiError {
     NotForm,
     #[error("the body must be the file itself, sent with `content-type: application/octet-stream`")]
     NotFile,
+    #[error(
+        "the body must be a line of JSON for each pair, sent with `content-type: application/x-ndjson`"
+    )]
+    NotLines,
     #[error("the server does not answer for the host {host:?}: it listens on this machine only")]
     ForeignHost { host: String },
     #[error(
@@ -203,7 +207,7 @@ impl ApiError {
                 INVALID,
                 Some("body_too_large"),
             ),
-            ApiError::NotJson | ApiError::NotForm | ApiError::NotFile => (
+            ApiError::NotJson | ApiError::NotForm | ApiError::NotFile | ApiError::NotLines => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 INVALID,
                 Some("unsupported_media_type"),

@@ -52,7 +52,13 @@ pub fn addresses() -> Vec<Address> {
         at("/v1/completions").post(Access::Infer, completions::text::create),
         at("/v1/chat/completions").post(Access::Infer, completions::chat::create),
         at("/v1/models").get(Access::Infer, models::list),
-        at("/v1/tasks").get(Access::Infer, tasks::list),
+        at("/v1/tasks")
+            .get(Access::Infer, tasks::list)
+            .post(Access::Train, tasks::create),
+        at("/v1/tasks/{id}")
+            .get(Access::Infer, tasks::retrieve)
+            .delete(Access::Train, tasks::delete),
+        at("/v1/tasks/{id}/pairs").post(Access::Train, tasks::upload),
         at("/v1/models/{id}")
             .get(Access::Infer, models::retrieve)
             .delete(Access::Train, trained::delete),

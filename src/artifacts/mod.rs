@@ -28,4 +28,4 @@ pub mod text_files;
 pub mod torch_pickle;
 
 pub use error::{ArtifactError, is_full};
-pub use manifest::{ArtifactId, Manifest, hexadecimal};
+pub use manifest::{ArtifactId, Manifest, NameError, hexadecimal};

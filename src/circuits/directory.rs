@@ -23,8 +23,12 @@ pub enum CircuitError {
 
 /// The circuit in `directory`.
 pub fn read(directory: &Path) -> Result<Circuit, CircuitError> {
-    let path = directory.join(CIRCUIT_FILE);
-    let json = atomic::read_small(&path, LARGEST_CIRCUIT)?;
+    read_file(&directory.join(CIRCUIT_FILE))
+}
+
+/// The circuit in the file at `path`.
+pub fn read_file(path: &Path) -> Result<Circuit, CircuitError> {
+    let json = atomic::read_small(path, LARGEST_CIRCUIT)?;
     serde_json::from_slice(&json).map_err(|error| CircuitError::Invalid {
         path: path.display().to_string(),
         problem: error.to_string(),

@@ -1,6 +1,8 @@
 //! The command line: what can be typed, and what each command does.
 
 pub mod asking;
+pub mod carrying_out;
+pub mod circuits;
 pub mod client;
 pub mod convert;
 pub mod corpus;
@@ -11,6 +13,7 @@ pub mod key;
 pub mod manifest;
 pub mod models;
 pub mod openapi;
+pub mod prune;
 pub mod ready;
 pub mod serve;
 pub mod template;
@@ -34,6 +37,8 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Show circuits: as text, as a picture, as a graph.
+    Circuits(circuits::CircuitsArguments),
     /// Write a model in Causeway's own form.
     Convert(convert::ConvertArguments),
     /// Write generated Python programs, one JSON object with a `text` a line.
@@ -52,6 +57,8 @@ pub enum Command {
     Models(models::ModelsArguments),
     /// Print the description of the HTTP API.
     Openapi,
+    /// Find the smallest circuit of a model for a task.
+    Prune(prune::PruneArguments),
     /// Succeed if a server is ready.
     Ready(ready::ReadyArguments),
     /// Serve models over HTTP.
@@ -82,6 +89,7 @@ impl Arguments {
             _ => Some(Telemetry::start(&TelemetrySettings::default())?),
         };
         match self.command {
+            Command::Circuits(arguments) => arguments.run(),
             Command::Convert(arguments) => arguments.run(),
             Command::Corpus(arguments) => arguments.run(),
             Command::Eval(arguments) => arguments.run(),
@@ -91,6 +99,7 @@ impl Arguments {
             Command::Manifest(arguments) => arguments.run(),
             Command::Models(arguments) => arguments.run(),
             Command::Openapi => openapi::run(),
+            Command::Prune(arguments) => arguments.run(),
             Command::Ready(arguments) => arguments.run(),
             Command::Serve(arguments) => arguments.run(),
             Command::Train(arguments) => arguments.run(),

@@ -1,21 +1,16 @@
 //! `causeway train`: recipes in, models out.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 
+use super::carrying_out::{CarryingOut, end_early, nothing_to_keep};
 use crate::evaluation::training_report;
-use crate::memory;
-use crate::training::exit::TrainingExit;
 use crate::training::progress::tell_trained;
 use crate::training::recipe::{self, Batches, BridgeRecipe, ModelRecipe, Output};
-use crate::training::run::{ASKED_TO_END, End, Mode, STOP};
+use crate::training::run::End;
 use crate::training::{bridge, model, tokenizer};
-
-/// The lowest priority.
-const MOST_NICE: i32 = 19;
 
 /// Training by a recipe; everything that decides the result is in the recipe's file.
 #[derive(Debug, Args)]
@@ -24,22 +19,8 @@ pub struct TrainArguments {
     /// The recipe, a TOML file; `configs/recipes` has examples.
     #[arg(long)]
     recipe: PathBuf,
-    /// Go on from the newest checkpoint in the recipe's directory.
-    #[arg(long)]
-    resume: bool,
-    /// Do not train: write the result of the newest checkpoint.
-    #[arg(long, conflicts_with = "resume")]
-    export: bool,
-    /// Do not train: measure a few steps, and print what all of them would cost as JSON.
-    #[arg(long, conflicts_with_all = ["resume", "export"])]
-    dry_run: bool,
-    /// End when standard input does, with the process that started this one; at once or, told `stop`, after a checkpoint.
-    #[arg(long, hide = true)]
-    attended: bool,
-    /// Stand back behind other processes, 0 to 19; with 19 only idle cores are used. Above 0 it is also the first to go
-    /// where the machine has no memory left.
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=19))]
-    nice: i32,
+    #[command(flatten)]
+    how: CarryingOut,
     /// `cpu`, or `cuda:N` in a build with CUDA.
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -54,32 +35,13 @@ enum Kind {
 }
 
 impl TrainArguments {
-    fn mode(&self) -> Mode {
-        match (self.dry_run, self.export, self.resume) {
-            (true, _, _) => Mode::Measure,
-            (_, true, _) => Mode::Export,
-            (_, _, true) => Mode::Resume,
-            _ => Mode::Start,
-        }
-    }
-
     pub fn run(self) -> anyhow::Result<()> {
-        memory::keep_freed();
-        if self.attended {
-            std::thread::spawn(end_with_input);
-        }
-        if self.nice > 0 {
-            go_first_without_memory();
-            rustix::process::setpriority_process(None, self.nice)?;
-        }
-        if self.nice == MOST_NICE {
-            wait_for_idle_cores();
-        }
+        self.how.begin()?;
         let device = device(&self.device)?;
-        let mode = self.mode();
+        let mode = self.how.mode();
         let end = match self.kind {
             Kind::Tokenizer => {
-                anyhow::ensure!(!self.dry_run, "a tokenizer's training is not measured");
+                anyhow::ensure!(!self.how.dry_run, "a tokenizer's training is not measured");
                 tokenizer::train_tokenizer(&recipe::read(&self.recipe)?)?;
                 return Ok(());
             }
@@ -125,52 +87,10 @@ impl TrainArguments {
     }
 }
 
-/// A training can be taken up again; what it runs beside cannot. Where the system does not know of this, nothing is lost.
-fn go_first_without_memory() {
-    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
-}
-
-/// Where the priority cannot be lower, the system is told that this is for cores that have nothing else to do: whoever
-/// wakes up gets its core at once, not at the end of this process's turn.
-fn wait_for_idle_cores() {
-    #[cfg(target_os = "linux")]
-    // SAFETY: the structure is plain data and outlives the call. A refusal leaves everything as it was.
-    unsafe {
-        let parameters = libc::sched_param { sched_priority: 0 };
-        libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters);
-    }
-}
-
-/// Whoever started this process holds the other end; when that is gone, so is the use of going on.
-fn end_with_input() {
-    // An error is an end as well.
-    for line in std::io::stdin().lines().map_while(Result::ok) {
-        if line == STOP.trim_end() {
-            ASKED_TO_END.store(true, Ordering::SeqCst);
-            end_if_asked();
-        }
-    }
-    std::process::exit(1);
-}
-
-/// Set when the result is in its place.
-static TRAINED: AtomicBool = AtomicBool::new(false);
-
-/// From now on there is nothing to be kept before this process ends: the evaluation begins anew when it is taken up.
+/// What comes now is the evaluation, which begins anew when the training is taken up.
 fn begin_evaluation(output: &Output, batches: &Batches) -> anyhow::Result<()> {
-    TRAINED.store(true, Ordering::SeqCst);
-    end_if_asked();
+    nothing_to_keep();
     Ok(tell_trained(&output.directory, batches.steps)?)
-}
-
-fn end_if_asked() {
-    if TRAINED.load(Ordering::SeqCst) && ASKED_TO_END.load(Ordering::SeqCst) {
-        end_early();
-    }
-}
-
-fn end_early() -> ! {
-    std::process::exit(i32::from(TrainingExit::Early.code()))
 }
 
 /// The device called `name`.

@@ -34,8 +34,8 @@ use crate::discovery::DiscoveryError;
 use crate::discovery::question::PromptPair;
 use crate::features::FeatureError;
 use crate::features::pair::Pair;
-use crate::models::tokenizer::TokenizerError;
-use crate::tasks::{PairsError, Task, token_pairs};
+use crate::models::tokenizer::{Tokenizer, TokenizerError};
+use crate::tasks::{AnyTask, PairsError, Task, token_pairs};
 use crate::training::TrainingError;
 
 /// Why something could not be measured.
@@ -68,5 +68,20 @@ pub fn task_pairs(
     let tokenizer = models.tokenizer();
     let encode = |text: &str| tokenizer.encode_with_offsets(text);
     let pairs = token_pairs(task, count, seed, split, encode)?;
+    Ok(pairs.iter().map(PromptPair::from).collect())
+}
+
+/// At most `count` pairs of a task of either kind, cut with a model's tokenizer, whose prompts have no more than `context`
+/// tokens: see [`AnyTask::token_pairs`].
+pub fn any_task_pairs(
+    tokenizer: &Tokenizer,
+    context: usize,
+    task: &AnyTask,
+    count: usize,
+    seed: u64,
+    split: Split,
+) -> Result<Vec<PromptPair>, EvaluationError> {
+    let encode = |text: &str| tokenizer.encode_with_offsets(text);
+    let pairs = task.token_pairs_within(context, count, seed, split, encode)?;
     Ok(pairs.iter().map(PromptPair::from).collect())
 }

@@ -206,6 +206,19 @@ impl LocationStatistics {
 }
 
 impl ReferenceText {
+    /// The text in a file like [`REFERENCE_FILE`], for a model with the vocabulary that it was cut for.
+    pub fn read(path: &Path, config: &TransformerConfig) -> Result<Self, ReferenceError> {
+        let tensors = tensors::read(path, FloatPrecision::Single)?;
+        let text = match tensors.get(TEXT) {
+            Some(tensor) => Self::from_tensor(tensor, config),
+            None => Err(format!("has no tensor {TEXT}")),
+        };
+        text.map_err(|problem| ReferenceError::Invalid {
+            path: path.to_owned(),
+            problem,
+        })
+    }
+
     fn from_tensor(tensor: &Tensor, config: &TransformerConfig) -> Result<Self, String> {
         let invalid = |problem: String| format!("{TEXT}: {problem}");
         let (_, length) = tensor.dims2().map_err(|_| {

@@ -17,8 +17,8 @@ use crate::plot::{Axis, Curve, Plot, PlotPoint, grid, notice};
 
 /// Points of a curve.
 pub const MOST_POINTS: u64 = 400;
-/// The metric that a picture begins with.
-const FIRST: &str = "loss";
+/// The metrics that a picture may begin with: a training's, a pruning's.
+const FIRST: [&str; 2] = ["loss", "task_loss"];
 /// What the messages of the two kinds of events begin with that carry metrics.
 const STEP: &str = "step ";
 const EVALUATION: &str = "evaluation after step ";
@@ -42,7 +42,8 @@ pub struct JobCurves {
     /// `twin` (`weight`), `twin_native` (`native_weight`) and `twin_counterfactual` (`counterfactual_weight`).
     /// Cross-entropies and divergences are in nats per token; `encoder` and `decoder` are normalised mean squared errors
     /// and without a unit; `gradient_norm` is the gradient's before clipping, `learning_rate` the model's, `kept_fraction`
-    /// the fraction of weights that may be other than zero.
+    /// the fraction of weights that may be other than zero. A pruning tells `task_loss` (nats), `nodes` (how many are
+    /// kept), `training` (which of its masks is trained, from 0), `gradient_norm` and `learning_rate`.
     pub training: BTreeMap<String, Vec<CurvePoint>>,
     /// The same on held-out text, by name and only from steps with an evaluation: losses and divergences in nats per
     /// token; names that end in `nmse` are normalised mean squared errors and without a unit.
@@ -205,7 +206,7 @@ impl Curves {
     /// that no panel of training shares its name with. Bands reach from the least to the greatest value.
     pub fn svg(&self, title: &str) -> String {
         let mut training: Vec<&String> = self.training.keys().collect();
-        training.sort_by_key(|name| name.as_str() != FIRST);
+        training.sort_by_key(|name| !FIRST.contains(&name.as_str()));
         let held_out = self.held_out.keys();
         let apart = held_out.filter(|name| !self.training.contains_key(*name));
         let panels: Vec<Plot> = training

@@ -30,7 +30,7 @@ pub struct Metrics {
     terms: Map<String, Value>,
     /// Figures of the last evaluation.
     pub evaluation: Map<String, Value>,
-    /// The result is in its place, and is being evaluated.
+    /// No step follows: a model is in its place, and is being evaluated; a circuit is being worked out.
     pub trained: bool,
 }
 
@@ -110,7 +110,7 @@ impl Metrics {
         }
         if flagged(&mut line, "trained") {
             self.trained = true;
-            let text = "the result is there; it is being evaluated".to_owned();
+            let text = "the last step is done; what came of it is being evaluated".to_owned();
             news.events.push(event("trained", done, text, None));
             return;
         }

@@ -1,6 +1,6 @@
 //! Trainings that outlive the request that asked for them.
 //!
-//! A job is plain data ([`job`]): what is to be trained ([`spec`]), where it stands, who works on it. The [`store`] keeps
+//! A job is plain data ([`job`]): what is to be trained or pruned ([`spec`], as its caller says it [`method`]), where it stands, who works on it. The [`store`] keeps
 //! jobs, their events and their files' records in SQLite or PostgreSQL, and is the only place where two processes meet.
 //! What they begin with and what comes of them is in the [`artifact_store`], from where it is downloaded as an [`archive`]. A [`worker`] takes one job after the other
 //! and carries each out in a process of its own ([`process`]), which it follows ([`following`]); a result is published
@@ -17,6 +17,7 @@ pub mod curves;
 pub mod estimate;
 pub mod following;
 pub mod job;
+pub mod method;
 pub mod process;
 pub mod spec;
 pub mod store;

@@ -1,4 +1,4 @@
-//! The process that a job's training runs in: this program's own `train`, apart from everything that serves.
+//! The process that a job's training runs in: this program's own `train` or `prune`, apart from everything that serves.
 //!
 //! It ends with the worker that started it, however that ends, because it watches its standard input; a word there asks
 //! it to write a checkpoint and end. Its priority and threads are set here; its memory is watched by the worker.
@@ -114,7 +114,7 @@ impl Process {
     }
 }
 
-/// `causeway train` for a job, which writes into `directory` and ends when what this returns is dropped.
+/// The command that carries a job's recipe out, which writes into `directory` and ends when what this returns is dropped.
 pub fn training(
     program: &Path,
     spec: &JobSpec,
@@ -127,7 +127,8 @@ pub fn training(
     fs::write(&path, text)?;
     let mut command = Command::new(program);
     command
-        .args(["train", recipe.command(), "--recipe"])
+        .args(recipe.command())
+        .arg("--recipe")
         .arg(&path)
         .args(["--nice", &settings.nice.to_string()])
         .env("RAYON_NUM_THREADS", settings.threads.to_string())

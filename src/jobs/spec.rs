@@ -1,4 +1,4 @@
-//! What is to be trained: the fields of a recipe as a caller gives them, and the recipe they become.
+//! What is to be trained or pruned: the fields of a recipe as a caller gives them, and the recipe they become.
 //!
 //! A caller names models and files by their ids. A recipe has paths: those below the directory that the training runs in,
 //! where its worker puts what the job holds ([`Places`]), so that a job is the same on every machine. Nothing else differs,
@@ -7,20 +7,24 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
+pub use super::method::{
+    BridgeHyperparameters, GeneratedText, Hyper, Method, MethodKind, ModelHyperparameters,
+    PruneHyperparameters, Watch,
+};
 use crate::artifacts::ArtifactId;
+use crate::features::reference::REFERENCE_FILE;
 use crate::models::config::TransformerConfig;
+use crate::pruning::recipe::{PruneOutput, PruneRecipe};
 use crate::tasks::Task;
 use crate::training::recipe::{
-    Batches, BridgeRecipe, Check, Fault, ModelRecipe, Optimizer, Output, Source, Sparsity, Terms,
-    written,
+    Batches, BridgeRecipe, Check, Fault, ModelRecipe, Output, Source, written,
 };
 
 /// One job's work, as it is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
-    /// The id of the dense model that the training begins with.
+    /// The id of the dense model that the training begins with, or of the model that is pruned.
     pub model: String,
     /// The id of the uploaded text, if any.
     pub training_file: Option<String>,
@@ -39,158 +43,7 @@ impl JobSpec {
 
     /// Steps in all.
     pub fn steps(&self) -> usize {
-        self.recipe.batches().steps
-    }
-}
-
-/// What is trained and how.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Method {
-    #[serde(rename = "type")]
-    pub kind: MethodKind,
-    /// For the type `dense`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dense: Option<Hyper<ModelHyperparameters>>,
-    /// For the type `sparse`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sparse: Option<Hyper<ModelHyperparameters>>,
-    /// For the type `bridge`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bridge: Option<Hyper<BridgeHyperparameters>>,
-}
-
-/// The kinds of training.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum MethodKind {
-    /// A dense model.
-    Dense,
-    /// A weight-sparse model.
-    Sparse,
-    /// A weight-sparse model together with its bridge to a dense one.
-    Bridge,
-}
-
-impl MethodKind {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            MethodKind::Dense => "dense",
-            MethodKind::Sparse => "sparse",
-            MethodKind::Bridge => "bridge",
-        }
-    }
-}
-
-/// A method's fields.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Hyper<H> {
-    pub hyperparameters: H,
-}
-
-/// Training one model alone: next-token cross-entropy.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ModelHyperparameters {
-    /// What the model is made of; its vocabulary is that of the job's `model`, whose tokenizer it gets. With
-    /// `start_from_model` it is that model's configuration, and need not be given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub model: Option<TransformerConfig>,
-    /// Go on from the weights of the job's `model` instead of random ones.
-    #[serde(default)]
-    pub start_from_model: bool,
-    /// How weights are made sparse; only, and always, for the type `sparse`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sparsity: Option<Sparsity>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generated: Option<GeneratedText>,
-    pub batches: Batches,
-    pub optimizer: Optimizer,
-    #[serde(default)]
-    pub watch: Watch,
-}
-
-/// Training a sparse model and its bridge to the job's `model`, which stays as it is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct BridgeHyperparameters {
-    /// What the sparse model is made of; as large a vocabulary as the dense one's, and no more layers. With `start_from` it
-    /// is the configuration of that bridge's sparse model, and need not be given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sparse: Option<TransformerConfig>,
-    /// The id of a bridge of the dense model, to go on from it and its sparse model instead of random weights.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start_from: Option<ArtifactId>,
-    /// For each residual site of the sparse model, in order, the dense model's that it is joined to: ascending, each once.
-    /// Left out, they are those of `start_from`, which are never others, or evenly spaced: the same where both models have
-    /// as many layers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub site_map: Option<Vec<String>>,
-    /// The share of channels that an encoder's AbsTopK keeps.
-    #[serde(default = "default_encoder_fraction")]
-    pub encoder_fraction: f64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generated: Option<GeneratedText>,
-    pub batches: Batches,
-    pub optimizer: Optimizer,
-    /// The bridge's peak rate; the sparse model's is the optimizer's.
-    #[serde(alias = "bridge_rate")]
-    pub bridge_learning_rate: f64,
-    pub sparsity: Sparsity,
-    pub terms: Terms,
-    #[serde(default)]
-    pub watch: Watch,
-}
-
-fn default_encoder_fraction() -> f64 {
-    0.25
-}
-
-/// Generated Python programs beside the uploaded text, or instead of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct GeneratedText {
-    pub documents: usize,
-    /// Of the programs: the same seed gives the same ones.
-    pub seed: u64,
-    /// Its share of a batch, beside the 1 of the uploaded text.
-    #[serde(default = "one")]
-    pub weight: f64,
-}
-
-fn one() -> f64 {
-    1.0
-}
-
-/// How often a training is looked at and kept.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Watch {
-    /// Steps from one checkpoint to the next: what a stop can cost.
-    pub checkpoint_every: usize,
-    /// Minutes after which a checkpoint is written all the same.
-    pub checkpoint_minutes: f64,
-    /// Steps from one evaluation on held-out text to the next.
-    pub evaluate_every: usize,
-    /// Held-out sequences of each source in an evaluation.
-    pub evaluation_sequences: usize,
-    /// Tasks on which a pair is steered at the end of its training (`GET /v1/tasks` lists them); for the type `bridge`.
-    pub tasks: Vec<Task>,
-    /// Pairs of prompts of each of these tasks: as many to choose channels on, and as many held-out ones.
-    pub task_pairs: usize,
-}
-
-impl Default for Watch {
-    fn default() -> Self {
-        Watch {
-            checkpoint_every: 200,
-            checkpoint_minutes: 10.0,
-            evaluate_every: 200,
-            evaluation_sequences: 16,
-            tasks: Vec::new(),
-            task_pairs: 64,
-        }
+        self.recipe.steps()
     }
 }
 
@@ -201,6 +54,16 @@ pub enum Recipe {
     Dense(ModelRecipe),
     Sparse(ModelRecipe),
     Bridge(Box<BridgeRecipe>),
+    Prune(Box<PruneRecipe>),
+}
+
+/// What comes of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResultKind {
+    /// A model, or a pair: something that answers.
+    Model,
+    /// A part of a model.
+    Circuit,
 }
 
 /// Where what a caller names lies.
@@ -216,12 +79,21 @@ pub struct Places {
     pub model_config: Option<TransformerConfig>,
     /// What the sparse model of the pair in `start_from` is made of.
     pub start_config: Option<TransformerConfig>,
+    /// What the job's `model` is served under.
+    pub model_id: Option<ArtifactId>,
+    /// The reference text of the pair that the job's `model` belongs to, where that is to be used.
+    pub reference: Option<PathBuf>,
+    /// The pairs of a task that is none of the twenty.
+    pub task_file: Option<PathBuf>,
 }
 
 /// The part of a job's `model` among what it holds; other parts are called as here, or `step-N` for a checkpoint.
 pub const MODEL: &str = "model";
 pub const START_FROM: &str = "start_from";
 pub const TRAINING_FILE: &str = "training_file";
+pub const TASK: &str = "task";
+/// The only file in the part of a task: a pair a line.
+pub const TASK_PAIRS: &str = "pairs.jsonl";
 /// Below the directory that a training runs in: what its job holds, by part.
 pub const INPUTS: &str = "inputs";
 
@@ -235,6 +107,29 @@ impl Places {
             training_file: training_file.map(|name| inputs.join(TRAINING_FILE).join(name)),
             model_config: None,
             start_config: None,
+            model_id: None,
+            reference: None,
+            task_file: None,
+        }
+    }
+
+    /// The same where the part of the model is the whole pair that it is a half of, `dense` or `sparse`: with it comes the
+    /// pair's reference text.
+    pub fn within_pair(self, half: &str) -> Self {
+        let pair = Path::new(INPUTS).join(MODEL);
+        Places {
+            model: pair.join(half),
+            reference: Some(pair.join(REFERENCE_FILE)),
+            ..self
+        }
+    }
+
+    /// The same with the pairs of a task that is none of the twenty.
+    pub fn with_task(self) -> Self {
+        let file = Path::new(INPUTS).join(TASK).join(TASK_PAIRS);
+        Places {
+            task_file: Some(file),
+            ..self
         }
     }
 }
@@ -247,6 +142,7 @@ impl Recipe {
             ("dense", method.dense.is_some()),
             ("sparse", method.sparse.is_some()),
             ("bridge", method.bridge.is_some()),
+            ("prune", method.prune.is_some()),
         ];
         if let Some((other, _)) = given.iter().find(|(name, given)| *given && *name != kind) {
             let problem = format!("is given, but the type is {kind}; leave it out");
@@ -285,6 +181,11 @@ impl Recipe {
                 let recipe = bridge_recipe(fields, output, places);
                 Recipe::Bridge(Box::new(recipe.map_err(|fault| in_request(kind, fault))?))
             }
+            MethodKind::Prune => {
+                let fields = &method.prune.as_ref().ok_or_else(missing)?.hyperparameters;
+                let recipe = prune_recipe(fields, output, places);
+                Recipe::Prune(Box::new(recipe.map_err(|fault| in_request(kind, fault))?))
+            }
         };
         recipe.check().map_err(|fault| in_method(kind, fault))?;
         // What the training's process could not read would fail only then.
@@ -302,7 +203,7 @@ impl Recipe {
     pub fn names(&self, output: &ArtifactId) -> Vec<String> {
         match self {
             Recipe::Bridge(_) => vec![output.to_string(), format!("{output}-sparse")],
-            Recipe::Dense(_) | Recipe::Sparse(_) => vec![output.to_string()],
+            Recipe::Dense(_) | Recipe::Sparse(_) | Recipe::Prune(_) => vec![output.to_string()],
         }
     }
 
@@ -310,40 +211,70 @@ impl Recipe {
         match self {
             Recipe::Dense(recipe) | Recipe::Sparse(recipe) => recipe.check(),
             Recipe::Bridge(recipe) => recipe.check(),
+            Recipe::Prune(recipe) => recipe.check(),
         }
     }
 
-    pub fn batches(&self) -> &Batches {
+    /// How a training cuts its batches; a pruning takes pairs of prompts.
+    fn batches(&self) -> Option<&Batches> {
         match self {
-            Recipe::Dense(recipe) | Recipe::Sparse(recipe) => &recipe.batches,
-            Recipe::Bridge(recipe) => &recipe.batches,
+            Recipe::Dense(recipe) | Recipe::Sparse(recipe) => Some(&recipe.batches),
+            Recipe::Bridge(recipe) => Some(&recipe.batches),
+            Recipe::Prune(_) => None,
         }
+    }
+
+    /// Steps in all.
+    pub fn steps(&self) -> usize {
+        match self {
+            Recipe::Dense(recipe) | Recipe::Sparse(recipe) => recipe.batches.steps,
+            Recipe::Bridge(recipe) => recipe.batches.steps,
+            Recipe::Prune(recipe) => recipe.steps(),
+        }
+    }
+
+    /// Of everything that is drawn.
+    pub fn seed(&self) -> u64 {
+        match self {
+            Recipe::Dense(recipe) | Recipe::Sparse(recipe) => recipe.batches.seed,
+            Recipe::Bridge(recipe) => recipe.batches.seed,
+            Recipe::Prune(recipe) => recipe.search.seed,
+        }
+    }
+
+    /// Tokens that a step trains on; none where no model is trained.
+    pub fn trained_tokens_a_step(&self) -> usize {
+        self.batches()
+            .map_or(0, |batches| batches.sequences * batches.length)
     }
 
     /// The same, with its output in `directory`.
     pub fn into_directory(mut self, directory: &Path) -> Self {
-        let output = match &mut self {
-            Recipe::Dense(recipe) | Recipe::Sparse(recipe) => &mut recipe.output,
-            Recipe::Bridge(recipe) => &mut recipe.output,
+        let place = match &mut self {
+            Recipe::Dense(recipe) | Recipe::Sparse(recipe) => &mut recipe.output.directory,
+            Recipe::Bridge(recipe) => &mut recipe.output.directory,
+            Recipe::Prune(recipe) => &mut recipe.output.directory,
         };
-        output.directory = directory.to_owned();
+        *place = directory.to_owned();
         self
     }
 
-    /// As `causeway train` reads it.
+    /// As [`Recipe::command`] reads it.
     pub fn to_toml(&self) -> Result<String, String> {
         match self {
             Recipe::Dense(recipe) | Recipe::Sparse(recipe) => written(recipe),
             Recipe::Bridge(recipe) => written(recipe.as_ref()),
+            Recipe::Prune(recipe) => written(recipe.as_ref()),
         }
     }
 
-    /// What `causeway train` calls this kind.
-    pub fn command(&self) -> &'static str {
+    /// The command of this program that carries the recipe out.
+    pub fn command(&self) -> &'static [&'static str] {
         match self {
-            Recipe::Dense(_) => "dense",
-            Recipe::Sparse(_) => "sparse",
-            Recipe::Bridge(_) => "bridge",
+            Recipe::Dense(_) => &["train", "dense"],
+            Recipe::Sparse(_) => &["train", "sparse"],
+            Recipe::Bridge(_) => &["train", "bridge"],
+            Recipe::Prune(_) => &["prune"],
         }
     }
 
@@ -352,6 +283,15 @@ impl Recipe {
         match self {
             Recipe::Dense(_) | Recipe::Sparse(_) => "model",
             Recipe::Bridge(_) => "pair",
+            Recipe::Prune(_) => "circuit",
+        }
+    }
+
+    /// What the result is.
+    pub fn result_kind(&self) -> ResultKind {
+        match self {
+            Recipe::Dense(_) | Recipe::Sparse(_) | Recipe::Bridge(_) => ResultKind::Model,
+            Recipe::Prune(_) => ResultKind::Circuit,
         }
     }
 }
@@ -370,6 +310,7 @@ fn in_method(kind: &str, fault: Fault) -> Fault {
         // The caller does not list sources.
         "sources" => "generated".to_owned(),
         field if field.starts_with("sources.") => field.replace("sources.", "generated."),
+        field if kind == "prune" => field.trim_start_matches("output.").to_owned(),
         field if field.starts_with("output.") => field.replace("output.", "watch."),
         field => field.to_owned(),
     };
@@ -419,6 +360,41 @@ fn bridge_recipe(
         sparsity: fields.sparsity.clone(),
         terms: fields.terms.clone(),
         output: output(&fields.watch),
+    })
+}
+
+fn prune_recipe(
+    fields: &PruneHyperparameters,
+    id: &ArtifactId,
+    places: &Places,
+) -> Result<PruneRecipe, Fault> {
+    if places.task_file.is_none() {
+        let known = fields.task.parse::<Task>();
+        known.map_err(|error| Fault::new("task", format!("is wrong: {error}")))?;
+    }
+    let (length, config) = (fields.search.reference_length, places.model_config.as_ref());
+    if let Some(config) = config.filter(|config| length > config.context_length) {
+        let context = config.context_length;
+        let problem = format!("is {length}; the model takes {context} tokens at once");
+        return Err(Fault::new("search.reference_length", problem));
+    }
+    Ok(PruneRecipe {
+        model: places.model.clone(),
+        model_id: places.model_id.clone(),
+        id: Some(id.clone()),
+        task: fields.task.clone(),
+        task_file: places.task_file.clone(),
+        reference: places.reference.clone(),
+        sources: match places.reference {
+            Some(_) => Vec::new(),
+            None => sources(fields.generated.as_ref(), places)?,
+        },
+        search: fields.search.clone(),
+        controls: fields.controls,
+        output: PruneOutput {
+            directory: PathBuf::new(),
+            checkpoint_every: fields.checkpoint_every,
+        },
     })
 }
 
@@ -474,3 +450,6 @@ fn output(watch: &Watch) -> Output {
         task_pairs: watch.task_pairs,
     }
 }
+
+#[cfg(test)]
+mod tests;

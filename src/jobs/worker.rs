@@ -11,10 +11,11 @@ use super::artifact_store::{ArtifactStore, ArtifactStoreError};
 use super::following::Metrics;
 use super::job::{Claim, Failure, Job, Level, NewEvent, Wish};
 use super::process::{self, End, Process};
-use super::spec::{INPUTS, JobSpec, MODEL};
+use super::spec::{INPUTS, JobSpec, MODEL, ResultKind};
 use super::store::claims::{NewCheckpoint, Outcome, held_checkpoints};
 use super::store::{Store, StoreError};
 use crate::artifacts::{Manifest, atomic, is_full};
+use crate::circuits::directory;
 use crate::evaluation::training_report;
 use crate::settings::{JobSettings, Settings};
 
@@ -340,7 +341,12 @@ impl Attempt<'_> {
 
     /// Keeps what the training has made.
     async fn result(&self, results: BTreeMap<String, f64>) -> Result<Outcome, Interruption> {
-        let folder = self.directory.join(self.job.spec.recipe.result());
+        let recipe = &self.job.spec.recipe;
+        let folder = self.directory.join(recipe.result());
+        let results = match recipe.result_kind() {
+            ResultKind::Model => results,
+            ResultKind::Circuit => figures_of_circuit(&folder)?,
+        };
         let put = async {
             let (job, spec) = (self.job.id.clone(), self.job.spec.clone());
             let signed = folder.clone();
@@ -358,9 +364,11 @@ impl Attempt<'_> {
     /// Runs the training's process to its end, or until somebody wants something else.
     async fn train(&mut self) -> Result<Ended, Interruption> {
         let worker = self.worker;
-        let batches = self.job.spec.recipe.batches();
-        let tokens = (batches.sequences * batches.length) as i64;
-        let mut metrics = Metrics::of(&self.directory, tokens);
+        let tokens = self.job.spec.recipe.trained_tokens_a_step();
+        let mut metrics = Metrics::of(&self.directory, tokens as i64);
+        // A circuit is worked out after the last step: until that is done there is no result to be kept.
+        let kind = self.job.spec.recipe.result_kind();
+        let is_there = |metrics: &Metrics| metrics.trained && kind == ResultKind::Model;
         let (spec, settings) = (&self.job.spec, &worker.settings);
         let mut process = Process::start(&worker.program, spec, &self.directory, settings)?;
         let mut asked_for = None;
@@ -372,7 +380,7 @@ impl Attempt<'_> {
                 (Some(End::Done), _) => return Ok(Ended::Done(figures(&metrics))),
                 (Some(End::Early), Some((outcome, _))) => return Ok(Ended::Outcome(outcome)),
                 (Some(End::Early), None) => return Ok(Ended::Outcome(Outcome::Released)),
-                (Some(End::Failed(failure)), _) if metrics.trained => {
+                (Some(End::Failed(failure)), _) if is_there(&metrics) => {
                     return self.unevaluated(&metrics, &failure.message).await;
                 }
                 (Some(End::Failed(failure)), _) if failure.code == "crashed" => {
@@ -384,7 +392,7 @@ impl Attempt<'_> {
                 (None, before) => asked_for = before,
             }
             let too_much = process.takes_too_much(settings);
-            if let (true, Some(problem)) = (metrics.trained, &too_much) {
+            if let (true, Some(problem)) = (is_there(&metrics), &too_much) {
                 process.kill().await?;
                 return self.unevaluated(&metrics, problem).await;
             }
@@ -497,7 +505,11 @@ fn sign(folder: &Path, job: &str, spec: &JobSpec) -> Result<(), ArtifactStoreErr
     let recipe = spec.recipe.clone().into_directory(Path::new("."));
     let text = recipe.to_toml().map_err(std::io::Error::other)?;
     atomic::write(&folder.join(RECIPE), text.as_bytes())?;
-    let (id, description) = (spec.output.clone(), format!("Trained by job {job}"));
+    let made = match spec.recipe.result_kind() {
+        ResultKind::Model => "Trained",
+        ResultKind::Circuit => "A circuit, found",
+    };
+    let (id, description) = (spec.output.clone(), format!("{made} by job {job}"));
     let manifest = Manifest::of_directory(folder, id, description, provenance.collect())?;
     Ok(manifest.write(folder)?)
 }
@@ -512,6 +524,21 @@ async fn wait(time: Duration, stop: &mut watch::Receiver<bool>) {
     };
     // The time is what it is about; being told earlier is no error.
     let _ = tokio::time::timeout(time, stopped).await;
+}
+
+/// What a circuit is found to do, on held-out pairs.
+fn figures_of_circuit(folder: &Path) -> std::io::Result<BTreeMap<String, f64>> {
+    let circuit = directory::read(folder).map_err(std::io::Error::other)?;
+    let figures = circuit.figures;
+    let named = [
+        ("nodes", figures.nodes as f64),
+        ("edges", figures.edges as f64),
+        ("task_loss", figures.task_loss),
+        ("task_loss_whole", figures.task_loss_whole),
+        ("task_loss_without", figures.task_loss_without),
+        ("accuracy", figures.accuracy),
+    ];
+    Ok(named.map(|(name, value)| (name.to_owned(), value)).into())
 }
 
 fn figures(metrics: &Metrics) -> BTreeMap<String, f64> {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Result, Tensor};
 
 use super::answers::Rescaling;
-use super::size::{Choice, fitted_loss};
+use super::size::{Choice, fitted_loss, take_away};
 use super::subject::{PreparedPairs, Subject};
 use crate::circuits::edges::WeightedEdge;
 use crate::circuits::nodes::node_locations;
@@ -89,14 +89,14 @@ pub fn pruned_edges(
     }
     let mut kept = first(high);
     if high <= MOST_TRIMMED {
-        for &edge in order[..high].iter().rev() {
-            kept[edge] = false;
-            let (rescaling, loss) = loss_without(&kept)?;
-            match loss <= target {
-                true => (found.rescaling, found.task_loss) = (rescaling, loss),
-                false => kept[edge] = true,
+        let least_first: Vec<usize> = order[..high].iter().rev().copied().collect();
+        take_away(&mut kept, &least_first, &mut |kept| {
+            let (rescaling, loss) = loss_without(kept)?;
+            if loss <= target {
+                (found.rescaling, found.task_loss) = (rescaling, loss);
             }
-        }
+            Ok(loss <= target)
+        })?;
     }
     let edges = all.iter().zip(&kept).filter(|(_, kept)| **kept);
     found.edges = edges.map(|(edge, _)| *edge).collect();

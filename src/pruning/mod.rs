@@ -1,14 +1,23 @@
 //! Pruning: finding the smallest circuit of a model for a task.
 //!
 //! Every node of the model has a mask parameter; those above zero are kept, all others are held at their mean over
-//! reference text. The parameters are trained on a task's pairs to do the task with few nodes, then the nodes are sorted
-//! by them and the smallest number that still does it is kept. [`recipe`] says what is pruned and how.
+//! reference text ([`held`]). The parameters are trained on a task's pairs to do the task with few nodes
+//! ([`mask_training`], [`run`]), then the nodes are sorted by them and the smallest number that still does it is kept
+//! ([`size`]), and of the edges between them those that the task needs ([`edge_pruning`]). [`recipe`] says what is pruned
+//! and how, [`materials`] makes what it names, [`finding`] is the way from the one to a circuit, [`measures`] what is
+//! known of it in the end.
 
 pub mod answers;
 pub mod edge_pruning;
+pub mod finding;
 pub mod held;
 pub mod mask_training;
+pub mod materials;
+pub mod measures;
 pub mod recipe;
 pub mod run;
 pub mod size;
 pub mod subject;
+pub mod task_file;
+#[cfg(test)]
+mod test_quote_closer;

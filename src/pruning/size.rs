@@ -132,21 +132,74 @@ pub fn trimmed(
         .filter(|&node| choice.kept[node])
         .collect();
     order.sort_by(|&one, &other| {
-        parameters[one]
-            .total_cmp(&parameters[other])
-            .then(one.cmp(&other))
+        let by_parameter = parameters[one].total_cmp(&parameters[other]);
+        by_parameter.then(one.cmp(&other))
     });
-    for node in order {
-        choice.kept[node] = false;
-        let (rescaling, loss) = fitted_loss(&subject.answers(pairs, &choice.kept)?);
-        match loss <= target {
-            true => {
-                choice.nodes -= 1;
-                choice.rescaling = rescaling;
-                choice.task_loss = loss;
-            }
-            false => choice.kept[node] = true,
+    let mut kept = std::mem::take(&mut choice.kept);
+    take_away(&mut kept, &order, &mut |kept| {
+        let (rescaling, loss) = fitted_loss(&subject.answers(pairs, kept)?);
+        if loss <= target {
+            choice.rescaling = rescaling;
+            choice.task_loss = loss;
         }
-    }
+        Ok(loss <= target)
+    })?;
+    choice.nodes = kept.iter().filter(|kept| **kept).count();
+    choice.kept = kept;
     Ok(choice)
+}
+
+/// Parts that are taken away together at first.
+const TOGETHER: usize = 16;
+
+/// Takes parts away, in the given order, as long as `is_enough` without them: some together, and where that is too much
+/// each half of them by itself, down to single parts. No single part is left that was not tried.
+pub fn take_away(
+    kept: &mut [bool],
+    order: &[usize],
+    is_enough: &mut dyn FnMut(&[bool]) -> Result<bool>,
+) -> Result<()> {
+    for parts in order.chunks(TOGETHER) {
+        take_away_together(kept, parts, is_enough)?;
+    }
+    Ok(())
+}
+
+fn take_away_together(
+    kept: &mut [bool],
+    parts: &[usize],
+    is_enough: &mut dyn FnMut(&[bool]) -> Result<bool>,
+) -> Result<()> {
+    parts.iter().for_each(|&part| kept[part] = false);
+    if is_enough(kept)? {
+        return Ok(());
+    }
+    parts.iter().for_each(|&part| kept[part] = true);
+    if parts.len() > 1 {
+        let (first, second) = parts.split_at(parts.len().div_ceil(2));
+        take_away_together(kept, first, is_enough)?;
+        take_away_together(kept, second, is_enough)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_needed_stays_and_nothing_else() {
+        let mut kept = vec![true; 100];
+        let needed = [3, 40, 41, 99];
+        let order: Vec<usize> = (0..100).rev().collect();
+        let mut tries = 0;
+        take_away(&mut kept, &order, &mut |kept| {
+            tries += 1;
+            Ok(needed.iter().all(|&part| kept[part]))
+        })
+        .expect("no failure");
+        let left: Vec<usize> = (0..100).filter(|&part| kept[part]).collect();
+        assert_eq!(left, needed);
+        assert!(tries < 50, "{tries}");
+    }
 }

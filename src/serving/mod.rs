@@ -3,7 +3,8 @@
 //! - [`service`]: what comes into service and goes out of it; [`library`] what could, [`trained`] what jobs have made.
 //! - [`arrivals`]: what comes into the library; [`downloads`] what a running server brings there from a hub.
 //! - [`snapshot`]: the models, pairs, features and presets that are served at one moment; [`named_model`] what of it a
-//!   request's `model` is; [`feature_store`] keeps features, [`direction_store`] directions and [`preset_store`] presets.
+//!   request's `model` is; [`feature_store`] keeps features, [`direction_store`] directions, [`preset_store`] presets and
+//!   [`task_store`] tasks.
 //! - [`served_circuits`]: the snapshot's circuits; [`trained_circuits`] brings those that jobs have found.
 //! - [`weights`]: those that stay in memory, and those of jobs' results, which come and go; [`description`] says what
 //!   is known of something without its weights.
@@ -24,6 +25,7 @@ pub mod preset_store;
 pub mod served_circuits;
 pub mod service;
 pub mod snapshot;
+pub mod task_store;
 pub mod template_process;
 pub mod trained;
 pub mod trained_circuits;

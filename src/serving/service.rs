@@ -17,6 +17,7 @@ use super::feature_store::{FeatureStore, StoreError};
 use super::library::{Entry, EntryKind, Library, Trained};
 use super::preset_store::{PresetError, PresetStore};
 use super::snapshot::{Conflict, IncomingPair, ModelCard, Snapshot, provenance, shortened};
+use super::task_store::{TaskStore, TaskStoreError};
 use super::trial::Tried;
 use super::trial_process::{TrialFailure, TrialProcess};
 use super::weights::WeightMemory;
@@ -41,6 +42,7 @@ pub struct Service {
     pub library: Library,
     pub features: Arc<FeatureStore>,
     pub presets: PresetStore,
+    pub tasks: TaskStore,
     pub directions: Arc<DirectionStore>,
     /// Where the weights of what came from the library and of jobs' results come and go.
     pub weights: Arc<WeightMemory>,
@@ -68,6 +70,8 @@ pub enum StartError {
     Features(#[from] StoreError),
     #[error(transparent)]
     Presets(#[from] PresetError),
+    #[error(transparent)]
+    Tasks(#[from] TaskStoreError),
     #[error("kept for bridge {bridge}: {problem}")]
     Feature { bridge: String, problem: String },
 }
@@ -144,6 +148,7 @@ impl Service {
         }
         let presets = PresetStore::open(&settings.data_dir, settings.limits)?;
         served = served.with_presets(presets.all());
+        let tasks = TaskStore::open(&settings.data_dir, settings.limits)?;
         let directions = DirectionStore::new(&settings.data_dir, settings.limits);
         let served = with_directions(served, &directions)?;
         let patience = Duration::from_secs(settings.limits.load_seconds);
@@ -153,6 +158,7 @@ impl Service {
             library: Library::new(named, settings.library.clone()),
             features: Arc::new(features),
             presets,
+            tasks,
             directions: Arc::new(directions),
             weights: WeightMemory::new(
                 settings.limits.max_weights_mib.saturating_mul(1 << 20),
@@ -294,9 +300,10 @@ impl Service {
         Ok(kind)
     }
 
-    /// Serves what a job has trained no more. Requests in progress keep what they began with, which goes with the last.
+    /// Serves what a job has made no more, a model, a pair or a circuit. Requests in progress keep what they began with, which goes with the last.
     pub async fn give_up(&self, id: &str) -> Result<(), ServiceError> {
         let _turn = self.turn.lock().await;
+        self.give_up_circuit(id);
         if let Some(trained) = self.library.trained().remove(id) {
             if self.snapshot().has(id, trained.entry.kind) {
                 self.take_out(id, trained.entry.kind).await?;

@@ -60,6 +60,10 @@ pub struct Limits {
     pub max_presets: usize,
     /// Bytes that they take on the disk, of all models together.
     pub max_preset_bytes: usize,
+    /// Tasks that callers have brought.
+    pub max_tasks: usize,
+    /// Bytes that they take on the disk.
+    pub max_task_bytes: usize,
     /// Directions that callers have registered, of all models together.
     pub max_directions: usize,
     /// Bytes that those take on the disk.
@@ -111,6 +115,8 @@ impl Default for Limits {
             max_feature_bytes: 16 << 20,
             max_presets: 256,
             max_preset_bytes: 16 << 20,
+            max_tasks: 64,
+            max_task_bytes: 16 << 20,
             max_directions: 1000,
             max_direction_bytes: 64 << 20,
             deadline_seconds: 300,

@@ -1,9 +1,12 @@
 //! Minimal pairs as text.
 
+use serde::{Deserialize, Serialize};
+
 use crate::corpus::Passage;
 
 /// A prompt and what follows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Side {
     /// The text up to the token asked for.
     pub prompt: String,
@@ -20,7 +23,8 @@ impl Side {
 }
 
 /// Two prompts that differ in one fact, each with its right answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TextPair {
     /// The prompt that the model is given.
     pub presented: Side,
@@ -28,6 +32,7 @@ pub struct TextPair {
     pub counterfactual: Side,
     /// Whether the counterfactual answer is only one of many, so that what counts is that the
     /// presented candidate does not follow there: see [`super::Task::anything_else`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub anything_else: bool,
 }
 

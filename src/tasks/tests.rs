@@ -53,7 +53,7 @@ fn pieces(text: &str) -> Vec<Range<usize>> {
 }
 
 /// One token for each piece, with an id that depends on its bytes alone.
-fn toy_encode(text: &str) -> Result<Vec<(u32, Range<usize>)>, Infallible> {
+pub(super) fn toy_encode(text: &str) -> Result<Vec<(u32, Range<usize>)>, Infallible> {
     Ok(pieces(text)
         .into_iter()
         .map(|bytes| {
@@ -302,13 +302,7 @@ fn unusable_pairs_are_refused_with_the_reason() {
 fn a_failing_tokenizer_is_passed_on() {
     let fail = |_: &str| Err::<Vec<(u32, Range<usize>)>, _>(std::fmt::Error);
     let error = token_pairs(Task::VarIf, 3, 1, Split::Train, fail).unwrap_err();
-    assert!(matches!(
-        error,
-        PairsError::Encode {
-            task: Task::VarIf,
-            ..
-        }
-    ));
+    assert!(matches!(error, PairsError::Encode { task, .. } if task == "var_if"));
 }
 
 #[test]

@@ -65,6 +65,9 @@ pub enum Unusable {
     /// The first token does not tell the answers apart.
     #[error("both sides have the same candidate")]
     SameCandidate,
+    /// The prompts have more tokens than the model can be given.
+    #[error("the prompts are longer than the model's context")]
+    TooLong,
 }
 
 /// Why there are no pairs.
@@ -73,8 +76,8 @@ pub enum PairsError<E> {
     /// The tokenizer failed.
     #[error("the tokenizer failed on a text of task {task}")]
     Encode {
-        /// The task whose text it was.
-        task: Task,
+        /// The name of the task whose text it was.
+        task: String,
         /// The tokenizer's own error.
         #[source]
         source: E,
@@ -85,9 +88,9 @@ pub enum PairsError<E> {
         tally(.reasons)
     )]
     TooFew {
-        /// The task.
-        task: Task,
-        /// How many pairs were asked for.
+        /// The task's name.
+        task: String,
+        /// How many pairs were asked for, or must be there.
         wanted: usize,
         /// How many were found.
         found: usize,
@@ -98,7 +101,7 @@ pub enum PairsError<E> {
     },
 }
 
-fn tally(reasons: &BTreeMap<Unusable, usize>) -> String {
+pub(super) fn tally(reasons: &BTreeMap<Unusable, usize>) -> String {
     let parts: Vec<String> = reasons
         .iter()
         .map(|(reason, times)| format!("{times} times {reason}"))
@@ -135,6 +138,29 @@ pub fn token_pair<E>(
     }))
 }
 
+/// The same for a model of a context of so many tokens.
+pub fn token_pair_within<E>(
+    pair: &TextPair,
+    context: usize,
+    encode: impl Fn(&str) -> Result<Vec<(u32, Range<usize>)>, E>,
+) -> Result<Result<TokenPair, Unusable>, E> {
+    let pair = token_pair(pair, encode)?;
+    Ok(
+        pair.and_then(|pair| match pair.presented.prompt.len() > context {
+            true => Err(Unusable::TooLong),
+            false => Ok(pair),
+        }),
+    )
+}
+
+/// Cuts one side of a pair with a tokenizer; none where no token starts at the end of its prompt.
+pub fn token_side<E>(
+    side: &Side,
+    encode: impl Fn(&str) -> Result<Vec<(u32, Range<usize>)>, E>,
+) -> Result<Option<TokenSide>, E> {
+    Ok(cut(side, &encode(&side.text())?).ok())
+}
+
 fn cut(side: &Side, tokens: &[(u32, Range<usize>)]) -> Result<TokenSide, Unusable> {
     let at = tokens
         .iter()
@@ -157,27 +183,78 @@ pub fn token_pairs<E>(
     split: Split,
     encode: impl Fn(&str) -> Result<Vec<(u32, Range<usize>)>, E>,
 ) -> Result<Vec<TokenPair>, PairsError<E>> {
+    let wanted = Wanted::exactly(how_many, usize::MAX);
+    usable_pairs(
+        task.name(),
+        wanted,
+        generated_texts(task, seed, split),
+        encode,
+    )
+}
+
+/// The pairs of one of the twenty tasks, without end.
+pub(super) fn generated_texts(
+    task: Task,
+    seed: u64,
+    split: Split,
+) -> impl Iterator<Item = TextPair> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(split.stream(TASK_STREAMS + task as u64));
-    let attempts = how_many * ATTEMPTS_PER_PAIR + MORE_ATTEMPTS;
-    let mut pairs = Vec::with_capacity(how_many);
-    let mut reasons = BTreeMap::new();
-    for _ in 0..attempts {
-        if pairs.len() == how_many {
-            return Ok(pairs);
-        }
-        match token_pair(&task.text_pair(&mut rng, split), &encode) {
-            Ok(Ok(pair)) => pairs.push(pair),
-            Ok(Err(reason)) => *reasons.entry(reason).or_insert(0) += 1,
-            Err(source) => return Err(PairsError::Encode { task, source }),
+    std::iter::repeat_with(move || task.text_pair(&mut rng, split))
+}
+
+/// How many pairs are wanted, and how long they are looked for.
+pub(super) struct Wanted {
+    pub(super) most: usize,
+    pub(super) least: usize,
+    /// Text pairs that are looked at, at most.
+    pub(super) attempts: usize,
+    /// Tokens of a prompt, at most.
+    pub(super) context: usize,
+}
+
+impl Wanted {
+    /// Of pairs without end.
+    pub(super) fn exactly(how_many: usize, context: usize) -> Self {
+        Wanted {
+            most: how_many,
+            least: how_many,
+            attempts: how_many * ATTEMPTS_PER_PAIR + MORE_ATTEMPTS,
+            context,
         }
     }
-    if pairs.len() == how_many {
+}
+
+/// The first of these pairs that suit the tokenizer.
+pub(super) fn usable_pairs<E>(
+    task: &str,
+    wanted: Wanted,
+    texts: impl Iterator<Item = TextPair>,
+    encode: impl Fn(&str) -> Result<Vec<(u32, Range<usize>)>, E>,
+) -> Result<Vec<TokenPair>, PairsError<E>> {
+    let mut pairs = Vec::new();
+    let mut reasons = BTreeMap::new();
+    let mut attempts = 0;
+    for text in texts.take(wanted.attempts) {
+        if pairs.len() == wanted.most {
+            break;
+        }
+        attempts += 1;
+        match token_pair_within(&text, wanted.context, &encode) {
+            Ok(Ok(pair)) => pairs.push(pair),
+            Ok(Err(reason)) => *reasons.entry(reason).or_insert(0) += 1,
+            Err(source) => {
+                let task = task.to_owned();
+                return Err(PairsError::Encode { task, source });
+            }
+        }
+    }
+    if pairs.len() >= wanted.least {
         return Ok(pairs);
     }
     Err(PairsError::TooFew {
-        task,
-        wanted: how_many,
+        task: task.to_owned(),
+        wanted: wanted.least,
         found: pairs.len(),
         attempts,
         reasons,

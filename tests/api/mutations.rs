@@ -99,6 +99,9 @@ fn valid() -> Vec<Valid> {
                       "at_least": 0.0, "at_most_before": 1.0});
     let pair =
         json!({"prompt": "x = 1", "counterfactual": "x = 2", "expected": "\n", "instead": ":"});
+    let task = json!({
+        "id": "made", "description": "Made to be spoilt", "pairs": (0..20).map(crate::tasks::pair).collect::<Vec<_>>()
+    });
     let others = [
         (
             "POST",
@@ -164,6 +167,7 @@ fn valid() -> Vec<Valid> {
                 ]}
             }),
         ),
+        ("POST", "/v1/tasks", task),
         (
             "POST",
             "/v1/activations",
@@ -226,6 +230,7 @@ fn spoilt_bodies_do_no_harm() {
             let made = answer.json();
             let (folder, name) = match made["object"].as_str().unwrap() {
                 "preset" => ("presets", &made["name"]),
+                "task" => ("tasks", &made["id"]),
                 _ => ("features", &made["id"]),
             };
             let name = name.as_str().unwrap();

@@ -10,8 +10,8 @@ use crate::api::error::ErrorBody;
 use crate::api::state::State;
 use crate::jobs::archive::archive;
 
-/// The files of a model, or a pair, that a job has trained, as a tar archive: a folder with its id, in the form that
-/// `causeway eval`, `causeway serve --pair` and `--model` take, with the recipe of its training.
+/// The files of a model, a pair or a circuit that a job has made, as a tar archive: a folder with its id, in the form that
+/// `causeway eval`, `causeway serve --pair` and `--model`, and `causeway circuits show` take, with its recipe.
 #[utoipa::path(get, path = "/v1/models/{id}/archive", tag = "models", operation_id = "downloadModel",
     params(("id" = String, Path, description = "The model's id")),
     responses(
@@ -25,8 +25,8 @@ pub async fn download(
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let id = id.into_inner();
-    let models = state.jobs.store.models().await?;
-    let Some(model) = models.into_iter().find(|model| model.id == id) else {
+    let results = state.jobs.store.results().await?;
+    let Some(model) = results.into_iter().find(|model| model.id == id) else {
         return Err(not_trained(&state, &id, "downloaded"));
     };
     let seconds = (model.created_at / 1000).unsigned_abs();

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::files::name_of_text;
 use super::handlers::answer;
+use super::prunable::{has_usable_pairs, named_task, pair_with_reference, pairs_of};
 use super::request::CreateJob;
 use super::response::{FineTuningJob, JobEstimate};
 use crate::api::ApiError;
@@ -20,7 +22,9 @@ use crate::artifacts::{ArtifactId, hexadecimal};
 use crate::bridge::site_map::SiteMap;
 use crate::jobs::artifact_store::ArtifactStoreError;
 use crate::jobs::estimate::{EstimateError, measure};
-use crate::jobs::spec::{JobSpec, MODEL, Method, Places, Recipe, START_FROM, TRAINING_FILE};
+use crate::jobs::spec::{
+    JobSpec, MODEL, Method, MethodKind, Places, Recipe, START_FROM, TASK, TRAINING_FILE,
+};
 use crate::jobs::store::jobs::NewJob;
 use crate::models::config::TransformerConfig;
 use crate::models::memory_need::MemoryNeed;
@@ -28,6 +32,7 @@ use crate::serving::snapshot::{ModelCard, Snapshot, shortened};
 use crate::serving::trial::Tried;
 use crate::serving::trial_process::TrialFailure;
 use crate::settings::Limits;
+use crate::tasks::AnyTask;
 use crate::training::recipe::Fault;
 use crate::training::task_pairs::check_tasks;
 
@@ -250,6 +255,9 @@ fn set_seed(method: &mut Method, seed: u64) {
     if let Some(bridge) = &mut method.bridge {
         bridge.hyperparameters.batches.seed = seed;
     }
+    if let Some(prune) = &mut method.prune {
+        prune.hyperparameters.search.seed = seed;
+    }
 }
 
 /// A job that can be kept, but for its id: everything that it names has been checked, and is in the artifact store.
@@ -262,7 +270,11 @@ async fn planned(
         set_seed(&mut request.method, seed);
     }
     let file = training_file(state, request.training_file.as_deref()).await?;
-    let (spec, folders) = {
+    let Checked {
+        spec,
+        folders,
+        pairs: _pairs,
+    } = {
         let (state, file) = (state.clone(), file.clone());
         // Reads the models' files.
         let spec = web::block(move || spec(&state, request, output, file.as_ref()));
@@ -331,16 +343,24 @@ async fn training_file(state: &State, id: Option<&str>) -> Result<Option<Trainin
     }
 }
 
-/// What is to be done, checked against the models that are served; and the folders of what it begins with, by part.
+/// What is to be done, checked against the models that are served.
+struct Checked {
+    spec: JobSpec,
+    /// Of what it begins with, by part.
+    folders: BTreeMap<&'static str, PathBuf>,
+    /// One of them, which is there as long as this.
+    pairs: Option<TempDir>,
+}
+
 fn spec(
     state: &State,
     request: CreateJob,
     output: ArtifactId,
     file: Option<&TrainingFile>,
-) -> Result<(JobSpec, BTreeMap<&'static str, PathBuf>), ApiError> {
+) -> Result<Checked, ApiError> {
     let snapshot = state.snapshot();
     let base = snapshot.model(&request.model)?;
-    if base.sparse {
+    if base.sparse && request.method.kind != MethodKind::Prune {
         return Err(ApiError::invalid(
             "model",
             "model is a sparse model; name a dense one",
@@ -354,11 +374,25 @@ fn spec(
     let start_from = bridge.and_then(|bridge| bridge.hyperparameters.start_from.as_ref());
     let start_from = start_from.map(|id| start_from_pair(state, &snapshot, &base.id, id));
     let start_from = start_from.transpose()?;
-    let places = Places {
+    let mut places = Places {
         model_config: Some(base.config.clone()),
         start_config: start_from.as_ref().map(|pair| pair.sparse.clone()),
+        model_id: base.id.parse().ok(),
         ..Places::of_job(start_from.is_some(), file.map(|file| file.name))
     };
+    let prune = request.method.prune.as_ref();
+    let prune = prune.filter(|_| request.method.kind == MethodKind::Prune);
+    let prune = prune.map(|prune| &prune.hyperparameters);
+    let task = prune.map(|fields| named_task(state, fields)).transpose()?;
+    if let Some(AnyTask::User(_)) = task {
+        places = places.with_task();
+    }
+    // Text that is given is what means are taken over; otherwise it is that of the model's pair.
+    let without_text = prune.filter(|fields| file.is_none() && fields.generated.is_none());
+    let pair = without_text.and_then(|_| pair_with_reference(state, &snapshot, &base.id, &folder));
+    if let Some(pair) = &pair {
+        places = places.within_pair(pair.half);
+    }
     let (start_from, start_map) = match start_from {
         Some(pair) => (Some(pair.folder), Some(pair.site_map)),
         None => (None, None),
@@ -372,6 +406,9 @@ fn spec(
     )?;
     can_be_served(&recipe, request.method.kind.as_str(), &state.limits)?;
     has_task_pairs(&recipe, &base)?;
+    if let (Some(task), Some(fields)) = (&task, prune) {
+        has_usable_pairs(task, fields, &base)?;
+    }
     let served =
         |id: &String| snapshot.models.contains_key(id) || snapshot.bridges.contains_key(id);
     if let Some(taken) = recipe.names(&output).iter().find(|id| served(id)) {
@@ -383,6 +420,10 @@ fn spec(
         ));
     }
     is_as_served(state, &base, &folder)?;
+    let pairs = match &task {
+        Some(AnyTask::User(task)) => Some(pairs_of(task, &state.jobs.settings.data_dir)?),
+        _ => None,
+    };
     let spec = JobSpec {
         model: base.id.clone(),
         training_file: file.map(|file| file.id.clone()),
@@ -390,8 +431,18 @@ fn spec(
         method: request.method,
         recipe,
     };
-    let folders = start_from.map(|folder| (START_FROM, folder)).into_iter();
-    Ok((spec, folders.chain([(MODEL, folder)]).collect()))
+    let model = pair.map_or(folder, |pair| pair.folder);
+    let others = [
+        (START_FROM, start_from),
+        (TASK, pairs.as_ref().map(|pairs| pairs.path().to_owned())),
+    ];
+    let others = others.into_iter();
+    let others = others.filter_map(|(part, folder)| Some((part, folder?)));
+    Ok(Checked {
+        spec,
+        folders: others.chain([(MODEL, model)]).collect(),
+        pairs,
+    })
 }
 
 /// Whether a model's files still are what was loaded from them. They are read in a process of their own: what is in
@@ -482,6 +533,7 @@ fn fits(
     let (config, name) = match recipe {
         Recipe::Dense(recipe) | Recipe::Sparse(recipe) => (&recipe.model, "model"),
         Recipe::Bridge(recipe) => (&recipe.sparse, "sparse"),
+        Recipe::Prune(_) => return Ok(()),
     };
     let (own, wanted) = (config.vocab_size, base.vocab_size);
     if own != wanted {
@@ -521,6 +573,8 @@ fn can_be_served(recipe: &Recipe, kind: &str, limits: &Limits) -> Result<(), Api
     let (config, name) = match recipe {
         Recipe::Dense(recipe) | Recipe::Sparse(recipe) => (&recipe.model, "model"),
         Recipe::Bridge(recipe) => (&recipe.sparse, "sparse"),
+        // A part of what is served.
+        Recipe::Prune(_) => return Ok(()),
     };
     let fits = MemoryNeed::of(config).within(limits.max_model_bytes());
     fits.map_err(|error| {

@@ -1,6 +1,6 @@
 //! Training through the API: `/v1/files` and `/v1/fine_tuning/jobs`, in OpenAI's shapes.
 //!
-//! [`files`] takes training text, [`creation`] asks for trainings and [`handlers`] are the routes of those that there are,
+//! [`files`] takes training text, [`creation`] asks for trainings ([`prunable`]: what a pruning needs) and [`handlers`] are the routes of those that there are,
 //! with their bodies in [`request`] and [`response`]; [`events`] follows a job, [`plot`] draws it, [`archive`] hands its result out. Beside the requests, [`background`] carries
 //! jobs out, where the settings say so, and [`trained`] serves their results: those of other machines' workers too.
 
@@ -12,6 +12,7 @@ pub mod files;
 pub mod handlers;
 pub mod paging;
 pub mod plot;
+pub mod prunable;
 pub mod request;
 pub mod response;
 pub mod trained;

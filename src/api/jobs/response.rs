@@ -45,19 +45,23 @@ pub struct FineTuningJob {
     pub validation_file: Option<String>,
     /// As it was asked for; in a list its type alone.
     pub method: Method,
-    /// Of the training's random draws: `batches.seed` of its method, or the `seed` that took its place.
+    /// Of the training's random draws: `batches.seed` of its method (`search.seed` of a pruning), or the `seed` that took
+    /// its place.
     pub seed: u64,
     /// Steps done.
     pub step: i64,
     pub steps: usize,
+    /// Always 0 of a pruning, which trains no model.
     pub trained_tokens: i64,
     pub metadata: BTreeMap<String, String>,
     /// Why it failed; null otherwise.
     #[schema(required = true)]
     pub error: Option<Failure>,
-    /// Held-out figures of the last evaluation by name: losses and divergences in nats.
+    /// Held-out figures of the last evaluation by name: losses and divergences in nats. Of a pruning what its circuit does
+    /// (`task_loss` and `accuracy`; `task_loss_whole` of the whole model, `task_loss_without` of the model without it),
+    /// and how many `nodes` and `edges` it has.
     pub results: BTreeMap<String, f64>,
-    /// What the result was found to be worth at the end, as on its card; null before, and in lists.
+    /// What the result was found to be worth at the end, as on its card; null before, in lists, and of a circuit.
     #[schema(required = true, value_type = Option<Closing>)]
     pub evaluation: Option<Value>,
     /// Always empty.
@@ -175,7 +179,7 @@ impl FineTuningJob {
             attempt: job.attempt,
             fine_tuned_model: (job.status == Status::Succeeded)
                 .then(|| job.spec.output.to_string()),
-            seed: job.spec.recipe.batches().seed,
+            seed: job.spec.recipe.seed(),
             steps: job.spec.steps(),
             model: job.spec.model,
             training_file: job.spec.training_file,
@@ -204,6 +208,7 @@ impl FineTuningJob {
                 dense: None,
                 sparse: None,
                 bridge: None,
+                prune: None,
             },
             evaluation: None,
             ..self

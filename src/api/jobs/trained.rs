@@ -9,16 +9,17 @@ use crate::api::error::ErrorBody;
 use crate::api::state::State;
 use crate::jobs::artifact_store::ArtifactStoreError;
 
-/// A model that is no more.
+/// A model, or another result of a job, that is no more.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ModelDeleted {
     pub id: String,
+    /// `model`, or `circuit`.
     #[schema(example = "model")]
     pub object: &'static str,
     pub deleted: bool,
 }
 
-/// Deletes a model, or a pair, that a job has trained. Requests in progress are finished; other servers of the same
+/// Deletes a model, a pair or a circuit that a job has made; its id is free then. Requests in progress are finished; other servers of the same
 /// store follow within seconds.
 #[utoipa::path(delete, path = "/v1/models/{id}", tag = "models", operation_id = "deleteModel",
     params(("id" = String, Path, description = "The model's id")),
@@ -33,6 +34,11 @@ pub async fn delete(
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let id = id.into_inner();
+    let circuits = state.jobs.store.circuits().await?;
+    let object = match circuits.iter().any(|circuit| circuit.id == id) {
+        true => "circuit",
+        false => "model",
+    };
     if !state.jobs.store.remove_model(&id).await? {
         if state.service.library.trained().contains_key(&id) {
             // Somebody else has just deleted it.
@@ -44,7 +50,7 @@ pub async fn delete(
     state.service.give_up(&id).await?;
     Ok(HttpResponse::Ok().json(ModelDeleted {
         id,
-        object: "model",
+        object,
         deleted: true,
     }))
 }

@@ -6,6 +6,7 @@ use utoipa::openapi::{OpenApi, RefOr, Schema};
 
 use crate::api::features::detail::ScoredBy;
 use crate::api::models::ModelKind;
+use crate::api::tasks::wire::{TaskOrigin, TaskSplit, UnusableReason};
 use crate::discovery::directions::effect::DirectionMeasure;
 use crate::documented::Documented;
 use crate::features::direction::{DirectionMethod, ReadPositions};
@@ -29,7 +30,10 @@ pub fn describe(document: &mut OpenApi) {
     describe_one::<ReadPositions>(document);
     describe_one::<Return>(document);
     describe_one::<ScoredBy>(document);
+    describe_one::<TaskOrigin>(document);
+    describe_one::<TaskSplit>(document);
     describe_one::<Unit>(document);
+    describe_one::<UnusableReason>(document);
     describe_one::<Variant>(document);
     describe_one::<Write>(document);
 }

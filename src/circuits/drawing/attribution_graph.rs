@@ -17,8 +17,8 @@ use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use crate::circuits::circuit::Circuit;
+use crate::circuits::prompt_trace::PromptTrace;
 use crate::circuits::stream_links::{read_at, stream_links, written_at};
-use crate::circuits::trace::PromptTrace;
 use crate::models::location::Node;
 
 /// A graph has no more links; those of the smallest weights are left out.
@@ -307,10 +307,10 @@ impl Graph<'_> {
         }
         for (to, sources) in into.iter().enumerate() {
             for token in (0..tokens).filter(|&token| self.is_active(to, token)) {
-                self.into_node(&mut links, (to, token), sources);
+                self.add_links_of_node(&mut links, (to, token), sources);
             }
         }
-        self.into_logits(&mut links);
+        self.add_links_of_logits(&mut links);
         links.bound();
         let mut found = links.found;
         found.sort_by_key(|(from, to, _)| (*to, *from));
@@ -318,7 +318,12 @@ impl Graph<'_> {
     }
 
     /// The links into one node at one token.
-    fn into_node(&self, links: &mut Links, (node, token): (usize, usize), sources: &[Source]) {
+    fn add_links_of_node(
+        &self,
+        links: &mut Links,
+        (node, token): (usize, usize),
+        sources: &[Source],
+    ) {
         let trace = self.trace;
         let (place, channel) = trace.places[node];
         let to = End::Node { node, token };
@@ -372,7 +377,7 @@ impl Graph<'_> {
     }
 
     /// The links into the logits.
-    fn into_logits(&self, links: &mut Links) {
+    fn add_links_of_logits(&self, links: &mut Links) {
         let trace = self.trace;
         let token = trace.ids.len() - 1;
         let layer = self.layers.len();

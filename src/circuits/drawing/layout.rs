@@ -23,7 +23,7 @@ const COLUMN_PADDING: f64 = 22.0;
 const LEAST_COLUMN: f64 = 120.0;
 /// A line of nodes is not wider.
 const WIDEST_LINE: f64 = 560.0;
-/// Around the nodes of a head, and above them for its name.
+/// Around the nodes of a head, and below them for its name.
 const GROUP_PADDING: f64 = 7.0;
 const GROUP_CAPTION: f64 = 15.0;
 const CHARACTER: f64 = 6.8;
@@ -169,11 +169,7 @@ impl CircuitLayout {
                 for &node in &part.nodes {
                     self.nodes[node] = Rectangle {
                         x: at,
-                        y: if heads {
-                            y + GROUP_CAPTION + GROUP_PADDING / 2.0
-                        } else {
-                            y
-                        },
+                        y: if heads { y + GROUP_PADDING } else { y },
                         width: widths[node],
                         height: NODE_HEIGHT,
                     };

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use super::drawn::{DrawnCircuit, DrawnEdge, short, signed, wrapped};
+use super::drawn::{DrawnCircuit, DrawnEdge, short, wrapped};
 use super::layout::{ATTENTION_ROWS, CircuitLayout, ROWS, Rectangle};
 use crate::circuits::circuit::{Circuit, ControlCircuit};
 use crate::models::config::TransformerConfig;
@@ -74,6 +74,7 @@ fn draw(drawn: &DrawnCircuit) -> String {
         above.extend(wrapped(&clipped(&line), columns));
     }
     let mut below = wrapped(&clipped(&drawn.record.summary), columns);
+    below.push("Point at a node or an edge for its exact numbers.".to_owned());
     if let Some(left_out) = drawn.left_out() {
         below.extend(wrapped(&left_out, columns));
     }
@@ -244,7 +245,8 @@ fn content(out: &mut String, drawn: &DrawnCircuit, layout: &CircuitLayout) {
             "<rect class=\"head\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"6\"/>",
             around.x, around.y, around.width, around.height
         );
-        let (x, y) = (around.x + 7.0, around.y + 13.0);
+        // Below its nodes, where fewer edges run than above.
+        let (x, y) = (around.x + 7.0, around.bottom() - 5.0);
         text(out, x, y, "start", "quiet small", name);
     }
     for &(from, to) in &drawn.links {
@@ -418,8 +420,8 @@ fn legend(out: &mut String, drawn: &DrawnCircuit, y: f64) {
         pill(out, place, share);
     }
     let effects = format!(
-        "effect of a node by magnitude, up to {} nats; point at anything for its numbers",
-        signed(drawn.largest_effect())
+        "effect of a node by magnitude, up to {} nats",
+        short(drawn.largest_effect())
     );
     text(out, x + 96.0, y + 4.0, "start", "small", &effects);
 }

@@ -14,6 +14,18 @@ use super::names::free_names;
 use super::{Store, StoreError, json, milliseconds, text};
 use crate::artifacts::manifest::FileRecord;
 use crate::jobs::job::Milliseconds;
+use crate::jobs::spec::ResultKind;
+
+/// What the kinds of results are called in the database.
+const MODEL: &str = "model";
+const CIRCUIT: &str = "circuit";
+
+pub(super) fn name_of_kind(kind: ResultKind) -> &'static str {
+    match kind {
+        ResultKind::Model => MODEL,
+        ResultKind::Circuit => CIRCUIT,
+    }
+}
 
 /// A folder of files in the object store.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +56,7 @@ impl Holder<'_> {
     }
 }
 
-/// A trained model, or a trained pair.
+/// A job's result that is kept: a model, a pair or a circuit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrainedModel {
     /// What it is served under.
@@ -54,6 +66,7 @@ pub struct TrainedModel {
     /// The sha256 of its artifact.
     pub artifact: String,
     pub created_at: Milliseconds,
+    pub kind: ResultKind,
 }
 
 impl Store {
@@ -132,10 +145,25 @@ impl Store {
         Ok(row.map(|row| row.try_get(0)).transpose()?)
     }
 
-    /// All trained models, oldest first.
+    /// All trained models and pairs, oldest first.
     pub async fn models(&self) -> Result<Vec<TrainedModel>, StoreError> {
+        self.results_of(ResultKind::Model).await
+    }
+
+    /// All circuits that jobs have found, oldest first.
+    pub async fn circuits(&self) -> Result<Vec<TrainedModel>, StoreError> {
+        self.results_of(ResultKind::Circuit).await
+    }
+
+    async fn results_of(&self, kind: ResultKind) -> Result<Vec<TrainedModel>, StoreError> {
+        let results = self.results().await?.into_iter();
+        Ok(results.filter(|result| result.kind == kind).collect())
+    }
+
+    /// The results of all jobs, oldest first.
+    pub async fn results(&self) -> Result<Vec<TrainedModel>, StoreError> {
         let rows = sqlx::query(
-            "SELECT models.id, models.job, holds.artifact, models.created_at FROM models \
+            "SELECT models.id, models.job, holds.artifact, models.created_at, models.kind FROM models \
              JOIN holds ON holds.kind = 'model' AND holds.owner = models.id ORDER BY models.created_at, models.id",
         )
         .fetch_all(self.pool().await?)
@@ -146,12 +174,16 @@ impl Store {
                 job: row.try_get(1)?,
                 artifact: row.try_get(2)?,
                 created_at: row.try_get(3)?,
+                kind: match row.try_get::<String, _>(4)?.as_str() {
+                    CIRCUIT => ResultKind::Circuit,
+                    _ => ResultKind::Model,
+                },
             })
         };
         rows.iter().map(model).collect()
     }
 
-    /// Deletes a trained model and frees its names; whether there was one.
+    /// Deletes a job's result, of whatever kind, and frees its names; whether there was one.
     pub async fn remove_model(&self, id: &str) -> Result<bool, StoreError> {
         let mut transaction = self.pool().await?.begin().await?;
         let row = sqlx::query("DELETE FROM models WHERE id = $1 RETURNING job")

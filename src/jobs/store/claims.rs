@@ -7,11 +7,12 @@ use serde_json::Value;
 use sqlx::any::Any;
 use sqlx::{Row, Transaction};
 
-use super::artifacts::{Holder, hold, let_go};
+use super::artifacts::{Holder, hold, let_go, name_of_kind};
 use super::events::insert;
 use super::names::free_names;
-use super::{Store, StoreError, milliseconds, text};
+use super::{Store, StoreError, json, milliseconds, text};
 use crate::jobs::job::{Claim, Failure, Job, NewEvent, Status, Wish};
+use crate::jobs::spec::JobSpec;
 
 /// What a step of a training has come to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -202,10 +203,17 @@ impl Store {
         .execute(&mut *transaction)
         .await?;
         if let Outcome::Succeeded { artifact, .. } = &outcome {
+            let row = sqlx::query("SELECT spec FROM jobs WHERE id = $1")
+                .bind(&claim.job)
+                .fetch_one(&mut *transaction)
+                .await?;
+            let spec: JobSpec = json(&row.try_get::<String, _>(0)?)?;
             let row = sqlx::query(self.statement(
-                "INSERT INTO models (id, job, created_at) SELECT output, id, {now} FROM jobs WHERE id = $1 RETURNING id",
+                "INSERT INTO models (id, job, kind, created_at) SELECT output, id, $2, {now} FROM jobs WHERE id = $1 \
+                 RETURNING id",
             ))
             .bind(&claim.job)
+            .bind(name_of_kind(spec.recipe.result_kind()))
             .fetch_one(&mut *transaction)
             .await?;
             let id: String = row.try_get(0)?;

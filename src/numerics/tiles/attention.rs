@@ -5,7 +5,7 @@
 //! the backward pass computes them again from the logarithm of each query's denominator. The formulas are those of
 //! [`crate::numerics::attention`].
 
-use super::processor::{Avx512, LANES};
+use super::processor::{Instructions, LANES, Processor};
 use crate::numerics::parts::Part;
 
 /// The sizes of a head that there are kernels for.
@@ -53,7 +53,7 @@ impl Head<'_> {
 }
 
 /// The output `y`, and for every query the logarithm of its denominator, `[width]`.
-pub fn forward(cpu: Avx512, head: Head, room: &mut Room, y: &mut [f32], totals: &mut [f32]) {
+pub fn forward(cpu: Processor, head: Head, room: &mut Room, y: &mut [f32], totals: &mut [f32]) {
     head.check();
     assert!(y.len() == head.q.len() && totals.len() == head.width);
     by_token(cpu, head.k, head.d_head, head.width, &mut room.rows[0]);
@@ -61,19 +61,22 @@ pub fn forward(cpu: Avx512, head: Head, room: &mut Room, y: &mut [f32], totals: 
     room.scores[0].resize(head.width * LANES, 0.0);
     let _timed = Part::Attention.begin();
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: `Avx512` proves the instructions, and the sizes were asserted above.
+    // SAFETY: `Processor` proves the instructions, and the sizes were asserted above.
     unsafe {
-        match head.d_head {
-            16 => kernels::forward::<16>(head, room, y, totals),
-            32 => kernels::forward::<32>(head, room, y, totals),
-            _ => kernels::forward::<64>(head, room, y, totals),
+        match (cpu.instructions(), head.d_head) {
+            (Instructions::Avx512, 16) => kernels::forward::<16>(head, room, y, totals),
+            (Instructions::Avx512, 32) => kernels::forward::<32>(head, room, y, totals),
+            (Instructions::Avx512, _) => kernels::forward::<64>(head, room, y, totals),
+            (Instructions::Avx2, 16) => narrow_kernels::forward::<16>(head, room, y, totals),
+            (Instructions::Avx2, 32) => narrow_kernels::forward::<32>(head, room, y, totals),
+            (Instructions::Avx2, _) => narrow_kernels::forward::<64>(head, room, y, totals),
         }
     }
 }
 
 /// The gradients from that of `y`, which is `[d_head][width]` like `y` itself; returns the sink's.
 pub fn backward(
-    cpu: Avx512,
+    cpu: Processor,
     head: Head,
     room: &mut Room,
     outcome: Outcome,
@@ -100,12 +103,16 @@ pub fn backward(
     }
     let timed = Part::Attention.begin();
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: `Avx512` proves the instructions, and the sizes were asserted above.
+    // SAFETY: `Processor` proves the instructions, and the sizes were asserted above.
     let sink = unsafe {
-        match d_head {
-            16 => kernels::backward::<16>(head, room, outcome, gradients.q),
-            32 => kernels::backward::<32>(head, room, outcome, gradients.q),
-            _ => kernels::backward::<64>(head, room, outcome, gradients.q),
+        let grad_q = gradients.q;
+        match (cpu.instructions(), d_head) {
+            (Instructions::Avx512, 16) => kernels::backward::<16>(head, room, outcome, grad_q),
+            (Instructions::Avx512, 32) => kernels::backward::<32>(head, room, outcome, grad_q),
+            (Instructions::Avx512, _) => kernels::backward::<64>(head, room, outcome, grad_q),
+            (Instructions::Avx2, 16) => narrow_kernels::backward::<16>(head, room, outcome, grad_q),
+            (Instructions::Avx2, 32) => narrow_kernels::backward::<32>(head, room, outcome, grad_q),
+            (Instructions::Avx2, _) => narrow_kernels::backward::<64>(head, room, outcome, grad_q),
         }
     };
     #[cfg(not(target_arch = "x86_64"))]
@@ -124,7 +131,7 @@ pub struct Outcome<'a> {
     pub grad: &'a [f32],
 }
 
-fn by_token(cpu: Avx512, tile: &[f32], d_head: usize, width: usize, rows: &mut Vec<f32>) {
+fn by_token(cpu: Processor, tile: &[f32], d_head: usize, width: usize, rows: &mut Vec<f32>) {
     rows.resize(d_head * width, 0.0);
     super::layout::to_rows(cpu, tile, d_head, width, rows);
 }
@@ -366,6 +373,229 @@ mod kernels {
                     parts[t % 2] = _mm512_fmadd_ps(factor, *token, parts[t % 2]);
                 }
                 _mm512_storeu_ps(sums.add(j * D), _mm512_add_ps(parts[0], parts[1]));
+            }
+        }
+    }
+}
+
+/// The same kernels for AVX2. A closure would be compiled for itself and called for every number; loops are not.
+#[cfg(target_arch = "x86_64")]
+mod narrow_kernels {
+    use std::arch::x86_64::*;
+
+    use super::{Head, LANES, Outcome, Room};
+    use crate::numerics::exponential::exp;
+
+    type Sixteen = [f32; LANES];
+
+    /// Whether query `lane` of a group may see key `j`, the group's first query being `first`.
+    #[inline(always)]
+    fn sees(first: usize, lane: usize, j: usize) -> bool {
+        j <= first + lane
+    }
+
+    /// `rows [D][width]` at sixteen tokens.
+    #[inline(always)]
+    fn load<const D: usize>(tile: &[f32], width: usize, first: usize) -> [Sixteen; D] {
+        let mut lanes = [[0.0; LANES]; D];
+        for (lane, row) in lanes.iter_mut().zip(tile.chunks_exact(width)) {
+            lane.copy_from_slice(&row[first..first + LANES]);
+        }
+        lanes
+    }
+
+    /// `sum over d of row[d] * lanes[d]`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn dot<const D: usize>(row: &[f32], lanes: &[Sixteen; D]) -> Sixteen {
+        assert!(row.len() >= D);
+        let mut sums = [[_mm256_setzero_ps(); 2]; 4];
+        for d in 0..D {
+            let value = _mm256_set1_ps(row[d]);
+            let [low, high] = halves(&lanes[d]);
+            let sum = &mut sums[d % 4];
+            sum[0] = _mm256_fmadd_ps(value, low, sum[0]);
+            sum[1] = _mm256_fmadd_ps(value, high, sum[1]);
+        }
+        let mut out = [0f32; LANES];
+        for half in 0..2 {
+            let one = _mm256_add_ps(sums[0][half], sums[1][half]);
+            let other = _mm256_add_ps(sums[2][half], sums[3][half]);
+            // SAFETY: `out` has two halves of eight.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(8 * half), _mm256_add_ps(one, other)) };
+        }
+        out
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn halves(lanes: &Sixteen) -> [__m256; 2] {
+        // SAFETY: there are two halves of eight.
+        unsafe {
+            [
+                _mm256_loadu_ps(lanes.as_ptr()),
+                _mm256_loadu_ps(lanes.as_ptr().add(8)),
+            ]
+        }
+    }
+
+    /// `lanes[d] += row[d] * factor`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn add_scaled<const D: usize>(lanes: &mut [Sixteen; D], row: &[f32], factor: &Sixteen) {
+        assert!(row.len() >= D);
+        let factor = halves(factor);
+        for d in 0..D {
+            let value = _mm256_set1_ps(row[d]);
+            let [low, high] = halves(&lanes[d]);
+            let at = lanes[d].as_mut_ptr();
+            // SAFETY: there are two halves of eight.
+            unsafe {
+                _mm256_storeu_ps(at, _mm256_fmadd_ps(value, factor[0], low));
+                _mm256_storeu_ps(at.add(8), _mm256_fmadd_ps(value, factor[1], high));
+            }
+        }
+    }
+
+    /// See [`super::forward`], which checks the sizes.
+    #[target_feature(enable = "avx2,fma")]
+    pub fn forward<const D: usize>(head: Head, room: &mut Room, y: &mut [f32], totals: &mut [f32]) {
+        let scale = 1.0 / (D as f32).sqrt();
+        let [k, v, ..] = &room.rows;
+        let scores = &mut room.scores[0];
+        for first in (0..head.width).step_by(LANES) {
+            let keys = (first + LANES).min(head.length);
+            let mut q = load::<D>(head.q, head.width, first);
+            for q in q.as_flattened_mut() {
+                *q *= scale;
+            }
+            let mut largest = [head.sink; LANES];
+            for (j, (key, score)) in k
+                .chunks_exact(D)
+                .zip(scores.chunks_exact_mut(LANES))
+                .take(keys)
+                .enumerate()
+            {
+                let found = dot::<D>(key, &q);
+                for (lane, (score, largest)) in score.iter_mut().zip(&mut largest).enumerate() {
+                    *score = match sees(first, lane, j) {
+                        true => found[lane],
+                        false => f32::NEG_INFINITY,
+                    };
+                    *largest = largest.max(*score);
+                }
+            }
+            // Padding sees nothing.
+            let mut total = [0f32; LANES];
+            for (largest, total) in largest.iter_mut().zip(&mut total) {
+                *largest = largest.max(-1e30);
+                *total = exp(head.sink - *largest);
+            }
+            let mut sums = [[0.0; LANES]; D];
+            let scored = scores.chunks_exact(LANES).zip(v.chunks_exact(D));
+            for (score, value) in scored.take(keys) {
+                // What a query does not see has a score of minus infinity.
+                let mut p = [0f32; LANES];
+                for (((p, score), largest), total) in
+                    p.iter_mut().zip(score).zip(&largest).zip(&mut total)
+                {
+                    *p = exp(score - largest);
+                    *total += *p;
+                }
+                add_scaled::<D>(&mut sums, value, &p);
+            }
+            for (sum, row) in sums.iter().zip(y.chunks_exact_mut(head.width)) {
+                for ((y, sum), total) in row[first..first + LANES].iter_mut().zip(sum).zip(&total) {
+                    *y = sum * (1.0 / total);
+                }
+            }
+            for (lane, out) in totals[first..first + LANES].iter_mut().enumerate() {
+                *out = total[lane].ln() + largest[lane];
+            }
+        }
+    }
+
+    /// See [`super::backward`], which checks the sizes. Leaves the gradients of keys and values in the room.
+    #[target_feature(enable = "avx2,fma")]
+    pub fn backward<const D: usize>(
+        head: Head,
+        room: &mut Room,
+        outcome: Outcome,
+        grad_q: &mut [f32],
+    ) -> f32 {
+        let scale = 1.0 / (D as f32).sqrt();
+        let [k, v, q_rows, grad_rows] = &room.rows;
+        let [grad_k, grad_v] = &mut room.gradients;
+        let [shares, slopes] = &mut room.scores;
+        let mut grad_sink = [0f32; LANES];
+        for first in (0..head.length).step_by(LANES) {
+            let keys = (first + LANES).min(head.length);
+            let tokens = (head.length - first).min(LANES);
+            let grad = load::<D>(outcome.grad, head.width, first);
+            let y = load::<D>(outcome.y, head.width, first);
+            let mut mean = [0f32; LANES];
+            for (grad, y) in grad.iter().zip(&y) {
+                for ((mean, grad), y) in mean.iter_mut().zip(grad).zip(y) {
+                    *mean = grad.mul_add(*y, *mean);
+                }
+            }
+            let total: &[f32] = &outcome.totals[first..first + LANES];
+            let mut q = load::<D>(head.q, head.width, first);
+            for q in q.as_flattened_mut() {
+                *q *= scale;
+            }
+            let by_key = shares
+                .chunks_exact_mut(LANES)
+                .zip(slopes.chunks_exact_mut(LANES));
+            let rows = k.chunks_exact(D).zip(v.chunks_exact(D));
+            for (j, ((key, value), (shares, slopes))) in rows.zip(by_key).take(keys).enumerate() {
+                let score = dot::<D>(key, &q);
+                let along = dot::<D>(value, &grad);
+                for lane in 0..LANES {
+                    let p = exp(score[lane] - total[lane]);
+                    let is_seen = sees(first, lane, j) && lane < tokens;
+                    shares[lane] = if is_seen { p } else { 0.0 };
+                    slopes[lane] = shares[lane] * (along[lane] - mean[lane]) * scale;
+                }
+            }
+            let mut sums = [[0.0; LANES]; D];
+            for (slope, key) in slopes.chunks_exact(LANES).zip(k.chunks_exact(D)).take(keys) {
+                let mut factor = [0f32; LANES];
+                factor.copy_from_slice(slope);
+                add_scaled::<D>(&mut sums, key, &factor);
+            }
+            for (sum, row) in sums.iter().zip(grad_q.chunks_exact_mut(head.width)) {
+                row[first..first + LANES].copy_from_slice(sum);
+            }
+            outer::<D>(slopes, &q_rows[first * D..][..LANES * D], grad_k, keys);
+            outer::<D>(shares, &grad_rows[first * D..][..LANES * D], grad_v, keys);
+            if head.sink > f32::NEG_INFINITY {
+                for lane in 0..tokens {
+                    grad_sink[lane] -= exp(head.sink - total[lane]) * mean[lane];
+                }
+            }
+        }
+        grad_sink.iter().sum()
+    }
+
+    /// `sums[j] += sum over sixteen tokens t of factors[j][t] * rows[t]`, rows of `D`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn outer<const D: usize>(factors: &[f32], rows: &[f32], sums: &mut [f32], keys: usize) {
+        assert!(rows.len() >= LANES * D && factors.len() >= keys * LANES && sums.len() >= keys * D);
+        for j in 0..keys {
+            for part in 0..D / 8 {
+                // SAFETY: there are `keys` rows of factors and of sums, and sixteen of tokens, as asserted above.
+                unsafe {
+                    let at = sums.as_mut_ptr().add(j * D + 8 * part);
+                    let mut parts = [_mm256_loadu_ps(at), _mm256_setzero_ps()];
+                    for t in 0..LANES {
+                        let factor = _mm256_set1_ps(*factors.as_ptr().add(j * LANES + t));
+                        let values = _mm256_loadu_ps(rows.as_ptr().add(t * D + 8 * part));
+                        parts[t % 2] = _mm256_fmadd_ps(factor, values, parts[t % 2]);
+                    }
+                    _mm256_storeu_ps(at, _mm256_add_ps(parts[0], parts[1]));
+                }
             }
         }
     }

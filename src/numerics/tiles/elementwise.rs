@@ -18,7 +18,10 @@ pub fn gelu_gradient(x: &[f32], grad: &mut [f32]) {
 }
 
 /// Zeroes the gradient where an AbsTopK let nothing through.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 pub fn mask(grad: &mut [f32], kept: &[f32]) {
     for (grad, kept) in grad.iter_mut().zip(kept) {
         *grad = if *kept == 0.0 { 0.0 } else { *grad };
@@ -26,7 +29,10 @@ pub fn mask(grad: &mut [f32], kept: &[f32]) {
 }
 
 /// `sum += values`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 pub fn add(sum: &mut [f32], values: &[f32]) {
     for (sum, value) in sum.iter_mut().zip(values) {
         *sum += value;

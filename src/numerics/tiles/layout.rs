@@ -1,6 +1,6 @@
 //! Between rows, one a token, and tiles, one row a channel.
 
-use super::processor::{Avx512, LANES};
+use super::processor::{LANES, Processor};
 use super::transpose::transpose;
 use crate::numerics::parts::Part;
 
@@ -10,7 +10,7 @@ pub fn width_of(length: usize) -> usize {
 }
 
 /// Rows `[length, channels]` as a tile `[channels][width]`.
-pub fn from_rows(cpu: Avx512, rows: &[f32], channels: usize, width: usize, tile: &mut [f32]) {
+pub fn from_rows(cpu: Processor, rows: &[f32], channels: usize, width: usize, tile: &mut [f32]) {
     let _timed = Part::Layout.begin();
     let length = rows.len() / channels;
     transpose(cpu, rows, (length, channels), channels, tile, width);
@@ -22,7 +22,7 @@ pub fn from_rows(cpu: Avx512, rows: &[f32], channels: usize, width: usize, tile:
 }
 
 /// A tile `[channels][width]` as rows `[length, channels]`.
-pub fn to_rows(cpu: Avx512, tile: &[f32], channels: usize, width: usize, rows: &mut [f32]) {
+pub fn to_rows(cpu: Processor, tile: &[f32], channels: usize, width: usize, rows: &mut [f32]) {
     let _timed = Part::Layout.begin();
     let length = rows.len() / channels;
     transpose(cpu, tile, (channels, length), width, rows, channels);
@@ -34,10 +34,11 @@ mod tests {
 
     #[test]
     fn rows_become_a_tile_and_rows_again() {
-        let Some(cpu) = Avx512::detect() else {
-            return;
-        };
-        for (length, channels) in [(1, 1), (5, 3), (16, 16), (33, 40)] {
+        let sizes = [(1, 1), (5, 3), (16, 16), (33, 40)];
+        for (cpu, (length, channels)) in Processor::all()
+            .into_iter()
+            .flat_map(|cpu| sizes.map(|size| (cpu, size)))
+        {
             let rows: Vec<f32> = (0..length * channels).map(|i| i as f32 + 1.0).collect();
             let width = width_of(length);
             let mut tile = vec![f32::NAN; channels * width];

@@ -18,7 +18,10 @@ pub struct TokenStatistics {
 }
 
 /// The statistics of every token of `h [channels][width]`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 pub fn statistics(h: &[f32], width: usize, epsilon: f32, centred: bool) -> TokenStatistics {
     let channels = (h.len() / width) as f32;
     let mut mean = vec![0f32; if centred { width } else { 0 }];
@@ -60,7 +63,10 @@ pub fn statistics(h: &[f32], width: usize, epsilon: f32, centred: bool) -> Token
 }
 
 /// `x` from `h` and its statistics.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 pub fn apply(
     h: &[f32],
     width: usize,
@@ -89,7 +95,10 @@ pub fn apply(
 }
 
 /// Adds the gradient with respect to `h` to `grad_h`, those of gain and bias to theirs. `grad_x` is used up.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
 pub fn gradient(
     h: &[f32],
     width: usize,

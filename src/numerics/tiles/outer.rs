@@ -5,7 +5,7 @@
 //! channels side by side, so that every listed value is one scaled addition of a panel's row to the sums that a group of
 //! registers holds. A panel of sixty-four tokens stays in the first-level cache.
 
-use super::processor::{Avx512, LANES};
+use super::processor::{Instructions, LANES, Processor};
 use super::transpose::transpose;
 
 /// Channels of the other side that are summed at once.
@@ -29,7 +29,7 @@ pub struct Listed {
 
 impl Listed {
     /// Of a tile `[channels][width]`.
-    pub fn new(_cpu: Avx512, tile: &[f32], width: usize) -> Self {
+    pub fn new(cpu: Processor, tile: &[f32], width: usize) -> Self {
         assert!(width.is_multiple_of(LANES) && tile.len().is_multiple_of(width));
         let count = tile.iter().filter(|&&value| value != 0.0).count();
         let mut listed = Listed {
@@ -45,9 +45,13 @@ impl Listed {
             for first in (0..width).step_by(TOKENS) {
                 for row in tile.chunks_exact(width) {
                     let row = &row[first..width.min(first + TOKENS)];
-                    // SAFETY: `Avx512` proves the instructions; both lists have room for sixteen more than all
+                    // SAFETY: `Processor` proves the instructions; both lists have room for sixteen more than all
                     // values.
-                    end = unsafe { append(row, end, &mut listed.tokens, &mut listed.values) };
+                    let (tokens, values) = (&mut listed.tokens, &mut listed.values);
+                    end = match cpu.instructions() {
+                        Instructions::Avx512 => unsafe { append(row, end, tokens, values) },
+                        Instructions::Avx2 => append_each(row, end, tokens, values),
+                    };
                     listed.starts.push(end as u32);
                 }
             }
@@ -64,6 +68,18 @@ impl Listed {
 pub fn density(tile: &[f32]) -> f64 {
     let count = tile.iter().filter(|&&value| value != 0.0).count();
     count as f64 / tile.len().max(1) as f64
+}
+
+/// [`append`] for AVX2, which cannot pack.
+#[cfg(target_arch = "x86_64")]
+fn append_each(row: &[f32], mut end: usize, tokens: &mut [u32], values: &mut [f32]) -> usize {
+    for (at, &value) in row.iter().enumerate() {
+        // Written whatever it is, and counted where it is not zero: nothing to be guessed by a branch.
+        tokens[end] = at as u32;
+        values[end] = value;
+        end += usize::from(value != 0.0);
+    }
+    end
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -92,7 +108,7 @@ unsafe fn append(row: &[f32], mut end: usize, tokens: &mut [u32], values: &mut [
 /// `sums [channels][PANEL] += listed * other^T` for the channels `first..first + PANEL` of the other side, a tile
 /// `[others][width]`; past its last channel the sums are of no meaning. `panel` is room.
 pub fn add_products(
-    cpu: Avx512,
+    cpu: Processor,
     listed: &Listed,
     other: &[f32],
     width: usize,
@@ -115,10 +131,39 @@ pub fn add_products(
                 .all(|&token| (token as usize) < TOKENS)
         );
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Avx512` proves the instructions; a panel has a row for every token that is listed, and the sums one
+        // SAFETY: `Processor` proves the instructions; a panel has a row for every token that is listed, and the sums one
         // for every channel.
         unsafe {
-            accumulate(listed, starts, panel, sums);
+            match cpu.instructions() {
+                Instructions::Avx512 => accumulate(listed, starts, panel, sums),
+                Instructions::Avx2 => narrow_accumulate(listed, starts, panel, sums),
+            }
+        }
+    }
+}
+
+/// [`accumulate`] for AVX2: the sums of two turns, as there, half a panel at a time.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn narrow_accumulate(listed: &Listed, starts: &[u32], panel: &[f32], sums: &mut [f32]) {
+    const PART: usize = 2 * LANES;
+    for (channel, ends) in starts.windows(2).enumerate() {
+        let listed_here = ends[0] as usize..ends[1] as usize;
+        for first in (0..PANEL).step_by(PART) {
+            let out = &mut sums[channel * PANEL + first..][..PART];
+            let mut parts = [[0f32; PART]; 2];
+            parts[0].copy_from_slice(out);
+            for (turn, at) in listed_here.clone().enumerate() {
+                let value = listed.values[at];
+                let row = &panel[listed.tokens[at] as usize * PANEL + first..][..PART];
+                let part = &mut parts[turn % 2];
+                for (sum, other) in part.iter_mut().zip(row) {
+                    *sum = value.mul_add(*other, *sum);
+                }
+            }
+            for (lane, out) in out.iter_mut().enumerate() {
+                *out = parts[0][lane] + parts[1][lane];
+            }
         }
     }
 }
@@ -168,11 +213,12 @@ mod tests {
 
     #[test]
     fn lists_times_the_other_side_are_the_whole_product() {
-        let Some(cpu) = Avx512::detect() else {
-            return;
-        };
         let mut rng = SmallRng::seed_from_u64(6);
-        for (channels, others, width) in [(3, 5, 16), (20, 140, 48), (7, 256, 32), (5, 70, 176)] {
+        let sizes = [(3, 5, 16), (20, 140, 48), (7, 256, 32), (5, 70, 176)];
+        for (cpu, (channels, others, width)) in Processor::all()
+            .into_iter()
+            .flat_map(|cpu| sizes.map(|size| (cpu, size)))
+        {
             let few: Vec<f32> = (0..channels * width)
                 .map(|_| {
                     if rng.random_bool(0.3) {

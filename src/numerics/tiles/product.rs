@@ -6,7 +6,7 @@
 
 use gemm::Parallelism;
 
-use super::processor::{Avx512, LANES};
+use super::processor::{Instructions, LANES, Processor};
 use crate::numerics::dense_product::{Matrix, add_product};
 use crate::numerics::parts::Part;
 
@@ -49,6 +49,22 @@ impl Lists {
     fn line(&self, index: usize) -> &[Nonzero] {
         &self.entries[self.starts[index] as usize..self.starts[index + 1] as usize]
     }
+
+    /// Only the entries whose other end is kept.
+    fn of(&self, kept: &[bool]) -> Self {
+        let mut restricted = Lists {
+            starts: vec![0],
+            entries: Vec::new(),
+        };
+        for index in 0..self.starts.len() - 1 {
+            let line = self.line(index).iter();
+            restricted
+                .entries
+                .extend(line.filter(|entry| kept[entry.at as usize]));
+            restricted.starts.push(restricted.entries.len() as u32);
+        }
+        restricted
+    }
 }
 
 impl WeightMatrix {
@@ -58,7 +74,13 @@ impl WeightMatrix {
         let nonzero = weights.iter().filter(|&&weight| weight != 0.0).count();
         let is_sparse = (nonzero as f64) < SPARSE_BELOW * weights.len() as f64;
         let kind = match is_sparse {
-            true => lists(weights, outputs, inputs, nonzero),
+            true => {
+                let (by_output, by_input) = lists(weights, outputs, inputs, nonzero);
+                Storage::Lists {
+                    by_output,
+                    by_input,
+                }
+            }
             false => Storage::Whole(weights.to_vec()),
         };
         WeightMatrix {
@@ -68,10 +90,52 @@ impl WeightMatrix {
         }
     }
 
+    /// The matrix as a masked pass multiplies by it: forward without the inputs that are not kept, backward without the
+    /// outputs that are not, whose gradients are zero. Second, what the inputs that are not kept add to each output when
+    /// they are at `held`. None where everything is kept.
+    pub fn restricted(
+        &self,
+        kept_inputs: &[bool],
+        held: &[f32],
+        kept_outputs: &[bool],
+    ) -> Option<(Self, Vec<f32>)> {
+        if kept_inputs.iter().chain(kept_outputs).all(|kept| *kept) {
+            return None;
+        }
+        let all;
+        let (by_output, by_input) = match &self.kind {
+            Storage::Lists {
+                by_output,
+                by_input,
+            } => (by_output, by_input),
+            Storage::Whole(weights) => {
+                all = lists(weights, self.outputs, self.inputs, weights.len());
+                (&all.0, &all.1)
+            }
+        };
+        let added = (0..self.outputs).map(|output| {
+            let entries = by_output.line(output).iter();
+            let held_entries = entries.filter(|entry| !kept_inputs[entry.at as usize]);
+            held_entries
+                .map(|entry| entry.weight * held[entry.at as usize])
+                .sum()
+        });
+        let added = added.collect();
+        let restricted = WeightMatrix {
+            outputs: self.outputs,
+            inputs: self.inputs,
+            kind: Storage::Lists {
+                by_output: by_output.of(kept_inputs),
+                by_input: by_input.of(kept_outputs),
+            },
+        };
+        Some((restricted, added))
+    }
+
     /// `y = W x + b`; without a bias `y = W x`.
     pub fn forward(
         &self,
-        cpu: Avx512,
+        cpu: Processor,
         x: &[f32],
         width: usize,
         bias: Option<&[f32]>,
@@ -107,7 +171,7 @@ impl WeightMatrix {
     }
 
     /// `x' = W^T y'`.
-    pub fn backward(&self, cpu: Avx512, grad_y: &[f32], width: usize, grad_x: &mut [f32]) {
+    pub fn backward(&self, cpu: Processor, grad_y: &[f32], width: usize, grad_x: &mut [f32]) {
         let _timed = Part::Products.begin();
         match &self.kind {
             Storage::Lists { by_input, .. } => {
@@ -165,7 +229,8 @@ pub fn add_bias_gradient(grad_bias: &mut [f32], grad_y: &[f32], width: usize) {
     }
 }
 
-fn lists(weights: &[f32], outputs: usize, inputs: usize, nonzero: usize) -> Storage {
+/// The nonzero weights of a matrix by output and by input.
+fn lists(weights: &[f32], outputs: usize, inputs: usize, nonzero: usize) -> (Lists, Lists) {
     let mut by_output = Lists {
         starts: Vec::with_capacity(outputs + 1),
         entries: Vec::with_capacity(nonzero),
@@ -205,15 +270,12 @@ fn lists(weights: &[f32], outputs: usize, inputs: usize, nonzero: usize) -> Stor
             *place += 1;
         }
     }
-    Storage::Lists {
-        by_output,
-        by_input: Lists { starts, entries },
-    }
+    (by_output, Lists { starts, entries })
 }
 
 /// `out[line] = bias[line] + sum of weight * x[at]` over the entries of each line, 128 tokens at a time.
 fn scaled_rows(
-    _cpu: Avx512,
+    cpu: Processor,
     lists: &Lists,
     x: &[f32],
     width: usize,
@@ -233,24 +295,66 @@ fn scaled_rows(
     {
         let mut first = 0;
         while first < width {
-            let groups = ((width - first) / LANES).min(8);
-            // SAFETY: `Avx512` proves the instructions; every row that an entry names lies in `x`, every line in
+            let most = match cpu.instructions() {
+                Instructions::Avx512 => 8,
+                // As many as there are registers for.
+                Instructions::Avx2 => 4,
+            };
+            let groups = match ((width - first) / LANES).min(most) {
+                8 => 8,
+                4..=7 => 4,
+                2 | 3 => 2,
+                _ => 1,
+            };
+            // SAFETY: `Processor` proves the instructions; every row that an entry names lies in `x`, every line in
             // `out`, as asserted above, and `first + groups * LANES <= width`.
             unsafe {
-                match groups {
-                    8 => columns::<8>(lists, x, width, first, bias, out),
-                    4..=7 => columns::<4>(lists, x, width, first, bias, out),
-                    2 | 3 => columns::<2>(lists, x, width, first, bias, out),
-                    _ => columns::<1>(lists, x, width, first, bias, out),
+                match (cpu.instructions(), groups) {
+                    (Instructions::Avx512, 8) => columns::<8>(lists, x, width, first, bias, out),
+                    (Instructions::Avx512, 4) => columns::<4>(lists, x, width, first, bias, out),
+                    (Instructions::Avx512, 2) => columns::<2>(lists, x, width, first, bias, out),
+                    (Instructions::Avx512, _) => columns::<1>(lists, x, width, first, bias, out),
+                    (Instructions::Avx2, 4) => {
+                        narrow_columns::<4>(lists, x, width, first, bias, out)
+                    }
+                    (Instructions::Avx2, 2) => {
+                        narrow_columns::<2>(lists, x, width, first, bias, out)
+                    }
+                    (Instructions::Avx2, _) => {
+                        narrow_columns::<1>(lists, x, width, first, bias, out)
+                    }
                 }
             }
-            first += LANES
-                * match groups {
-                    8 => 8,
-                    4..=7 => 4,
-                    2 | 3 => 2,
-                    _ => 1,
-                };
+            first += groups * LANES;
+        }
+    }
+}
+
+/// [`columns`] for AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn narrow_columns<const G: usize>(
+    lists: &Lists,
+    x: &[f32],
+    width: usize,
+    first: usize,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    for line in 0..lists.starts.len() - 1 {
+        let start = bias.map_or(0.0, |bias| bias[line]);
+        let mut sums = [[start; LANES]; G];
+        for entry in lists.line(line) {
+            let row = &x[entry.at as usize * width + first..][..G * LANES];
+            for (sum, values) in sums.iter_mut().zip(row.chunks_exact(LANES)) {
+                for (sum, value) in sum.iter_mut().zip(values) {
+                    *sum = entry.weight.mul_add(*value, *sum);
+                }
+            }
+        }
+        let row = &mut out[line * width + first..][..G * LANES];
+        for (out, sum) in row.chunks_exact_mut(LANES).zip(&sums) {
+            out.copy_from_slice(sum);
         }
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! The threshold of sixteen tokens is found at once by bisection on the bits of their magnitudes.
 
-use super::processor::{Avx512, LANES};
+use super::processor::{Instructions, LANES, Processor};
 use crate::numerics::parts::Part;
 
 /// Zeroes what does not stay in `x [channels][width]`.
-pub fn keep_largest(_cpu: Avx512, x: &mut [f32], width: usize, k: usize) {
+pub fn keep_largest(cpu: Processor, x: &mut [f32], width: usize, k: usize) {
     let channels = x.len() / width;
     assert!(width.is_multiple_of(LANES) && x.len() == channels * width);
     if k >= channels {
@@ -21,9 +21,74 @@ pub fn keep_largest(_cpu: Avx512, x: &mut [f32], width: usize, k: usize) {
     {
         let mut magnitudes = vec![0u32; channels * LANES];
         for first in (0..width).step_by(LANES) {
-            // SAFETY: `Avx512` proves the instructions; `first + LANES <= width`, and both slices have `channels`
+            // SAFETY: `Processor` proves the instructions; `first + LANES <= width`, and both slices have `channels`
             // rows.
-            unsafe { sixteen_tokens(x, &mut magnitudes, width, first, k) };
+            unsafe {
+                match cpu.instructions() {
+                    Instructions::Avx512 => sixteen_tokens(x, &mut magnitudes, width, first, k),
+                    Instructions::Avx2 => narrow_tokens(x, &mut magnitudes, width, first, k),
+                }
+            };
+        }
+    }
+}
+
+/// [`sixteen_tokens`] for AVX2. Masks are words of all ones or all zeros.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn narrow_tokens(x: &mut [f32], magnitudes: &mut [u32], width: usize, first: usize, k: usize) {
+    let rows = magnitudes.chunks_exact_mut(LANES);
+    let mut any = [0u32; LANES];
+    for (bits, x) in rows.zip(x.chunks_exact(width)) {
+        let values = x[first..first + LANES].iter();
+        for ((bits, value), any) in bits.iter_mut().zip(values).zip(&mut any) {
+            *bits = value.to_bits() & 0x7fff_ffff;
+            *any |= *bits;
+        }
+    }
+    let wanted = k as i32;
+    let mut threshold = [0i32; LANES];
+    let mut open = [true; LANES];
+    let all = any.iter().fold(0, |all, any| all | any);
+    let highest = 31 - all.leading_zeros().min(31);
+    for bit in (0..=highest).rev() {
+        let candidate = threshold.map(|threshold| threshold | 1 << bit);
+        let mut counts = [[0i32; LANES]; 2];
+        for rows in magnitudes.chunks(2 * LANES) {
+            for (counts, row) in counts.iter_mut().zip(rows.chunks_exact(LANES)) {
+                for ((count, bits), candidate) in counts.iter_mut().zip(row).zip(&candidate) {
+                    *count += i32::from(*bits as i32 >= *candidate);
+                }
+            }
+        }
+        for lane in 0..LANES {
+            let count = counts[0][lane] + counts[1][lane];
+            if open[lane] && count >= wanted {
+                threshold[lane] = candidate[lane];
+                open[lane] = count != wanted;
+            }
+        }
+        if open.iter().all(|open| !open) {
+            break;
+        }
+    }
+    let mut room = [0i32; LANES];
+    for row in magnitudes.chunks_exact(LANES) {
+        for ((above, bits), threshold) in room.iter_mut().zip(row).zip(&threshold) {
+            *above += i32::from(*bits as i32 > *threshold);
+        }
+    }
+    room.iter_mut().for_each(|above| *above = wanted - *above);
+    for (row, x) in magnitudes
+        .chunks_exact(LANES)
+        .zip(x.chunks_exact_mut(width))
+    {
+        let values = x[first..first + LANES].iter_mut();
+        for (lane, (value, bits)) in values.zip(row).enumerate() {
+            let is_equal = *bits as i32 == threshold[lane];
+            let stays = *bits as i32 > threshold[lane] || (is_equal && room[lane] > 0);
+            room[lane] -= i32::from(is_equal && room[lane] > 0);
+            *value = if stays { *value } else { 0.0 };
         }
     }
 }
@@ -129,11 +194,11 @@ mod tests {
 
     #[test]
     fn agrees_with_the_row_kernel_with_and_without_ties() {
-        let Some(cpu) = Avx512::detect() else {
-            return;
-        };
         let mut rng = SmallRng::seed_from_u64(4);
-        for case in 0..100 {
+        for (cpu, case) in Processor::all()
+            .into_iter()
+            .flat_map(|cpu| (0..100).map(move |case| (cpu, case)))
+        {
             let (channels, width) = (rng.random_range(1..70), 16 * rng.random_range(1..4));
             let values: Vec<f32> = (0..channels * width)
                 .map(|_| match case % 3 {

@@ -1,10 +1,10 @@
 //! Rows of tokens become rows of channels and the other way round, sixteen by sixteen.
 
-use super::processor::{Avx512, LANES};
+use super::processor::{Instructions, LANES, Processor};
 
 /// `from [lines, length]`, lines `from_stride` apart, as `to [length, lines]`, lines `to_stride` apart.
 pub fn transpose(
-    _cpu: Avx512,
+    cpu: Processor,
     from: &[f32],
     (lines, length): (usize, usize),
     from_stride: usize,
@@ -20,8 +20,8 @@ pub fn transpose(
         for at in (0..length).step_by(LANES) {
             let (some, others) = ((lines - line).min(LANES), (length - at).min(LANES));
             #[cfg(target_arch = "x86_64")]
-            if some == LANES && others == LANES {
-                // SAFETY: `Avx512` proves the instructions; the block of sixteen by sixteen lies in both slices, as
+            if some == LANES && others == LANES && cpu.instructions() == Instructions::Avx512 {
+                // SAFETY: `Processor` proves the instructions; the block of sixteen by sixteen lies in both slices, as
                 // asserted above.
                 unsafe {
                     block(
@@ -33,10 +33,37 @@ pub fn transpose(
                 }
                 continue;
             }
+            if some == LANES && others == LANES {
+                let from = &from[line * from_stride + at..];
+                let to = &mut to[at * to_stride + line..];
+                quarters(from, from_stride, to, to_stride);
+                continue;
+            }
             for i in line..line + some {
                 for j in at..at + others {
                     to[j * to_stride + i] = from[i * from_stride + j];
                 }
+            }
+        }
+    }
+}
+
+/// A block of sixteen by sixteen without wide registers: four by four at a time, which stay in small ones.
+fn quarters(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
+    for line in (0..LANES).step_by(4) {
+        for at in (0..LANES).step_by(4) {
+            let mut part = [[0f32; 4]; 4];
+            for (row, part) in part.iter_mut().enumerate() {
+                part.copy_from_slice(&from[(line + row) * from_stride + at..][..4]);
+            }
+            for column in 0..4 {
+                let turned = [
+                    part[0][column],
+                    part[1][column],
+                    part[2][column],
+                    part[3][column],
+                ];
+                to[(at + column) * to_stride + line..][..4].copy_from_slice(&turned);
             }
         }
     }
@@ -109,10 +136,11 @@ mod tests {
 
     #[test]
     fn every_number_goes_to_its_place() {
-        let Some(cpu) = Avx512::detect() else {
-            return;
-        };
-        for (lines, length) in [(1, 1), (16, 16), (17, 40), (64, 48), (3, 33)] {
+        let sizes = [(1, 1), (16, 16), (17, 40), (64, 48), (3, 33)];
+        for (cpu, (lines, length)) in Processor::all()
+            .into_iter()
+            .flat_map(|cpu| sizes.map(|size| (cpu, size)))
+        {
             let (from_stride, to_stride) = (length + 5, lines + 2);
             let from: Vec<f32> = (0..lines * from_stride).map(|i| i as f32 + 1.0).collect();
             let mut to = vec![0f32; length * to_stride];

@@ -4,7 +4,7 @@ use super::gradients::WeightGradients;
 use super::layer::{
     Context, LinearLayer, NormGradient, Reading, SublayerRead, WeightValues, add_to,
 };
-use super::node_masks::{ATTENTION_IN, ATTENTION_OUT, QUERIES};
+use super::node_masks::{ATTENTION_IN, ATTENTION_OUT, PlaceMask, QUERIES};
 use super::sequences::SequenceWise;
 use crate::numerics::tiles::attention::{Head, HeadGradients, Outcome, Room};
 use crate::numerics::tiles::buffers::Buffer;
@@ -57,6 +57,31 @@ impl AttentionWeights {
         sinks.map_or(f32::NEG_INFINITY, |sinks| sinks.values[head])
     }
 
+    /// Whether all queries, keys and values of a head are held, and nobody wants the gradients of their masks.
+    fn is_head_unseen(&self, context: &Context, head: usize) -> bool {
+        let of_head =
+            |mask: &PlaceMask| mask.kept[head * self.d_head..][..self.d_head].contains(&true);
+        let mut places = (QUERIES..ATTENTION_OUT).map(|place| context.mask(place));
+        !context.keeps && places.all(|mask| mask.is_some_and(|mask| !of_head(mask)))
+    }
+
+    /// The output of a head whose queries, keys and values are the same at every token: the values, times what the sink
+    /// leaves of the attention.
+    fn held_head(&self, head: Head, y: &mut [f32]) {
+        let channels =
+            |rows: &[f32]| -> Vec<f32> { rows.iter().step_by(head.width).copied().collect() };
+        let (q, k, v) = (channels(head.q), channels(head.k), channels(head.v));
+        let products = q.iter().zip(&k).map(|(q, k)| q * k);
+        let score = products.sum::<f32>() / (self.d_head as f32).sqrt();
+        let sink = (head.sink - score).exp();
+        for (row, value) in y.chunks_exact_mut(head.width).zip(v) {
+            for (token, y) in row.iter_mut().enumerate() {
+                let seen = (token + 1) as f32;
+                *y = value * (seen / (seen + sink));
+            }
+        }
+    }
+
     /// One head's queries, keys and values.
     fn head<'a>(&self, context: &Context, qkv: &'a [f32], head: usize) -> Head<'a> {
         let (width, d_head) = (context.width(), self.d_head);
@@ -85,16 +110,14 @@ impl SequenceWise for AttentionWeights {
         let scale = context.scale(sequence);
         let tile = context.tile(h, d_model);
         let read = self.reading.forward(cpu, &tile, width, scale);
-        let held = context
-            .mask(ATTENTION_IN)
-            .map(|mask| mask.held_copy(&read.x, width));
-        let mut qkv = self
-            .joint
-            .forward(cpu, held.as_deref().unwrap_or(&read.x), width);
+        let mut qkv = match &context.restricted.joint {
+            Some(joint) => joint.forward(cpu, &read.x, width),
+            None => self.joint.forward(cpu, &read.x, width),
+        };
         let size = self.d_head * width;
         let parts = qkv.chunks_exact_mut(self.heads * size);
-        for (part, active) in parts.zip(self.active) {
-            if let Some(k) = active {
+        for (place, (part, active)) in (QUERIES..).zip(parts.zip(self.active)) {
+            if let Some(k) = active.filter(|_| !context.is_unseen(place)) {
                 top_k::keep_largest(cpu, part, width, k);
             }
         }
@@ -113,6 +136,10 @@ impl SequenceWise for AttentionWeights {
         let mut room = Room::default();
         let outputs = y.chunks_exact_mut(size).zip(totals.chunks_exact_mut(width));
         for (head, (y, totals)) in outputs.enumerate() {
+            if self.is_head_unseen(context, head) {
+                self.held_head(self.head(context, &qkv, head), y);
+                continue;
+            }
             attention::forward(cpu, self.head(context, &qkv, head), &mut room, y, totals);
         }
         let mut delta = self.project.forward(cpu, &y, width);
@@ -196,7 +223,10 @@ impl SequenceWise for AttentionWeights {
                 elementwise::mask(part, values);
             }
         }
-        let mut grad_x = self.joint.backward(cpu, &grad_qkv, width);
+        let mut grad_x = match &context.restricted.joint {
+            Some(joint) => joint.backward(cpu, &grad_qkv, width),
+            None => self.joint.backward(cpu, &grad_qkv, width),
+        };
         let of_input = masked(ATTENTION_IN, &saved.read.x, &mut grad_x);
         let mut into = grad_out;
         let norm = self.reading.backward(

@@ -12,7 +12,7 @@ use crate::numerics::parts::Part;
 use crate::numerics::rows;
 use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::outer::{self, Listed, PANEL};
-use crate::numerics::tiles::processor::Avx512;
+use crate::numerics::tiles::processor::Processor;
 use crate::numerics::tiles::transpose::transpose;
 use crate::numerics::tiles::{attention, elementwise, layout, norm, product, top_k};
 
@@ -57,7 +57,7 @@ impl Reading {
     /// `h [channels][width]`, the stream; `scale [width]` takes the place of what the norm would multiply tokens by.
     pub fn forward(
         &self,
-        cpu: Avx512,
+        cpu: Processor,
         h: &[f32],
         width: usize,
         scale: Option<&[f32]>,
@@ -155,7 +155,7 @@ impl LinearLayer {
     }
 
     /// `x [inputs][width] -> [outputs][width]`.
-    pub fn forward(&self, cpu: Avx512, x: &[f32], width: usize) -> Buffer {
+    pub fn forward(&self, cpu: Processor, x: &[f32], width: usize) -> Buffer {
         let mut y = Buffer::of(self.weights.outputs * width);
         let bias = self.bias.as_ref().map(|bias| bias.values.as_slice());
         self.weights.forward(cpu, x, width, bias, &mut y);
@@ -163,10 +163,25 @@ impl LinearLayer {
     }
 
     /// `grad_y [outputs][width] -> [inputs][width]`.
-    pub fn backward(&self, cpu: Avx512, grad_y: &[f32], width: usize) -> Buffer {
+    pub fn backward(&self, cpu: Processor, grad_y: &[f32], width: usize) -> Buffer {
         let mut grad_x = Buffer::of(self.weights.inputs * width);
         self.weights.backward(cpu, grad_y, width, &mut grad_x);
         grad_x
+    }
+
+    /// The layer as a masked pass has it: see [`product::WeightMatrix::restricted`]. The bias has what held inputs add.
+    pub fn restricted(
+        &self,
+        inputs: &PlaceMask,
+        kept_outputs: &[bool],
+    ) -> Option<RestrictedLinear> {
+        let (weights, mut bias) =
+            self.weights
+                .restricted(&inputs.kept, &inputs.held, kept_outputs)?;
+        if let Some(own) = &self.bias {
+            elementwise::add(&mut bias, &own.values);
+        }
+        Some(RestrictedLinear { weights, bias })
     }
 
     /// Adds the gradients of weights and bias by all sequences, each its `grad_y` and `x`, in their order.
@@ -252,6 +267,39 @@ impl LinearLayer {
     }
 }
 
+/// A linear layer whose inputs and outputs are masked.
+#[derive(Debug)]
+pub struct RestrictedLinear {
+    weights: product::WeightMatrix,
+    bias: Vec<f32>,
+}
+
+/// The linear layers of a transformer's layer that are restricted by masks; none of those that are not.
+#[derive(Debug, Default)]
+pub struct RestrictedLayer {
+    /// Into queries, keys and values; into neurons; out of them.
+    pub joint: Option<RestrictedLinear>,
+    pub expand: Option<RestrictedLinear>,
+    pub contract: Option<RestrictedLinear>,
+}
+
+impl RestrictedLinear {
+    /// `x [inputs][width] -> [outputs][width]`, whatever the inputs are that are not kept.
+    pub fn forward(&self, cpu: Processor, x: &[f32], width: usize) -> Buffer {
+        let mut y = Buffer::of(self.weights.outputs * width);
+        self.weights
+            .forward(cpu, x, width, Some(&self.bias), &mut y);
+        y
+    }
+
+    /// `grad_y [outputs][width] -> [inputs][width]`, of all inputs.
+    pub fn backward(&self, cpu: Processor, grad_y: &[f32], width: usize) -> Buffer {
+        let mut grad_x = Buffer::of(self.weights.inputs * width);
+        self.weights.backward(cpu, grad_y, width, &mut grad_x);
+        grad_x
+    }
+}
+
 /// A matrix `[lines, columns]` in panels: `[panels][lines][PANEL]`.
 struct PanelSums {
     sums: Buffer,
@@ -281,7 +329,7 @@ impl PanelSums {
     }
 
     /// `matrix [columns, lines] += self^T`.
-    fn add_transposed_to(&self, cpu: Avx512, matrix: &mut [f32]) {
+    fn add_transposed_to(&self, cpu: Processor, matrix: &mut [f32]) {
         let parts = matrix.par_chunks_mut(PANEL * self.lines);
         let panels = self.sums.par_chunks_exact(PANEL * self.lines);
         parts.zip(panels).for_each(|(part, panel)| {
@@ -297,7 +345,7 @@ impl PanelSums {
 /// What every operation of a pass needs to know.
 #[derive(Debug, Clone)]
 pub struct Context {
-    pub cpu: Avx512,
+    pub cpu: Processor,
     /// Where gradients of weights go; none for a frozen model.
     pub sink: Option<Arc<WeightGradients>>,
     /// Tokens of a sequence.
@@ -306,6 +354,8 @@ pub struct Context {
     pub keeps: bool,
     /// Which nodes go on and what the others are held at, with the layer that this is a sublayer of.
     pub masks: Option<(Arc<NodeMasks>, usize)>,
+    /// The linear layers as the masks leave them.
+    pub restricted: Arc<RestrictedLayer>,
     /// For each sequence, what its norm multiplies each token by, `[width]`; none: what the norm finds.
     pub scales: Option<Arc<Vec<Vec<f32>>>>,
 }
@@ -319,6 +369,12 @@ impl Context {
     pub fn mask(&self, place: usize) -> Option<&PlaceMask> {
         let (masks, layer) = self.masks.as_ref()?;
         Some(masks.place(*layer, place))
+    }
+
+    /// Whether a place's own values are asked for by nobody: none of them goes on, and no gradient of its mask is wanted.
+    pub fn is_unseen(&self, place: usize) -> bool {
+        let mask = self.mask(place);
+        !self.keeps && mask.is_some_and(|mask| !mask.kept.contains(&true))
     }
 
     /// What the norm of a sequence multiplies each token by, where that is given.

@@ -9,8 +9,12 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, Var};
 
-use super::layer::Context;
-use super::node_masks::NodeMasks;
+use super::attention::AttentionWeights;
+use super::layer::{Context, RestrictedLayer};
+use super::mlp::MlpWeights;
+use super::node_masks::{
+    ATTENTION_IN, ATTENTION_OUT, MLP_IN, MLP_OUT, NEURONS, NodeMasks, PlaceMask, QUERIES,
+};
 use super::sequences::Pass;
 use super::{Fused, Passes};
 use crate::circuits::nodes::node_locations;
@@ -172,6 +176,7 @@ impl Fused {
     ) -> Result<Tensor> {
         let mut h = stream.contiguous()?;
         for (layer, (attention, mlp)) in self.weights.layers.iter().enumerate() {
+            let restricted = Arc::new(restricted(attention, mlp, masks, layer));
             let context = |h: &Tensor, sublayer: usize| -> Result<Context> {
                 let mut context = Context {
                     cpu: self.cpu,
@@ -179,6 +184,7 @@ impl Fused {
                     length: prompts.length,
                     keeps: h.track_op(),
                     masks: Some((masks.clone(), layer)),
+                    restricted: restricted.clone(),
                     scales: None,
                 };
                 if let Some(scales) = scales {
@@ -187,8 +193,14 @@ impl Fused {
                 }
                 Ok(context)
             };
-            h = h.apply_op1(Pass::new(context(&h, 0)?, attention.clone()))?;
-            h = h.apply_op1(Pass::new(context(&h, 1)?, mlp.clone()))?;
+            h = match held_output(&h, masks.place(layer, ATTENTION_OUT))? {
+                Some(h) => h,
+                None => h.apply_op1(Pass::new(context(&h, 0)?, attention.clone()))?,
+            };
+            h = match held_output(&h, masks.place(layer, MLP_OUT))? {
+                Some(h) => h,
+                None => h.apply_op1(Pass::new(context(&h, 1)?, mlp.clone()))?,
+            };
         }
         Ok(h)
     }
@@ -206,6 +218,7 @@ impl Fused {
             length,
             keeps: stream.track_op(),
             masks: None,
+            restricted: Arc::default(),
             scales: None,
         };
         if let Some(scales) = scales {
@@ -214,6 +227,34 @@ impl Fused {
         stream
             .contiguous()?
             .apply_op1(Pass::new(context, self.weights.unembedding.clone()))
+    }
+}
+
+/// The stream after a sublayer none of whose outputs is kept, where nobody wants the gradients of their masks: there is
+/// nothing to be computed.
+fn held_output(h: &Tensor, output: &PlaceMask) -> Result<Option<Tensor>> {
+    if h.track_op() || output.kept.contains(&true) {
+        return Ok(None);
+    }
+    let held = Tensor::from_slice(&output.held, (1, output.held.len()), h.device())?;
+    h.broadcast_add(&held).map(Some)
+}
+
+/// A layer's linear layers as the masks leave them.
+fn restricted(
+    attention: &AttentionWeights,
+    mlp: &MlpWeights,
+    masks: &NodeMasks,
+    layer: usize,
+) -> RestrictedLayer {
+    let place = |place: usize| masks.place(layer, place);
+    let kept_parts = (QUERIES..ATTENTION_OUT).flat_map(|part| place(part).kept.iter().copied());
+    let kept_parts: Vec<bool> = kept_parts.collect();
+    let (neurons, output) = (place(NEURONS), place(MLP_OUT));
+    RestrictedLayer {
+        joint: attention.joint.restricted(place(ATTENTION_IN), &kept_parts),
+        expand: mlp.expand.restricted(place(MLP_IN), &neurons.kept),
+        contract: mlp.project.restricted(neurons, &output.kept),
     }
 }
 

@@ -48,23 +48,20 @@ impl SequenceWise for MlpWeights {
         let scale = context.scale(sequence);
         let tile = context.tile(h, d_model);
         let read = self.reading.forward(cpu, &tile, width, scale);
-        let held = context
-            .mask(MLP_IN)
-            .map(|mask| mask.held_copy(&read.x, width));
-        let hidden = self
-            .expand
-            .forward(cpu, held.as_deref().unwrap_or(&read.x), width);
+        let restricted = &context.restricted;
+        let hidden = match &restricted.expand {
+            Some(expand) => expand.forward(cpu, &read.x, width),
+            None => self.expand.forward(cpu, &read.x, width),
+        };
         let mut neurons = Buffer::of(hidden.len());
         elementwise::gelu(&hidden, &mut neurons);
-        if let Some(k) = self.active[0] {
+        if let Some(k) = self.active[0].filter(|_| !context.is_unseen(NEURONS)) {
             top_k::keep_largest(cpu, &mut neurons, width, k);
         }
-        let held = context
-            .mask(NEURONS)
-            .map(|mask| mask.held_copy(&neurons, width));
-        let mut delta = self
-            .project
-            .forward(cpu, held.as_deref().unwrap_or(&neurons), width);
+        let mut delta = match &restricted.contract {
+            Some(contract) => contract.forward(cpu, &neurons, width),
+            None => self.project.forward(cpu, &neurons, width),
+        };
         if let Some(k) = self.active[1] {
             top_k::keep_largest(cpu, &mut delta, width, k);
         }
@@ -105,13 +102,19 @@ impl SequenceWise for MlpWeights {
         if self.active[1].is_some() {
             elementwise::mask(&mut grad_delta, &saved.delta);
         }
-        let mut grad_hidden = self.project.backward(cpu, &grad_delta, width);
+        let mut grad_hidden = match &context.restricted.contract {
+            Some(contract) => contract.backward(cpu, &grad_delta, width),
+            None => self.project.backward(cpu, &grad_delta, width),
+        };
         let of_neurons = masked(NEURONS, &saved.neurons, &mut grad_hidden);
         if self.active[0].is_some() {
             elementwise::mask(&mut grad_hidden, &saved.neurons);
         }
         elementwise::gelu_gradient(&saved.hidden, &mut grad_hidden);
-        let mut grad_x = self.expand.backward(cpu, &grad_hidden, width);
+        let mut grad_x = match &context.restricted.expand {
+            Some(expand) => expand.backward(cpu, &grad_hidden, width),
+            None => self.expand.backward(cpu, &grad_hidden, width),
+        };
         let of_input = masked(MLP_IN, &saved.read.x, &mut grad_x);
         let mut into = grad_out;
         let norm = self.reading.backward(

@@ -1,7 +1,7 @@
 //! The forward and backward passes of training.
 //!
 //! A step runs its models several times: each whole, each from the middle on with the other's stream. On a CPU with
-//! AVX-512 a sublayer is one operation here, channel by channel ([`crate::numerics::tiles`]), with a backward pass
+//! AVX-512 or AVX2 a sublayer is one operation here, channel by channel ([`crate::numerics::tiles`]), with a backward pass
 //! written by hand: what it needs is kept for each sequence, weights are prepared once a step, and gradients of weights
 //! are added up in place ([`gradients`]). Everywhere else, and for models with parts that are not known here, the passes
 //! are those of [`Transformer`] and candle's, which are also the oracle of the tests.
@@ -13,6 +13,8 @@ pub mod masked;
 pub mod mlp;
 pub mod node_masks;
 pub mod sequences;
+#[cfg(test)]
+mod test_masked;
 #[cfg(test)]
 mod tests;
 pub mod unembedding;
@@ -35,7 +37,7 @@ use crate::models::location::Site;
 use crate::models::tap::Recorder;
 use crate::models::token_rows::{Arrangement, TokenRows};
 use crate::models::transformer::Transformer;
-use crate::numerics::tiles::processor::Avx512;
+use crate::numerics::tiles::processor::{Instructions, Processor};
 
 /// A model as a training runs it.
 pub struct Passes {
@@ -45,7 +47,7 @@ pub struct Passes {
 
 /// The sublayers as operations of their own.
 struct Fused {
-    cpu: Avx512,
+    cpu: Processor,
     tensors: BTreeMap<String, Tensor>,
     /// None for a frozen model.
     gradients: Option<Arc<WeightGradients>>,
@@ -66,7 +68,7 @@ impl Passes {
         purpose: Purpose,
     ) -> Result<Self> {
         let on_cpu = tensors.values().all(|tensor| tensor.device().is_cpu());
-        let cpu = Avx512::detect().filter(|_| on_cpu && layer::is_known(&config));
+        let cpu = Processor::detect().filter(|_| on_cpu && layer::is_known(&config));
         Self::on(cpu, config, tensors, purpose)
     }
 
@@ -81,12 +83,16 @@ impl Passes {
     }
 
     fn on(
-        cpu: Option<Avx512>,
+        cpu: Option<Processor>,
         config: TransformerConfig,
         tensors: &BTreeMap<String, Tensor>,
         purpose: Purpose,
     ) -> Result<Self> {
-        let kind = if cpu.is_some() { "AVX-512" } else { "portable" };
+        let kind = match cpu.map(Processor::instructions) {
+            Some(Instructions::Avx512) => "AVX-512",
+            Some(Instructions::Avx2) => "AVX2",
+            None => "portable",
+        };
         tracing::info!(
             passes = kind,
             ?purpose,
@@ -170,6 +176,7 @@ impl Passes {
             length: *length,
             keeps: h.track_op(),
             masks: None,
+            restricted: Arc::default(),
             scales: None,
         };
         see(&h);

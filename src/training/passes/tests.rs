@@ -13,22 +13,22 @@ use crate::models::location::Site;
 use crate::models::tensor_names::tensor_shapes;
 use crate::models::token_rows::TokenRows;
 use crate::numerics::loss::{cross_entropy, mean};
-use crate::numerics::tiles::processor::Avx512;
+use crate::numerics::tiles::processor::Processor;
 
 const VOCABULARY: usize = 37;
 const SEQUENCES: usize = 3;
 
 /// A model's shape, and how much of its weights and activations is there.
-struct Case {
-    norm: Norm,
-    d_model: usize,
-    n_heads: usize,
-    d_head: usize,
-    is_sparse: bool,
-    length: usize,
+pub(super) struct Case {
+    pub norm: Norm,
+    pub d_model: usize,
+    pub n_heads: usize,
+    pub d_head: usize,
+    pub is_sparse: bool,
+    pub length: usize,
 }
 
-fn config(case: &Case) -> TransformerConfig {
+pub(super) fn config(case: &Case) -> TransformerConfig {
     let locations = [
         "attn_in",
         "attn_q",
@@ -55,7 +55,7 @@ fn config(case: &Case) -> TransformerConfig {
     .expect("a configuration")
 }
 
-fn tensors(config: &TransformerConfig, is_sparse: bool) -> BTreeMap<String, Var> {
+pub(super) fn tensors(config: &TransformerConfig, is_sparse: bool) -> BTreeMap<String, Var> {
     let mut rng = SmallRng::seed_from_u64(8);
     let mut random = |shape: &[usize]| {
         let count = shape.iter().product();
@@ -150,7 +150,7 @@ fn assert_close(what: &str, found: &[f32], expected: &[f32]) {
     }
 }
 
-fn compare(case: &Case) -> Result<()> {
+fn compare(case: &Case, cpu: Processor) -> Result<()> {
     let config = config(case);
     let weights = tensors(&config, case.is_sparse);
     let named: BTreeMap<String, Tensor> = weights
@@ -167,7 +167,7 @@ fn compare(case: &Case) -> Result<()> {
             if purpose == Purpose::Frozen && from.is_none() {
                 continue;
             }
-            let mut fast = Passes::new(config.clone(), &named, purpose)?;
+            let mut fast = Passes::on(Some(cpu), config.clone(), &named, purpose)?;
             assert!(fast.fused.is_some());
             let mut plain = Passes::composed(config.clone(), &named, purpose)?;
             let found = outcome(&mut fast, &weights, case, from)?;
@@ -201,9 +201,6 @@ fn compare(case: &Case) -> Result<()> {
 
 #[test]
 fn sparse_models_have_candle_s_values_and_gradients() -> Result<()> {
-    if Avx512::detect().is_none() {
-        return Ok(());
-    }
     for (norm, length) in [(Norm::Rms, 33), (Norm::Layer, 16), (Norm::LayerNoBias, 5)] {
         let case = Case {
             norm,
@@ -213,16 +210,15 @@ fn sparse_models_have_candle_s_values_and_gradients() -> Result<()> {
             is_sparse: true,
             length,
         };
-        compare(&case)?;
+        for cpu in Processor::all() {
+            compare(&case, cpu)?;
+        }
     }
     Ok(())
 }
 
 #[test]
 fn dense_models_have_candle_s_values_and_gradients() -> Result<()> {
-    if Avx512::detect().is_none() {
-        return Ok(());
-    }
     for (norm, d_head, length) in [(Norm::Rms, 32, 48), (Norm::Layer, 64, 21)] {
         let case = Case {
             norm,
@@ -232,7 +228,9 @@ fn dense_models_have_candle_s_values_and_gradients() -> Result<()> {
             is_sparse: false,
             length,
         };
-        compare(&case)?;
+        for cpu in Processor::all() {
+            compare(&case, cpu)?;
+        }
     }
     Ok(())
 }

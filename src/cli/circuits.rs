@@ -1,0 +1,151 @@
+//! `causeway circuits`: circuits in files, for people and for other programs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+
+use crate::circuits::circuit::Circuit;
+use crate::circuits::directory::{self, CIRCUIT_FILE, CIRCUITS_FOLDER};
+use crate::circuits::drawing::{dot::dot, svg::svg, text::text};
+use crate::pruning::finding::RESULT;
+
+/// Show circuits.
+#[derive(Debug, Args)]
+pub struct CircuitsArguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// One circuit: what it does beside its controls, then its nodes and what each reads.
+    Show(ShowArguments),
+}
+
+#[derive(Debug, Args)]
+struct ShowArguments {
+    /// A circuit's file, its directory, a pruning's output, or a pair with one circuit.
+    path: PathBuf,
+    /// As a Graphviz graph.
+    #[arg(long, group = "form")]
+    dot: bool,
+    /// As a picture.
+    #[arg(long, group = "form")]
+    svg: bool,
+    /// The record itself.
+    #[arg(long, group = "form")]
+    json: bool,
+}
+
+impl CircuitsArguments {
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.what {
+            What::Show(arguments) => {
+                print!("{}", arguments.shown()?);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl ShowArguments {
+    fn shown(&self) -> anyhow::Result<String> {
+        let circuit = directory::read_file(&file(&self.path)?)?;
+        Ok(match (self.dot, self.svg, self.json) {
+            (true, _, _) => dot(&circuit),
+            (_, true, _) => svg(&circuit),
+            (_, _, true) => json(&circuit)?,
+            _ => text(&circuit),
+        })
+    }
+}
+
+fn json(circuit: &Circuit) -> serde_json::Result<String> {
+    Ok(serde_json::to_string_pretty(circuit)? + "\n")
+}
+
+/// The file of the circuit that is meant by `path`.
+fn file(path: &Path) -> anyhow::Result<PathBuf> {
+    let places = [
+        path.to_owned(),
+        path.join(CIRCUIT_FILE),
+        path.join(RESULT).join(CIRCUIT_FILE),
+    ];
+    if let Some(file) = places.into_iter().find(|place| place.is_file()) {
+        return Ok(file);
+    }
+    let of_pair = path.join(CIRCUITS_FOLDER);
+    let folders = std::fs::read_dir(&of_pair).into_iter().flatten().flatten();
+    let files = folders.map(|folder| folder.path().join(CIRCUIT_FILE));
+    let mut files: Vec<PathBuf> = files.filter(|file| file.is_file()).collect();
+    files.sort();
+    match files.as_slice() {
+        [] => bail!(
+            "{} is no circuit: neither a file, nor a directory with {CIRCUIT_FILE} in it, in its {RESULT} or in its \
+             {CIRCUITS_FOLDER}",
+            path.display()
+        ),
+        [file] => Ok(file.clone()),
+        files => {
+            let names: Vec<String> = files
+                .iter()
+                .filter_map(|file| file.parent())
+                .map(|folder| folder.display().to_string())
+                .collect();
+            bail!(
+                "{} has several circuits; name one of {}",
+                path.display(),
+                names.join(", ")
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifacts::atomic;
+
+    fn put(folder: &Path) {
+        atomic::create_directory(folder).expect("a folder");
+        atomic::write(&folder.join(CIRCUIT_FILE), b"{}").expect("written");
+    }
+
+    #[test]
+    fn a_circuit_is_found_where_it_may_be() {
+        let root = tempfile::tempdir().expect("a folder");
+        let root = root.path();
+        let problem = file(root).expect_err("a refusal").to_string();
+        assert!(problem.contains(CIRCUIT_FILE), "{problem}");
+        let one = root.join(CIRCUITS_FOLDER).join("one");
+        put(&one);
+        let expected = one.join(CIRCUIT_FILE);
+        for path in [root, one.as_path(), expected.as_path()] {
+            assert_eq!(file(path).expect("a file"), expected);
+        }
+        put(&root.join(CIRCUITS_FOLDER).join("two"));
+        let problem = file(root).expect_err("a refusal").to_string();
+        assert!(
+            problem.contains("one") && problem.contains("two"),
+            "{problem}"
+        );
+        put(&root.join(RESULT));
+        let result = root.join(RESULT).join(CIRCUIT_FILE);
+        assert_eq!(file(root).expect("a file"), result);
+    }
+
+    #[test]
+    fn what_is_no_circuit_says_so() {
+        let root = tempfile::tempdir().expect("a folder");
+        put(root.path());
+        let arguments = ShowArguments {
+            path: root.path().to_owned(),
+            dot: false,
+            svg: false,
+            json: false,
+        };
+        let problem = arguments.shown().expect_err("a refusal").to_string();
+        assert!(problem.contains(CIRCUIT_FILE), "{problem}");
+    }
+}

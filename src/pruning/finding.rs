@@ -1,0 +1,259 @@
+//! From a recipe to a circuit.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::edge_pruning::pruned_edges;
+use super::held::deviations;
+use super::materials::{
+    Pairs, Text, float32_tensors, held, pairs, random_material, text, with_shuffled_labels,
+};
+use super::measures::measured::{Provenance, SearchedControls, Unmeasured, measured};
+use super::recipe::PruneRecipe;
+use super::run::{Material, Materials, Trained, TrainingsEnd, Variation, train_masks};
+use super::size::{bisected, trimmed};
+use super::subject::{Subject, as_nodes};
+use crate::artifacts::{Manifest, NameError};
+use crate::circuits::circuit::{Circuit, ControlCircuit, PruningMethod};
+use crate::circuits::directory;
+use crate::circuits::edges::{WeightedEdge, edges};
+use crate::circuits::nodes::node_locations;
+use crate::discovery::question::PromptPair;
+use crate::models::layout::ModelFiles;
+use crate::models::location::Node;
+use crate::models::model::LoadedModel;
+use crate::models::transformer::Transformer;
+use crate::training::TrainingError;
+use crate::training::passes::masked::Prompts;
+use crate::training::progress::tell_trained;
+use crate::training::run::{End, Mode};
+
+/// The folder of the result, below the output's directory.
+pub const RESULT: &str = "circuit";
+/// Pairs whose prompts say how much edges carry.
+const PAIRS_OF_CARRIED: usize = 32;
+
+/// Everything that a recipe names, made.
+pub struct Prepared {
+    pub model: LoadedModel,
+    pub text: Text,
+    pub pairs: Pairs,
+    pub task: Material,
+    shuffled_labels: Option<Material>,
+    random_model: Option<Material>,
+    other_norms: Option<Material>,
+}
+
+/// Finds the circuit of a recipe and writes it into `circuit` below its output's directory.
+pub fn prune(recipe: &PruneRecipe, mode: Mode) -> Result<End, TrainingError> {
+    let begun = Instant::now();
+    let prepared = prepare(recipe)?;
+    let materials = Materials {
+        task: &prepared.task,
+        shuffled_labels: prepared.shuffled_labels.as_ref(),
+        random_model: prepared.random_model.as_ref(),
+        other_norms: prepared.other_norms.as_ref(),
+    };
+    let (task, controls) = match train_masks(recipe, &materials, mode, begun)? {
+        TrainingsEnd::Trained { task, controls } => (task, controls),
+        TrainingsEnd::Early => return Ok(End::Early),
+        TrainingsEnd::Measured(cost) => return Ok(End::Measured(cost)),
+    };
+    tell_trained(&recipe.output.directory, recipe.steps())?;
+    let circuit = find(recipe, &prepared, task, controls)?;
+    let directory = recipe.output.directory.join(RESULT);
+    directory::write(&directory, &circuit)
+        .map_err(|error| TrainingError::Data(error.to_string()))?;
+    let description = format!(
+        "A circuit of {} for the task {}.",
+        circuit.model, circuit.task
+    );
+    let provenance = [("recipe".to_owned(), serde_json::json!(recipe))].into();
+    Manifest::of_directory(&directory, circuit.id.clone(), description, provenance)?
+        .write(&directory)?;
+    Ok(End::Trained)
+}
+
+/// Reads the model and makes everything that its masks are trained on.
+pub fn prepare(recipe: &PruneRecipe) -> Result<Prepared, TrainingError> {
+    let search = &recipe.search;
+    let files = ModelFiles::read(&recipe.model)?;
+    let id = match &recipe.model_id {
+        Some(id) => id.as_str().to_owned(),
+        None => recipe
+            .model
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+    };
+    let model = LoadedModel::from_files(&files, &id, None, &recipe.model)
+        .map_err(|error| TrainingError::Data(error.to_string()))?;
+    let tensors = float32_tensors(&files)?;
+    let config = files.config;
+    let text = text(recipe, &config, &model.tokenizer)?;
+    let pairs = pairs(recipe, &config, &model.tokenizer)?;
+    let held = held(search.ablation, &model, &text)?;
+    let subject = |frozen_norms: bool| {
+        Subject::new(config.clone(), tensors.clone(), held.clone(), frozen_norms)
+    };
+    let material = |frozen_norms: bool, pairs: Vec<PromptPair>| -> candle_core::Result<Material> {
+        Ok(Material {
+            subject: subject(frozen_norms)?,
+            pairs,
+        })
+    };
+    let frozen = search.frozen_norms;
+    let controls = recipe.controls;
+    Ok(Prepared {
+        task: material(frozen, pairs.train.clone())?,
+        shuffled_labels: controls
+            .shuffled_labels
+            .then(|| material(frozen, with_shuffled_labels(&pairs.train, search.seed)))
+            .transpose()?,
+        random_model: controls
+            .random_model
+            .then(|| random_material(&config, &tensors, recipe, &text, &pairs.train))
+            .transpose()?,
+        other_norms: controls
+            .frozen_norms
+            .then(|| material(!frozen, pairs.train.clone()))
+            .transpose()?,
+        model,
+        text,
+        pairs,
+    })
+}
+
+/// From trained masks to a circuit with everything that is known of it.
+pub fn find(
+    recipe: &PruneRecipe,
+    prepared: &Prepared,
+    task: Trained,
+    controls: Vec<Trained>,
+) -> Result<Circuit, TrainingError> {
+    let search = &recipe.search;
+    let target = search.target_loss;
+    let subject = &prepared.task.subject;
+    let model = &prepared.model.transformer;
+    let train = subject.prepare(&prepared.task.pairs)?;
+    let choice = bisected(subject, &train, &task.parameters, target)?;
+    tracing::info!(
+        nodes = choice.nodes,
+        task_loss = choice.task_loss,
+        "a size was chosen"
+    );
+    let choice = trimmed(subject, &train, &task.parameters, choice, target)?;
+    tracing::info!(
+        nodes = choice.nodes,
+        task_loss = choice.task_loss,
+        "nodes were trimmed"
+    );
+    let all = edges(model, &as_nodes(subject.config(), &choice.kept))?;
+    let some = &prepared.task.pairs[..PAIRS_OF_CARRIED.min(prepared.task.pairs.len())];
+    let carried = carried(subject, model, some, &choice.kept, &all)?;
+    let chosen = pruned_edges(subject, &train, &choice, &all, &carried, target)?;
+    tracing::info!(
+        before = all.len(),
+        edges = chosen.edges.len(),
+        "edges were pruned"
+    );
+    let mut searched = SearchedControls::default();
+    for trained in controls {
+        let (material, control) = match trained.variation {
+            Variation::ShuffledLabels => (&prepared.shuffled_labels, &mut searched.shuffled_labels),
+            Variation::RandomModel => (&prepared.random_model, &mut searched.random_model),
+            Variation::OtherNorms => (&prepared.other_norms, &mut searched.frozen_norms),
+            Variation::Task { .. } => continue,
+        };
+        if let Some(material) = material {
+            *control = Some(control_circuit(material, &trained.parameters, target)?);
+        }
+    }
+    let method = PruningMethod {
+        ablation: search.ablation,
+        frozen_norms: search.frozen_norms,
+        target_loss: target,
+        learning_rate: task.setting.learning_rate,
+        node_penalty: task.setting.node_penalty,
+        steps: search.steps,
+        batch_pairs: search.batch_pairs,
+        train_pairs: prepared.task.pairs.len(),
+        held_out_pairs: prepared.pairs.held_out.len(),
+        seed: search.seed,
+        reference_tokens: prepared.text.ids.len(),
+        scale: chosen.rescaling.scale,
+        shift: chosen.rescaling.shift,
+    };
+    let id = match &recipe.id {
+        Some(id) => id.clone(),
+        None => recipe
+            .task
+            .parse()
+            .map_err(|error: NameError| TrainingError::Recipe(format!("task: {error}")))?,
+    };
+    let provenance = Provenance {
+        id,
+        model: prepared.model.id.clone(),
+        model_fingerprint: prepared.model.fingerprint.clone(),
+        task: recipe.task.clone(),
+        method,
+    };
+    let tokenizer = &prepared.model.tokenizer;
+    let unmeasured = Unmeasured {
+        model,
+        subject,
+        choice: &choice,
+        edges: &chosen,
+        held_out: &prepared.pairs.held_out,
+        reference: (&prepared.text.ids, prepared.text.length),
+        token_text: &|token| tokenizer.token_text(token),
+        seed: search.seed,
+    };
+    Ok(measured(&unmeasured, provenance, searched)?)
+}
+
+/// What the same choice of a size makes of a control's mask.
+fn control_circuit(
+    material: &Material,
+    parameters: &[f32],
+    target: f64,
+) -> Result<ControlCircuit, TrainingError> {
+    let subject = &material.subject;
+    let pairs = subject.prepare(&material.pairs)?;
+    let choice = bisected(subject, &pairs, parameters, target)?;
+    let choice = trimmed(subject, &pairs, parameters, choice, target)?;
+    let nodes = as_nodes(subject.config(), &choice.kept);
+    Ok(ControlCircuit {
+        nodes: choice.nodes,
+        edges: edges(&subject.passes.transformer, &nodes)?.len(),
+        task_loss_train: choice.task_loss,
+        reaches_target: choice.reaches_target,
+    })
+}
+
+/// How much each edge carries inside a circuit.
+fn carried(
+    subject: &Subject,
+    model: &Transformer,
+    pairs: &[PromptPair],
+    kept: &[bool],
+    edges: &[WeightedEdge],
+) -> Result<Vec<f64>, TrainingError> {
+    let prompts: Vec<&[u32]> = pairs
+        .iter()
+        .flat_map(|pair| [pair.presented.as_slice(), pair.counterfactual.as_slice()])
+        .collect();
+    let deviations = deviations(model, &Prompts::padded(&prompts), kept, &subject.held)?;
+    let mut first = BTreeMap::<Node, usize>::new();
+    let mut next = 0;
+    for (node, width) in node_locations(subject.config()) {
+        first.insert(node, next);
+        next += width;
+    }
+    let of = |edge: &WeightedEdge| {
+        let (place, channel) = edge.from;
+        let node = first.get(&place).copied().unwrap_or_default() + channel;
+        f64::from(edge.weight.abs()) * deviations[node]
+    };
+    Ok(edges.iter().map(of).collect())
+}
