@@ -300,9 +300,10 @@ impl Service {
         Ok(kind)
     }
 
-    /// Serves what a job has trained no more. Requests in progress keep what they began with, which goes with the last.
+    /// Serves what a job has made no more, a model, a pair or a circuit. Requests in progress keep what they began with, which goes with the last.
     pub async fn give_up(&self, id: &str) -> Result<(), ServiceError> {
         let _turn = self.turn.lock().await;
+        self.give_up_circuit(id);
         if let Some(trained) = self.library.trained().remove(id) {
             if self.snapshot().has(id, trained.entry.kind) {
                 self.take_out(id, trained.entry.kind).await?;

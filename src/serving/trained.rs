@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::library::{Entry, Trained};
 use super::service::{Service, ServiceError};
+use super::trained_circuits::TrainedCircuits;
 use crate::jobs::artifact_store::{ArtifactStore, ArtifactStoreError};
 use crate::jobs::store::artifacts::TrainedModel;
 use crate::jobs::store::{Store, StoreError};
@@ -20,9 +21,13 @@ use crate::jobs::store::{Store, StoreError};
 /// When a model that could not be brought is tried again.
 const REST: Duration = Duration::from_secs(30);
 
-/// What keeps a server's models those of the store.
+/// Below the folder of models: where circuits are brought.
+pub const CIRCUITS: &str = "circuits";
+
+/// What keeps a server's models and circuits those of the store.
 pub struct TrainedModels {
     folder: PathBuf,
+    circuits: TrainedCircuits,
     /// Those that could not be served, by id; one update at a time.
     refused: Mutex<BTreeMap<String, Refusal>>,
 }
@@ -47,6 +52,7 @@ impl TrainedModels {
     /// Brings models into folders below `folder`.
     pub fn new(folder: PathBuf) -> Self {
         TrainedModels {
+            circuits: TrainedCircuits::new(folder.join(CIRCUITS)),
             folder,
             refused: Mutex::default(),
         }
@@ -91,6 +97,8 @@ impl TrainedModels {
             }
         }
         self.remove_all_but(&models).await;
+        let circuits = store.circuits().await?;
+        self.circuits.update(service, &circuits, artifacts).await;
         Ok(())
     }
 

@@ -47,7 +47,7 @@ impl Jobs {
         let opening = async {
             tokio::fs::create_dir_all(&settings.data_dir).await?;
             // What a server that was killed has left.
-            for place in ["uploads", "models"] {
+            for place in ["uploads", "models", "models/circuits"] {
                 for (name, folder) in old_folders(&settings.data_dir.join(place), A_DAY)? {
                     if name.starts_with('.') {
                         tokio::fs::remove_dir_all(folder).await?;
