@@ -115,7 +115,8 @@ pub struct CircuitControls {
     /// The same task with its answers exchanged in half of the pairs, drawn at random: there is nothing to be found.
     #[schema(required = true)]
     pub shuffled_labels: Option<ControlCircuit>,
-    /// The same task in the same model with its weights drawn anew: what a mask alone can make of any network.
+    /// The same task in a model of the same shape, each tensor's numbers in a random order: what a mask alone can make of
+    /// any network.
     #[schema(required = true)]
     pub random_model: Option<ControlCircuit>,
     /// The same task with norms that divide by what they divide by in the whole model.
@@ -161,7 +162,8 @@ pub struct CircuitNode {
     pub channel: usize,
     /// What it is held at outside of circuits.
     pub held_at: f32,
-    /// How much the circuit's task loss rises when it is held too, and how much that of the whole model does.
+    /// How much the circuit's task loss rises when it is held too, and how much that of the whole model does, over the
+    /// first 32 held-out pairs.
     pub effect: f64,
     pub effect_in_whole_model: f64,
     /// Of its activations inside the circuit with those inside the whole model, over all tokens of the held-out prompts;
@@ -206,7 +208,8 @@ pub struct CircuitEdge {
     pub to: NodeName,
     /// The model's own weight.
     pub weight: f32,
-    /// How much the circuit's task loss rises without it, its mean contribution left in place.
+    /// How much the circuit's task loss rises without it, its mean contribution left in place, over the first 32 held-out
+    /// pairs.
     pub effect: f64,
 }
 

@@ -59,7 +59,6 @@ pub fn prune(recipe: &PruneRecipe, mode: Mode) -> Result<End, TrainingError> {
         TrainingsEnd::Early => return Ok(End::Early),
         TrainingsEnd::Measured(cost) => return Ok(End::Measured(cost)),
     };
-    tell_trained(&recipe.output.directory, recipe.steps())?;
     let circuit = find(recipe, &prepared, task, controls)?;
     let directory = recipe.output.directory.join(RESULT);
     directory::write(&directory, &circuit)
@@ -71,6 +70,7 @@ pub fn prune(recipe: &PruneRecipe, mode: Mode) -> Result<End, TrainingError> {
     let provenance = [("recipe".to_owned(), serde_json::json!(recipe))].into();
     Manifest::of_directory(&directory, circuit.id.clone(), description, provenance)?
         .write(&directory)?;
+    tell_trained(&recipe.output.directory, recipe.steps())?;
     Ok(End::Trained)
 }
 

@@ -418,9 +418,9 @@ mod narrow_kernels {
             sum[1] = _mm256_fmadd_ps(value, high, sum[1]);
         }
         let mut out = [0f32; LANES];
-        for half in 0..2 {
-            let one = _mm256_add_ps(sums[0][half], sums[1][half]);
-            let other = _mm256_add_ps(sums[2][half], sums[3][half]);
+        let [a, b, c, d] = sums;
+        for (half, ((a, b), (c, d))) in a.into_iter().zip(b).zip(c.into_iter().zip(d)).enumerate() {
+            let (one, other) = (_mm256_add_ps(a, b), _mm256_add_ps(c, d));
             // SAFETY: `out` has two halves of eight.
             unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(8 * half), _mm256_add_ps(one, other)) };
         }

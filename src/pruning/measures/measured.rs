@@ -1,6 +1,7 @@
 //! The record of a circuit that a search has found: everything that is measured on it, put together.
 //!
-//! Figures, effects, correlations and the interchange are of held-out pairs.
+//! Figures, correlations and the interchange are of all held-out pairs, effects of the first 32 of them: each costs passes
+//! of its own.
 
 use candle_core::{Result, bail};
 
