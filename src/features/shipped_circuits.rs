@@ -207,7 +207,7 @@ mod tests {
             ),
             (
                 |record| record["nodes"][0]["held_at"] = json!(1e300),
-                "number without bounds",
+                "number",
             ),
             (|record| record["nodes"] = json!([]), "no nodes"),
         ];

@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(graph.matches("fillcolor").count(), circuit.nodes.len());
         assert_eq!(graph.matches("penwidth").count(), circuit.edges.len());
         assert_eq!(graph.matches("residual stream").count(), 2);
-        assert_eq!(graph.matches("style=dashed").count(), 4);
+        assert_eq!(graph.matches("style=dashed").count(), 3);
         for node in &circuit.nodes {
             let label = format!("label=\"{}:{}", node.node.as_str(), node.channel);
             assert_eq!(graph.matches(&label).count(), 1, "{label}");

@@ -499,8 +499,8 @@ mod tests {
             .filter(|element| element.contains("stroke-opacity"));
         assert_eq!(edges.count(), circuit.edges.len());
         // One more of each in the legend, and three to tell the widths.
-        assert_eq!(of_class(&elements, "negative"), 4 + 1);
-        assert_eq!(of_class(&elements, "positive"), 5 + 1 + 3);
+        assert_eq!(of_class(&elements, "negative"), 3 + 1);
+        assert_eq!(of_class(&elements, "positive"), 6 + 1 + 3);
         assert_eq!(of_class(&elements, "stream"), 2 + 1);
         for edge in &circuit.edges {
             let told = format!("\nweight {}\neffect {}", edge.weight, edge.effect);

