@@ -174,7 +174,7 @@ pub struct CircuitNode {
     pub presented: f32,
     pub counterfactual: f32,
     /// Inside the whole model over reference text.
-    pub reference: NodeActivations,
+    pub reference: ReferenceActivations,
     /// Inside the whole model on the prompts in [`Circuit`]'s examples: both sides of a few held-out pairs.
     pub examples: Vec<TokenActivations>,
 }
@@ -182,7 +182,7 @@ pub struct CircuitNode {
 /// A node over reference text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct NodeActivations {
+pub struct ReferenceActivations {
     pub mean: f32,
     pub std: f32,
     pub min: f32,

@@ -50,7 +50,7 @@ struct ShortForm {
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Which model of the pair; the sparse one unless said.
-    #[arg(long, requires = "pair")]
+    #[arg(long, requires = "pair", conflicts_with = "model")]
     side: Option<Side>,
     /// The task: one of the twenty, or the name of the one in the task file.
     #[arg(long, value_name = "NAME", required_unless_present_any = ["tasks", "recipe"])]
@@ -373,20 +373,20 @@ mod tests {
     #[test]
     fn several_tasks_have_a_folder_each() {
         let line = |tasks: &str| format!("--pair {} --tasks {tasks} --output out", shipped());
-        let made = recipes(&line("single_double_quote,list_or_tuple")).expect("recipes");
+        let made = recipes(&line("single_double_quote,bracket_brace")).expect("recipes");
         let places: Vec<&Path> = made
             .iter()
             .map(|recipe| recipe.output.directory.as_path())
             .collect();
-        let expected = ["out/single_double_quote", "out/list_or_tuple"].map(Path::new);
+        let expected = ["out/single_double_quote", "out/bracket_brace"].map(Path::new);
         assert_eq!(places, expected);
         assert_eq!(
             recipes(&line("all")).expect("recipes").len(),
             Task::ALL.len()
         );
         for (tasks, told) in [
-            ("list_or_tupl", "list_or_tuple"),
-            ("list_or_tuple,list_or_tuple", "twice"),
+            ("list_or_tupl", "bracket_brace"),
+            ("bracket_brace,bracket_brace", "twice"),
         ] {
             let problem = recipes(&line(tasks)).expect_err("a refusal").to_string();
             assert!(problem.contains(told), "{problem}");
@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn a_model_alone_needs_text() {
-        let line = "--model somewhere --task list_or_tuple --output out";
+        let line = "--model somewhere --task bracket_brace --output out";
         let problem = recipes(line).expect_err("a refusal").to_string();
         assert!(problem.contains("--text"), "{problem}");
         let made = recipes(&format!("{line} --text code.jsonl")).expect("recipes");

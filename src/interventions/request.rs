@@ -362,7 +362,7 @@ pub enum PositionOrRange {
 
 /// A text that a prompt holds. All tokens that overlap it are meant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct TextOfPrompt {
     /// As it stands in the prompt. It must occur in every prompt.
     #[schema(min_length = 1)]
@@ -436,5 +436,6 @@ objects_only!(
     GroupAddress,
     VectorAddress,
     CircuitAddress,
-    Counterfactual
+    Counterfactual,
+    TextOfPrompt
 );

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Result, Tensor};
 
 use super::answers::Rescaling;
-use super::size::{Choice, fitted_loss, take_away};
+use super::size::{NodeChoice, fitted_loss, take_away};
 use super::subject::{PreparedPairs, Subject};
 use crate::circuits::edges::WeightedEdge;
 use crate::circuits::nodes::node_locations;
@@ -37,7 +37,7 @@ pub struct EdgeChoice {
 pub fn pruned_edges(
     subject: &Subject,
     pairs: &PreparedPairs,
-    choice: &Choice,
+    choice: &NodeChoice,
     all: &[WeightedEdge],
     carried: &[f64],
     target: f64,

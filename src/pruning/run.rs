@@ -15,7 +15,7 @@ use candle_core::{Device, Tensor};
 
 use super::mask_training::{MaskTraining, Setting};
 use super::recipe::PruneRecipe;
-use super::size::{Choice, bisected};
+use super::size::{NodeChoice, bisected};
 use super::subject::{PreparedPairs, Subject};
 use crate::artifacts::atomic;
 use crate::discovery::question::PromptPair;
@@ -306,7 +306,7 @@ impl Trainings<'_> {
         let subject = &self.materials.task.subject;
         let of_round = self.done.iter();
         let of_round = of_round.filter(|trained| trained.variation == variation);
-        let mut scores: Vec<(Choice, Setting)> = of_round
+        let mut scores: Vec<(NodeChoice, Setting)> = of_round
             .map(|trained| {
                 let target = self.recipe.search.target_loss;
                 let choice = bisected(subject, &self.compared_on, &trained.parameters, target)?;
@@ -314,7 +314,7 @@ impl Trainings<'_> {
             })
             .collect::<candle_core::Result<_>>()?;
         scores.sort_by(|(one, _), (other, _)| {
-            let order = |choice: &Choice| (!choice.reaches_target, choice.nodes);
+            let order = |choice: &NodeChoice| (!choice.reaches_target, choice.nodes);
             let loss = one.task_loss.total_cmp(&other.task_loss);
             order(one).cmp(&order(other)).then(loss)
         });

@@ -15,7 +15,7 @@ const MOST_TRIMMED: usize = 600;
 
 /// A set of nodes and what it does on the pairs that it was chosen on.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Choice {
+pub struct NodeChoice {
     /// One a node.
     pub kept: Vec<bool>,
     pub nodes: usize,
@@ -39,7 +39,7 @@ pub fn bisected(
     pairs: &PreparedPairs,
     parameters: &[f32],
     target: f64,
-) -> Result<Choice> {
+) -> Result<NodeChoice> {
     let mut order: Vec<usize> = (0..parameters.len()).collect();
     order.sort_by(|&one, &other| {
         parameters[other]
@@ -83,7 +83,7 @@ pub fn bisected(
         let found = try_size(high)?;
         if found.1 > target {
             sizes.sort_by_key(|size| size.nodes);
-            return Ok(Choice {
+            return Ok(NodeChoice {
                 kept: first(high),
                 nodes: high,
                 task_loss: found.1,
@@ -107,7 +107,7 @@ pub fn bisected(
     }
     sizes.sort_by_key(|size| size.nodes);
     let (nodes, (rescaling, task_loss)) = best.unwrap_or((high, (Rescaling::NONE, f64::INFINITY)));
-    Ok(Choice {
+    Ok(NodeChoice {
         kept: first(nodes),
         nodes,
         task_loss,
@@ -122,9 +122,9 @@ pub fn trimmed(
     subject: &Subject,
     pairs: &PreparedPairs,
     parameters: &[f32],
-    mut choice: Choice,
+    mut choice: NodeChoice,
     target: f64,
-) -> Result<Choice> {
+) -> Result<NodeChoice> {
     if !choice.reaches_target || choice.nodes > MOST_TRIMMED {
         return Ok(choice);
     }

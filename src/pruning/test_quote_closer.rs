@@ -17,7 +17,7 @@ use super::held::means;
 use super::materials::with_shuffled_labels;
 use super::recipe::{Controls, PruneOutput, PruneRecipe, Search};
 use super::run::{Material, Materials, TrainingsEnd, train_masks};
-use super::size::{Choice, bisected, trimmed};
+use super::size::{NodeChoice, bisected, trimmed};
 use super::subject::{Subject, as_nodes};
 use crate::circuits::edges::edges;
 use crate::circuits::nodes::NodeSet;
@@ -255,7 +255,7 @@ fn the_circuit_that_was_written_down_is_found_and_shuffled_labels_have_none() {
         panic!("the trainings were not asked to end");
     };
     let target = recipe.search.target_loss;
-    let chosen = |material: &Material, parameters: &[f32]| -> Choice {
+    let chosen = |material: &Material, parameters: &[f32]| -> NodeChoice {
         let pairs = material.subject.prepare(&material.pairs).expect("pairs");
         let choice = bisected(&material.subject, &pairs, parameters, target).expect("a size");
         trimmed(&material.subject, &pairs, parameters, choice, target).expect("a choice")

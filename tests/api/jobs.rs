@@ -262,7 +262,7 @@ fn recipes_that_cannot_work_are_refused_with_their_field() {
         ("/suffix", json!("tiny"), "suffix"),
         ("/validation_file", json!("file-x"), "validation_file"),
         ("/metadata", json!({"k": "v".repeat(600)}), "metadata"),
-        ("/method/type", json!("prune"), "method.type"),
+        ("/method/type", json!("shrink"), "method.type"),
         ("/method/type", json!("dense"), "method.bridge"),
         ("/method/sparse", json!({}), "method.sparse.hyperparameters"),
         (

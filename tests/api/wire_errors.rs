@@ -163,6 +163,16 @@ fn body(shown: &Value, steps: &[Step], value: Value) -> Value {
         if let (Some(body), "messages") = (body.as_object_mut(), name.as_str()) {
             body.remove("prompt");
         }
+        // A job's fields are those of its type.
+        if let (Some(method), "method") = (body[name].as_object_mut(), name.as_str())
+            && let Some(kind) = ["dense", "sparse", "bridge", "prune"]
+                .into_iter()
+                .find(|kind| method.contains_key(*kind))
+            && method.contains_key("type")
+            && steps.len() > 2
+        {
+            method.insert("type".to_owned(), json!(kind));
+        }
     }
     body
 }

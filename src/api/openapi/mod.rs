@@ -16,6 +16,7 @@ use self::answers::OperationAccess;
 use super::completions::chat::response::ChatPiece;
 use super::completions::response::Chunk;
 use super::completions::text::response::TextPiece;
+use super::tasks::wire::TaskSplit;
 use super::{
     activations, bridges, circuits, completions, features, health, jobs, library, models,
     operations, presets, tasks, tokens,
@@ -36,7 +37,7 @@ use super::{
             0."
     ),
     modifiers(&Completion),
-    components(schemas(Chunk<TextPiece>, Chunk<ChatPiece>)),
+    components(schemas(Chunk<TextPiece>, Chunk<ChatPiece>, TaskSplit)),
     paths(
         completions::text::create,
         completions::chat::create,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::place_name::named_place;
 use super::scene::{PlanError, Scene, refused};
-use crate::circuits::circuit::{Ablation, Circuit, NodeActivations};
+use crate::circuits::circuit::{Ablation, Circuit, ReferenceActivations};
 use crate::circuits::nodes::{NodeSet, node_locations};
 use crate::features::group::Group;
 use crate::interventions::nearest::suggestion;
@@ -30,7 +30,7 @@ pub struct CircuitNodes {
     pub complement: bool,
     /// Over reference text, by the circuit's record, in the part's order; none of nodes outside of it. The mean is what the
     /// circuit was found with.
-    pub known: Option<Vec<NodeActivations>>,
+    pub known: Option<Vec<ReferenceActivations>>,
 }
 
 /// The model that a circuit is of.
@@ -69,7 +69,7 @@ pub fn parts(
                     Ablation::Mean => node.held_at,
                     Ablation::Zero => node.reference.mean,
                 };
-                let reference = NodeActivations {
+                let reference = ReferenceActivations {
                     mean,
                     ..node.reference
                 };

@@ -3,7 +3,7 @@
 use super::circuit_nodes::CircuitNodes;
 use super::scene::{PlanError, Scene, refused};
 use super::statistics::place_means;
-use crate::circuits::circuit::NodeActivations;
+use crate::circuits::circuit::ReferenceActivations;
 use crate::features::group::Group;
 use crate::interventions::operation::Action;
 use crate::interventions::request::{
@@ -72,7 +72,7 @@ fn units(
     group: &Group,
     param: &str,
 ) -> Result<Vec<f64>, PlanError> {
-    let (name, read): (_, fn(&NodeActivations) -> f32) = match request.unit {
+    let (name, read): (_, fn(&ReferenceActivations) -> f32) = match request.unit {
         None | Some(Unit::Raw) => return Ok(vec![1.0; group.channels.len()]),
         Some(Unit::Residual) => {
             let message = "`residual` is the unit of `add` on a vector or a direction only";

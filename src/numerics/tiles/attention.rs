@@ -496,11 +496,9 @@ mod narrow_kernels {
             for (score, value) in scored.take(keys) {
                 // What a query does not see has a score of minus infinity.
                 let mut p = [0f32; LANES];
-                for (((p, score), largest), total) in
-                    p.iter_mut().zip(score).zip(&largest).zip(&mut total)
-                {
-                    *p = exp(score - largest);
-                    *total += *p;
+                for lane in 0..LANES {
+                    p[lane] = exp(score[lane] - largest[lane]);
+                    total[lane] += p[lane];
                 }
                 add_scaled::<D>(&mut sums, value, &p);
             }

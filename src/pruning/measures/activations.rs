@@ -3,7 +3,7 @@
 use candle_core::{Device, Result};
 
 use super::node_tap::{NodeValues, PAIRS_A_PASS, own_rows, prompts_of, run, watching};
-use crate::circuits::circuit::{NodeActivations, TokenActivations};
+use crate::circuits::circuit::{ReferenceActivations, TokenActivations};
 use crate::circuits::nodes::NodeSet;
 use crate::discovery::question::PromptPair;
 use crate::models::location::Site;
@@ -57,7 +57,7 @@ pub fn over_reference(
     nodes: &NodeSet,
     ids: &[u32],
     length: usize,
-) -> Result<Vec<NodeActivations>> {
+) -> Result<Vec<ReferenceActivations>> {
     let mut spreads = vec![Spread::default(); nodes.len()];
     let sequences = (TOKENS_A_PASS / length.max(1)).max(1);
     for part in ids.chunks(sequences * length.max(1)) {
@@ -152,10 +152,10 @@ impl Spread {
         self.squares += away * (value - self.mean);
     }
 
-    fn activations(&self) -> NodeActivations {
+    fn activations(&self) -> ReferenceActivations {
         let (min, max) = self.range.unwrap_or_default();
         let count = self.count.max(1.0);
-        NodeActivations {
+        ReferenceActivations {
             mean: self.mean as f32,
             std: (self.squares / count).sqrt() as f32,
             min,

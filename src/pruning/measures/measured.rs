@@ -21,7 +21,7 @@ use crate::models::location::{Location, Node};
 use crate::models::transformer::Transformer;
 use crate::pruning::answers::Rescaling;
 use crate::pruning::edge_pruning::{EdgeChoice, without_edges};
-use crate::pruning::size::Choice;
+use crate::pruning::size::NodeChoice;
 use crate::pruning::subject::{Subject, as_nodes};
 
 /// Pairs that the effect of each node and edge is measured on, the first of the held-out ones.
@@ -32,7 +32,7 @@ pub struct Unmeasured<'a> {
     /// The whole model, held for inference.
     pub model: &'a Transformer,
     pub subject: &'a Subject,
-    pub choice: &'a Choice,
+    pub choice: &'a NodeChoice,
     pub edges: &'a EdgeChoice,
     pub held_out: &'a [PromptPair],
     /// Reference text: whole sequences of so many tokens one after another.

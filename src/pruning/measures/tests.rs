@@ -19,7 +19,7 @@ use crate::models::tensor_names::{EMBEDDING, UNEMBEDDING, tensor_shapes};
 use crate::pruning::answers::Rescaling;
 use crate::pruning::edge_pruning::EdgeChoice;
 use crate::pruning::held::means;
-use crate::pruning::size::Choice;
+use crate::pruning::size::NodeChoice;
 use crate::pruning::subject::{Subject, as_mask, as_nodes};
 
 const MLP_IN: Node = Node {
@@ -100,7 +100,7 @@ fn record_of(nodes: &NodeSet, frozen_norms: bool) -> Circuit {
     let count: usize = node_locations(&config).iter().map(|at| at.1).sum();
     let subject = Subject::new(config.clone(), tensors, vec![0.0; count], frozen_norms).unwrap();
     let pairs = known_pairs();
-    let choice = Choice {
+    let choice = NodeChoice {
         kept: as_mask(&config, nodes),
         nodes: nodes.len(),
         task_loss: 0.1,
