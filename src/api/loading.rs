@@ -15,6 +15,7 @@ use super::state::State;
 use super::unparsed::Unparsed;
 use crate::generation::engine::Engine;
 use crate::generation::health::{NoProbe, Probe};
+use crate::memory;
 use crate::serving::data_directory::{DataDirectory, DataInUse};
 use crate::serving::downloads::Downloads;
 use crate::serving::service::{Service, StartError};
@@ -50,7 +51,7 @@ pub fn load_probed(
     let data = DataDirectory::take(&settings.data_dir)?;
     let engine = Engine::start_probed(settings.engine, probe)?;
     let service = Arc::new(Service::start(settings, engine.clone())?);
-    Ok(State {
+    let state = State {
         engine,
         features: service.features.clone(),
         directions: service.directions.clone(),
@@ -76,5 +77,8 @@ pub fn load_probed(
         jobs: Jobs::open(settings)?,
         downloads: Downloads::new(settings),
         data,
-    })
+    };
+    // What was freed since the last model was read, of everything that was read with them.
+    memory::give_back();
+    Ok(state)
 }

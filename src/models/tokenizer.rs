@@ -18,11 +18,13 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, Encoding, SplitDelimiterBehavior, Token};
 
+use self::byte_runs::ByteRuns;
 use self::decoder_rules::{DecoderRules, decoded};
 use self::error::LARGEST_ID;
 pub use self::error::{END_OF_TEXT, TokenizerError};
 use super::text_bounds::TextBounds;
 
+mod byte_runs;
 pub mod classes;
 mod decoder_rules;
 pub mod decoding;
@@ -46,7 +48,7 @@ const BYTE_TOKENS: usize = 256;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The bytes of every token, by id; empty where an id is unused.
-    pieces: Vec<Vec<u8>>,
+    pieces: ByteRuns,
     /// How far later tokens change what the decoder makes of earlier ones.
     rules: DecoderRules,
     end_of_text: Option<u32>,
@@ -138,6 +140,9 @@ impl Tokenizer {
         };
         let longest = pieces.iter().map(characters).max();
         let longest = longest.unwrap_or(0).max(SHORTEST_LONGEST);
+        let pieces = ByteRuns::new(&pieces).ok_or_else(|| {
+            TokenizerError::Invalid("its tokens have more than 4 GiB together".to_owned())
+        })?;
         let end_of_text = inner.token_to_id(END_OF_TEXT);
         let mut tokenizer = Tokenizer {
             inner,
@@ -156,7 +161,7 @@ impl Tokenizer {
     /// are passed over; where no end is left, a text ends with `<|endoftext|>`, and where no beginning is, it begins
     /// with what ends one.
     pub fn with_bounds(mut self, bounds: TextBounds) -> Self {
-        let known = |id: &u32| (*id as usize) < self.pieces.len();
+        let known = |id: &u32| (*id as usize) < self.pieces.count();
         let mut ends: Vec<u32> = bounds.ends.into_iter().filter(known).collect();
         if ends.is_empty() {
             ends.extend(self.end_of_text);
@@ -178,7 +183,7 @@ impl Tokenizer {
 
     /// One more than the largest id: the rows that an embedding needs.
     pub fn vocab_size(&self) -> usize {
-        self.pieces.len()
+        self.pieces.count()
     }
 
     /// The ids of a prompt: what the tokenizer's post-processor puts before a text, and the text. What it puts behind one
@@ -278,9 +283,9 @@ impl Tokenizer {
         let mut start = 0;
         let mut ranges = Vec::with_capacity(ids.len());
         for &id in ids {
-            let piece = self.pieces.get(id as usize)?;
+            let piece = self.pieces.get(id)?;
             let range = start..start + piece.len();
-            if text.get(range.clone()) != Some(piece.as_slice()) {
+            if text.get(range.clone()) != Some(piece) {
                 return None;
             }
             start = range.end;
@@ -313,7 +318,7 @@ impl Tokenizer {
     /// The exact bytes of one token; empty for an id that is not in the vocabulary. A tokenizer that is not
     /// byte-level answers with what the token adds to a text that has begun.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
-        self.pieces.get(id as usize).map_or(&[], Vec::as_slice)
+        self.pieces.get(id).unwrap_or(&[])
     }
 
     /// The token's bytes as text, for people; parts of characters become replacement characters.

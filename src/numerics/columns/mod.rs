@@ -6,6 +6,7 @@
 //! zeros change no sum, so a sparse layer gives the dense layer's bits. A dense layer may hold its weights as its file
 //! does, in sixteen bits or quantised ([`StoredMatrix`]); it gives the bits of the same weights in float32.
 
+mod block_bits;
 mod halves;
 mod kernels;
 mod panels;
@@ -112,9 +113,11 @@ impl Columns {
             }
             starts.push(weights.len() as u32);
         }
+        weights.shrink_to_fit();
         let outputs = if n_outputs <= 1 << 16 {
             OutputIndices::Narrow(indices.into_iter().map(|index| index as u16).collect())
         } else {
+            indices.shrink_to_fit();
             OutputIndices::Wide(indices)
         };
         Storage::Sparse {

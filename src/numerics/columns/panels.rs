@@ -41,7 +41,7 @@ type Piece = [[f32; PANEL]; PIECE];
 impl Panels {
     /// From `W^T [in, out]` in float32.
     pub fn of_columns(by_column: &[f32], inputs: usize, outputs: usize) -> Self {
-        let mut panels = Vec::new();
+        let mut panels = Vec::with_capacity(outputs.next_multiple_of(PANEL) * inputs);
         for first in (0..outputs).step_by(PANEL) {
             let last = (first + PANEL).min(outputs);
             for column in by_column.chunks_exact(outputs) {

@@ -9,12 +9,10 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Result, bail};
 use multiversion::multiversion;
 
+use super::block_bits::{Block, GROUP};
 use super::halves::from_f16;
 use super::kernels::{multiply_add, prefetch};
 use super::width::PANEL;
-
-/// Inputs that share what changes from group to group, in every type: the smallest such group.
-const GROUP: usize = 16;
 
 /// Groups of inputs ahead whose weights are asked for.
 const AHEAD: usize = 3;
@@ -40,6 +38,21 @@ impl Form {
     #[inline(always)]
     fn width(self) -> usize {
         if self.narrow { PANEL / 2 } else { PANEL }
+    }
+
+    /// What a panel of so many inputs has of each kind.
+    #[inline(always)]
+    fn extent(self, inputs: usize) -> Extent {
+        let blocks = inputs / self.block * PANEL;
+        let groups = self.group.map_or(0, |group| inputs / group * PANEL);
+        let least = |length| if self.has_least { length } else { 0 };
+        Extent {
+            q: inputs * self.width(),
+            scale: blocks,
+            least: least(blocks),
+            scales: groups,
+            leasts: least(groups),
+        }
     }
 
     fn of(dtype: GgmlDType) -> Option<Self> {
@@ -69,40 +82,53 @@ impl Form {
     }
 }
 
-/// One output's block of inputs, taken apart.
-struct Block {
-    /// `q` of each input, a narrow one plus its offset.
-    q: [i8; 256],
-    /// Float16 bits: what scales and leasts are multiples of, or are.
-    scale: u16,
-    least: u16,
-    /// Of each group.
-    scales: [i8; GROUP],
-    leasts: [u8; GROUP],
+/// A panel's weights: 64 outputs, all inputs.
+#[derive(Clone, Copy)]
+struct Panel<'a> {
+    form: Form,
+    /// `[inputs, 32]` bytes where they are narrow (output `o` in the low half, `o + 32` in the high one), else `[inputs, 64]`;
+    /// the panels behind it follow.
+    q: &'a [u8],
+    /// `[inputs / block, 64]` float16 bits.
+    scale: &'a [u16],
+    /// The same, or nothing.
+    least: &'a [u16],
+    /// `[inputs / group, 64]`, or nothing.
+    scales: &'a [i8],
+    leasts: &'a [u8],
 }
 
-/// A panel's weights: 64 outputs, all inputs.
+/// The weights of one layer; panels may differ in their type, as the parts of a stacked layer do.
+///
+/// What all panels have of a kind lies in one allocation of just its size: an allocator rounds each up, and what a growing
+/// one leaves behind stays resident.
 #[derive(Debug)]
-struct Panel {
-    form: Form,
-    /// Where its `q` begin: `[inputs, 32]` bytes where they are narrow (output `o` in the low half, `o + 32` in the high one),
-    /// else `[inputs, 64]`.
-    q: usize,
-    /// `[inputs / block, 64]` float16 bits.
+pub struct QuantisedPanels {
+    inputs: usize,
+    panels: Vec<Place>,
+    /// Of all panels, one after another: most of what is read, and asked for ahead.
+    q: Vec<u8>,
     scale: Vec<u16>,
-    /// The same, or nothing.
     least: Vec<u16>,
-    /// `[inputs / group, 64]`, or nothing.
     scales: Vec<i8>,
     leasts: Vec<u8>,
 }
 
-/// The weights of one layer; panels may differ in their type, as the parts of a stacked layer do.
-#[derive(Debug)]
-pub struct QuantisedPanels {
-    panels: Vec<Panel>,
-    /// Of all panels, one after another: most of what is read, and asked for ahead.
-    q: Vec<u8>,
+/// What a panel's weights are, and where they begin in what its layer has of each kind.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    form: Form,
+    begin: Extent,
+}
+
+/// How many values there are of each kind.
+#[derive(Debug, Clone, Copy, Default)]
+struct Extent {
+    q: usize,
+    scale: usize,
+    least: usize,
+    scales: usize,
+    leasts: usize,
 }
 
 /// Whether matrices of this type are kept as they are, given how many inputs they have.
@@ -113,9 +139,11 @@ pub fn is_kept(dtype: GgmlDType, inputs: usize) -> bool {
 impl QuantisedPanels {
     /// From matrices `[out, in]` one below the other; all but the last must have a multiple of 64 outputs.
     pub fn new(parts: &[&QTensor]) -> Result<Self> {
-        let (mut panels, mut q) = (Vec::new(), Vec::new());
+        let mut inputs = 0;
+        let (mut panels, mut end) = (Vec::new(), Extent::default());
         for (index, part) in parts.iter().enumerate() {
-            let (outputs, inputs) = part.shape().dims2()?;
+            let outputs;
+            (outputs, inputs) = part.shape().dims2()?;
             let Some(form) = Form::of(part.dtype()).filter(|_| is_kept(part.dtype(), inputs))
             else {
                 bail!(
@@ -126,84 +154,56 @@ impl QuantisedPanels {
             if index + 1 < parts.len() && !outputs.is_multiple_of(PANEL) {
                 bail!("{outputs} outputs with others below them are not whole panels")
             }
-            let bytes = part.data()?;
-            let row_bytes = inputs / form.block * form.block_bytes;
-            if bytes.len() != outputs * row_bytes {
-                bail!(
-                    "a matrix of {outputs} times {inputs} weights has {} bytes",
-                    bytes.len()
-                )
-            }
-            for rows in bytes.chunks(PANEL * row_bytes) {
-                panels.push(Panel::new(
-                    form,
-                    part.dtype(),
-                    inputs,
-                    (rows, row_bytes),
-                    &mut q,
-                )?);
+            let one = form.extent(inputs);
+            for _ in 0..outputs.div_ceil(PANEL) {
+                panels.push(Place { form, begin: end });
+                end = end.plus(one);
             }
         }
-        Ok(QuantisedPanels { panels, q })
-    }
-
-    /// The float32 weights of a panel's inputs from `first` on, `[inputs, 64]`, as many as `out` has room for; `first` and
-    /// their number are multiples of the group of 16.
-    pub fn decode(&self, panel: usize, first: usize, out: &mut [[f32; PANEL]]) {
-        let panel = &self.panels[panel];
-        decode(panel, &self.q[panel.q..], first, out);
-    }
-
-    /// Adds to the sums of one row what all inputs `x` add in a panel. A weight goes from its bits into the sum.
-    pub fn add_to_row(&self, panel: usize, x: &[f32], sums: &mut [f32; PANEL]) {
-        let panel = &self.panels[panel];
-        add_to_row(panel, &self.q[panel.q..], x, sums);
-    }
-
-    /// Bytes that are read for one of `inputs` of a row, about: what a group shares is spread over its inputs.
-    pub fn bytes_per_input(&self, inputs: usize) -> usize {
-        let factors = |panel: &Panel| {
-            let halves = 2 * (panel.scale.len() + panel.least.len());
-            halves + panel.scales.len() + panel.leasts.len()
+        let mut all = QuantisedPanels {
+            inputs,
+            panels,
+            q: vec![0; end.q],
+            scale: vec![0; end.scale],
+            least: vec![0; end.least],
+            scales: vec![0; end.scales],
+            leasts: vec![0; end.leasts],
         };
-        let factors: usize = self.panels.iter().map(factors).sum();
-        (self.q.len() + factors).div_ceil(inputs.max(1))
+        let mut first = 0;
+        for part in parts {
+            first += all.fill(first, part)?;
+        }
+        Ok(all)
     }
-}
 
-impl Panel {
-    /// From the blocks of up to 64 outputs, row after row.
-    fn new(
-        form: Form,
-        dtype: GgmlDType,
-        inputs: usize,
-        (rows, row_bytes): (&[u8], usize),
-        q: &mut Vec<u8>,
-    ) -> Result<Self> {
-        let blocks = inputs / form.block * PANEL;
-        let groups = form.group.map_or(0, |group| inputs / group * PANEL);
-        let least = |length: usize| if form.has_least { length } else { 0 };
-        let mut panel = Panel {
-            form,
-            q: q.len(),
-            scale: vec![0; blocks],
-            least: vec![0; least(blocks)],
-            scales: vec![0; groups],
-            leasts: vec![0; least(groups)],
+    /// Takes in one of the matrices, whose first panel is `first`; the number of its panels.
+    fn fill(&mut self, first: usize, part: &QTensor) -> Result<usize> {
+        let (outputs, inputs) = part.shape().dims2()?;
+        let panels = outputs.div_ceil(PANEL);
+        let bytes = part.data()?;
+        let Some(Place { form, .. }) = self.panels.get(first).copied() else {
+            return Ok(panels);
         };
-        q.resize(panel.q + inputs * form.width(), 0);
-        let q = &mut q[panel.q..];
-        for (output, row) in rows.chunks_exact(row_bytes).enumerate() {
+        let row_bytes = inputs / form.block * form.block_bytes;
+        if inputs != self.inputs || bytes.len() != outputs * row_bytes {
+            bail!(
+                "a matrix of {outputs} times {inputs} weights has {} bytes",
+                bytes.len()
+            )
+        }
+        for (output, row) in bytes.chunks_exact(row_bytes.max(1)).enumerate() {
+            let place = self.panels[first + output / PANEL];
             for (index, bytes) in row.chunks_exact(form.block_bytes).enumerate() {
-                let block = Block::read(dtype, bytes)?;
-                panel.put(q, output, index, &block);
+                let block = Block::read(part.dtype(), bytes)?;
+                self.put(place, output % PANEL, index, &block);
             }
         }
-        Ok(panel)
+        Ok(panels)
     }
 
-    fn put(&mut self, all: &mut [u8], output: usize, index: usize, block: &Block) {
-        let form = self.form;
+    fn put(&mut self, place: Place, output: usize, index: usize, block: &Block) {
+        let Place { form, begin } = place;
+        let all = &mut self.q[begin.q..];
         for (offset, &q) in block.q[..form.block].iter().enumerate() {
             let input = index * form.block + offset;
             match form.narrow {
@@ -214,31 +214,77 @@ impl Panel {
                 false => all[input * PANEL + output] = q as u8,
             }
         }
-        self.scale[index * PANEL + output] = block.scale;
+        let of_block = index * PANEL + output;
+        self.scale[begin.scale + of_block] = block.scale;
         if form.has_least {
-            self.least[index * PANEL + output] = block.least;
+            self.least[begin.least + of_block] = block.least;
         }
         let Some(group) = form.group else {
             return;
         };
         let groups = form.block / group;
         for within in 0..groups {
-            let place = (index * groups + within) * PANEL + output;
-            self.scales[place] = block.scales[within];
+            let of_group = (index * groups + within) * PANEL + output;
+            self.scales[begin.scales + of_group] = block.scales[within];
             if form.has_least {
-                self.leasts[place] = block.leasts[within];
+                self.leasts[begin.leasts + of_group] = block.leasts[within];
             }
         }
     }
 
+    fn panel(&self, index: usize) -> Panel<'_> {
+        let Place { form, begin } = self.panels[index];
+        let end = begin.plus(form.extent(self.inputs));
+        Panel {
+            form,
+            q: &self.q[begin.q..],
+            scale: &self.scale[begin.scale..end.scale],
+            least: &self.least[begin.least..end.least],
+            scales: &self.scales[begin.scales..end.scales],
+            leasts: &self.leasts[begin.leasts..end.leasts],
+        }
+    }
+
+    /// The float32 weights of a panel's inputs from `first` on, `[inputs, 64]`, as many as `out` has room for; `first` and
+    /// their number are multiples of the group of 16.
+    pub fn decode(&self, panel: usize, first: usize, out: &mut [[f32; PANEL]]) {
+        decode(&self.panel(panel), first, out);
+    }
+
+    /// Adds to the sums of one row what all inputs `x` add in a panel. A weight goes from its bits into the sum.
+    pub fn add_to_row(&self, panel: usize, x: &[f32], sums: &mut [f32; PANEL]) {
+        add_to_row(&self.panel(panel), x, sums);
+    }
+
+    /// Bytes that are read for one of `inputs` of a row, about: what a group shares is spread over its inputs.
+    pub fn bytes_per_input(&self, inputs: usize) -> usize {
+        let halves = 2 * (self.scale.len() + self.least.len());
+        let factors = halves + self.scales.len() + self.leasts.len();
+        (self.q.len() + factors).div_ceil(inputs.max(1))
+    }
+}
+
+impl Extent {
+    fn plus(self, other: Extent) -> Self {
+        Extent {
+            q: self.q + other.q,
+            scale: self.scale + other.scale,
+            least: self.least + other.least,
+            scales: self.scales + other.scales,
+            leasts: self.leasts + other.leasts,
+        }
+    }
+}
+
+impl Panel<'_> {
     /// What the weights of an input's group are made with: scales, and leasts where the type has them.
     #[inline(always)]
     fn factors(&self, input: usize) -> ([f32; PANEL], [f32; PANEL]) {
         let form = self.form;
         let of_block = input / form.block * PANEL;
-        let mut scale = halves(&self.scale, of_block);
+        let mut scale = halves(self.scale, of_block);
         let mut least = match form.has_least {
-            true => halves(&self.least, of_block),
+            true => halves(self.least, of_block),
             false => [0.0; PANEL],
         };
         if let Some(group) = form.group {
@@ -323,11 +369,11 @@ macro_rules! for_each_input {
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
     "x86_64+avx2+fma"
 ))]
-fn decode(panel: &Panel, q: &[u8], first: usize, out: &mut [[f32; PANEL]]) {
+fn decode(panel: &Panel, first: usize, out: &mut [[f32; PANEL]]) {
     let form = panel.form;
     for (index, out) in out.chunks_mut(GROUP).enumerate() {
         let input = first + index * GROUP;
-        let q = &q[input * form.width()..];
+        let q = &panel.q[input * form.width()..];
         for_each_input!(form, q, panel.factors(input), out, |out, weights| *out =
             weights);
     }
@@ -337,8 +383,8 @@ fn decode(panel: &Panel, q: &[u8], first: usize, out: &mut [[f32; PANEL]]) {
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
     "x86_64+avx2+fma"
 ))]
-fn add_to_row(panel: &Panel, all_q: &[u8], x: &[f32], sums: &mut [f32; PANEL]) {
-    let form = panel.form;
+fn add_to_row(panel: &Panel, x: &[f32], sums: &mut [f32; PANEL]) {
+    let (form, all_q) = (panel.form, panel.q);
     let (group, mut all) = (panel.group(), *sums);
     let rows = x.chunks(group).zip(all_q.chunks(group * form.width()));
     for (index, (x, q)) in rows.enumerate() {
@@ -353,135 +399,6 @@ fn add_to_row(panel: &Panel, all_q: &[u8], x: &[f32], sums: &mut [f32; PANEL]) {
         });
     }
     *sums = all;
-}
-
-impl Block {
-    /// Takes a file's block apart; `bytes` are as many as its type has.
-    fn read(dtype: GgmlDType, bytes: &[u8]) -> Result<Self> {
-        let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-        let mut block = Block {
-            q: [0; 256],
-            scale: 0,
-            least: 0,
-            scales: [0; GROUP],
-            leasts: [0; GROUP],
-        };
-        let q = &mut block.q;
-        // Blocks of 32 have the first sixteen inputs in the low halves of their bytes, the others in the high ones.
-        let mut nibbles = |from: usize| {
-            for (at, &byte) in bytes[from..][..16].iter().enumerate() {
-                q[at] = (byte & 15) as i8;
-                q[at + 16] = (byte >> 4) as i8;
-            }
-        };
-        match dtype {
-            GgmlDType::Q4_0 => {
-                block.scale = half(0);
-                nibbles(2);
-            }
-            GgmlDType::Q4_1 => {
-                (block.scale, block.least) = (half(0), half(2));
-                nibbles(4);
-            }
-            GgmlDType::Q5_0 | GgmlDType::Q5_1 => {
-                let has_least = dtype == GgmlDType::Q5_1;
-                let high = if has_least { 4 } else { 2 };
-                block.scale = half(0);
-                if has_least {
-                    block.least = half(2);
-                }
-                nibbles(high + 4);
-                let fifth = &bytes[high..high + 4];
-                for (at, q) in q[..32].iter_mut().enumerate() {
-                    *q |= ((fifth[at / 8] >> (at % 8) & 1) << 4) as i8;
-                    if !has_least {
-                        *q -= 16;
-                    }
-                }
-            }
-            GgmlDType::Q8_0 => {
-                block.scale = half(0);
-                for (q, &byte) in q.iter_mut().zip(&bytes[2..34]) {
-                    *q = byte as i8;
-                }
-            }
-            GgmlDType::Q2K => {
-                (block.scale, block.least) = (half(80), half(82));
-                for (group, &byte) in bytes[..16].iter().enumerate() {
-                    block.scales[group] = (byte & 15) as i8;
-                    block.leasts[group] = byte >> 4;
-                }
-                for (at, q) in q.iter_mut().enumerate() {
-                    *q = (two_bits(&bytes[16..80], at)) as i8;
-                }
-            }
-            GgmlDType::Q3K => {
-                block.scale = half(108);
-                let (high, low, packed) = (&bytes[..32], &bytes[32..96], &bytes[96..108]);
-                for (group, scale) in block.scales.iter_mut().enumerate() {
-                    let low = packed[group % 8] >> (4 * (group / 8)) & 15;
-                    let high = packed[8 + group % 4] >> (2 * (group / 4)) & 3;
-                    *scale = (low | high << 4) as i8 - 32;
-                }
-                for (at, q) in q.iter_mut().enumerate() {
-                    // The high bit says that four are not taken away; the offset takes them away from all.
-                    let high = high[at % 32] >> (at / 32) & 1;
-                    *q = (two_bits(low, at) + 4 * high) as i8;
-                }
-            }
-            GgmlDType::Q4K | GgmlDType::Q5K => {
-                (block.scale, block.least) = (half(0), half(2));
-                let packed = &bytes[4..16];
-                for group in 0..8 {
-                    let (scale, least) = six_bits(packed, group);
-                    block.scales[group] = scale as i8;
-                    block.leasts[group] = least;
-                }
-                let is_five = dtype == GgmlDType::Q5K;
-                let low = if is_five { 48 } else { 16 };
-                for (at, q) in q.iter_mut().enumerate() {
-                    let (group, within) = (at / 32, at % 32);
-                    let byte = bytes[low + group / 2 * 32 + within];
-                    *q = (byte >> (4 * (group % 2)) & 15) as i8;
-                    if is_five {
-                        *q |= ((bytes[16 + within] >> group & 1) << 4) as i8;
-                    }
-                }
-            }
-            GgmlDType::Q6K => {
-                block.scale = half(208);
-                let (low, high) = (&bytes[..128], &bytes[128..192]);
-                for (scale, &byte) in block.scales.iter_mut().zip(&bytes[192..208]) {
-                    *scale = byte as i8;
-                }
-                for (at, q) in q.iter_mut().enumerate() {
-                    let (part, quarter, within) = (at / 128, at % 128 / 32, at % 32);
-                    let low =
-                        low[part * 64 + quarter % 2 * 32 + within] >> (4 * (quarter / 2)) & 15;
-                    let high = high[part * 32 + within] >> (2 * quarter) & 3;
-                    *q = (low | high << 4) as i8 - 32;
-                }
-            }
-            other => bail!("blocks of {other:?} are not read"),
-        }
-        Ok(block)
-    }
-}
-
-/// The two bits of the input at `at` of 256: those of inputs 32 apart share a byte.
-fn two_bits(bytes: &[u8], at: usize) -> u8 {
-    bytes[at / 128 * 32 + at % 32] >> (2 * (at % 128 / 32)) & 3
-}
-
-/// A group's scale and least, of six bits each, out of twelve bytes.
-fn six_bits(packed: &[u8], group: usize) -> (u8, u8) {
-    match group < 4 {
-        true => (packed[group] & 63, packed[group + 4] & 63),
-        false => (
-            packed[group + 4] & 15 | packed[group - 4] >> 6 << 4,
-            packed[group + 4] >> 4 | packed[group] >> 6 << 4,
-        ),
-    }
 }
 
 #[cfg(test)]
