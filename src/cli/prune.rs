@@ -63,7 +63,7 @@ struct ShortForm {
         long,
         value_name = "A,B,C",
         value_delimiter = ',',
-        conflicts_with = "task"
+        conflicts_with_all = ["task", "task_file"]
     )]
     tasks: Vec<String>,
     /// Where metrics, checkpoints and the result go.
@@ -385,7 +385,7 @@ mod tests {
             Task::ALL.len()
         );
         for (tasks, told) in [
-            ("list_or_tupl", "bracket_brace"),
+            ("bracket_brac", "bracket_brace"),
             ("bracket_brace,bracket_brace", "twice"),
         ] {
             let problem = recipes(&line(tasks)).expect_err("a refusal").to_string();

@@ -24,7 +24,7 @@ use crate::models::location::Node;
 use crate::models::model::LoadedModel;
 use crate::models::transformer::Transformer;
 use crate::training::TrainingError;
-use crate::training::passes::masked::Prompts;
+use crate::training::passes::masked::PaddedPrompts;
 use crate::training::progress::tell_trained;
 use crate::training::run::{End, Mode};
 
@@ -243,7 +243,7 @@ fn carried(
         .iter()
         .flat_map(|pair| [pair.presented.as_slice(), pair.counterfactual.as_slice()])
         .collect();
-    let deviations = deviations(model, &Prompts::padded(&prompts), kept, &subject.held)?;
+    let deviations = deviations(model, &PaddedPrompts::padded(&prompts), kept, &subject.held)?;
     let mut first = BTreeMap::<Node, usize>::new();
     let mut next = 0;
     for (node, width) in node_locations(subject.config()) {

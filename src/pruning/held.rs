@@ -13,7 +13,7 @@ use crate::models::tap::ResidualTap;
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
 use crate::numerics::rows;
-use crate::training::passes::masked::Prompts;
+use crate::training::passes::masked::PaddedPrompts;
 
 /// Tokens that go through the model together.
 const TOKENS_A_PASS: usize = 4096;
@@ -47,7 +47,7 @@ pub fn means(model: &Transformer, ids: &[u32], length: usize) -> Result<Vec<f32>
 /// nodes are held.
 pub fn deviations(
     model: &Transformer,
-    prompts: &Prompts,
+    prompts: &PaddedPrompts,
     kept: &[bool],
     held: &[f32],
 ) -> Result<Vec<f64>> {

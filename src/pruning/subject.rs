@@ -14,7 +14,7 @@ use crate::models::config::TransformerConfig;
 use crate::models::layers::Purpose;
 use crate::numerics::rows;
 use crate::training::passes::Passes;
-use crate::training::passes::masked::{NormScales, Prompts};
+use crate::training::passes::masked::{NormScales, PaddedPrompts};
 use crate::training::passes::node_masks::NodeMasks;
 
 /// Pairs whose prompts go through the model together.
@@ -37,7 +37,7 @@ pub struct PreparedPairs {
 
 struct PreparedPart {
     pairs: Vec<PromptPair>,
-    prompts: Prompts,
+    prompts: PaddedPrompts,
     scales: Option<NormScales>,
 }
 
@@ -71,7 +71,7 @@ impl Subject {
             let presented = pairs.iter().map(|pair| pair.presented.as_slice());
             let counterfactual = pairs.iter().map(|pair| pair.counterfactual.as_slice());
             let prompts: Vec<&[u32]> = presented.chain(counterfactual).collect();
-            let prompts = Prompts::padded(&prompts);
+            let prompts = PaddedPrompts::padded(&prompts);
             let scales = self
                 .frozen_norms
                 .then(|| self.passes.norm_scales(&prompts))

@@ -136,8 +136,8 @@ fn header(out: &mut String, record: &Circuit) {
     };
     let _ = writeln!(
         out,
-        "  {:<24}other nodes held at {ablation}{norms}; {} steps of {} pairs, seed {}",
-        "found with", method.steps, method.batch_pairs, method.seed
+        "  {:<24}other nodes held at {ablation}{norms}\n  {:<24}{} steps of {} pairs, seed {}",
+        "found with", "", method.steps, method.batch_pairs, method.seed
     );
 }
 

@@ -19,7 +19,7 @@ use crate::discovery::question::PromptPair;
 use crate::models::location::Node;
 use crate::models::transformer::Transformer;
 use crate::pruning::answers::LogitDiffs;
-use crate::training::passes::masked::Prompts;
+use crate::training::passes::masked::PaddedPrompts;
 
 /// The share of rightly answered prompts whose answer becomes the other's; none where no prompt is answered rightly.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -80,7 +80,7 @@ pub fn interchange(
 }
 
 /// Nodes whose value differs somewhere between the prompts of a pair.
-fn differing(nodes: &NodeSet, values: &NodeValues, prompts: &Prompts) -> NodeSet {
+fn differing(nodes: &NodeSet, values: &NodeValues, prompts: &PaddedPrompts) -> NodeSet {
     let half = prompts.ids.len() / 2;
     let own: Vec<usize> = own_rows(prompts).filter(|row| *row < half).collect();
     let places = nodes.places().flat_map(|(node, channels)| {

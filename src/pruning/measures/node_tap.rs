@@ -16,7 +16,7 @@ use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
 use crate::numerics::rows;
 use crate::pruning::answers::LogitDiffs;
-use crate::training::passes::masked::Prompts;
+use crate::training::passes::masked::PaddedPrompts;
 
 /// Pairs whose prompts go through a model together.
 pub const PAIRS_A_PASS: usize = 64;
@@ -154,21 +154,25 @@ impl ResidualTap for ReplacingTap<'_> {
 }
 
 /// The prompts of pairs: first all presented ones, then all counterfactual ones.
-pub fn prompts_of(pairs: &[PromptPair]) -> Prompts {
+pub fn prompts_of(pairs: &[PromptPair]) -> PaddedPrompts {
     let presented = pairs.iter().map(|pair| pair.presented.as_slice());
     let counterfactual = pairs.iter().map(|pair| pair.counterfactual.as_slice());
     let prompts: Vec<&[u32]> = presented.chain(counterfactual).collect();
-    Prompts::padded(&prompts)
+    PaddedPrompts::padded(&prompts)
 }
 
 /// The rows of prompts that are theirs, not what they are padded with.
-pub fn own_rows(prompts: &Prompts) -> impl Iterator<Item = usize> + '_ {
+pub fn own_rows(prompts: &PaddedPrompts) -> impl Iterator<Item = usize> + '_ {
     let last = prompts.last.iter().enumerate();
     last.flat_map(|(prompt, &last)| prompt * prompts.length..last as usize + 1)
 }
 
 /// The stream at the last site, `[rows, d_model]`.
-pub fn run(model: &Transformer, prompts: &Prompts, tap: &mut dyn ResidualTap) -> Result<Tensor> {
+pub fn run(
+    model: &Transformer,
+    prompts: &PaddedPrompts,
+    tap: &mut dyn ResidualTap,
+) -> Result<Tensor> {
     let mut rows = TokenRows::sequences(&prompts.ids, prompts.length, &Device::Cpu)?;
     let stream = model.embed(&rows)?;
     let first = Site::before_attention(0, model.config.n_layers);
@@ -179,7 +183,7 @@ pub fn run(model: &Transformer, prompts: &Prompts, tap: &mut dyn ResidualTap) ->
 pub fn answers(
     model: &Transformer,
     pairs: &[PromptPair],
-    prompts: &Prompts,
+    prompts: &PaddedPrompts,
     tap: &mut dyn ResidualTap,
 ) -> Result<LogitDiffs> {
     let stream = run(model, prompts, tap)?;
@@ -205,7 +209,10 @@ pub fn answers(
 }
 
 /// What the norm before each sublayer multiplies the prompts' tokens by in the whole model, `[rows, 1]` each.
-pub fn whole_norm_scales(model: &Transformer, prompts: &Prompts) -> Result<BTreeMap<Node, Tensor>> {
+pub fn whole_norm_scales(
+    model: &Transformer,
+    prompts: &PaddedPrompts,
+) -> Result<BTreeMap<Node, Tensor>> {
     let n_layers = model.config.n_layers;
     let mut recorder = Recorder::of_sites(n_layers);
     run(model, prompts, &mut recorder)?;

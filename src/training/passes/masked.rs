@@ -28,19 +28,19 @@ const HEAD_ROWS: usize = 32;
 
 /// Prompts padded to one length.
 #[derive(Debug, Clone)]
-pub struct Prompts {
+pub struct PaddedPrompts {
     pub ids: Vec<u32>,
     pub length: usize,
     /// The row of each prompt's last token.
     pub last: Vec<u32>,
 }
 
-impl Prompts {
+impl PaddedPrompts {
     /// Of at least one prompt, none of them empty. What stands behind a prompt's end is not read; its first token is sure
     /// to be one.
     pub fn padded(prompts: &[&[u32]]) -> Self {
         let length = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(1);
-        let mut padded = Prompts {
+        let mut padded = PaddedPrompts {
             ids: Vec::with_capacity(prompts.len() * length),
             length,
             last: Vec::with_capacity(prompts.len()),
@@ -101,7 +101,7 @@ impl MaskedAnswers {
 
 impl Passes {
     /// What the norms of the whole model multiply the prompts' tokens by.
-    pub fn norm_scales(&self, prompts: &Prompts) -> Result<NormScales> {
+    pub fn norm_scales(&self, prompts: &PaddedPrompts) -> Result<NormScales> {
         let device = self.device()?;
         let (_, sites) = self.forward(&mut prompts.rows(&device)?)?;
         let model = &self.transformer;
@@ -124,7 +124,7 @@ impl Passes {
     /// The answers when the nodes are masked; gradients can be asked for where `keeps_gradients`.
     pub fn masked(
         &self,
-        prompts: &Prompts,
+        prompts: &PaddedPrompts,
         masks: &Arc<NodeMasks>,
         scales: Option<&NormScales>,
         keeps_gradients: bool,
@@ -170,7 +170,7 @@ impl Fused {
     fn masked_stream(
         &self,
         stream: Tensor,
-        prompts: &Prompts,
+        prompts: &PaddedPrompts,
         masks: &Arc<NodeMasks>,
         scales: Option<&NormScales>,
     ) -> Result<Tensor> {

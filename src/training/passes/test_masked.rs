@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::masked::Prompts;
+use super::masked::PaddedPrompts;
 use super::node_masks::NodeMasks;
 use super::tests::{Case, config, tensors};
 use super::{Passes, layer};
@@ -36,7 +36,7 @@ fn cases() -> Vec<Case> {
 struct Made {
     config: TransformerConfig,
     tensors: BTreeMap<String, Tensor>,
-    prompts: Prompts,
+    prompts: PaddedPrompts,
     held: Vec<f32>,
     rng: SmallRng,
 }
@@ -55,7 +55,7 @@ fn made(case: &Case) -> Made {
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let nodes: usize = node_locations(&config).iter().map(|at| at.1).sum();
     Made {
-        prompts: Prompts::padded(&prompts),
+        prompts: PaddedPrompts::padded(&prompts),
         held: (0..nodes).map(|_| rng.random_range(-0.5..0.5)).collect(),
         config,
         tensors,
@@ -314,7 +314,7 @@ fn padding_reaches_no_answer() {
     let vocabulary = made.config.vocab_size;
     for (index, last) in made.prompts.last.iter().enumerate() {
         let first = index * made.prompts.length;
-        let alone = Prompts::padded(&[&made.prompts.ids[first..=*last as usize]]);
+        let alone = PaddedPrompts::padded(&[&made.prompts.ids[first..=*last as usize]]);
         let masks: Arc<NodeMasks> = NodeMasks::new(&made.config, &kept, &made.held);
         let answers = passes.masked(&alone, &masks, None, false).expect("answers");
         let alone = rows::to_vec(&answers.logits).expect("logits");
