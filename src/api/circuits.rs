@@ -255,6 +255,10 @@ async fn record(
         let object = CircuitObject::new(Circuit::clone(&circuit), card.is_none());
         return Ok(HttpResponse::Ok().json(CircuitAnswer::Record(Box::new(object))));
     };
+    if prompt.is_empty() {
+        let message = "is empty; give the text that the circuit shall be drawn on".to_owned();
+        return Err(ApiError::invalid("prompt", message));
+    }
     let Some(card) = card else {
         let message = format!(
             "circuit {id:?} is stale: no model {:?} with the weights that it was found in is served; find it anew",

@@ -48,8 +48,7 @@ pub struct Search {
     /// Whether norms divide by what they divide by in the whole model. Without it a mask can cheat by making the stream
     /// small.
     pub frozen_norms: bool,
-    /// The task loss, in nats, that the circuit must reach on the training pairs.
-    #[schema(exclusive_minimum = 0, maximum = 1)]
+    /// The task loss, in nats, that the circuit must reach on the training pairs: above 0, at most 1.
     pub target_loss: f64,
     /// Pairs that the circuit is found on, and held-out ones that its figures are measured on.
     #[schema(minimum = 8, maximum = 4096)]
@@ -69,7 +68,7 @@ pub struct Search {
     /// The loss of keeping one node.
     #[schema(min_items = 1, max_items = 8)]
     pub node_penalties: Vec<f64>,
-    #[schema(minimum = 0, exclusive_maximum = 1)]
+    /// How slowly the optimizer forgets squares of gradients: 0 or more, below 1.
     pub beta2: f64,
     pub weight_decay: f64,
     /// Sequences of reference text that means are taken over, and tokens of each.

@@ -19,7 +19,7 @@ use crate::tasks::{AnyTask, LEAST_IN_SPLIT, Task, UserTask, UserTaskError};
 /// directory and belongs to no model.
 #[utoipa::path(post, path = "/v1/tasks", tag = "tasks", operation_id = "createTask",
     request_body(content = CreateTask, example = json!({
-        "id": "bracket_brace", "description": "`]` closes a list, `)` a tuple.", "model": "tinypython",
+        "id": "list_or_tuple", "description": "`]` closes a list, `)` a tuple.", "model": "tinypython",
         "pairs": [
             {"presented": {"prompt": "x = [1, 2", "answer": "]\n"}, "counterfactual": {"prompt": "x = (1, 2", "answer": ")\n"}},
             {"presented": {"prompt": "y = [1, 2", "answer": "]\n"}, "counterfactual": {"prompt": "y = (1, 2", "answer": ")\n"}},
@@ -91,7 +91,7 @@ pub async fn upload(
 
 /// Removes a task that a caller brought. Circuits that were found for it, and jobs that look for some, stay.
 #[utoipa::path(delete, path = "/v1/tasks/{id}", tag = "tasks", operation_id = "deleteTask",
-    params(("id" = String, Path, description = "The task's name", example = "bracket_brace")),
+    params(("id" = String, Path, description = "The task's name", example = "list_or_tuple")),
     responses(
         (status = 200, description = "It is gone", body = DeletedTask),
         (status = 400, description = "It is one of the twenty: code `built_in`", body = ErrorBody),

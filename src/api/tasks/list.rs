@@ -61,7 +61,7 @@ pub async fn list(
 
 /// One task with some of its pairs; where a model is named with their tokens, and with how many of some pairs it can use.
 #[utoipa::path(get, path = "/v1/tasks/{id}", tag = "tasks", operation_id = "retrieveTask",
-    params(("id" = String, Path, description = "The task's name", example = "bracket_brace"), TaskDetailQuery),
+    params(("id" = String, Path, description = "The task's name", example = "list_or_tuple"), TaskDetailQuery),
     responses(
         (status = 200, description = "The task", body = TaskDetail),
         (status = 400, description = "A parameter is unknown or out of range, or names nothing", body = ErrorBody),
