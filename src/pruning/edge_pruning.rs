@@ -12,7 +12,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::answers::Rescaling;
 use super::size::{NodeChoice, fitted_loss, take_away};
-use super::subject::{PreparedPairs, Subject};
+use super::subject::{PreparedPairs, PrunedModel};
 use crate::circuits::edges::WeightedEdge;
 use crate::circuits::nodes::node_locations;
 use crate::models::config::TransformerConfig;
@@ -35,7 +35,7 @@ pub struct EdgeChoice {
 
 /// The edges of `all` that the task needs. `carried` is how much each of them carries.
 pub fn pruned_edges(
-    subject: &Subject,
+    subject: &PrunedModel,
     pairs: &PreparedPairs,
     choice: &NodeChoice,
     all: &[WeightedEdge],
@@ -104,7 +104,7 @@ pub fn pruned_edges(
 }
 
 /// The model without some edges.
-pub fn without_edges(subject: &Subject, removed: &[&WeightedEdge]) -> Result<Passes> {
+pub fn without_edges(subject: &PrunedModel, removed: &[&WeightedEdge]) -> Result<Passes> {
     let config = TransformerConfig {
         bias: true,
         ..subject.config().clone()
@@ -146,7 +146,7 @@ pub fn without_edges(subject: &Subject, removed: &[&WeightedEdge]) -> Result<Pas
 }
 
 /// What a node is held at.
-fn held_at(subject: &Subject, (place, channel): (Node, usize)) -> f32 {
+fn held_at(subject: &PrunedModel, (place, channel): (Node, usize)) -> f32 {
     let mut first = 0;
     for (node, width) in node_locations(subject.config()) {
         if node == place {

@@ -8,11 +8,11 @@ use super::held::deviations;
 use super::materials::{
     Pairs, Text, float32_tensors, held, pairs, random_material, text, with_shuffled_labels,
 };
-use super::measures::measured::{Provenance, SearchedControls, Unmeasured, measured};
+use super::measures::measured::{CircuitProvenance, SearchedControls, Unmeasured, measured};
 use super::recipe::PruneRecipe;
-use super::run::{Material, Materials, Trained, TrainingsEnd, Variation, train_masks};
+use super::run::{Material, Materials, TrainedMask, TrainingsEnd, Variation, train_masks};
 use super::size::{bisected, trimmed};
-use super::subject::{Subject, as_nodes};
+use super::subject::{PrunedModel, as_nodes};
 use crate::artifacts::{Manifest, NameError};
 use crate::circuits::circuit::{Circuit, ControlCircuit, PruningMethod};
 use crate::circuits::directory;
@@ -94,7 +94,7 @@ pub fn prepare(recipe: &PruneRecipe) -> Result<Prepared, TrainingError> {
     let pairs = pairs(recipe, &config, &model.tokenizer)?;
     let held = held(search.ablation, &model, &text)?;
     let subject = |frozen_norms: bool| {
-        Subject::new(config.clone(), tensors.clone(), held.clone(), frozen_norms)
+        PrunedModel::new(config.clone(), tensors.clone(), held.clone(), frozen_norms)
     };
     let material = |frozen_norms: bool, pairs: Vec<PromptPair>| -> candle_core::Result<Material> {
         Ok(Material {
@@ -128,8 +128,8 @@ pub fn prepare(recipe: &PruneRecipe) -> Result<Prepared, TrainingError> {
 pub fn find(
     recipe: &PruneRecipe,
     prepared: &Prepared,
-    task: Trained,
-    controls: Vec<Trained>,
+    task: TrainedMask,
+    controls: Vec<TrainedMask>,
 ) -> Result<Circuit, TrainingError> {
     let search = &recipe.search;
     let target = search.target_loss;
@@ -191,7 +191,7 @@ pub fn find(
             .parse()
             .map_err(|error: NameError| TrainingError::Recipe(format!("task: {error}")))?,
     };
-    let provenance = Provenance {
+    let provenance = CircuitProvenance {
         id,
         model: prepared.model.id.clone(),
         model_fingerprint: prepared.model.fingerprint.clone(),
@@ -233,7 +233,7 @@ fn control_circuit(
 
 /// How much each edge carries inside a circuit.
 fn carried(
-    subject: &Subject,
+    subject: &PrunedModel,
     model: &Transformer,
     pairs: &[PromptPair],
     kept: &[bool],

@@ -14,7 +14,7 @@ use rand_distr::{Distribution, Normal};
 
 use super::answers::Rescaling;
 use super::recipe::Search;
-use super::subject::Subject;
+use super::subject::PrunedModel;
 use crate::discovery::question::PromptPair;
 use crate::numerics::rows;
 use crate::training::data::{DRAW_PAIRS, step_rng};
@@ -105,7 +105,7 @@ impl MaskTraining {
     /// Step `step`, on pairs that it draws.
     pub fn step(
         &mut self,
-        subject: &Subject,
+        subject: &PrunedModel,
         pairs: &[PromptPair],
         step: usize,
     ) -> Result<MaskStep> {

@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use super::held::means;
 use super::recipe::PruneRecipe;
 use super::run::Material;
-use super::subject::Subject;
+use super::subject::PrunedModel;
 use super::task_file::read_task;
 use crate::circuits::circuit::Ablation;
 use crate::circuits::nodes::node_locations;
@@ -163,7 +163,7 @@ pub fn random_material(
     let model = Transformer::new(config.clone(), &tensors, Purpose::Inference)?;
     let held = held(search.ablation, &model, text)?;
     Ok(Material {
-        subject: Subject::new(config.clone(), tensors, held, search.frozen_norms)?,
+        subject: PrunedModel::new(config.clone(), tensors, held, search.frozen_norms)?,
         pairs: pairs.to_vec(),
     })
 }

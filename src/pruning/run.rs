@@ -16,7 +16,7 @@ use candle_core::{Device, Tensor};
 use super::mask_training::{MaskTraining, Setting};
 use super::recipe::PruneRecipe;
 use super::size::{NodeChoice, bisected};
-use super::subject::{PreparedPairs, Subject};
+use super::subject::{PreparedPairs, PrunedModel};
 use crate::artifacts::atomic;
 use crate::discovery::question::PromptPair;
 use crate::numerics::rows;
@@ -45,7 +45,7 @@ pub enum Variation {
 
 /// A subject and the pairs that a mask of it is trained on.
 pub struct Material {
-    pub subject: Subject,
+    pub subject: PrunedModel,
     pub pairs: Vec<PromptPair>,
 }
 
@@ -70,7 +70,7 @@ impl Materials<'_> {
 
 /// A training that is done: the mask's parameters.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Trained {
+pub struct TrainedMask {
     pub variation: Variation,
     pub setting: Setting,
     pub parameters: Vec<f32>,
@@ -80,8 +80,8 @@ pub struct Trained {
 pub enum TrainingsEnd {
     /// The last of the task's own, and those of the controls.
     Trained {
-        task: Trained,
-        controls: Vec<Trained>,
+        task: TrainedMask,
+        controls: Vec<TrainedMask>,
     },
     /// Asked to end, after a checkpoint.
     Early,
@@ -133,7 +133,7 @@ struct Trainings<'a> {
     recipe: &'a PruneRecipe,
     materials: &'a Materials<'a>,
     planned: Vec<Planned>,
-    done: Vec<Trained>,
+    done: Vec<TrainedMask>,
     /// Of each round's settings, those that are left, the best first.
     settings: Vec<Vec<Setting>>,
     compared_on: PreparedPairs,
@@ -222,8 +222,8 @@ impl Trainings<'_> {
             }
         }
         progress.finish();
-        let of_task = |trained: &Trained| matches!(trained.variation, Variation::Task { .. });
-        let (task, controls): (Vec<Trained>, Vec<Trained>) =
+        let of_task = |trained: &TrainedMask| matches!(trained.variation, Variation::Task { .. });
+        let (task, controls): (Vec<TrainedMask>, Vec<TrainedMask>) =
             self.done.into_iter().partition(of_task);
         match task.into_iter().last() {
             Some(task) => Ok(TrainingsEnd::Trained { task, controls }),
@@ -283,7 +283,7 @@ impl Trainings<'_> {
                 "no setting is left for a round".to_owned(),
             ));
         };
-        self.done.push(Trained {
+        self.done.push(TrainedMask {
             variation: planned.variation,
             setting,
             parameters,

@@ -7,7 +7,7 @@
 use candle_core::Result;
 
 use super::answers::{LogitDiffs, Rescaling};
-use super::subject::{PreparedPairs, Subject};
+use super::subject::{PreparedPairs, PrunedModel};
 use crate::circuits::circuit::LossAtSize;
 
 /// Sizes beyond this are not trimmed node by node.
@@ -35,7 +35,7 @@ pub fn fitted_loss(answers: &LogitDiffs) -> (Rescaling, f64) {
 /// The smallest number of nodes, those with the largest parameters first, that reaches the target; all nodes where none
 /// does.
 pub fn bisected(
-    subject: &Subject,
+    subject: &PrunedModel,
     pairs: &PreparedPairs,
     parameters: &[f32],
     target: f64,
@@ -119,7 +119,7 @@ pub fn bisected(
 
 /// Takes away every node that the target is reached without, those with the smallest parameters first.
 pub fn trimmed(
-    subject: &Subject,
+    subject: &PrunedModel,
     pairs: &PreparedPairs,
     parameters: &[f32],
     mut choice: NodeChoice,

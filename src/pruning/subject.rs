@@ -21,7 +21,7 @@ use crate::training::passes::node_masks::NodeMasks;
 const PAIRS_A_PASS: usize = 64;
 
 /// A frozen model and what its nodes are held at.
-pub struct Subject {
+pub struct PrunedModel {
     pub passes: Passes,
     pub tensors: BTreeMap<String, Tensor>,
     /// Of every node, in the order of [`node_locations`].
@@ -41,14 +41,14 @@ struct PreparedPart {
     scales: Option<NormScales>,
 }
 
-impl Subject {
+impl PrunedModel {
     pub fn new(
         config: TransformerConfig,
         tensors: BTreeMap<String, Tensor>,
         held: Vec<f32>,
         frozen_norms: bool,
     ) -> Result<Self> {
-        Ok(Subject {
+        Ok(PrunedModel {
             passes: Passes::new(config, &tensors, Purpose::Frozen)?,
             tensors,
             held,

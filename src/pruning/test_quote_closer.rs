@@ -18,7 +18,7 @@ use super::materials::with_shuffled_labels;
 use super::recipe::{Controls, PruneOutput, PruneRecipe, Search};
 use super::run::{Material, Materials, TrainingsEnd, train_masks};
 use super::size::{NodeChoice, bisected, trimmed};
-use super::subject::{Subject, as_nodes};
+use super::subject::{PrunedModel, as_nodes};
 use crate::circuits::edges::edges;
 use crate::circuits::nodes::NodeSet;
 use crate::discovery::question::{PromptPair, Question};
@@ -166,7 +166,7 @@ fn pairs(count: usize) -> Vec<PromptPair> {
     (0..count).map(pair).collect()
 }
 
-fn subject() -> Subject {
+fn subject() -> PrunedModel {
     let tensors = quote_closer();
     let model = Transformer::new(config(), &tensors, Purpose::Inference).expect("a model");
     let text: Vec<u32> = pairs(64)
@@ -178,7 +178,7 @@ fn subject() -> Subject {
         })
         .collect();
     let held = means(&model, &text, 9).expect("means");
-    Subject::new(config(), tensors, held, false).expect("a subject")
+    PrunedModel::new(config(), tensors, held, false).expect("a subject")
 }
 
 fn recipe(directory: &std::path::Path) -> PruneRecipe {

@@ -11,7 +11,7 @@ use super::node_tap::{
 use crate::circuits::nodes::NodeSet;
 use crate::discovery::question::PromptPair;
 use crate::models::transformer::Transformer;
-use crate::pruning::subject::Subject;
+use crate::pruning::subject::PrunedModel;
 
 /// Pearson's correlation of two lists of numbers, taken in pair by pair.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,7 +48,7 @@ impl Correlation {
 
 /// Of every node of the set, in the order of the pass. `circuit` is the model with the circuit's edges alone.
 pub fn correlations(
-    subject: &Subject,
+    subject: &PrunedModel,
     circuit: &Transformer,
     pairs: &[PromptPair],
     kept: &[bool],

@@ -9,7 +9,7 @@ use candle_core::Result;
 use crate::circuits::edges::WeightedEdge;
 use crate::pruning::answers::Rescaling;
 use crate::pruning::edge_pruning::without_edges;
-use crate::pruning::subject::{PreparedPairs, Subject};
+use crate::pruning::subject::{PreparedPairs, PrunedModel};
 use crate::training::passes::Passes;
 
 /// How much task losses rise, in nats, when one node is held too.
@@ -21,7 +21,7 @@ pub struct NodeEffect {
 
 /// The effect of every kept node, in the order of the pass. `passes` is the model with the circuit's edges alone.
 pub fn node_effects(
-    subject: &Subject,
+    subject: &PrunedModel,
     passes: &Passes,
     pairs: &PreparedPairs,
     kept: &[bool],
@@ -52,7 +52,7 @@ pub fn node_effects(
 
 /// The effect of every edge of the circuit, in their order; `removed` are the weights between its nodes that are none.
 pub fn edge_effects(
-    subject: &Subject,
+    subject: &PrunedModel,
     pairs: &PreparedPairs,
     kept: &[bool],
     (edges, removed): (&[WeightedEdge], &[&WeightedEdge]),

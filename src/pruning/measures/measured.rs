@@ -22,7 +22,7 @@ use crate::models::transformer::Transformer;
 use crate::pruning::answers::Rescaling;
 use crate::pruning::edge_pruning::{EdgeChoice, without_edges};
 use crate::pruning::size::NodeChoice;
-use crate::pruning::subject::{Subject, as_nodes};
+use crate::pruning::subject::{PrunedModel, as_nodes};
 
 /// Pairs that the effect of each node and edge is measured on, the first of the held-out ones.
 const PAIRS_OF_EFFECTS: usize = 32;
@@ -31,7 +31,7 @@ const PAIRS_OF_EFFECTS: usize = 32;
 pub struct Unmeasured<'a> {
     /// The whole model, held for inference.
     pub model: &'a Transformer,
-    pub subject: &'a Subject,
+    pub subject: &'a PrunedModel,
     pub choice: &'a NodeChoice,
     pub edges: &'a EdgeChoice,
     pub held_out: &'a [PromptPair],
@@ -45,7 +45,7 @@ pub struct Unmeasured<'a> {
 
 /// What a record says about where it comes from.
 #[derive(Debug, Clone)]
-pub struct Provenance {
+pub struct CircuitProvenance {
     pub id: ArtifactId,
     pub model: String,
     pub model_fingerprint: String,
@@ -64,7 +64,7 @@ pub struct SearchedControls {
 /// Measures a circuit.
 pub fn measured(
     found: &Unmeasured,
-    provenance: Provenance,
+    provenance: CircuitProvenance,
     searched: SearchedControls,
 ) -> Result<Circuit> {
     let (subject, choice) = (found.subject, found.choice);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 
 use super::correlation::correlations;
-use super::measured::{Provenance, SearchedControls, Unmeasured, measured};
+use super::measured::{CircuitProvenance, SearchedControls, Unmeasured, measured};
 use super::node_tap::{PAIRS_A_PASS, ablated, answers, prompts_of};
 use crate::circuits::circuit::{Ablation, Circuit, PruningMethod};
 use crate::circuits::edges::edges;
@@ -20,7 +20,7 @@ use crate::pruning::answers::Rescaling;
 use crate::pruning::edge_pruning::EdgeChoice;
 use crate::pruning::held::means;
 use crate::pruning::size::NodeChoice;
-use crate::pruning::subject::{Subject, as_mask, as_nodes};
+use crate::pruning::subject::{PrunedModel, as_mask, as_nodes};
 
 const MLP_IN: Node = Node {
     layer: 0,
@@ -98,7 +98,8 @@ fn known_circuit() -> NodeSet {
 fn record_of(nodes: &NodeSet, frozen_norms: bool) -> Circuit {
     let (config, tensors) = known_model();
     let count: usize = node_locations(&config).iter().map(|at| at.1).sum();
-    let subject = Subject::new(config.clone(), tensors, vec![0.0; count], frozen_norms).unwrap();
+    let subject =
+        PrunedModel::new(config.clone(), tensors, vec![0.0; count], frozen_norms).unwrap();
     let pairs = known_pairs();
     let choice = NodeChoice {
         kept: as_mask(&config, nodes),
@@ -123,7 +124,7 @@ fn record_of(nodes: &NodeSet, frozen_norms: bool) -> Circuit {
         token_text: &|id| format!("t{id}"),
         seed: 1,
     };
-    let provenance = Provenance {
+    let provenance = CircuitProvenance {
         id: "known".parse().unwrap(),
         model: "model".to_owned(),
         model_fingerprint: "00".to_owned(),
@@ -215,7 +216,7 @@ fn a_tap_that_keeps_everything_changes_nothing() {
         .collect();
     let ids: Vec<u32> = (0..64).map(|at| token(at * at + at / 5)).collect();
     let count: usize = node_locations(&config).iter().map(|at| at.1).sum();
-    let subject = Subject::new(config.clone(), files.tensors, vec![0.0; count], false).unwrap();
+    let subject = PrunedModel::new(config.clone(), files.tensors, vec![0.0; count], false).unwrap();
     let model = &subject.passes.transformer;
     let held = means(model, &ids, 16).unwrap();
     let prompts = prompts_of(&pairs);
@@ -228,7 +229,7 @@ fn a_tap_that_keeps_everything_changes_nothing() {
     // Where some are held, the passes that circuits are found with say the same.
     let kept: Vec<bool> = (0..count).map(|node| node % 3 > 0).collect();
     let subject =
-        Subject::new(config.clone(), subject.tensors.clone(), held.clone(), false).unwrap();
+        PrunedModel::new(config.clone(), subject.tensors.clone(), held.clone(), false).unwrap();
     let prepared = subject.prepare(&pairs).unwrap();
     let expected = subject.answers(&prepared, &kept).unwrap();
     let found = run(&kept);
