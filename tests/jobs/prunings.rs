@@ -17,7 +17,7 @@ fn body(suffix: &str, steps: usize) -> Value {
         "task": "while_return_true",
         "search": {
             "train_pairs": 8, "held_out_pairs": 8, "batch_pairs": 4, "steps": steps, "learning_rates": [0.1],
-            "node_penalties": [0.001], "reference_sequences": 4, "reference_length": 64, "target_loss": 0.6,
+            "node_penalties": [0.001], "reference_sequences": 4, "reference_length": 64, "target_loss": 1.0,
         },
         "controls": {"shuffled_labels": false, "random_model": false, "frozen_norms": false},
         "checkpoint_every": 4,
