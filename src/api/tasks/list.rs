@@ -88,7 +88,7 @@ pub async fn retrieve(
         MOST_EXAMPLES,
     )?;
     let split = split(query.split.as_deref())?;
-    let seed = query.seed.unwrap_or(0);
+    let seed = query.seed.unwrap_or(0).cast_unsigned();
     let usable = usable(&state, &task, card.as_ref(), pairs, seed).await?;
     let texts = task.text_pairs(examples, seed, split);
     let examples = shown(&state, texts, card.as_ref()).await?;

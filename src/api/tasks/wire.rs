@@ -209,7 +209,7 @@ pub struct TaskDetailQuery {
     pub split: Option<String>,
     /// Decides which pairs of a split are looked at and shown; 0 unless said.
     #[param(default = 0)]
-    pub seed: Option<u64>,
+    pub seed: Option<i64>,
 }
 
 documented! {
