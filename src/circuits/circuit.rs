@@ -163,9 +163,11 @@ pub struct CircuitNode {
     /// What it is held at outside of circuits.
     pub held_at: f32,
     /// How much the circuit's task loss rises when it is held too, and how much that of the whole model does, over the
-    /// first 32 held-out pairs.
-    pub effect: f64,
-    pub effect_in_whole_model: f64,
+    /// first 16 held-out pairs. Null in a circuit of too many nodes to take them away one by one.
+    #[schema(required = true)]
+    pub effect: Option<f64>,
+    #[schema(required = true)]
+    pub effect_in_whole_model: Option<f64>,
     /// Of its activations inside the circuit with those inside the whole model, over all tokens of the held-out prompts;
     /// null where either never changes.
     #[schema(required = true)]
@@ -208,9 +210,10 @@ pub struct CircuitEdge {
     pub to: NodeName,
     /// The model's own weight.
     pub weight: f32,
-    /// How much the circuit's task loss rises without it, its mean contribution left in place, over the first 32 held-out
-    /// pairs.
-    pub effect: f64,
+    /// How much the circuit's task loss rises without it, its mean contribution left in place, over the first 16 held-out
+    /// pairs. Null in a circuit of too many edges to take them away one by one.
+    #[schema(required = true)]
+    pub effect: Option<f64>,
 }
 
 /// A node by its place and channel.

@@ -36,7 +36,7 @@ pub fn check(circuit: &Circuit, config: &TransformerConfig) -> Result<(), String
                 ));
             }
         }
-        if !(edge.weight.is_finite() && edge.effect.is_finite()) {
+        if !(edge.weight.is_finite() && edge.effect.is_none_or(f64::is_finite)) {
             return Err(format!("edges[{index}] has a number without bounds"));
         }
     }

@@ -31,6 +31,8 @@ enum What {
     Card(card::CardArguments),
     /// Run the features' own tests.
     Verify(features::VerifyArguments),
+    /// Whether features do in the dense model what they do in the sparse one.
+    Twin(features::TwinArguments),
     /// The quote feature on strings of real files and on prompts that have nothing to do with it.
     Quote(quote::QuoteArguments),
 }
@@ -44,6 +46,7 @@ impl EvalArguments {
             What::Features(arguments) => arguments.run(),
             What::Card(arguments) => arguments.run(),
             What::Verify(arguments) => arguments.run(),
+            What::Twin(arguments) => arguments.run(),
             What::Quote(arguments) => arguments.run(),
         }
     }

@@ -1,5 +1,7 @@
-//! `causeway features`: directions of a running server's models, made of contrast prompts or brought as control vectors.
+//! `causeway features`: directions of a running server's models, made of contrast prompts or brought as control vectors, and
+//! features of a pair that its circuits lead to.
 
+mod discover;
 mod prompts;
 mod shown;
 
@@ -11,6 +13,7 @@ use clap::{Args, Subcommand};
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 
+use self::discover::DiscoverArguments;
 use self::prompts::read_prompts;
 use self::shown::{FoundAnswer, ShownDirection};
 use super::asking::{Server, ServerArguments, address, say};
@@ -34,6 +37,8 @@ pub struct FeaturesCommand {
 enum What {
     /// Make a direction of contrast prompts and check it on prompts that it was not made of.
     Direction(Box<DirectionArguments>),
+    /// Find the group of a circuit's nodes that steers the dense model of a pair best.
+    Discover(DiscoverArguments),
     /// Register a control vector, a GGUF file as llama.cpp and repeng write them.
     Import(ImportArguments),
     /// Write a direction as a control vector.
@@ -122,6 +127,7 @@ impl FeaturesCommand {
         let server = self.server.server()?;
         match self.what {
             What::Direction(arguments) => direction(&server, *arguments),
+            What::Discover(arguments) => arguments.run(&server),
             What::Import(arguments) => import(&server, arguments),
             What::Export(arguments) => export(&server, &arguments),
         }

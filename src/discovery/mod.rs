@@ -10,6 +10,7 @@
 //! - [`patience`] ends what nobody waits for any more.
 
 pub mod attribution;
+pub mod binarised;
 pub mod contrast;
 pub mod directions;
 pub mod logit_effects;
@@ -19,6 +20,7 @@ pub mod prompt_run;
 pub mod question;
 pub mod route;
 pub mod search;
+pub mod twin;
 #[cfg(test)]
 mod tests;
 pub mod verify;

@@ -22,6 +22,21 @@ pub enum Question {
 }
 
 impl Question {
+    /// The same with the sides exchanged.
+    pub fn reversed(self) -> Self {
+        match self {
+            Question::Between {
+                presented,
+                counterfactual,
+            } => Question::Between {
+                presented: counterfactual,
+                counterfactual: presented,
+            },
+            Question::NotPresented { candidate } => Question::OnlyCounterfactual { candidate },
+            Question::OnlyCounterfactual { candidate } => Question::NotPresented { candidate },
+        }
+    }
+
     /// Log odds of the counterfactual's answer.
     pub fn logit_diff(self, logits: &[f32]) -> f32 {
         match self {
@@ -156,6 +171,15 @@ pub struct PromptPair {
 }
 
 impl PromptPair {
+    /// The pair with its prompts exchanged; its logit differences have the other sign.
+    pub fn reversed(&self) -> Self {
+        PromptPair {
+            presented: self.counterfactual.clone(),
+            counterfactual: self.presented.clone(),
+            question: self.question.reversed(),
+        }
+    }
+
     /// The first position at which the prompts differ; the last where they are equal.
     pub fn first_difference(&self) -> usize {
         let both = self.presented.iter().zip(&self.counterfactual);

@@ -383,9 +383,9 @@ fn examples_are_the_extremes_with_their_surroundings() {
         activations[25],
     ) = (3.0, 2.5, 9.0, -4.0);
     let found = top_activations(&tokens, 10, &activations, 2);
-    let tops: Vec<f32> = found.top.iter().map(|example| example.activation).collect();
+    let tops: Vec<f32> = found.top.iter().map(|example| example.activation()).collect();
     assert_eq!(tops, [9.0, 3.0], "one a sequence");
-    assert_eq!(found.bottom[0].activation, -4.0);
+    assert_eq!(found.bottom[0].activation(), -4.0);
     for example in found
         .top
         .iter()
@@ -393,7 +393,7 @@ fn examples_are_the_extremes_with_their_surroundings() {
         .chain(&found.quantiles)
     {
         let token = example.tokens[example.at] as usize;
-        assert_eq!(activations[token], example.activation);
+        assert_eq!(activations[token], example.activation());
         assert_eq!(
             example.tokens[0] as usize / 10,
             token / 10,

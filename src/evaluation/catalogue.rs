@@ -14,8 +14,9 @@ use crate::discovery::patching::Patching;
 use crate::discovery::patience::Patience;
 use crate::discovery::question::{PromptPair, share};
 use crate::discovery::route::Route;
+use crate::discovery::twin::twin_check;
 use crate::discovery::verify::{test_pair, verify};
-use crate::features::effects::{FeatureEffects, OutsideEffect};
+use crate::features::effects::{FeatureEffects, OutsideEffect, TwinAgreement};
 use crate::features::group::WeightedChannel;
 use crate::features::pair::Pair;
 use crate::features::registry::{Feature, FeatureTest};
@@ -169,7 +170,8 @@ pub fn features(measured: &Measured, row: &TaskRow) -> Result<Vec<Feature>, Eval
     Ok(features)
 }
 
-fn feature(
+/// The feature of a group that steers a task, with statistics, tests and effects; none where no test of it passes.
+pub fn feature(
     measured: &Measured,
     row: &TaskRow,
     name: &str,
@@ -225,6 +227,7 @@ fn effects(
 ) -> Result<FeatureEffects, EvaluationError> {
     let (models, seed) = (measured.models, measured.seed);
     let pairs = task_pairs(models, row.task, row.held_out_pairs, seed, Split::HeldOut)?;
+    let twin = twin_of(models, feature, &pairs, Patience::endless())?;
     let mut held_out = Patching::new(models, pairs, &[place])?;
     let route = Route::Bridge(feature.write);
     let own = route_figures(&mut held_out, place, route, &feature.channels, seed)?;
@@ -236,7 +239,23 @@ fn effects(
         own,
         layers: row.layers.iter().filter_map(RouteFigures::effect).collect(),
         outside: outside_effect(models, feature, row.task)?,
+        twin: Some(twin),
     })
+}
+
+/// How what a feature does to pairs natively agrees with what it does to them over the bridge.
+pub fn twin_of(
+    models: &Pair,
+    feature: &Feature,
+    pairs: &[PromptPair],
+    patience: Patience,
+) -> Result<TwinAgreement, EvaluationError> {
+    let place = Location::parse(&feature.node, models.n_layers())
+        .map_err(crate::discovery::DiscoveryError::from)?;
+    let members = feature.channels.iter();
+    let channels: Vec<usize> = members.map(|member| member.channel).collect();
+    let found = twin_check(models, pairs, place, feature.write, &channels, patience)?;
+    Ok(found)
 }
 
 /// The prompts that people wrote for a task.

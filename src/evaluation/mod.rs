@@ -13,6 +13,7 @@
 
 pub mod card;
 pub mod catalogue;
+pub mod circuit_groups;
 pub mod controls;
 pub mod interval;
 pub mod losses;

@@ -24,6 +24,33 @@ pub struct FeatureEffects {
     /// none for its task.
     #[schema(required = true)]
     pub outside: Option<OutsideEffect>,
+    /// Whether the feature does in the dense model what it does in the sparse one; null where it was not measured.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub twin: Option<TwinAgreement>,
+}
+
+/// How the effects of one edit agree, made in the sparse model itself and carried over the bridge into the dense one.
+///
+/// An effect is the change of the log odds of a pair's two answers, in nats, when the feature is patched from the one
+/// prompt into the other, in either direction: two effects a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TwinAgreement {
+    pub pairs: usize,
+    /// Pearson's correlation of the native effects with the bridged ones over both directions together; null where
+    /// either never change.
+    #[schema(required = true)]
+    pub correlation: Option<f64>,
+    /// The same within one direction alone, where all effects point one way: the mean of both. It asks whether prompts
+    /// on which the edit does more natively are those on which it does more over the bridge.
+    #[schema(required = true)]
+    pub correlation_one_way: Option<f64>,
+    /// The share of effects that have the same sign natively and over the bridge.
+    pub same_sign: f64,
+    /// The mean magnitude of effects, in nats.
+    pub native: f64,
+    pub bridged: f64,
 }
 
 /// What patching a group of channels of one node does to the dense model's answers.

@@ -15,6 +15,7 @@ pub mod control_vector;
 pub mod direction;
 pub mod effects;
 pub mod group;
+pub mod label;
 pub mod logit_effects;
 pub mod measured;
 pub mod pair;

@@ -7,13 +7,21 @@ const BEFORE: usize = 16;
 /// Tokens shown after it.
 const AFTER: usize = 4;
 
-/// A window of text and the feature's value at one of its tokens.
+/// A window of text with the feature's value at every token.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Example {
     pub tokens: Vec<u32>,
+    /// One a token.
+    pub activations: Vec<f32>,
     /// The index in `tokens` of the token that counts.
     pub at: usize,
-    pub activation: f32,
+}
+
+impl Example {
+    /// The feature's value at the token that counts.
+    pub fn activation(&self) -> f32 {
+        self.activations[self.at]
+    }
 }
 
 /// Examples from one pass over a text.
@@ -68,10 +76,11 @@ pub fn top_activations(
 fn window(tokens: &[u32], length: usize, activations: &[f32], at: usize) -> Example {
     let sequence = at - at % length.max(1);
     let from = at.saturating_sub(BEFORE).max(sequence);
-    let to = (at + 1 + AFTER).min(sequence + length).min(tokens.len());
+    let to = (at + 1 + AFTER).min(sequence + length);
+    let to = to.min(tokens.len()).min(activations.len());
     Example {
         tokens: tokens[from..to].to_vec(),
+        activations: activations[from..to].to_vec(),
         at: at - from,
-        activation: activations[at],
     }
 }

@@ -11,6 +11,7 @@ pub mod abs_top_k;
 pub mod activation;
 pub mod attention;
 pub mod columns;
+pub mod correlation;
 pub mod dense_product;
 pub mod exponential;
 pub mod lanes;

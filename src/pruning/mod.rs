@@ -4,11 +4,12 @@
 //! reference text ([`held`]). The parameters are trained on a task's pairs to do the task with few nodes
 //! ([`mask_training`], [`run`]), then the nodes are sorted by them and the smallest number that still does it is kept
 //! ([`size`]), and of the edges between them those that the task needs ([`edge_pruning`]). [`recipe`] says what is pruned
-//! and how, [`materials`] makes what it names, [`finding`] is the way from the one to a circuit, [`measures`] what is
+//! and how, [`evaluator`] tries one change after another, [`materials`] makes what it names, [`finding`] is the way from the one to a circuit, [`measures`] what is
 //! known of it in the end.
 
 pub mod answers;
 pub mod edge_pruning;
+pub mod evaluator;
 pub mod finding;
 pub mod held;
 pub mod mask_training;

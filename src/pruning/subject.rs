@@ -35,6 +35,23 @@ pub struct PreparedPairs {
     parts: Vec<PreparedPart>,
 }
 
+impl PreparedPairs {
+    /// The parts that go through the model one after another.
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// The prompts of one of them.
+    pub fn prompts(&self, part: usize) -> &PaddedPrompts {
+        &self.parts[part].prompts
+    }
+
+    /// Rows of all prompts together, padding among them.
+    pub fn rows(&self) -> usize {
+        self.parts.iter().map(|part| part.prompts.ids.len()).sum()
+    }
+}
+
 struct PreparedPart {
     pairs: Vec<PromptPair>,
     prompts: PaddedPrompts,
@@ -99,13 +116,29 @@ impl PrunedModel {
         pairs: &PreparedPairs,
         kept: &[bool],
     ) -> Result<LogitDiffs> {
-        let masks = NodeMasks::new(self.config(), kept, &self.held);
         let mut all = LogitDiffs::default();
-        for part in &pairs.parts {
-            let answers = passes.masked(&part.prompts, &masks, part.scales.as_ref(), false)?;
-            all.append(part.read(&answers.logits)?);
+        for part in 0..pairs.parts.len() {
+            let known = vec![passes.embedded(&pairs.parts[part].prompts)?];
+            all.append(self.resumed(passes, pairs, part, kept, known)?.0);
         }
         Ok(all)
+    }
+
+    /// The answers of one part of the pairs, and the streams that lead to them, of which the first ones are known: those
+    /// before every sublayer, and the last.
+    pub fn resumed(
+        &self,
+        passes: &Passes,
+        pairs: &PreparedPairs,
+        part: usize,
+        kept: &[bool],
+        known: Vec<Tensor>,
+    ) -> Result<(LogitDiffs, Vec<Tensor>)> {
+        let (part, masks) = (&pairs.parts[part], NodeMasks::new(self.config(), kept, &self.held));
+        let (prompts, scales) = (&part.prompts, part.scales.as_ref());
+        let streams = passes.masked_streams(prompts, &masks, scales, known)?;
+        let logits = passes.masked_logits(prompts, &streams, scales)?;
+        Ok((part.read(&logits)?, streams))
     }
 
     /// The answers, and the gradient of the task loss with respect to every node's mask.

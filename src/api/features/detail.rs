@@ -15,6 +15,7 @@ use crate::api::state::State;
 use crate::discovery::DiscoveryError;
 use crate::discovery::logit_effects::logit_effects;
 use crate::documented::documented;
+use crate::features::label::contrast;
 use crate::features::logit_effects::{LogitEffectMethod, LogitEffectQuery, TokenScore};
 use crate::features::pair::Pair;
 use crate::features::registry;
@@ -70,6 +71,11 @@ pub struct FeatureDetail {
     pub promotion: Option<PromotionBasis>,
     /// Channel by channel, its nonzero weights in the sparse model.
     pub weights: Vec<ChannelWeights>,
+    /// What tells the places of reference text where it is strongest from those where it is weakest: the tokens that stand
+    /// at them, or up to twelve tokens before, each with the share of the places that it is true of. Null where no token
+    /// tells them apart, and wherever `examples` is null.
+    #[schema(required = true, example = "strongest at \" '\" (83%); weakest at \" \\\"\" (79%)")]
+    pub label: Option<String>,
     /// Where in reference text it shows; null where the bridge came without any, or none were asked for.
     #[schema(required = true)]
     pub examples: Option<Examples>,
@@ -143,10 +149,12 @@ pub struct Examples {
     pub quantiles: Vec<ExampleWindow>,
 }
 
-/// A window of text and the feature's value at one of its tokens.
+/// A window of text with the feature's value at every token.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ExampleWindow {
     pub tokens: Vec<String>,
+    /// The feature's value at each of them.
+    pub values: Vec<f32>,
     /// The index in `tokens` of the token that counts.
     pub at: usize,
     /// The feature's value there.
@@ -218,6 +226,7 @@ pub async fn retrieve(
         suppressed,
         promotion,
         weights: known.weights,
+        label: known.label,
         examples: known.examples,
     };
     Ok(HttpResponse::Ok().json(FeatureAnswer::Feature(Box::new(detail))))
@@ -227,6 +236,7 @@ pub async fn retrieve(
 struct Known {
     tokens: Option<(Vec<ScoredToken>, Vec<ScoredToken>, PromotionBasis)>,
     weights: Vec<ChannelWeights>,
+    label: Option<String>,
     examples: Option<Examples>,
 }
 
@@ -280,7 +290,7 @@ impl Known {
                 outgoing: largest(&wiring.outgoing),
             })
         });
-        let examples = match &models.reference.text {
+        let (label, examples) = match &models.reference.text {
             Some(text) if count > 0 => {
                 let values = group_activations(
                     &models.sparse,
@@ -291,17 +301,21 @@ impl Known {
                 )?;
                 let found =
                     top_activations::top_activations(&text.tokens, text.length, &values, count);
-                Some(Examples {
+                let ends = contrast(&text.tokens, text.length, &values);
+                let examples = Examples {
                     top: windows(&found.top, tokenizer),
                     bottom: windows(&found.bottom, tokenizer),
                     quantiles: windows(&found.quantiles, tokenizer),
-                })
+                };
+                let label = ends.label(&|token| tokenizer.token_text(token));
+                (label, Some(examples))
             }
-            _ => None,
+            _ => (None, None),
         };
         Ok(Known {
             tokens,
             weights: weights.collect::<Result<_, DiscoveryError>>()?,
+            label,
             examples,
         })
     }
@@ -323,8 +337,9 @@ fn windows(examples: &[Example], tokenizer: &Tokenizer) -> Vec<ExampleWindow> {
             .iter()
             .map(|&id| tokenizer.token_text(id))
             .collect(),
+        values: example.activations.clone(),
         at: example.at,
-        value: example.activation,
+        value: example.activation(),
     };
     examples.iter().map(window).collect()
 }

@@ -10,10 +10,21 @@ use crate::api::ApiError;
 use crate::api::error::ErrorBody;
 use crate::api::examiner::{Effort, check_length};
 use crate::api::state::State;
+use crate::corpus::Split;
+use crate::discovery::DiscoveryError;
+use crate::discovery::binarised::{Binarisation, binarised};
 use crate::discovery::patience::Patience;
 use crate::discovery::question::PromptPair;
 use crate::discovery::verify;
+use crate::evaluation::catalogue::twin_of;
+use crate::evaluation::{EvaluationError, task_pairs};
+use crate::features::effects::TwinAgreement;
 use crate::features::pair::Pair;
+use crate::features::registry::Feature;
+use crate::models::location::Location;
+
+/// Pairs of the twin check.
+const TWIN_PAIRS: usize = 32;
 
 /// The outcome of all of a feature's tests.
 #[derive(Debug, Serialize, ToSchema)]
@@ -26,6 +37,14 @@ pub struct Verification {
     /// All tests passed; a feature without tests has nothing to fail.
     pub passed: bool,
     pub tests: Vec<TestResult>,
+    /// Whether the feature does in the dense model what it does in the sparse one, over 32 held-out pairs of its first task;
+    /// null where it has none, or where the two models' prompts are no pairs of the task.
+    #[schema(required = true)]
+    pub twin: Option<TwinAgreement>,
+    /// Whether the sparse model still does that task where the feature may take two values only, over the same pairs; null
+    /// where `twin` is.
+    #[schema(required = true)]
+    pub binarised: Option<Binarisation>,
 }
 
 /// The outcome of one test: the feature was patched from the counterfactual, at strength 1.
@@ -84,10 +103,11 @@ pub async fn create(
             .map(|test| verify::test_pair(test, tokenizer))
             .collect::<Result<_, _>>()?;
         check_length(&pairs, models)?;
-        verify::verify(models, &feature, patience.clone())
+        let outcomes = verify::verify(models, &feature, patience.clone())?;
+        Ok((outcomes, of_task(models, &feature, patience)?))
     };
     let bridge = state.snapshot().bridge(&stored.bridge, None)?;
-    let outcomes = state
+    let (outcomes, of_task) = state
         .examiner
         .examine(&http, Effort::Search, &bridge, "tests", verify)
         .await?;
@@ -109,5 +129,30 @@ pub async fn create(
         bridge: stored.bridge,
         passed: tests.iter().all(|test| test.passed),
         tests,
+        twin: of_task.map(|(twin, _)| twin),
+        binarised: of_task.map(|(_, binarised)| binarised),
     }))
+}
+
+/// What is measured of a feature that implements a task.
+fn of_task(
+    models: &Pair,
+    feature: &Feature,
+    patience: &Patience,
+) -> Result<Option<(TwinAgreement, Binarisation)>, DiscoveryError> {
+    let Some(&task) = feature.tasks.first() else {
+        return Ok(None);
+    };
+    let Ok(pairs) = task_pairs(models, task, TWIN_PAIRS, 0, Split::HeldOut) else {
+        return Ok(None);
+    };
+    let twin = match twin_of(models, feature, &pairs, patience.clone()) {
+        Ok(twin) => twin,
+        Err(EvaluationError::Discovery(error)) => return Err(error),
+        Err(error) => return Err(DiscoveryError::Invalid(error.to_string())),
+    };
+    let place = Location::parse(&feature.node, models.n_layers())?;
+    let channels = &feature.channels;
+    let binarised = binarised(models, &pairs, place, channels, patience.clone())?;
+    Ok(Some((twin, binarised)))
 }

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::drawn::{DrawnCircuit, short, signed};
+use super::drawn::{DrawnCircuit, short, signed_effect, told_effect};
 use crate::circuits::circuit::Circuit;
 use crate::models::config::TransformerConfig;
 use crate::models::location::NodeKind;
@@ -77,7 +77,7 @@ fn write(drawn: &DrawnCircuit) -> String {
             true => NEGATIVE,
             false => POSITIVE,
         };
-        let told = format!("weight {weight}, effect {}", edge.record.effect);
+        let told = format!("weight {weight}, effect {}", told_effect(edge.record.effect));
         let _ = writeln!(
             out,
             "  n{} -> n{} [{style}, penwidth={:.2}, tooltip={}];",
@@ -117,8 +117,8 @@ fn cluster(out: &mut String, drawn: &DrawnCircuit, layer: usize, name: &str, is_
         let told = format!(
             "{place}:{}, effect {}, in the whole model {}, presented {}, counterfactual {}, held at {}",
             node.record.channel,
-            signed(node.record.effect),
-            signed(node.record.effect_in_whole_model),
+            signed_effect(node.record.effect),
+            signed_effect(node.record.effect_in_whole_model),
             node.record.presented,
             node.record.counterfactual,
             node.record.held_at

@@ -49,6 +49,20 @@ pub struct DrawnEdge<'a> {
     pub record: &'a CircuitEdge,
 }
 
+impl DrawnNode<'_> {
+    /// What nodes are ordered by; nothing where it was not measured.
+    fn effect(&self) -> f64 {
+        self.record.effect.unwrap_or(0.0)
+    }
+}
+
+impl DrawnEdge<'_> {
+    /// What edges are ordered by; nothing where it was not measured.
+    fn effect(&self) -> f64 {
+        self.record.effect.unwrap_or(0.0)
+    }
+}
+
 /// The largest magnitudes.
 #[derive(Debug, Clone, Copy, Default)]
 struct Largest {
@@ -76,7 +90,7 @@ impl<'a> DrawnCircuit<'a> {
                 record: node,
             })
         });
-        let mut nodes = strongest(located.collect(), MOST_NODES, |node| node.record.effect);
+        let mut nodes = strongest(located.collect(), MOST_NODES, |node| node.effect());
         nodes.sort_by_key(|node| (node.at, node.record.channel));
         let index: BTreeMap<(&str, usize), usize> = (nodes.iter().enumerate())
             .map(|(index, node)| ((node.record.node.as_str(), node.record.channel), index))
@@ -91,7 +105,7 @@ impl<'a> DrawnCircuit<'a> {
                 record: edge,
             })
         });
-        let edges = strongest(joined.collect(), MOST_EDGES, |edge| edge.record.effect);
+        let edges = strongest(joined.collect(), MOST_EDGES, |edge| edge.effect());
         let places: Vec<_> = (nodes.iter())
             .map(|node| (node.at, node.record.channel))
             .collect();
@@ -100,8 +114,8 @@ impl<'a> DrawnCircuit<'a> {
         links.truncate(MOST_EDGES);
         DrawnCircuit {
             largest: Largest {
-                node_effect: largest(nodes.iter().map(|node| node.record.effect)),
-                edge_effect: largest(edges.iter().map(|edge| edge.record.effect)),
+                node_effect: largest(nodes.iter().map(DrawnNode::effect)),
+                edge_effect: largest(edges.iter().map(DrawnEdge::effect)),
                 weight: largest(edges.iter().map(|edge| f64::from(edge.record.weight))),
             },
             nodes_left_out: record.nodes.len() - nodes.len(),
@@ -116,12 +130,12 @@ impl<'a> DrawnCircuit<'a> {
 
     /// A node's effect as a share of the largest, by magnitude: 0 to 1.
     pub fn node_share(&self, node: &DrawnNode) -> f64 {
-        share(node.record.effect, self.largest.node_effect)
+        share(node.effect(), self.largest.node_effect)
     }
 
     /// The same of an edge's effect.
     pub fn edge_share(&self, edge: &DrawnEdge) -> f64 {
-        share(edge.record.effect, self.largest.edge_effect)
+        share(edge.effect(), self.largest.edge_effect)
     }
 
     /// The same of an edge's weight.
@@ -210,6 +224,16 @@ pub fn signed(value: f64) -> String {
     }
 }
 
+/// An effect as a number of the record's own digits, where it was measured.
+pub fn told_effect(effect: Option<f64>) -> String {
+    effect.map_or("not measured".to_owned(), |effect| effect.to_string())
+}
+
+/// An effect with three significant digits, where it was measured.
+pub fn signed_effect(effect: Option<f64>) -> String {
+    effect.map_or("not measured".to_owned(), signed)
+}
+
 /// Words in lines of at most `columns` characters, except where one word alone is longer.
 pub fn wrapped(words: &str, columns: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
@@ -280,10 +304,10 @@ mod tests {
         assert_eq!(drawn.nodes.len(), MOST_NODES);
         assert!(drawn.edges.len() <= MOST_EDGES);
         assert_eq!(drawn.nodes_left_out, 300);
-        let weakest = drawn.nodes.iter().map(|node| node.record.effect.abs());
+        let weakest = drawn.nodes.iter().map(|node| node.effect().abs());
         let weakest = weakest.fold(f64::INFINITY, f64::min);
         let stronger = circuit.nodes.iter();
-        let stronger = stronger.filter(|node| node.effect.abs() > weakest).count();
+        let stronger = stronger.filter(|node| node.effect.is_some_and(|effect| effect.abs() > weakest)).count();
         assert!(stronger < MOST_NODES);
         let said = drawn.left_out().unwrap();
         assert!(said.contains("300 nodes"), "{said}");

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use super::drawn::{DrawnCircuit, DrawnEdge, short, wrapped};
+use super::drawn::{DrawnCircuit, DrawnEdge, short, told_effect, wrapped};
 use super::layout::{ATTENTION_ROWS, CircuitLayout, ROWS, Rectangle};
 use crate::circuits::circuit::{Circuit, ControlCircuit};
 use crate::models::config::TransformerConfig;
@@ -284,7 +284,7 @@ fn content(out: &mut String, drawn: &DrawnCircuit, layout: &CircuitLayout) {
             record.to.node.as_str(),
             record.to.channel,
             record.weight,
-            record.effect
+            told_effect(record.effect)
         );
         let _ = writeln!(
             out,
@@ -306,8 +306,8 @@ fn content(out: &mut String, drawn: &DrawnCircuit, layout: &CircuitLayout) {
             told,
             "\neffect {} (rise of the task loss when it is held too)\nin the whole model {}\npresented {}, \
              counterfactual {}\nheld at {}\nreference text: mean {}, std {}, {} to {}, active at {} of tokens\n",
-            record.effect,
-            record.effect_in_whole_model,
+            told_effect(record.effect),
+            told_effect(record.effect_in_whole_model),
             record.presented,
             record.counterfactual,
             record.held_at,
@@ -503,7 +503,7 @@ mod tests {
         assert_eq!(of_class(&elements, "positive"), 6 + 1 + 3);
         assert_eq!(of_class(&elements, "stream"), 2 + 1);
         for edge in &circuit.edges {
-            let told = format!("\nweight {}\neffect {}", edge.weight, edge.effect);
+            let told = format!("\nweight {}\neffect {}", edge.weight, told_effect(edge.effect));
             assert!(picture.contains(&told), "{told}");
         }
         assert!(picture.contains("0.mlp.resid_delta:460\neffect 0.95"));

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::drawn::{DrawnCircuit, DrawnNode, short, signed, wrapped};
+use super::drawn::{DrawnCircuit, DrawnNode, short, signed, signed_effect, wrapped};
 use crate::circuits::circuit::{Ablation, Circuit, ControlCircuit};
 use crate::models::config::TransformerConfig;
 
@@ -155,8 +155,8 @@ fn describe(out: &mut String, drawn: &DrawnCircuit, index: usize, node: &DrawnNo
     let _ = writeln!(
         out,
         "  {name:<30}effect {:<9}in model {:<9}{correlation}",
-        signed(record.effect),
-        signed(record.effect_in_whole_model)
+        signed_effect(record.effect),
+        signed_effect(record.effect_in_whole_model)
     );
     let _ = writeln!(
         out,
@@ -174,7 +174,7 @@ fn describe(out: &mut String, drawn: &DrawnCircuit, index: usize, node: &DrawnNo
             out,
             "      <- {source:<26}weight {:<9}effect {}",
             signed(edge.record.weight.into()),
-            signed(edge.record.effect)
+            signed_effect(edge.record.effect)
         );
     }
     let links = drawn.links.iter().filter(|(_, to)| *to == index);

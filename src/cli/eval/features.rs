@@ -1,4 +1,5 @@
-//! `causeway eval features` and `causeway eval verify`: a pair's features found, written, and tested again.
+//! `causeway eval features`, `causeway eval verify` and `causeway eval twin`: a pair's features found, written, and tested
+//! again.
 
 use std::path::PathBuf;
 
@@ -10,7 +11,8 @@ use super::tasks::TableArguments;
 use crate::corpus::{CorpusGenerator, Split};
 use crate::discovery::patience::Patience;
 use crate::discovery::verify::verify;
-use crate::evaluation::catalogue::{self, FEATURES_FILE, FeaturesFile, Measured};
+use crate::evaluation::catalogue::{self, FEATURES_FILE, FeaturesFile, Measured, twin_of};
+use crate::evaluation::task_pairs;
 use crate::evaluation::report;
 use crate::evaluation::task_table::TaskRow;
 use crate::features::pair::Pair;
@@ -190,6 +192,61 @@ impl VerifyArguments {
             }
         }
         ensure!(failed == 0, "{failed} tests failed");
+        Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct TwinArguments {
+    #[arg(long)]
+    pair: PathBuf,
+    /// Only this feature.
+    #[arg(long, conflicts_with = "write")]
+    feature: Option<String>,
+    /// Held-out pairs of the feature's first task.
+    #[arg(long, default_value_t = 128)]
+    pairs: usize,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Write what was found into the pair's features.
+    #[arg(long)]
+    write: bool,
+}
+
+impl TwinArguments {
+    pub fn run(self) -> anyhow::Result<()> {
+        let models = Pair::read(&self.pair)?;
+        let mut features = match &self.feature {
+            Some(name) => vec![find_feature(&self.pair, name)?],
+            None => read_features(&self.pair)?,
+        };
+        println!(
+            "{:<28}{:>8}{:>12}{:>11}{:>9}{:>9}",
+            "feature", "twin", "one way", "same sign", "native", "bridged"
+        );
+        for feature in &mut features {
+            let Some(&task) = feature.tasks.first() else {
+                continue;
+            };
+            let pairs = task_pairs(&models, task, self.pairs, self.seed, Split::HeldOut)?;
+            let twin = twin_of(&models, feature, &pairs, Patience::endless())?;
+            let told = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+            println!(
+                "{:<28}{:>8}{:>12}{:>11.3}{:>9.2}{:>9.2}",
+                feature.name,
+                told(twin.correlation),
+                told(twin.correlation_one_way),
+                twin.same_sign,
+                twin.native,
+                twin.bridged
+            );
+            if let Some(effects) = &mut feature.effects {
+                effects.twin = Some(twin);
+            }
+        }
+        if self.write {
+            write_json(&self.pair.join(FEATURES_FILE), &FeaturesFile { features })?;
+        }
         Ok(())
     }
 }

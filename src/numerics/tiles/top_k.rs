@@ -2,6 +2,8 @@
 //!
 //! The threshold of sixteen tokens is found at once by bisection on the bits of their magnitudes.
 
+use multiversion::multiversion;
+
 use super::processor::{Instructions, LANES, Processor};
 use crate::numerics::parts::Part;
 
@@ -33,62 +35,155 @@ pub fn keep_largest(cpu: Processor, x: &mut [f32], width: usize, k: usize) {
     }
 }
 
-/// [`sixteen_tokens`] for AVX2. Masks are words of all ones or all zeros.
+/// More channels than this are found faster by a threshold than by counting for each.
+pub const FEW: usize = 12;
+
+/// [`keep_largest`] for the listed channels alone; the others stay as they are, whatever becomes of them. A channel stays
+/// where fewer than `k` are ahead of it.
+pub fn keep_largest_among(cpu: Processor, x: &mut [f32], width: usize, k: usize, listed: &[usize]) {
+    let channels = x.len() / width;
+    assert!(width.is_multiple_of(LANES) && x.len() == channels * width);
+    assert!(listed.iter().all(|channel| *channel < channels));
+    if k >= channels {
+        return;
+    }
+    if listed.len() > FEW {
+        return keep_largest(cpu, x, width, k);
+    }
+    let _timed = Part::AbsTopK.begin();
+    let mut ahead = [[0i32; LANES]; FEW];
+    for first in (0..width).step_by(LANES) {
+        for (ahead, &channel) in ahead.iter_mut().zip(listed) {
+            *ahead = count_ahead(x, (width, first), channel);
+        }
+        for (ahead, &channel) in ahead.iter().zip(listed) {
+            let values = x[channel * width + first..][..LANES].iter_mut();
+            for (value, ahead) in values.zip(ahead) {
+                *value = if *ahead < k as i32 { *value } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// How many channels are ahead of one at each of sixteen tokens: those of larger magnitude, and of the same those before
+/// it.
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma"
+))]
+fn count_ahead(x: &[f32], (width, first): (usize, usize), channel: usize) -> [i32; LANES] {
+    let mut own = [0i32; LANES];
+    for (own, value) in own.iter_mut().zip(&x[channel * width + first..][..LANES]) {
+        *own = (value.to_bits() & 0x7fff_ffff) as i32;
+    }
+    let mut ahead = [0i32; LANES];
+    for row in x[..channel * width].chunks_exact(width) {
+        let row = &row[first..first + LANES];
+        for lane in 0..LANES {
+            ahead[lane] += i32::from((row[lane].to_bits() & 0x7fff_ffff) as i32 >= own[lane]);
+        }
+    }
+    for row in x[(channel + 1) * width..].chunks_exact(width) {
+        let row = &row[first..first + LANES];
+        for lane in 0..LANES {
+            ahead[lane] += i32::from((row[lane].to_bits() & 0x7fff_ffff) as i32 > own[lane]);
+        }
+    }
+    ahead
+}
+
+/// [`sixteen_tokens`] for AVX2: two registers of eight tokens, masks of all ones or all zeros.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn narrow_tokens(x: &mut [f32], magnitudes: &mut [u32], width: usize, first: usize, k: usize) {
-    let rows = magnitudes.chunks_exact_mut(LANES);
-    let mut any = [0u32; LANES];
-    for (bits, x) in rows.zip(x.chunks_exact(width)) {
-        let values = x[first..first + LANES].iter();
-        for ((bits, value), any) in bits.iter_mut().zip(values).zip(&mut any) {
-            *bits = value.to_bits() & 0x7fff_ffff;
-            *any |= *bits;
+unsafe fn narrow_tokens(
+    x: &mut [f32],
+    magnitudes: &mut [u32],
+    width: usize,
+    first: usize,
+    k: usize,
+) {
+    use std::arch::x86_64::*;
+    let channels = x.len() / width;
+    let sign = _mm256_set1_epi32(0x7fff_ffff);
+    let x = x.as_mut_ptr();
+    let bits = magnitudes.as_mut_ptr();
+    for half in [0, LANES / 2] {
+        let mut any = _mm256_setzero_si256();
+        for channel in 0..channels {
+            // SAFETY: the caller has `channels` rows of `width` values in `x`, of `LANES` magnitudes in `bits`, and
+            // `first + LANES <= width`.
+            unsafe {
+                let value = _mm256_loadu_si256(x.add(channel * width + first + half).cast());
+                let value = _mm256_and_si256(value, sign);
+                any = _mm256_or_si256(any, value);
+                _mm256_storeu_si256(bits.add(channel * LANES + half).cast(), value);
+            }
         }
-    }
-    let wanted = k as i32;
-    let mut threshold = [0i32; LANES];
-    let mut open = [true; LANES];
-    let all = any.iter().fold(0, |all, any| all | any);
-    let highest = 31 - all.leading_zeros().min(31);
-    for bit in (0..=highest).rev() {
-        let candidate = threshold.map(|threshold| threshold | 1 << bit);
-        let mut counts = [[0i32; LANES]; 2];
-        for rows in magnitudes.chunks(2 * LANES) {
-            for (counts, row) in counts.iter_mut().zip(rows.chunks_exact(LANES)) {
-                for ((count, bits), candidate) in counts.iter_mut().zip(row).zip(&candidate) {
-                    *count += i32::from(*bits as i32 >= *candidate);
+        let wanted = _mm256_set1_epi32(k as i32);
+        let one = _mm256_set1_epi32(1);
+        let zero = _mm256_setzero_si256();
+        let mut lanes = [0u32; LANES / 2];
+        // SAFETY: eight numbers fit.
+        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), any) };
+        let highest = 31 - lanes.iter().fold(0, |all, any| all | any).leading_zeros().min(31) as i32;
+        let mut threshold = zero;
+        let mut open = _mm256_set1_epi32(-1);
+        for bit in (0..=highest).rev() {
+            let candidate = _mm256_or_si256(threshold, _mm256_set1_epi32(1 << bit));
+            // Magnitudes are no negative integers, so that `a >= b` is `a > b - 1`.
+            let below = _mm256_sub_epi32(candidate, one);
+            let mut counts = [zero; 4];
+            let mut channel = 0;
+            while channel + 4 <= channels {
+                for (offset, count) in counts.iter_mut().enumerate() {
+                    // SAFETY: as above.
+                    let value = unsafe {
+                        _mm256_loadu_si256(bits.add((channel + offset) * LANES + half).cast())
+                    };
+                    *count = _mm256_sub_epi32(*count, _mm256_cmpgt_epi32(value, below));
                 }
+                channel += 4;
+            }
+            while channel < channels {
+                // SAFETY: as above.
+                let value =
+                    unsafe { _mm256_loadu_si256(bits.add(channel * LANES + half).cast()) };
+                counts[0] = _mm256_sub_epi32(counts[0], _mm256_cmpgt_epi32(value, below));
+                channel += 1;
+            }
+            let count = _mm256_add_epi32(
+                _mm256_add_epi32(counts[0], counts[1]),
+                _mm256_add_epi32(counts[2], counts[3]),
+            );
+            let short = _mm256_cmpgt_epi32(wanted, count);
+            let enough = _mm256_andnot_si256(short, open);
+            threshold = _mm256_blendv_epi8(threshold, candidate, enough);
+            let exactly = _mm256_and_si256(enough, _mm256_cmpeq_epi32(count, wanted));
+            open = _mm256_andnot_si256(exactly, open);
+            if _mm256_testz_si256(open, open) == 1 {
+                break;
             }
         }
-        for lane in 0..LANES {
-            let count = counts[0][lane] + counts[1][lane];
-            if open[lane] && count >= wanted {
-                threshold[lane] = candidate[lane];
-                open[lane] = count != wanted;
+        let mut above = zero;
+        for channel in 0..channels {
+            // SAFETY: as above.
+            let value = unsafe { _mm256_loadu_si256(bits.add(channel * LANES + half).cast()) };
+            above = _mm256_sub_epi32(above, _mm256_cmpgt_epi32(value, threshold));
+        }
+        // Of those that equal the threshold, as many stay as there is room for.
+        let mut room = _mm256_sub_epi32(wanted, above);
+        for channel in 0..channels {
+            // SAFETY: as above.
+            unsafe {
+                let value = _mm256_loadu_si256(bits.add(channel * LANES + half).cast());
+                let is_above = _mm256_cmpgt_epi32(value, threshold);
+                let is_equal = _mm256_cmpeq_epi32(value, threshold);
+                let taken = _mm256_and_si256(is_equal, _mm256_cmpgt_epi32(room, zero));
+                room = _mm256_add_epi32(room, taken);
+                let stays = _mm256_castsi256_ps(_mm256_or_si256(is_above, taken));
+                let at = x.add(channel * width + first + half);
+                _mm256_storeu_ps(at, _mm256_and_ps(_mm256_loadu_ps(at), stays));
             }
-        }
-        if open.iter().all(|open| !open) {
-            break;
-        }
-    }
-    let mut room = [0i32; LANES];
-    for row in magnitudes.chunks_exact(LANES) {
-        for ((above, bits), threshold) in room.iter_mut().zip(row).zip(&threshold) {
-            *above += i32::from(*bits as i32 > *threshold);
-        }
-    }
-    room.iter_mut().for_each(|above| *above = wanted - *above);
-    for (row, x) in magnitudes
-        .chunks_exact(LANES)
-        .zip(x.chunks_exact_mut(width))
-    {
-        let values = x[first..first + LANES].iter_mut();
-        for (lane, (value, bits)) in values.zip(row).enumerate() {
-            let is_equal = *bits as i32 == threshold[lane];
-            let stays = *bits as i32 > threshold[lane] || (is_equal && room[lane] > 0);
-            room[lane] -= i32::from(is_equal && room[lane] > 0);
-            *value = if stays { *value } else { 0.0 };
         }
     }
 }
@@ -209,7 +304,14 @@ mod tests {
                 .collect();
             let k = rng.random_range(0..=channels);
             let mut found = values.clone();
+            let listed: Vec<usize> = (0..channels).filter(|_| rng.random_bool(0.1)).collect();
+            let mut of_listed = values.clone();
+            keep_largest_among(cpu, &mut of_listed, width, k, &listed);
             keep_largest(cpu, &mut found, width, k);
+            for &channel in &listed {
+                let row = channel * width..(channel + 1) * width;
+                assert_eq!(of_listed[row.clone()], found[row], "k {k}, channel {channel}");
+            }
             for token in 0..width {
                 let column = |tile: &[f32]| -> Vec<f32> {
                     (0..channels)

@@ -8,7 +8,8 @@ use candle_core::Result;
 
 use crate::circuits::edges::WeightedEdge;
 use crate::pruning::answers::Rescaling;
-use crate::pruning::edge_pruning::without_edges;
+use crate::pruning::edge_pruning::EdgelessModel;
+use crate::pruning::evaluator::{Evaluator, sublayer_of};
 use crate::pruning::subject::{PreparedPairs, PrunedModel};
 use crate::training::passes::Passes;
 
@@ -27,27 +28,28 @@ pub fn node_effects(
     kept: &[bool],
     rescaling: Rescaling,
 ) -> Result<Vec<NodeEffect>> {
-    let in_circuit = |kept: &[bool]| -> Result<f64> {
-        let answers = subject.answers_of(passes, pairs, kept)?;
-        Ok(answers.loss(rescaling))
+    let of = |passes: &Passes, mut all: Vec<bool>, rescaling: Rescaling| -> Result<Vec<f64>> {
+        let mut evaluator = Evaluator::new(subject, pairs);
+        let before = evaluator.try_nodes_of(passes, &all)?;
+        let loss = before.answers.loss(rescaling);
+        evaluator.keep(before);
+        let nodes = kept.iter().enumerate().filter(|(_, kept)| **kept);
+        let effects = nodes.map(|(node, _)| {
+            all[node] = false;
+            let tried = evaluator.try_changed(passes, &all, usize::MAX);
+            all[node] = true;
+            Ok(tried?.answers.loss(rescaling) - loss)
+        });
+        effects.collect()
     };
-    let in_whole_model = |kept: &[bool]| -> Result<f64> {
-        let answers = subject.answers(pairs, kept)?;
-        Ok(answers.loss(Rescaling::NONE))
-    };
-    let (mut circuit, mut whole) = (kept.to_vec(), vec![true; kept.len()]);
-    let before = (in_circuit(&circuit)?, in_whole_model(&whole)?);
-    let nodes = kept.iter().enumerate().filter(|(_, kept)| **kept);
-    let effects = nodes.map(|(node, _)| {
-        (circuit[node], whole[node]) = (false, false);
-        let effect = NodeEffect {
-            in_circuit: in_circuit(&circuit)? - before.0,
-            in_whole_model: in_whole_model(&whole)? - before.1,
-        };
-        (circuit[node], whole[node]) = (true, true);
-        Ok(effect)
+    let in_circuit = of(passes, kept.to_vec(), rescaling)?;
+    let in_whole_model = of(&subject.passes, vec![true; kept.len()], Rescaling::NONE)?;
+    let both = in_circuit.into_iter().zip(in_whole_model);
+    let effects = both.map(|(in_circuit, in_whole_model)| NodeEffect {
+        in_circuit,
+        in_whole_model,
     });
-    effects.collect()
+    Ok(effects.collect())
 }
 
 /// The effect of every edge of the circuit, in their order; `removed` are the weights between its nodes that are none.
@@ -58,18 +60,19 @@ pub fn edge_effects(
     (edges, removed): (&[WeightedEdge], &[&WeightedEdge]),
     rescaling: Rescaling,
 ) -> Result<Vec<f64>> {
-    let loss = |removed: &[&WeightedEdge]| -> Result<f64> {
-        let passes = without_edges(subject, removed)?;
-        let answers = subject.answers_of(&passes, pairs, kept)?;
-        Ok(answers.loss(rescaling))
-    };
-    let before = loss(removed)?;
+    let mut evaluator = Evaluator::new(subject, pairs);
+    let model = EdgelessModel::new(subject)?;
+    let circuit = model.without(removed)?;
+    let before = evaluator.try_nodes_of(&circuit, kept)?;
+    let loss = before.answers.loss(rescaling);
+    evaluator.keep(before);
     let mut without = removed.to_vec();
     let effects = edges.iter().map(|edge| {
         without.push(edge);
-        let loss = loss(&without);
+        let passes = model.changed(&circuit, edge.to.0.layer, &without);
         without.pop();
-        Ok(loss? - before)
+        let tried = evaluator.try_changed(&passes?, kept, sublayer_of(edge.to.0))?;
+        Ok(tried.answers.loss(rescaling) - loss)
     });
     effects.collect()
 }

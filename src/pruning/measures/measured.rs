@@ -1,6 +1,6 @@
 //! The record of a circuit that a search has found: everything that is measured on it, put together.
 //!
-//! Figures, correlations and the interchange are of all held-out pairs, effects of the first 32 of them: each costs passes
+//! Figures, correlations and the interchange are of all held-out pairs, effects of the first 16 of them: each costs passes
 //! of its own.
 
 use candle_core::{Result, bail};
@@ -20,12 +20,14 @@ use crate::discovery::question::PromptPair;
 use crate::models::location::{Location, Node};
 use crate::models::transformer::Transformer;
 use crate::pruning::answers::Rescaling;
-use crate::pruning::edge_pruning::{EdgeChoice, without_edges};
+use crate::pruning::edge_pruning::{EdgeChoice, EdgelessModel};
 use crate::pruning::size::NodeChoice;
 use crate::pruning::subject::{PrunedModel, as_nodes};
 
 /// Pairs that the effect of each node and edge is measured on, the first of the held-out ones.
-const PAIRS_OF_EFFECTS: usize = 32;
+const PAIRS_OF_EFFECTS: usize = 16;
+/// Nodes, and edges, that are taken away one by one at most; a circuit with more has no effects of them.
+const MOST_EFFECTS: usize = 600;
 
 /// A circuit as a search has found it, and what it is measured on.
 pub struct Unmeasured<'a> {
@@ -76,7 +78,7 @@ pub fn measured(
         .iter()
         .filter(|edge| !kept_edges.contains(edge))
         .collect();
-    let circuit = without_edges(subject, &removed)?;
+    let circuit = EdgelessModel::new(subject)?.without(&removed)?;
     let pairs = subject.prepare(found.held_out)?;
     let rescaling = found.edges.rescaling;
 
@@ -100,14 +102,21 @@ pub fn measured(
     };
     let some = &found.held_out[..PAIRS_OF_EFFECTS.min(found.held_out.len())];
     let some = subject.prepare(some)?;
-    let of_nodes = node_effects(subject, &circuit, &some, &choice.kept, rescaling)?;
-    let of_edges = edge_effects(
-        subject,
-        &some,
-        &choice.kept,
-        (kept_edges, &removed),
-        rescaling,
-    )?;
+    let of_nodes = match nodes.len() <= MOST_EFFECTS {
+        true => {
+            let found = node_effects(subject, &circuit, &some, &choice.kept, rescaling)?;
+            found.into_iter().map(Some).collect()
+        }
+        false => vec![None; nodes.len()],
+    };
+    let of_edges = match kept_edges.len() <= MOST_EFFECTS {
+        true => {
+            let edges = (kept_edges.as_slice(), removed.as_slice());
+            let found = edge_effects(subject, &some, &choice.kept, edges, rescaling)?;
+            found.into_iter().map(Some).collect()
+        }
+        false => vec![None; kept_edges.len()],
+    };
     // JSON has no infinite numbers: a record that holds one could not be read again.
     let losses = [
         figures.task_loss,
@@ -118,8 +127,10 @@ pub fn measured(
     ];
     let effects = of_nodes
         .iter()
+        .flatten()
         .flat_map(|effect| [effect.in_circuit, effect.in_whole_model]);
-    let mut measures = losses.into_iter().chain(effects).chain(of_edges.clone());
+    let of_each_edge = of_edges.iter().flatten().copied();
+    let mut measures = losses.into_iter().chain(effects).chain(of_each_edge);
     if measures.any(|value| !value.is_finite()) {
         bail!("a task loss of the circuit is no finite number: the model's logits overflow")
     }
@@ -143,8 +154,8 @@ pub fn measured(
             node: Location::Node(node).into(),
             channel,
             held_at: *held,
-            effect: effect.in_circuit,
-            effect_in_whole_model: effect.in_whole_model,
+            effect: effect.map(|effect| effect.in_circuit),
+            effect_in_whole_model: effect.map(|effect| effect.in_whole_model),
             correlation: *correlation,
             presented: rounded(side.presented),
             counterfactual: rounded(side.counterfactual),

@@ -1,15 +1,21 @@
 //! The attention sublayer of a pass: `h -> h + attention(h)`, rows in, rows out.
 
+use std::ops::Range;
+
 use super::gradients::WeightGradients;
 use super::layer::{
-    Context, LinearLayer, NormGradient, Reading, SublayerRead, WeightValues, add_to,
+    Context, LinearLayer, NormGradient, Reading, RestrictedProjection, SublayerRead, WeightValues,
+    add_to,
 };
-use super::node_masks::{ATTENTION_IN, ATTENTION_OUT, PlaceMask, QUERIES};
+use super::node_masks::{
+    ATTENTION_IN, ATTENTION_OUT, KEYS, NodeMasks, PlaceMask, QUERIES, VALUES,
+};
 use super::sequences::SequenceWise;
 use crate::numerics::tiles::attention::{Head, HeadGradients, Outcome, Room};
 use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::layout::to_rows;
-use crate::numerics::tiles::{attention, elementwise, top_k};
+use crate::numerics::tiles::processor::Processor;
+use crate::numerics::tiles::{attention, elementwise};
 
 /// The weights of an attention sublayer at one step.
 #[derive(Debug)]
@@ -57,29 +63,50 @@ impl AttentionWeights {
         sinks.map_or(f32::NEG_INFINITY, |sinks| sinks.values[head])
     }
 
-    /// Whether all queries, keys and values of a head are held, and nobody wants the gradients of their masks.
-    fn is_head_unseen(&self, context: &Context, head: usize) -> bool {
-        let of_head =
-            |mask: &PlaceMask| mask.kept[head * self.d_head..][..self.d_head].contains(&true);
-        let mut places = (QUERIES..ATTENTION_OUT).map(|place| context.mask(place));
-        !context.keeps && places.all(|mask| mask.is_some_and(|mask| !of_head(mask)))
+    /// Whether all queries, keys and values of a head are held.
+    fn is_head_held(&self, masks: &NodeMasks, layer: usize, head: usize) -> bool {
+        let is_held = |mask: &PlaceMask| !mask.kept[self.channels_of(head)].contains(&true);
+        (QUERIES..ATTENTION_OUT).all(|place| is_held(masks.place(layer, place)))
     }
 
-    /// The output of a head whose queries, keys and values are the same at every token: the values, times what the sink
-    /// leaves of the attention.
-    fn held_head(&self, head: Head, y: &mut [f32]) {
-        let channels =
-            |rows: &[f32]| -> Vec<f32> { rows.iter().step_by(head.width).copied().collect() };
-        let (q, k, v) = (channels(head.q), channels(head.k), channels(head.v));
-        let products = q.iter().zip(&k).map(|(q, k)| q * k);
-        let score = products.sum::<f32>() / (self.d_head as f32).sqrt();
-        let sink = (head.sink - score).exp();
-        for (row, value) in y.chunks_exact_mut(head.width).zip(v) {
-            for (token, y) in row.iter_mut().enumerate() {
-                let seen = (token + 1) as f32;
-                *y = value * (seen / (seen + sink));
+    /// A head's channels of queries, of keys or of values.
+    fn channels_of(&self, head: usize) -> Range<usize> {
+        head * self.d_head..(head + 1) * self.d_head
+    }
+
+    /// The output layer without the heads whose queries, keys and values are held: such a head gives the same at every
+    /// token of any sequence, its values times what the sink leaves of the attention to as many tokens. None where there
+    /// is no such head.
+    pub fn restricted_projection(
+        &self,
+        cpu: Processor,
+        masks: &NodeMasks,
+        layer: usize,
+        (length, width): (usize, usize),
+    ) -> Option<RestrictedProjection> {
+        let d_attention = self.heads * self.d_head;
+        let mut is_kept = vec![true; d_attention];
+        let mut y = Buffer::zeros(d_attention * width);
+        for head in (0..self.heads).filter(|head| self.is_head_held(masks, layer, *head)) {
+            let channels = self.channels_of(head);
+            is_kept[channels.clone()].fill(false);
+            let held = |place: usize| &masks.place(layer, place).held[channels.clone()];
+            let products = held(QUERIES).iter().zip(held(KEYS)).map(|(q, k)| q * k);
+            let score = products.sum::<f32>() / (self.d_head as f32).sqrt();
+            let sink = (self.sink_of(head) - score).exp();
+            let rows = y[channels.start * width..channels.end * width].chunks_exact_mut(width);
+            for (row, value) in rows.zip(held(VALUES)) {
+                for (token, y) in row[..length].iter_mut().enumerate() {
+                    let seen = (token + 1) as f32;
+                    *y = value * (seen / (seen + sink));
+                }
             }
         }
+        let none_held = vec![0.0; d_attention];
+        let all = vec![true; self.project.weights.outputs];
+        let (weights, _) = self.project.weights.restricted(&is_kept, &none_held, &all)?;
+        let added = self.project.forward(cpu, &y, width);
+        Some(RestrictedProjection { weights, added })
     }
 
     /// One head's queries, keys and values.
@@ -107,9 +134,8 @@ impl SequenceWise for AttentionWeights {
     fn forward(&self, context: &Context, sequence: usize, h: &[f32], out: &mut [f32]) -> Saved {
         let (cpu, width) = (context.cpu, context.width());
         let d_model = self.reading.gain.values.len();
-        let scale = context.scale(sequence);
         let tile = context.tile(h, d_model);
-        let read = self.reading.forward(cpu, &tile, width, scale);
+        let read = self.reading.forward(context, (sequence, ATTENTION_IN), &tile);
         let mut qkv = match &context.restricted.joint {
             Some(joint) => joint.forward(cpu, &read.x, width),
             None => self.joint.forward(cpu, &read.x, width),
@@ -117,8 +143,8 @@ impl SequenceWise for AttentionWeights {
         let size = self.d_head * width;
         let parts = qkv.chunks_exact_mut(self.heads * size);
         for (place, (part, active)) in (QUERIES..).zip(parts.zip(self.active)) {
-            if let Some(k) = active.filter(|_| !context.is_unseen(place)) {
-                top_k::keep_largest(cpu, part, width, k);
+            if let Some(k) = active {
+                context.keep_largest(place, part, k);
             }
         }
         let mut unmasked = Buffer::default();
@@ -136,15 +162,21 @@ impl SequenceWise for AttentionWeights {
         let mut room = Room::default();
         let outputs = y.chunks_exact_mut(size).zip(totals.chunks_exact_mut(width));
         for (head, (y, totals)) in outputs.enumerate() {
-            if self.is_head_unseen(context, head) {
-                self.held_head(self.head(context, &qkv, head), y);
+            // Heads that are the same in every sequence are in the restricted projection.
+            if context.masks.as_ref().is_some_and(|(masks, layer)| {
+                !context.keeps && self.is_head_held(masks, *layer, head)
+            }) {
+                y.fill(0.0);
                 continue;
             }
             attention::forward(cpu, self.head(context, &qkv, head), &mut room, y, totals);
         }
-        let mut delta = self.project.forward(cpu, &y, width);
+        let mut delta = match &context.restricted.project {
+            Some(project) => project.forward(cpu, &y, width),
+            None => self.project.forward(cpu, &y, width),
+        };
         if let Some(k) = self.active[3] {
-            top_k::keep_largest(cpu, &mut delta, width, k);
+            context.keep_largest(ATTENTION_OUT, &mut delta, k);
         }
         let held = context
             .mask(ATTENTION_OUT)

@@ -54,14 +54,14 @@ impl Reading {
         norm::statistics(h, width, self.kind.epsilon(), centred)
     }
 
-    /// `h [channels][width]`, the stream; `scale [width]` takes the place of what the norm would multiply tokens by.
+    /// `h [channels][width]`, the stream of a sequence; its nodes are those of the given place.
     pub fn forward(
         &self,
-        cpu: Processor,
+        context: &Context,
+        (sequence, place): (usize, usize),
         h: &[f32],
-        width: usize,
-        scale: Option<&[f32]>,
     ) -> SublayerRead {
+        let (width, scale) = (context.width(), context.scale(sequence));
         let timed = Part::Norms.begin();
         let mut statistics = self.statistics(h, width);
         if let Some(scale) = scale {
@@ -73,7 +73,7 @@ impl Reading {
         norm::apply(h, width, &statistics, &self.gain.values, bias, &mut x);
         drop(timed);
         if let Some(k) = self.active {
-            top_k::keep_largest(cpu, &mut x, width, k);
+            context.keep_largest(place, &mut x, k);
         }
         SublayerRead { statistics, x }
     }
@@ -281,6 +281,27 @@ pub struct RestrictedLayer {
     pub joint: Option<RestrictedLinear>,
     pub expand: Option<RestrictedLinear>,
     pub contract: Option<RestrictedLinear>,
+    /// Out of the heads.
+    pub project: Option<RestrictedProjection>,
+}
+
+/// The heads' output layer where some heads are the same in every sequence.
+#[derive(Debug)]
+pub struct RestrictedProjection {
+    /// From the other heads alone.
+    pub weights: product::WeightMatrix,
+    /// What the heads that are the same add, with the bias: `[d_model][width]`.
+    pub added: Buffer,
+}
+
+impl RestrictedProjection {
+    /// `y [heads * d_head][width] -> [d_model][width]`, whatever `y` is of the heads that are the same.
+    pub fn forward(&self, cpu: Processor, y: &[f32], width: usize) -> Buffer {
+        let mut delta = Buffer::of(self.weights.outputs * width);
+        self.weights.forward(cpu, y, width, None, &mut delta);
+        elementwise::add(&mut delta, &self.added);
+        delta
+    }
 }
 
 impl RestrictedLinear {
@@ -371,10 +392,16 @@ impl Context {
         Some(masks.place(*layer, place))
     }
 
-    /// Whether a place's own values are asked for by nobody: none of them goes on, and no gradient of its mask is wanted.
-    pub fn is_unseen(&self, place: usize) -> bool {
-        let mask = self.mask(place);
-        !self.keeps && mask.is_some_and(|mask| !mask.kept.contains(&true))
+    /// AbsTopK of a place's values `x [channels][width]`. Where no gradients of masks are wanted nobody looks at nodes that
+    /// are held, and only those that are kept are right.
+    pub fn keep_largest(&self, place: usize, x: &mut [f32], k: usize) {
+        let width = self.width();
+        match self.mask(place) {
+            Some(mask) if !self.keeps => {
+                top_k::keep_largest_among(self.cpu, x, width, k, &mask.kept_channels)
+            }
+            _ => top_k::keep_largest(self.cpu, x, width, k),
+        }
     }
 
     /// What the norm of a sequence multiplies each token by, where that is given.

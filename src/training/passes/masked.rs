@@ -22,6 +22,7 @@ use crate::models::location::{Location, Node, NodeKind, Site};
 use crate::models::tap::ResidualTap;
 use crate::models::token_rows::TokenRows;
 use crate::numerics::rows;
+use crate::numerics::tiles::layout;
 
 /// Rows that the unembedding takes at a time.
 const HEAD_ROWS: usize = 32;
@@ -129,35 +130,96 @@ impl Passes {
         scales: Option<&NormScales>,
         keeps_gradients: bool,
     ) -> Result<MaskedAnswers> {
-        let device = self.device()?;
-        let mut rows = prompts.rows(&device)?;
-        let mut stream = self.transformer.embed(&rows)?.detach();
-        let last = Tensor::new(prompts.last.as_slice(), &device)?;
-        let ids = rows.ids.index_select(&last, 0)?;
-        if let Some(fused) = &self.fused {
-            if keeps_gradients {
-                // A variable, so that candle asks the operations for their gradients.
-                stream = Var::from_tensor(&stream)?.into_inner();
-            }
-            let stream = fused.masked_stream(stream, prompts, masks, scales)?;
-            let stream = stream.index_select(&last, 0)?;
-            let logits = fused.masked_logits(stream, scales)?;
-            return Ok(MaskedAnswers {
-                logits: self.transformer.add_bigrams(logits, &ids)?,
-                masks: masks.clone(),
-                mask_vars: Vec::new(),
-            });
-        }
         let mut tap = MaskTap::new(self, masks, scales, keeps_gradients)?;
-        let first = Site::before_attention(0, self.config().n_layers);
-        let stream = self.transformer.run(first, stream, &mut rows, &mut tap)?;
-        let stream = stream.index_select(&last, 0)?;
-        let scale = scales.map(|scales| &scales.last);
+        let mut stream = self.embedded(prompts)?;
+        if keeps_gradients && self.fused.is_some() {
+            // A variable, so that candle asks the operations for their gradients.
+            stream = Var::from_tensor(&stream)?.into_inner();
+        }
+        let streams = self.masked_streams_by(&mut tap, prompts, masks, scales, vec![stream])?;
         Ok(MaskedAnswers {
-            logits: self.transformer.unembed_scaled(&stream, &ids, scale)?,
+            logits: self.masked_logits(prompts, &streams, scales)?,
             masks: masks.clone(),
-            mask_vars: tap.vars,
+            mask_vars: tap.map_or(Vec::new(), |tap| tap.vars),
         })
+    }
+
+    /// The stream of masked prompts before every sublayer and after the last, `[rows, d_model]` each; the first ones, at
+    /// least that before the first sublayer, are known.
+    pub fn masked_streams(
+        &self,
+        prompts: &PaddedPrompts,
+        masks: &Arc<NodeMasks>,
+        scales: Option<&NormScales>,
+        known: Vec<Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        let mut tap = MaskTap::new(self, masks, scales, false)?;
+        self.masked_streams_by(&mut tap, prompts, masks, scales, known)
+    }
+
+    /// The stream before the first sublayer, which no mask changes.
+    pub fn embedded(&self, prompts: &PaddedPrompts) -> Result<Tensor> {
+        let device = self.device()?;
+        Ok(self.transformer.embed(&prompts.rows(&device)?)?.detach())
+    }
+
+    fn masked_streams_by(
+        &self,
+        tap: &mut Option<MaskTap>,
+        prompts: &PaddedPrompts,
+        masks: &Arc<NodeMasks>,
+        scales: Option<&NormScales>,
+        mut known: Vec<Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        let n_layers = self.config().n_layers;
+        let Some(from) = Site::all(n_layers).nth(known.len().saturating_sub(1)) else {
+            candle_core::bail!("a pass has {} streams, not {}", 2 * n_layers + 1, known.len())
+        };
+        // Where attention and MLP read the same stream, a pass begins at a layer's first.
+        known.truncate(from.pass_start(self.config()).index() + 1);
+        let Some(stream) = known.pop() else {
+            candle_core::bail!("the stream before the first sublayer is not known")
+        };
+        match (&self.fused, tap) {
+            (Some(fused), _) => {
+                known.push(stream);
+                fused.masked_streams(known, prompts, masks, scales)
+            }
+            (None, Some(tap)) => {
+                let first = from.pass_start(self.config());
+                tap.streams = known;
+                let mut rows = prompts.rows(&self.device()?)?;
+                self.transformer.run(first, stream, &mut rows, tap)?;
+                Ok(std::mem::take(&mut tap.streams))
+            }
+            (None, None) => candle_core::bail!("a pass of candle's needs a tap"),
+        }
+    }
+
+    /// The logits after each prompt's last token, `[prompts, vocabulary]`.
+    pub fn masked_logits(
+        &self,
+        prompts: &PaddedPrompts,
+        streams: &[Tensor],
+        scales: Option<&NormScales>,
+    ) -> Result<Tensor> {
+        let Some(stream) = streams.last() else {
+            candle_core::bail!("there is no stream to read logits from")
+        };
+        let device = self.device()?;
+        let last = Tensor::new(prompts.last.as_slice(), &device)?;
+        let ids = prompts.rows(&device)?.ids.index_select(&last, 0)?;
+        let stream = stream.index_select(&last, 0)?;
+        match &self.fused {
+            Some(fused) => {
+                let logits = fused.masked_logits(stream, scales)?;
+                self.transformer.add_bigrams(logits, &ids)
+            }
+            None => {
+                let scale = scales.map(|scales| &scales.last);
+                self.transformer.unembed_scaled(&stream, &ids, scale)
+            }
+        }
     }
 
     fn device(&self) -> Result<Device> {
@@ -166,18 +228,30 @@ impl Passes {
 }
 
 impl Fused {
-    /// The stream at the last site.
-    fn masked_stream(
+    /// The streams from the last known one on.
+    fn masked_streams(
         &self,
-        stream: Tensor,
+        mut streams: Vec<Tensor>,
         prompts: &PaddedPrompts,
         masks: &Arc<NodeMasks>,
         scales: Option<&NormScales>,
-    ) -> Result<Tensor> {
-        let mut h = stream.contiguous()?;
+    ) -> Result<Vec<Tensor>> {
+        let first = streams.len() - 1;
         for (layer, (attention, mlp)) in self.weights.layers.iter().enumerate() {
-            let restricted = Arc::new(restricted(attention, mlp, masks, layer));
-            let context = |h: &Tensor, sublayer: usize| -> Result<Context> {
+            if 2 * layer + 1 < first {
+                continue;
+            }
+            let mut restricted = restricted(attention, mlp, masks, layer);
+            // Gradients of masks are of all heads.
+            if !streams[first].track_op() && first <= 2 * layer {
+                let width = layout::width_of(prompts.length);
+                let size = (prompts.length, width);
+                restricted.project =
+                    attention.restricted_projection(self.cpu, masks, layer, size);
+            }
+            let restricted = Arc::new(restricted);
+            for sublayer in (2 * layer..2 * layer + 2).filter(|sublayer| *sublayer >= first) {
+                let h = streams[sublayer].contiguous()?;
                 let mut context = Context {
                     cpu: self.cpu,
                     sink: None,
@@ -188,21 +262,18 @@ impl Fused {
                     scales: None,
                 };
                 if let Some(scales) = scales {
-                    let scales = rows::to_vec(&scales.sublayers[2 * layer + sublayer])?;
+                    let scales = rows::to_vec(&scales.sublayers[sublayer])?;
                     context.scales = Some(widened(&scales, &context));
                 }
-                Ok(context)
-            };
-            h = match held_output(&h, masks.place(layer, ATTENTION_OUT))? {
-                Some(h) => h,
-                None => h.apply_op1(Pass::new(context(&h, 0)?, attention.clone()))?,
-            };
-            h = match held_output(&h, masks.place(layer, MLP_OUT))? {
-                Some(h) => h,
-                None => h.apply_op1(Pass::new(context(&h, 1)?, mlp.clone()))?,
-            };
+                let output = [ATTENTION_OUT, MLP_OUT][sublayer % 2];
+                streams.push(match held_output(&h, masks.place(layer, output))? {
+                    Some(h) => h,
+                    None if sublayer % 2 == 0 => h.apply_op1(Pass::new(context, attention.clone()))?,
+                    None => h.apply_op1(Pass::new(context, mlp.clone()))?,
+                });
+            }
         }
-        Ok(h)
+        Ok(streams)
     }
 
     /// Of rows that have nothing to do with one another.
@@ -259,6 +330,7 @@ fn restricted(
         joint: attention.joint.restricted(place(ATTENTION_IN), &kept_parts),
         expand: mlp.expand.restricted(place(MLP_IN), &neurons.kept),
         contract: mlp.project.restricted(neurons, &output.kept),
+        project: None,
     }
 }
 
@@ -280,16 +352,22 @@ struct MaskTap<'a> {
     places: Vec<Node>,
     held: Vec<Tensor>,
     scales: Option<&'a NormScales>,
+    /// Those at the sites that were come by.
+    streams: Vec<Tensor>,
     n_layers: usize,
 }
 
 impl<'a> MaskTap<'a> {
+    /// None for passes that are operations of their own.
     fn new(
         passes: &Passes,
         masks: &NodeMasks,
         scales: Option<&'a NormScales>,
         keeps_gradients: bool,
-    ) -> Result<Self> {
+    ) -> Result<Option<Self>> {
+        if passes.fused.is_some() {
+            return Ok(None);
+        }
         let device = passes.device()?;
         let mut tap = MaskTap {
             masks: Vec::new(),
@@ -297,6 +375,7 @@ impl<'a> MaskTap<'a> {
             places: Vec::new(),
             held: Vec::new(),
             scales,
+            streams: Vec::new(),
             n_layers: passes.config().n_layers,
         };
         for ((place, width), mask) in node_locations(passes.config())
@@ -322,7 +401,7 @@ impl<'a> MaskTap<'a> {
                 tap.masks.push((kept, outside));
             }
         }
-        Ok(tap)
+        Ok(Some(tap))
     }
 }
 
@@ -330,7 +409,10 @@ impl ResidualTap for MaskTap<'_> {
     fn visit(&mut self, place: Location, value: Tensor) -> Result<Tensor> {
         let index = match place {
             Location::Node(node) => self.places.iter().position(|known| *known == node),
-            Location::Site(_) => None,
+            Location::Site(_) => {
+                self.streams.push(value.clone());
+                None
+            }
         };
         let Some(index) = index else {
             return Ok(value);

@@ -6,7 +6,7 @@ use super::node_masks::{MLP_IN, MLP_OUT, NEURONS};
 use super::sequences::SequenceWise;
 use crate::numerics::tiles::buffers::Buffer;
 use crate::numerics::tiles::layout::to_rows;
-use crate::numerics::tiles::{elementwise, top_k};
+use crate::numerics::tiles::elementwise;
 
 /// The weights of an MLP at one step.
 #[derive(Debug)]
@@ -45,9 +45,8 @@ impl SequenceWise for MlpWeights {
     fn forward(&self, context: &Context, sequence: usize, h: &[f32], out: &mut [f32]) -> SavedMlp {
         let (cpu, width) = (context.cpu, context.width());
         let d_model = self.reading.gain.values.len();
-        let scale = context.scale(sequence);
         let tile = context.tile(h, d_model);
-        let read = self.reading.forward(cpu, &tile, width, scale);
+        let read = self.reading.forward(context, (sequence, MLP_IN), &tile);
         let restricted = &context.restricted;
         let hidden = match &restricted.expand {
             Some(expand) => expand.forward(cpu, &read.x, width),
@@ -55,15 +54,15 @@ impl SequenceWise for MlpWeights {
         };
         let mut neurons = Buffer::of(hidden.len());
         elementwise::gelu(&hidden, &mut neurons);
-        if let Some(k) = self.active[0].filter(|_| !context.is_unseen(NEURONS)) {
-            top_k::keep_largest(cpu, &mut neurons, width, k);
+        if let Some(k) = self.active[0] {
+            context.keep_largest(NEURONS, &mut neurons, k);
         }
         let mut delta = match &restricted.contract {
             Some(contract) => contract.forward(cpu, &neurons, width),
             None => self.project.forward(cpu, &neurons, width),
         };
         if let Some(k) = self.active[1] {
-            top_k::keep_largest(cpu, &mut delta, width, k);
+            context.keep_largest(MLP_OUT, &mut delta, k);
         }
         let held = context
             .mask(MLP_OUT)

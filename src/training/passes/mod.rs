@@ -41,7 +41,7 @@ use crate::numerics::tiles::processor::{Instructions, Processor};
 
 /// A model as a training runs it.
 pub struct Passes {
-    pub transformer: Transformer,
+    pub transformer: Arc<Transformer>,
     fused: Option<Fused>,
 }
 
@@ -93,11 +93,11 @@ impl Passes {
             Some(Instructions::Avx2) => "AVX2",
             None => "portable",
         };
-        tracing::info!(
-            passes = kind,
-            ?purpose,
-            "a model is ready to be trained with"
-        );
+        match purpose {
+            Purpose::Training => tracing::info!(passes = kind, "a model is ready to be trained"),
+            // Searches make many, one a change.
+            _ => tracing::debug!(passes = kind, ?purpose, "a model is ready"),
+        }
         let transformer = Transformer::new(config, tensors, purpose)?;
         let fused = match cpu {
             Some(cpu) => Some(Fused {
@@ -111,7 +111,41 @@ impl Passes {
             }),
             None => None,
         };
-        Ok(Passes { transformer, fused })
+        Ok(Passes {
+            transformer: Arc::new(transformer),
+            fused,
+        })
+    }
+
+    /// Whether the passes are the transformer's own, so that a change of one layer makes everything anew.
+    pub fn is_whole(&self) -> bool {
+        self.fused.is_none()
+    }
+
+    /// A frozen model with one layer's weights changed to those of `tensors`, for masked passes alone: where the sublayers
+    /// are operations of their own, its `transformer` stays what it was, and nothing of it is made anew but that layer.
+    pub fn with_layer(&self, tensors: &BTreeMap<String, Tensor>, layer: usize) -> Result<Self> {
+        let Some(fused) = &self.fused else {
+            return Passes::new(self.config().clone(), tensors, Purpose::Frozen);
+        };
+        let named = Named {
+            config: self.config(),
+            tensors,
+        };
+        let mut layers = fused.weights.layers.clone();
+        layers[layer] = named.transformer_layer(layer)?;
+        Ok(Passes {
+            transformer: self.transformer.clone(),
+            fused: Some(Fused {
+                cpu: fused.cpu,
+                tensors: fused.tensors.clone(),
+                gradients: None,
+                weights: StepWeights {
+                    layers,
+                    unembedding: fused.weights.unembedding.clone(),
+                },
+            }),
+        })
     }
 
     pub fn config(&self) -> &TransformerConfig {
@@ -210,38 +244,8 @@ fn is_fused(name: &str) -> bool {
 impl StepWeights {
     fn read(config: &TransformerConfig, tensors: &BTreeMap<String, Tensor>) -> Result<Self> {
         let named = Named { config, tensors };
-        let layers = (0..config.n_layers).into_par_iter().map(|layer| {
-            let at = |name: &str| format!("transformer.h.{layer}.{name}");
-            let count = |location, width| config.active_count(location, width);
-            let (d_model, d_attention) = (config.d_model, config.d_attention());
-            let attention = AttentionWeights {
-                reading: named.reading(&at("ln_1"), count(ActiveLocation::AttnIn, d_model))?,
-                joint: named.layer(&at("attn.c_attn"), config.bias)?,
-                project: named.layer(&at("attn.c_proj"), config.bias)?,
-                sinks: match config.attention_sinks {
-                    true => Some(named.values(at("attn.attn_imp.sink_logit"))?),
-                    false => None,
-                },
-                heads: config.n_heads,
-                d_head: config.d_head,
-                active: [
-                    count(ActiveLocation::AttnQ, d_attention),
-                    count(ActiveLocation::AttnK, d_attention),
-                    count(ActiveLocation::AttnV, d_attention),
-                    count(ActiveLocation::AttnOut, d_model),
-                ],
-            };
-            let mlp = MlpWeights {
-                reading: named.reading(&at("ln_2"), count(ActiveLocation::MlpIn, d_model))?,
-                expand: named.layer(&at("mlp.c_fc"), config.bias)?,
-                project: named.layer(&at("mlp.c_proj"), config.bias)?,
-                active: [
-                    count(ActiveLocation::MlpNeuron, config.d_mlp),
-                    count(ActiveLocation::MlpOut, d_model),
-                ],
-            };
-            Ok((Arc::new(attention), Arc::new(mlp)))
-        });
+        let layers = (0..config.n_layers).into_par_iter();
+        let layers = layers.map(|layer| named.transformer_layer(layer));
         let bias = "final_logits_bias";
         Ok(StepWeights {
             layers: layers.collect::<Result<_>>()?,
@@ -269,6 +273,41 @@ impl<'a> Named<'a> {
             Some(tensor) => Ok(tensor),
             None => candle_core::bail!("the model has no tensor {name}"),
         }
+    }
+
+    /// The sublayers of a layer.
+    fn transformer_layer(&self, layer: usize) -> Result<(Arc<AttentionWeights>, Arc<MlpWeights>)> {
+        let config = self.config;
+        let at = |name: &str| format!("transformer.h.{layer}.{name}");
+        let count = |location, width| config.active_count(location, width);
+        let (d_model, d_attention) = (config.d_model, config.d_attention());
+        let attention = AttentionWeights {
+            reading: self.reading(&at("ln_1"), count(ActiveLocation::AttnIn, d_model))?,
+            joint: self.layer(&at("attn.c_attn"), config.bias)?,
+            project: self.layer(&at("attn.c_proj"), config.bias)?,
+            sinks: match config.attention_sinks {
+                true => Some(self.values(at("attn.attn_imp.sink_logit"))?),
+                false => None,
+            },
+            heads: config.n_heads,
+            d_head: config.d_head,
+            active: [
+                count(ActiveLocation::AttnQ, d_attention),
+                count(ActiveLocation::AttnK, d_attention),
+                count(ActiveLocation::AttnV, d_attention),
+                count(ActiveLocation::AttnOut, d_model),
+            ],
+        };
+        let mlp = MlpWeights {
+            reading: self.reading(&at("ln_2"), count(ActiveLocation::MlpIn, d_model))?,
+            expand: self.layer(&at("mlp.c_fc"), config.bias)?,
+            project: self.layer(&at("mlp.c_proj"), config.bias)?,
+            active: [
+                count(ActiveLocation::MlpNeuron, config.d_mlp),
+                count(ActiveLocation::MlpOut, d_model),
+            ],
+        };
+        Ok((Arc::new(attention), Arc::new(mlp)))
     }
 
     fn values(&self, name: String) -> Result<WeightValues> {

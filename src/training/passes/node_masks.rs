@@ -23,6 +23,8 @@ pub struct NodeMasks {
 #[derive(Debug)]
 pub struct PlaceMask {
     pub kept: Vec<bool>,
+    /// The channels that are kept, ascending.
+    pub kept_channels: Vec<usize>,
     pub held: Vec<f32>,
     /// Of the mask, added up over the sequences of a backward pass.
     gradient: Mutex<Vec<f32>>,
@@ -31,6 +33,8 @@ pub struct PlaceMask {
 /// Places of a layer in the order of [`crate::circuits::nodes::KINDS`].
 pub const ATTENTION_IN: usize = 0;
 pub const QUERIES: usize = 1;
+pub const KEYS: usize = 2;
+pub const VALUES: usize = 3;
 pub const ATTENTION_OUT: usize = 4;
 pub const MLP_IN: usize = 5;
 pub const NEURONS: usize = 6;
@@ -46,6 +50,7 @@ impl NodeMasks {
             first += width;
             PlaceMask {
                 kept: kept[range.clone()].to_vec(),
+                kept_channels: (0..width).filter(|at| kept[range.start + at]).collect(),
                 held: held[range].to_vec(),
                 gradient: Mutex::new(vec![0.0; width]),
             }

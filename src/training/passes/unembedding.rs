@@ -32,8 +32,9 @@ impl SequenceWise for UnembeddingWeights {
     ) -> SublayerRead {
         let (cpu, width) = (context.cpu, context.width());
         let d_model = self.reading.gain.values.len();
-        let (tile, scale) = (context.tile(h, d_model), context.scale(sequence));
-        let read = self.reading.forward(cpu, &tile, width, scale);
+        let tile = context.tile(h, d_model);
+        // Its norm has no AbsTopK behind it, and no place of nodes.
+        let read = self.reading.forward(context, (sequence, 0), &tile);
         let tile = self.unembed.forward(cpu, &read.x, width);
         to_rows(cpu, &tile, self.unembed.weights.outputs, width, logits);
         read

@@ -1,0 +1,119 @@
+//! Trying one change of a circuit after another, each from the sublayer on that it is made in.
+//!
+//! A search keeps a circuit and tries it with a little less: without a node, without an edge. What stands before the first
+//! sublayer that is changed stays as it is, so the streams of the circuit that is kept are remembered, `[rows, d_model]`
+//! before every sublayer and after the last, and a pass begins at the last one that still holds. Where they would take too
+//! much memory nothing is remembered and every pass is whole; the answers are the same.
+
+use candle_core::{Result, Tensor};
+
+use super::answers::LogitDiffs;
+use super::subject::{PreparedPairs, PrunedModel};
+use crate::circuits::nodes::node_locations;
+use crate::models::location::{Node, NodeKind};
+use crate::training::passes::Passes;
+
+/// Bytes of streams that are remembered at most: of the circuit that is kept, and as many of the one that is tried.
+const MOST_BYTES: usize = 1 << 30;
+
+/// Some pairs, and the circuit that was kept last.
+pub struct Evaluator<'a> {
+    subject: &'a PrunedModel,
+    pairs: &'a PreparedPairs,
+    remembers: bool,
+    kept: Option<Remembered>,
+}
+
+struct Remembered {
+    nodes: Vec<bool>,
+    /// Of each part of the pairs.
+    streams: Vec<Vec<Tensor>>,
+}
+
+/// What a set of nodes answered.
+pub struct Tried {
+    pub answers: LogitDiffs,
+    remembered: Option<Remembered>,
+}
+
+impl<'a> Evaluator<'a> {
+    pub fn new(subject: &'a PrunedModel, pairs: &'a PreparedPairs) -> Self {
+        let config = subject.config();
+        let streams = 2 * config.n_layers + 1;
+        let bytes = pairs.rows() * config.d_model * streams * size_of::<f32>();
+        Evaluator {
+            subject,
+            pairs,
+            remembers: bytes <= MOST_BYTES,
+            kept: None,
+        }
+    }
+
+    /// The answers of some nodes of the model as it is.
+    pub fn try_nodes(&self, nodes: &[bool]) -> Result<Tried> {
+        self.try_changed(&self.subject.passes, nodes, usize::MAX)
+    }
+
+    /// The answers of some nodes of any model of this shape.
+    pub fn try_nodes_of(&self, passes: &Passes, nodes: &[bool]) -> Result<Tried> {
+        self.try_changed(passes, nodes, 0)
+    }
+
+    /// The answers of some nodes of a model that has the weights of the one that was kept last in all sublayers before
+    /// `changed`.
+    pub fn try_changed(&self, passes: &Passes, nodes: &[bool], changed: usize) -> Result<Tried> {
+        let mut answers = LogitDiffs::default();
+        let mut streams = Vec::new();
+        let first = self.first_changed(nodes).min(changed);
+        for part in 0..self.pairs.parts() {
+            let known = match &self.kept {
+                Some(kept) => kept.streams[part].iter().take(first.saturating_add(1)).cloned().collect(),
+                None => vec![passes.embedded(self.pairs.prompts(part))?],
+            };
+            let (of_part, of_streams) =
+                self.subject.resumed(passes, self.pairs, part, nodes, known)?;
+            answers.append(of_part);
+            streams.extend(self.remembers.then_some(of_streams));
+        }
+        Ok(Tried {
+            answers,
+            remembered: self.remembers.then(|| Remembered {
+                nodes: nodes.to_vec(),
+                streams,
+            }),
+        })
+    }
+
+    /// What was tried is what is kept from now on.
+    pub fn keep(&mut self, tried: Tried) {
+        self.kept = tried.remembered;
+    }
+
+    /// The first sublayer with nodes that are masked otherwise than in the circuit that was kept last.
+    fn first_changed(&self, nodes: &[bool]) -> usize {
+        let Some(kept) = &self.kept else {
+            return 0;
+        };
+        let differs = |(one, other)| one != other;
+        let first = kept.nodes.iter().zip(nodes).position(differs);
+        first.map_or(usize::MAX, |first| sublayer_of_nodes(self.subject)[first])
+    }
+}
+
+/// The sublayer that each node is in, counted from the first layer's attention.
+pub fn sublayer_of_nodes(subject: &PrunedModel) -> Vec<usize> {
+    let places = node_locations(subject.config()).into_iter();
+    let sublayers = places.flat_map(|(node, width)| {
+        std::iter::repeat_n(sublayer_of(node), width)
+    });
+    sublayers.collect()
+}
+
+/// The same of one place.
+pub fn sublayer_of(place: Node) -> usize {
+    let is_of_mlp = matches!(
+        place.kind,
+        NodeKind::MlpIn | NodeKind::PostAct | NodeKind::MlpOut
+    );
+    2 * place.layer + usize::from(is_of_mlp)
+}
