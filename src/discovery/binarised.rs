@@ -54,7 +54,10 @@ pub fn binarised(
     let [presented, _] = patching.sparse_values(place)?;
     let values = rows::to_vec(presented)?;
     let width = presented.dim(1)?;
-    let length = channels.iter().map(|member| member.weight.powi(2)).sum::<f64>();
+    let length = channels
+        .iter()
+        .map(|member| member.weight.powi(2))
+        .sum::<f64>();
     let of_row = |row: &[f32]| -> f64 {
         let parts = channels
             .iter()
@@ -105,7 +108,10 @@ impl Split {
         let total: f64 = sorted.iter().sum();
         let count = sorted.len() as f64;
         let mean = total / count.max(1.0);
-        let variance = sorted.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+        let variance = sorted
+            .iter()
+            .map(|value| (value - mean).powi(2))
+            .sum::<f64>();
         let mut best = Split {
             threshold: mean,
             low: mean,
@@ -120,7 +126,8 @@ impl Split {
             }
             let (low, high) = (below / at as f64, (total - below) / (count - at as f64));
             // What lies between the two means of the variance.
-            let between = at as f64 * (low - mean).powi(2) + (count - at as f64) * (high - mean).powi(2);
+            let between =
+                at as f64 * (low - mean).powi(2) + (count - at as f64) * (high - mean).powi(2);
             if between > most {
                 most = between;
                 best = Split {

@@ -20,9 +20,9 @@ pub mod prompt_run;
 pub mod question;
 pub mod route;
 pub mod search;
-pub mod twin;
 #[cfg(test)]
 mod tests;
+pub mod twin;
 pub mod verify;
 
 use crate::bridge::pair::PairError;

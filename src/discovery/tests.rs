@@ -383,7 +383,11 @@ fn examples_are_the_extremes_with_their_surroundings() {
         activations[25],
     ) = (3.0, 2.5, 9.0, -4.0);
     let found = top_activations(&tokens, 10, &activations, 2);
-    let tops: Vec<f32> = found.top.iter().map(|example| example.activation()).collect();
+    let tops: Vec<f32> = found
+        .top
+        .iter()
+        .map(|example| example.activation())
+        .collect();
     assert_eq!(tops, [9.0, 3.0], "one a sequence");
     assert_eq!(found.bottom[0].activation(), -4.0);
     for example in found

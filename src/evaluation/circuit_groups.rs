@@ -48,7 +48,11 @@ struct Chosen {
 }
 
 /// What is known of a task's pairs, as a row of the table of tasks that has no groups of its own.
-pub fn row_of(models: &Pair, task: Task, held_out: &[PromptPair]) -> Result<TaskRow, EvaluationError> {
+pub fn row_of(
+    models: &Pair,
+    task: Task,
+    held_out: &[PromptPair],
+) -> Result<TaskRow, EvaluationError> {
     let patching = Patching::new(models, held_out.to_vec(), &[])?;
     let answers = &patching.answers;
     let (dense, sparse) = (

@@ -141,7 +141,10 @@ mod tests {
         let found = contrast(&tokens, 4, &activations);
         assert_eq!(found.places, 20);
         let told = |tokens: &[TellingToken]| -> Vec<(u32, f64)> {
-            tokens.iter().map(|found| (found.token, found.share)).collect()
+            tokens
+                .iter()
+                .map(|found| (found.token, found.share))
+                .collect()
         };
         assert_eq!(told(&found.strongest_at), [(1, 1.0)]);
         assert_eq!(told(&found.weakest_at), [(2, 1.0)]);
@@ -149,13 +152,23 @@ mod tests {
         assert_eq!(told(&found.strongest_after), [(7, 1.0)]);
         assert_eq!(told(&found.weakest_after), [(8, 1.0)]);
         let label = found.label(&|token| token.to_string()).expect("a label");
-        assert!(label.starts_with("strongest at \"1\" (100%); weakest at"), "{label}");
+        assert!(
+            label.starts_with("strongest at \"1\" (100%); weakest at"),
+            "{label}"
+        );
     }
 
     #[test]
     fn nothing_is_told_of_what_never_shows_or_never_differs() {
-        assert_eq!(contrast(&[1, 2, 3, 4], 4, &[0.0; 4]), FeatureContrast::default());
-        let same = contrast(&[1; 100], 10, &(1..=100).map(|at| at as f32).collect::<Vec<_>>());
+        assert_eq!(
+            contrast(&[1, 2, 3, 4], 4, &[0.0; 4]),
+            FeatureContrast::default()
+        );
+        let same = contrast(
+            &[1; 100],
+            10,
+            &(1..=100).map(|at| at as f32).collect::<Vec<_>>(),
+        );
         assert_eq!(same.places, 50);
         assert_eq!(same.label(&|token| token.to_string()), None);
     }

@@ -67,11 +67,16 @@ impl<'a> Evaluator<'a> {
         let first = self.first_changed(nodes).min(changed);
         for part in 0..self.pairs.parts() {
             let known = match &self.kept {
-                Some(kept) => kept.streams[part].iter().take(first.saturating_add(1)).cloned().collect(),
+                Some(kept) => kept.streams[part]
+                    .iter()
+                    .take(first.saturating_add(1))
+                    .cloned()
+                    .collect(),
                 None => vec![passes.embedded(self.pairs.prompts(part))?],
             };
-            let (of_part, of_streams) =
-                self.subject.resumed(passes, self.pairs, part, nodes, known)?;
+            let (of_part, of_streams) = self
+                .subject
+                .resumed(passes, self.pairs, part, nodes, known)?;
             answers.append(of_part);
             streams.extend(self.remembers.then_some(of_streams));
         }
@@ -103,9 +108,7 @@ impl<'a> Evaluator<'a> {
 /// The sublayer that each node is in, counted from the first layer's attention.
 pub fn sublayer_of_nodes(subject: &PrunedModel) -> Vec<usize> {
     let places = node_locations(subject.config()).into_iter();
-    let sublayers = places.flat_map(|(node, width)| {
-        std::iter::repeat_n(sublayer_of(node), width)
-    });
+    let sublayers = places.flat_map(|(node, width)| std::iter::repeat_n(sublayer_of(node), width));
     sublayers.collect()
 }
 
@@ -116,4 +119,97 @@ pub fn sublayer_of(place: Node) -> usize {
         NodeKind::MlpIn | NodeKind::PostAct | NodeKind::MlpOut
     );
     2 * place.layer + usize::from(is_of_mlp)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+    use crate::circuits::edges::{WeightedEdge, edges};
+    use crate::discovery::question::{PromptPair, Question};
+    use crate::features::test_pair::random_pair;
+    use crate::pruning::edge_pruning::EdgelessModel;
+    use crate::pruning::subject::as_nodes;
+
+    fn subject() -> (PrunedModel, Vec<PromptPair>) {
+        let files = random_pair(5).sparse;
+        let count: usize = node_locations(&files.config).iter().map(|at| at.1).sum();
+        let held = (0..count).map(|node| (node % 7) as f32 * 0.05).collect();
+        let pairs = (0..6u32)
+            .map(|at| PromptPair {
+                presented: vec![at, 3 + at, 7],
+                counterfactual: vec![at, 5 + at, 7],
+                question: Question::Between {
+                    presented: 1,
+                    counterfactual: 2,
+                },
+            })
+            .collect();
+        let subject = PrunedModel::new(files.config, files.tensors, held, false);
+        (subject.expect("a model"), pairs)
+    }
+
+    #[test]
+    fn whatever_was_kept_before_answers_are_those_of_a_whole_pass() {
+        let (subject, pairs) = subject();
+        let pairs = subject.prepare(&pairs).expect("pairs");
+        let mut evaluator = Evaluator::new(&subject, &pairs);
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut nodes = vec![true; subject.nodes()];
+        for step in 0..40 {
+            let at = rng.random_range(0..nodes.len());
+            nodes[at] = !nodes[at];
+            let tried = evaluator.try_nodes(&nodes).expect("answers");
+            assert_eq!(
+                tried.answers,
+                subject.answers(&pairs, &nodes).expect("answers")
+            );
+            if step % 3 != 0 {
+                evaluator.keep(tried);
+            }
+        }
+        // What would not fit is not remembered, and nothing else changes.
+        evaluator.remembers = false;
+        let tried = evaluator.try_nodes(&nodes).expect("answers");
+        assert!(tried.remembered.is_none());
+        evaluator.keep(tried);
+        let tried = evaluator.try_nodes(&nodes).expect("answers");
+        assert_eq!(
+            tried.answers,
+            subject.answers(&pairs, &nodes).expect("answers")
+        );
+    }
+
+    #[test]
+    fn edges_taken_away_layer_by_layer_are_those_taken_away_at_once() {
+        let (subject, pairs) = subject();
+        let pairs = subject.prepare(&pairs).expect("pairs");
+        let nodes: Vec<bool> = (0..subject.nodes()).map(|node| node % 5 > 0).collect();
+        let set = as_nodes(subject.config(), &nodes);
+        let all = edges(&subject.passes.transformer, &set).expect("edges");
+        let model = EdgelessModel::new(&subject).expect("a model");
+        let mut evaluator = Evaluator::new(&subject, &pairs);
+        let mut passes = model.without(&[]).expect("a model");
+        let mut removed: Vec<&WeightedEdge> = Vec::new();
+        evaluator.keep(evaluator.try_nodes_of(&passes, &nodes).expect("answers"));
+        let late_first = all.iter().rev().step_by(all.len() / 12);
+        for edge in late_first {
+            removed.push(edge);
+            let sublayer = sublayer_of(edge.to.0);
+            passes = model
+                .changed(&passes, sublayer / 2, &removed)
+                .expect("a model");
+            let tried = evaluator
+                .try_changed(&passes, &nodes, sublayer)
+                .expect("answers");
+            let at_once = model.without(&removed).expect("a model");
+            let expected = subject
+                .answers_of(&at_once, &pairs, &nodes)
+                .expect("answers");
+            assert_eq!(tried.answers, expected);
+            evaluator.keep(tried);
+        }
+    }
 }

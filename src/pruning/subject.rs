@@ -134,7 +134,10 @@ impl PrunedModel {
         kept: &[bool],
         known: Vec<Tensor>,
     ) -> Result<(LogitDiffs, Vec<Tensor>)> {
-        let (part, masks) = (&pairs.parts[part], NodeMasks::new(self.config(), kept, &self.held));
+        let (part, masks) = (
+            &pairs.parts[part],
+            NodeMasks::new(self.config(), kept, &self.held),
+        );
         let (prompts, scales) = (&part.prompts, part.scales.as_ref());
         let streams = passes.masked_streams(prompts, &masks, scales, known)?;
         let logits = passes.masked_logits(prompts, &streams, scales)?;

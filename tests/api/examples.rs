@@ -66,6 +66,51 @@ fn bodies(operation: &Value) -> Vec<Option<Value>> {
 }
 
 #[test]
+fn a_shipped_feature_is_explained_and_agrees_with_its_twin() {
+    let server = shipped();
+    let verified = server
+        .send("POST", "/v1/features/quote_type/verify", &[], b"")
+        .ok();
+    assert_eq!(verified["passed"], true);
+    let twin = &verified["twin"];
+    assert_eq!(twin["pairs"], 32);
+    for (field, least) in [("correlation", 0.9), ("same_sign", 0.95), ("native", 1.0)] {
+        let found = twin[field].as_f64().unwrap();
+        assert!(found >= least, "{twin}");
+    }
+    let binarised = &verified["binarised"];
+    assert_eq!(binarised["prompts"], 64);
+    let of = |field: &str| binarised[field].as_f64().unwrap();
+    assert!(of("low") < of("threshold") && of("threshold") < of("high"));
+    assert!(of("accuracy") >= 0.9, "{binarised}");
+    assert!((0.0..=1.0).contains(&of("kept")) && (0.0..=1.0).contains(&of("explained")));
+
+    let told = server.get("/v1/features/quote_type?examples=2").ok();
+    let label = told["label"].as_str().unwrap();
+    assert!(label.contains("strongest at"), "{label}");
+    for kind in ["top", "bottom", "quantiles"] {
+        for window in told["examples"][kind].as_array().unwrap() {
+            let values = window["values"].as_array().unwrap();
+            assert_eq!(values.len(), window["tokens"].as_array().unwrap().len());
+            assert_eq!(
+                values[window["at"].as_u64().unwrap() as usize],
+                window["value"]
+            );
+        }
+    }
+    // A feature without a task has neither.
+    let own = json!({"name": "own", "node": "1.attn.act_in", "channels": [{"channel": 1, "weight": 1.0}]});
+    server.post("/v1/features", &own).ok();
+    let verified = server
+        .send("POST", "/v1/features/own/verify", &[], b"")
+        .ok();
+    assert_eq!(
+        (&verified["twin"], &verified["binarised"]),
+        (&Value::Null, &Value::Null)
+    );
+}
+
+#[test]
 fn every_example_of_the_document_is_answered() {
     let server = shipped();
     let upload = "--b\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n--b\r\n\

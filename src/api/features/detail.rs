@@ -74,7 +74,10 @@ pub struct FeatureDetail {
     /// What tells the places of reference text where it is strongest from those where it is weakest: the tokens that stand
     /// at them, or up to twelve tokens before, each with the share of the places that it is true of. Null where no token
     /// tells them apart, and wherever `examples` is null.
-    #[schema(required = true, example = "strongest at \" '\" (83%); weakest at \" \\\"\" (79%)")]
+    #[schema(
+        required = true,
+        example = "strongest at \" '\" (83%); weakest at \" \\\"\" (79%)"
+    )]
     pub label: Option<String>,
     /// Where in reference text it shows; null where the bridge came without any, or none were asked for.
     #[schema(required = true)]

@@ -77,7 +77,10 @@ fn write(drawn: &DrawnCircuit) -> String {
             true => NEGATIVE,
             false => POSITIVE,
         };
-        let told = format!("weight {weight}, effect {}", told_effect(edge.record.effect));
+        let told = format!(
+            "weight {weight}, effect {}",
+            told_effect(edge.record.effect)
+        );
         let _ = writeln!(
             out,
             "  n{} -> n{} [{style}, penwidth={:.2}, tooltip={}];",

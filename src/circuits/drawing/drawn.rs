@@ -307,7 +307,9 @@ mod tests {
         let weakest = drawn.nodes.iter().map(|node| node.effect().abs());
         let weakest = weakest.fold(f64::INFINITY, f64::min);
         let stronger = circuit.nodes.iter();
-        let stronger = stronger.filter(|node| node.effect.is_some_and(|effect| effect.abs() > weakest)).count();
+        let stronger = stronger
+            .filter(|node| node.effect.is_some_and(|effect| effect.abs() > weakest))
+            .count();
         assert!(stronger < MOST_NODES);
         let said = drawn.left_out().unwrap();
         assert!(said.contains("300 nodes"), "{said}");

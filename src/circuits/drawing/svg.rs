@@ -503,7 +503,11 @@ mod tests {
         assert_eq!(of_class(&elements, "positive"), 6 + 1 + 3);
         assert_eq!(of_class(&elements, "stream"), 2 + 1);
         for edge in &circuit.edges {
-            let told = format!("\nweight {}\neffect {}", edge.weight, told_effect(edge.effect));
+            let told = format!(
+                "\nweight {}\neffect {}",
+                edge.weight,
+                told_effect(edge.effect)
+            );
             assert!(picture.contains(&told), "{told}");
         }
         assert!(picture.contains("0.mlp.resid_delta:460\neffect 0.95"));

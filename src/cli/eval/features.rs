@@ -12,8 +12,8 @@ use crate::corpus::{CorpusGenerator, Split};
 use crate::discovery::patience::Patience;
 use crate::discovery::verify::verify;
 use crate::evaluation::catalogue::{self, FEATURES_FILE, FeaturesFile, Measured, twin_of};
-use crate::evaluation::task_pairs;
 use crate::evaluation::report;
+use crate::evaluation::task_pairs;
 use crate::evaluation::task_table::TaskRow;
 use crate::features::pair::Pair;
 use crate::features::reference::ReferenceText;
@@ -230,7 +230,8 @@ impl TwinArguments {
             };
             let pairs = task_pairs(&models, task, self.pairs, self.seed, Split::HeldOut)?;
             let twin = twin_of(&models, feature, &pairs, Patience::endless())?;
-            let told = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+            let told =
+                |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
             println!(
                 "{:<28}{:>8}{:>12}{:>11.3}{:>9.2}{:>9.2}",
                 feature.name,

@@ -72,7 +72,9 @@ impl DiscoverArguments {
         };
         let passing = groups.iter().find(|group| group.figures.passes());
         let Some(best) = passing else {
-            bail!("no group flips half of the held-out pairs with both controls at most 5%: nothing is registered")
+            bail!(
+                "no group flips half of the held-out pairs with both controls at most 5%: nothing is registered"
+            )
         };
         let Some(text) = &models.reference.text else {
             bail!("the pair has no reference text to measure a feature over")
@@ -153,7 +155,10 @@ impl DiscoverArguments {
                 },
             };
             let end = prune(&recipe, Mode::Resume)?;
-            ensure!(end == End::Trained, "the pruning was stopped; the same command goes on with it");
+            ensure!(
+                end == End::Trained,
+                "the pruning was stopped; the same command goes on with it"
+            );
         }
         read(&result)
     }
@@ -186,7 +191,8 @@ fn table(groups: &[CircuitGroup]) -> String {
             100.0 * figures.flips_16,
             100.0 * figures.random,
             100.0 * figures.random_feature,
-            twin.correlation.map_or("-".to_owned(), |value| format!("{value:.3}"))
+            twin.correlation
+                .map_or("-".to_owned(), |value| format!("{value:.3}"))
         ));
     }
     if groups.is_empty() {

@@ -125,7 +125,12 @@ unsafe fn narrow_tokens(
         let mut lanes = [0u32; LANES / 2];
         // SAFETY: eight numbers fit.
         unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), any) };
-        let highest = 31 - lanes.iter().fold(0, |all, any| all | any).leading_zeros().min(31) as i32;
+        let highest = 31
+            - lanes
+                .iter()
+                .fold(0, |all, any| all | any)
+                .leading_zeros()
+                .min(31) as i32;
         let mut threshold = zero;
         let mut open = _mm256_set1_epi32(-1);
         for bit in (0..=highest).rev() {
@@ -146,8 +151,7 @@ unsafe fn narrow_tokens(
             }
             while channel < channels {
                 // SAFETY: as above.
-                let value =
-                    unsafe { _mm256_loadu_si256(bits.add(channel * LANES + half).cast()) };
+                let value = unsafe { _mm256_loadu_si256(bits.add(channel * LANES + half).cast()) };
                 counts[0] = _mm256_sub_epi32(counts[0], _mm256_cmpgt_epi32(value, below));
                 channel += 1;
             }
@@ -310,7 +314,11 @@ mod tests {
             keep_largest(cpu, &mut found, width, k);
             for &channel in &listed {
                 let row = channel * width..(channel + 1) * width;
-                assert_eq!(of_listed[row.clone()], found[row], "k {k}, channel {channel}");
+                assert_eq!(
+                    of_listed[row.clone()],
+                    found[row],
+                    "k {k}, channel {channel}"
+                );
             }
             for token in 0..width {
                 let column = |tile: &[f32]| -> Vec<f32> {

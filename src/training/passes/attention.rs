@@ -7,9 +7,7 @@ use super::layer::{
     Context, LinearLayer, NormGradient, Reading, RestrictedProjection, SublayerRead, WeightValues,
     add_to,
 };
-use super::node_masks::{
-    ATTENTION_IN, ATTENTION_OUT, KEYS, NodeMasks, PlaceMask, QUERIES, VALUES,
-};
+use super::node_masks::{ATTENTION_IN, ATTENTION_OUT, KEYS, NodeMasks, PlaceMask, QUERIES, VALUES};
 use super::sequences::SequenceWise;
 use crate::numerics::tiles::attention::{Head, HeadGradients, Outcome, Room};
 use crate::numerics::tiles::buffers::Buffer;
@@ -104,7 +102,10 @@ impl AttentionWeights {
         }
         let none_held = vec![0.0; d_attention];
         let all = vec![true; self.project.weights.outputs];
-        let (weights, _) = self.project.weights.restricted(&is_kept, &none_held, &all)?;
+        let (weights, _) = self
+            .project
+            .weights
+            .restricted(&is_kept, &none_held, &all)?;
         let added = self.project.forward(cpu, &y, width);
         Some(RestrictedProjection { weights, added })
     }
@@ -135,7 +136,9 @@ impl SequenceWise for AttentionWeights {
         let (cpu, width) = (context.cpu, context.width());
         let d_model = self.reading.gain.values.len();
         let tile = context.tile(h, d_model);
-        let read = self.reading.forward(context, (sequence, ATTENTION_IN), &tile);
+        let read = self
+            .reading
+            .forward(context, (sequence, ATTENTION_IN), &tile);
         let mut qkv = match &context.restricted.joint {
             Some(joint) => joint.forward(cpu, &read.x, width),
             None => self.joint.forward(cpu, &read.x, width),

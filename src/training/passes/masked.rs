@@ -173,7 +173,11 @@ impl Passes {
     ) -> Result<Vec<Tensor>> {
         let n_layers = self.config().n_layers;
         let Some(from) = Site::all(n_layers).nth(known.len().saturating_sub(1)) else {
-            candle_core::bail!("a pass has {} streams, not {}", 2 * n_layers + 1, known.len())
+            candle_core::bail!(
+                "a pass has {} streams, not {}",
+                2 * n_layers + 1,
+                known.len()
+            )
         };
         // Where attention and MLP read the same stream, a pass begins at a layer's first.
         known.truncate(from.pass_start(self.config()).index() + 1);
@@ -246,8 +250,7 @@ impl Fused {
             if !streams[first].track_op() && first <= 2 * layer {
                 let width = layout::width_of(prompts.length);
                 let size = (prompts.length, width);
-                restricted.project =
-                    attention.restricted_projection(self.cpu, masks, layer, size);
+                restricted.project = attention.restricted_projection(self.cpu, masks, layer, size);
             }
             let restricted = Arc::new(restricted);
             for sublayer in (2 * layer..2 * layer + 2).filter(|sublayer| *sublayer >= first) {
@@ -268,7 +271,9 @@ impl Fused {
                 let output = [ATTENTION_OUT, MLP_OUT][sublayer % 2];
                 streams.push(match held_output(&h, masks.place(layer, output))? {
                     Some(h) => h,
-                    None if sublayer % 2 == 0 => h.apply_op1(Pass::new(context, attention.clone()))?,
+                    None if sublayer % 2 == 0 => {
+                        h.apply_op1(Pass::new(context, attention.clone()))?
+                    }
                     None => h.apply_op1(Pass::new(context, mlp.clone()))?,
                 });
             }

@@ -5,8 +5,8 @@ use super::layer::{Context, LinearLayer, NormGradient, Reading, SublayerRead};
 use super::node_masks::{MLP_IN, MLP_OUT, NEURONS};
 use super::sequences::SequenceWise;
 use crate::numerics::tiles::buffers::Buffer;
-use crate::numerics::tiles::layout::to_rows;
 use crate::numerics::tiles::elementwise;
+use crate::numerics::tiles::layout::to_rows;
 
 /// The weights of an MLP at one step.
 #[derive(Debug)]

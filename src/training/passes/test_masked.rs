@@ -108,6 +108,56 @@ fn with_every_node_kept_the_answers_are_the_model_s_to_the_bit() {
     }
 }
 
+#[test]
+fn a_pass_that_begins_late_gives_the_same_to_the_bit() {
+    for case in cases() {
+        let mut made = made(&case);
+        let mut kept: Vec<bool> = (0..made.held.len())
+            .map(|_| made.rng.random_bool(0.4))
+            .collect();
+        // A head that is held, and a sublayer of which nothing is kept.
+        let mut first = 0;
+        for (node, width) in node_locations(&made.config) {
+            use crate::models::location::NodeKind;
+            let range = match node.kind {
+                NodeKind::Q | NodeKind::K | NodeKind::V => 0..16,
+                NodeKind::MlpOut if node.layer == 0 => 0..width,
+                _ => 0..0,
+            };
+            kept[first + range.start..first + range.end].fill(false);
+            first += width;
+        }
+        for passes in both(&made) {
+            let masks = NodeMasks::new(&made.config, &kept, &made.held);
+            let embedded = passes.embedded(&made.prompts).expect("a stream");
+            let whole = passes
+                .masked_streams(&made.prompts, &masks, None, vec![embedded])
+                .expect("streams");
+            assert_eq!(whole.len(), 2 * made.config.n_layers + 1);
+            let values = |streams: &[Tensor]| -> Vec<Vec<f32>> {
+                let streams = streams.iter();
+                streams
+                    .map(|stream| rows::to_vec(stream).expect("values"))
+                    .collect()
+            };
+            for known in 1..=whole.len() {
+                let resumed = passes
+                    .masked_streams(&made.prompts, &masks, None, whole[..known].to_vec())
+                    .expect("streams");
+                assert_eq!(values(&resumed), values(&whole), "{known} known");
+            }
+            // With gradients nothing is left out, and the streams are the same but for rounding.
+            let answers = passes
+                .masked(&made.prompts, &masks, None, true)
+                .expect("answers");
+            let with_gradients = rows::to_vec(&answers.logits).expect("logits");
+            for (one, other) in with_gradients.iter().zip(logits(&passes, &made, &kept)) {
+                assert!((one - other).abs() < 1e-4, "{one} {other}");
+            }
+        }
+    }
+}
+
 /// The answers of a stream at the last site, without any masks.
 fn own_logits(passes: &Passes, stream: &Tensor, ids: &Tensor) -> Vec<f32> {
     let logits = match &passes.fused {
