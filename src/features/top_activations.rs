@@ -14,6 +14,8 @@ pub struct Example {
     /// The index in `tokens` of the token that counts.
     pub at: usize,
     pub activation: f32,
+    /// The feature's value at each of `tokens`.
+    pub values: Vec<f32>,
 }
 
 /// Examples from one pass over a text.
@@ -73,5 +75,6 @@ fn window(tokens: &[u32], length: usize, activations: &[f32], at: usize) -> Exam
         tokens: tokens[from..to].to_vec(),
         at: at - from,
         activation: activations[at],
+        values: activations[from..to.min(activations.len())].to_vec(),
     }
 }

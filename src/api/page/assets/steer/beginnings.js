@@ -1,0 +1,44 @@
+// What a try can begin with: the tests that features come with, each a prompt whose answer the feature turns, and the
+// presets that are kept on this server.
+
+import { html } from "../html.js";
+import { presets, testedFeatures } from "../served.js";
+import { SelectField } from "../parts/fields.js";
+import { editOf, newEdit } from "./request.js";
+
+// A try that runs a feature's first test: the feature patched from the counterfactual prompt.
+export function tryOfTest(model, feature, test) {
+  return {
+    model, prompt: test.prompt, max: 8, temperature: 0, seed: 1, stop: "\\n", control: "random",
+    edits: [newEdit({ feature: feature.id, op: "patch", prompt: test.counterfactual })],
+  };
+}
+
+function tryOfPreset(preset) {
+  const edits = (preset.steer.edits ?? []).map(editOf);
+  return edits.includes(null) ? null : { model: preset.model, edits };
+}
+
+// The try that the first visit offers: the feature that comes first among those with tests.
+export function firstTry(model) {
+  const tested = testedFeatures(model);
+  const feature = tested.find((feature) => feature.id === "quote_type") ?? tested[0];
+  return feature ? tryOfTest(model, feature, feature.id === "quote_type"
+    ? { prompt: 'print("hello world', counterfactual: "print('hello world" } : feature.tests[0]) : null;
+}
+
+export function Beginnings({ model, begin }) {
+  const tested = testedFeatures(model);
+  const kept = presets.value.filter((preset) => preset.model === model && tryOfPreset(preset));
+  if (tested.length + kept.length === 0) return null;
+  const options = [["", "choose one…"],
+    ...tested.map((feature) => [`test:${feature.id}`, `${feature.id.replaceAll("_", " ")}: ${feature.tests[0].instead.trim() || "↵"} becomes ${feature.tests[0].expected.trim() || "↵"}`]),
+    ...kept.map((preset) => [`preset:${preset.id}`, `preset ${preset.id}`])];
+  const choose = (value) => {
+    const [kind, id] = value.split(/:(.*)/s);
+    if (kind === "preset") begin(tryOfPreset(kept.find((preset) => preset.id === id)));
+    const feature = kind === "test" && tested.find((feature) => feature.id === id);
+    if (feature) begin(tryOfTest(model, feature, feature.tests[0]));
+  };
+  return html`<${SelectField} label="Begin with" value="" options=${options} onInput=${choose} />`;
+}
