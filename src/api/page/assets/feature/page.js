@@ -101,8 +101,8 @@ function Effects({ effects }) {
   if (!effects) return null;
   const own = effects.own;
   return html`<section class="panel"><h2>What patching it does</h2>
-    <p>On ${effects.pairs} pairs of its first task it turns <b>${percent(own.flips)}</b> of the dense model's answers; a
-      <${Term} name="random control">random direction</${Term}> turns ${percent(own.random_flips)}, <${Term} name="another feature" /> ${percent(own.random_feature_flips)}.
+    <p>On ${effects.pairs} pairs of its first task it turns <b>${percent(own.flips)}</b> of the dense model's answers;
+      a <${Term} name="random control">random direction</${Term}> turns ${percent(own.random_flips)}, <${Term} name="another feature" /> ${percent(own.random_feature_flips)}.${" "}
       ${own.channels_to_flip === null ? "" : `${own.channels_to_flip} of its ${own.channels} channels suffice for half of them.`}</p></section>`;
 }
 

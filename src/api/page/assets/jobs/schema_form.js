@@ -4,6 +4,7 @@
 import { html, useState } from "../html.js";
 import { ask } from "../api.js";
 import { CheckField, isAbout, NumberField, Problem, SelectField, TextField } from "../parts/fields.js";
+import { Prose } from "../parts/tokens.js";
 
 let document = null;
 
@@ -91,7 +92,7 @@ function SchemaGroup({ name, found, api, value, onInput, param, error, required 
     param=${`${param}.${child}`} error=${error} required=${needed.has(child)} onInput=${(childValue) => change(child, childValue)} />`;
   if (!required && value === undefined) {
     return html`<p><button type="button" onClick=${() => onInput(beginning(found, api))}>Add ${titled(name)}</button>
-      ${found.description ? html` <span class="hint">${found.description}</span>` : null}</p>
+      ${found.description ? html` <span class="hint"><${Prose} text=${found.description} /></span>` : null}</p>
       ${isAbout(error, param) ? html`<${Problem} error=${error} />` : null}`;
   }
   const optional = names.filter((child) => !needed.has(child));
@@ -99,7 +100,7 @@ function SchemaGroup({ name, found, api, value, onInput, param, error, required 
   const claimed = names.some((child) => isAbout(error, `${param}.${child}`));
   return html`<fieldset class="schema"><legend>${titled(name)}</legend>
     ${required ? null : html`<button type="button" class="remove" aria-label=${`Leave out ${titled(name)}`} onClick=${() => onInput(undefined)}>×</button>`}
-    ${found.description ? html`<p class="hint">${found.description}</p>` : null}
+    ${found.description ? html`<p class="hint"><${Prose} text=${found.description} /></p>` : null}
     <div class="schema-fields">${names.filter((child) => needed.has(child) || isSet(child)).map(field)}</div>
     ${optional.some((child) => !isSet(child)) ? html`<details><summary>More of ${titled(name)}</summary><div class="schema-fields">${optional.filter((child) => !isSet(child)).map(field)}</div></details>` : null}
     ${isAbout(error, param) && !claimed ? html`<${Problem} error=${error} />` : null}

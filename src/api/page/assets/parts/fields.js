@@ -2,6 +2,7 @@
 
 import { html, useId, useState } from "../html.js";
 import { request } from "../api.js";
+import { Prose } from "./tokens.js";
 
 // Whether an error is about the field of this name: the server's `param` is it or lies within it.
 export function isAbout(error, param) {
@@ -29,7 +30,7 @@ export function Field({ label, hint, param, error, children, className = "" }) {
   return html`<div class=${`field ${className}`}>
     <label for=${id}>${label}</label>
     ${children(tied)}
-    ${hint ? html`<p class="hint" id=${`${id}-hint`}>${hint}</p>` : null}
+    ${hint ? html`<p class="hint" id=${`${id}-hint`}>${typeof hint === "string" ? html`<${Prose} text=${hint} />` : hint}</p>` : null}
     ${own ? html`<${Problem} error=${own} id=${`${id}-problem`} />` : null}
   </div>`;
 }
@@ -84,18 +85,17 @@ export function CheckField({ checked, onInput, label }) {
 
 // A button that copies text, and says so.
 export function CopyButton({ text, children }) {
-  const copy = async (event) => {
-    const button = event.currentTarget;
-    const label = button.textContent;
+  const [said, setSaid] = useState(null);
+  const copy = async () => {
     try {
       await navigator.clipboard.writeText(typeof text === "function" ? text() : text);
-      button.textContent = "Copied";
+      setSaid("Copied");
     } catch {
-      button.textContent = "The browser does not let this page copy";
+      setSaid("The browser does not let this page copy");
     }
-    setTimeout(() => (button.textContent = label), 1500);
+    setTimeout(() => setSaid(null), 1500);
   };
-  return html`<button type="button" onClick=${copy}>${children}</button>`;
+  return html`<button type="button" onClick=${copy}>${said ?? children}</button>`;
 }
 
 // A button that fetches a file, with the key that a link would not send, and gives it to the browser to save.

@@ -4,7 +4,9 @@ export function short(value, digits = 3) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e6 || size < 1e-4) return value.toExponential(1);
+  if (size < 1e-4 || size >= 1e15) return value.toExponential(1);
+  if (size >= 1e9) return `${(value / 1e9).toPrecision(3)} billion`;
+  if (size >= 1e6) return `${(value / 1e6).toPrecision(3)} million`;
   if (size >= 1000) return Math.round(value).toLocaleString("en");
   return String(Number(value.toPrecision(digits)));
 }

@@ -27,8 +27,15 @@ export function firstTry(model) {
     ? { prompt: 'print("hello world', counterfactual: "print('hello world" } : feature.tests[0]) : null;
 }
 
+// Whether a try at temperature 0 shows what the feature does: the model says its answer outright on many of the pairs that it
+// was measured on.
+function shows(feature) {
+  const own = feature.effects?.own;
+  return !own || own.greedily_right >= own.right / 4;
+}
+
 export function Beginnings({ model, begin }) {
-  const tested = testedFeatures(model);
+  const tested = testedFeatures(model).filter(shows);
   const kept = presets.value.filter((preset) => preset.model === model && tryOfPreset(preset));
   if (tested.length + kept.length === 0) return null;
   const options = [["", "choose one…"],

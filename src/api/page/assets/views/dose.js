@@ -26,13 +26,14 @@ function beginning() {
   const values = valuesWith(OWN);
   if (values.edits.length > 0) return values;
   const model = values.from.model || values.model || firstModel();
-  const feature = testedFeatures(model)[0];
+  const tested = testedFeatures(model);
+  const feature = tested.find((known) => known.id === "quote_type") ?? tested[0];
   const given = values.from.edits?.length > 0 ? values.from : feature ? tryOfTest(model, feature, feature.tests[0]) : {};
   const edits = (given.edits ?? []).map(newEdit);
   const tests = featuresOf(model).find((known) => known.id === edits[0]?.feature)?.tests ?? [];
   const pairs = tests.map(({ prompt, counterfactual, expected, instead }) => ({ prompt, counterfactual, expected, instead }));
   const own = { ...emptyPair(), prompt: given.prompt ?? "", counterfactual: edits[0]?.prompt ?? "" };
-  return { ...values, from: {}, model, edits, pairs: pairs.length > 0 ? pairs : [own], control: given.control ?? "random", seed: given.seed ?? 1 };
+  return { ...values, from: {}, fresh: true, model, edits, pairs: pairs.length > 0 ? pairs : [own], control: given.control ?? "random", seed: given.seed ?? 1 };
 }
 
 export default function Dose() {
@@ -49,15 +50,15 @@ export default function Dose() {
     // A feature that serves a task is shown on that task's pairs, of which there are more than it has tests.
     else fromTask();
   }, []);
-  const change = (changes) => setState((now) => ({ ...now, go: false, ...changes }));
+  const change = (changes) => setState((now) => ({ ...now, go: false, fresh: undefined, ...changes }));
   const editOf = (index, changes) => change({ edits: state.edits.map((edit, at) => (at === index ? { ...edit, ...changes } : edit)) });
 
   async function fromTask() {
     const feature = featuresOf(state.model).find((known) => known.id === state.edits[0]?.feature);
     const task = feature?.tasks?.[0];
-    if (!task || state.pairs.length > 4 || valuesWith(OWN).pairs.length > 0) return;
+    if (!task || !state.fresh) return;
     const pairs = await pairsOfTask(task, state.model, 8).catch(() => []);
-    if (pairs.length > 0) setState((now) => ({ ...now, pairs }));
+    if (pairs.length > 0) setState((now) => (now.fresh ? { ...now, fresh: undefined, pairs } : now));
   }
 
   async function sweep(event) {
