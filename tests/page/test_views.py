@@ -44,7 +44,7 @@ def test_no_rule_of_accessibility_is_broken(opened, view, scheme):
     page.evaluate(open(os.environ["AXE"]).read())
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     told = [(problem["id"], [node["html"][:160] for node in problem["nodes"][:3]]) for problem in found["violations"]]
-    assert told == []
+    assert told == [], json.dumps(told, indent=1)
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -52,9 +52,9 @@ def test_a_narrow_screen_shows_everything(opened, view):
     page = opened(VIEWS[view], viewport={"width": 390, "height": 800})
     settle(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    unnamed = page.locator("button, a, input, select, textarea").evaluate_all(
+    cut = page.locator("button, a, input, select, textarea").evaluate_all(
         "all => all.filter((one) => one.offsetWidth > 0 && (one.getBoundingClientRect().left < -1)).map((one) => one.outerHTML.slice(0, 100))")
-    assert unnamed == []
+    assert cut == []
 
 
 def test_the_colours_follow_the_switch(opened):

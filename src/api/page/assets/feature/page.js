@@ -58,7 +58,7 @@ function Tests({ feature, bridge }) {
   };
   return html`<section class="panel"><h2>Tests</h2>
     <p class="hint">Each claims: patched from the counterfactual, the feature makes the expected token likelier than the other one.</p>
-    <div class="scroll" tabindex="0" role="region" aria-label="Tests"><table><thead><tr><th>prompt</th><th>counterfactual</th><th>expected</th><th>before</th><th>after</th><th></th></tr></thead>
+    <div class="scroll" tabindex="0" role="region" aria-label="Tests"><table><thead><tr><th>prompt</th><th>counterfactual</th><th>expected</th><th>before</th><th>after</th><th><span class="visually-hidden">Result</span></th></tr></thead>
     <tbody>${feature.tests.map((test, index) => {
       const told = result?.tests[index];
       return html`<tr key=${index}><td><code>${visible(test.prompt)}</code></td><td><code>${visible(test.counterfactual)}</code></td>

@@ -80,8 +80,8 @@ export function Column({ name, arm, baseline, prompt, inputTokens, running, erro
     drawn[at] = html`<span key=${at} class=${kind} data-at=${at}>${text.replaceAll("\n", "↵\n")}</span>`;
   });
   return html`<section class=${`column ${name}`} aria-label=${title}>
-    <h3>${term === "strength" ? title : html`<${Term} name=${term}>${title}</${Term}>`}
-      ${running ? html`<span class="busy" aria-label="running">●</span>` : null}</h3>
+    <h2>${term === "strength" ? title : html`<${Term} name=${term}>${title}</${Term}>`}
+      ${running ? html`<span class="busy" role="img" aria-label="running">●</span>` : null}</h2>
     <div class="text" ref=${box} role="group" tabindex="0" data-text=${arm?.text ?? ""} onMouseOver=${over} onMouseLeave=${hideTip}
       onKeyDown=${move} onBlur=${leave} aria-label=${`${title}: text; arrow keys show what else each token could have been`}>
       <span class="prompt-text">${prompt}</span>${drawn.slice(0, texts.length)}</div>

@@ -26,8 +26,8 @@ export function Receipt({ arm, name, inputTokens }) {
     <p>${name === "steered" ? "Edited" : "Disturbed"} <b>${positions.size} of ${fed}</b> tokens, moved the stream
       by <b>${percent(moved(receipt))}</b>, <${Term} name="KL" /> <b>${short(receipt.kl_to_baseline, 2)}</b>${errors.length > 0
         ? html`; <${Term} name="bridge error" /> here <b>${short(Math.max(...errors), 2)}</b>` : "; natively, without a bridge"}.</p>
-    ${positions.size > 0 ? html`<details><summary><${Term} name="receipt">Receipt</${Term}>: token by token</summary>
-      <div class="scroll" tabindex="0" role="region" aria-label="Receipt, token by token"><table>
+    ${positions.size > 0 ? html`<details><summary>Receipt: token by token</summary>
+      <div class="scroll" tabindex="0" role="region" aria-label=${`Receipt of ${name}, token by token`}><table>
       <thead><tr><th>token</th><th>edit</th><th>before</th><th>after</th><th>moved</th></tr></thead>
       <tbody>${receipt.edits.flatMap((edit, index) => edit.tokens.map((token) => html`<tr key=${`${index}-${token.position}`}>
         <td><span class="position">${token.position}</span> <code>${visible(token.text)}</code></td>

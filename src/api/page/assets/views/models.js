@@ -32,7 +32,7 @@ function Served() {
   const { act, problem } = useAction();
   const shown = models.value.filter((model) => model.kind !== "preset");
   return html`<section class="panel"><h2>Served</h2><${Problem} error=${problem} />
-    <div class="scroll" tabindex="0" role="region" aria-label="Models"><table><thead><tr><th>model</th><th>kind</th><th class="number">parameters</th><th class="number">not zero</th><th>shape</th><th>weights</th><th>bridges</th><th></th></tr></thead>
+    <div class="scroll" tabindex="0" role="region" aria-label="Models"><table><thead><tr><th>model</th><th>kind</th><th class="number">parameters</th><th class="number">not zero</th><th>shape</th><th>weights</th><th>bridges</th><th><span class="visually-hidden">Actions</span></th></tr></thead>
     <tbody>${shown.map((model) => html`<tr key=${model.id}><th scope="row">${model.id}</th><td>${model.kind}${model.chat ? ", chat" : ""}</td><td class="number">${short(model.parameters)}</td><td class="number">${percent(model.nonzeros / model.parameters)}</td>
       <td>${model.n_layers} layers of ${model.d_model}, ${model.n_heads} heads, ${model.vocab_size} tokens, context ${model.context_length}</td><td>${model.in_memory ? "in memory" : "read when asked for"}</td><td>${model.bridges.join(", ") || "–"}</td>
       <td class="row"><a class="button" href=${link("steer", { model: model.id })}>Steer</a>
