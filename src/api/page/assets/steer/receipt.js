@@ -1,6 +1,6 @@
 // A receipt in words, and what should make one doubt an effect.
 
-import { html } from "../html.js";
+import { html, useState } from "../html.js";
 import { Term } from "../glossary.js";
 import { mean, percent, short } from "../parts/numbers.js";
 import { visible } from "../parts/tokens.js";
@@ -26,15 +26,21 @@ export function Receipt({ arm, name, inputTokens }) {
     <p>${name === "steered" ? "Edited" : "Disturbed"} <b>${positions.size} of ${fed}</b> tokens, moved the stream
       by <b>${percent(moved(receipt))}</b>, <${Term} name="KL" /> <b>${short(receipt.kl_to_baseline, 2)}</b>${errors.length > 0
         ? html`; <${Term} name="bridge error" /> here <b>${short(Math.max(...errors), 2)}</b>` : "; natively, without a bridge"}.</p>
-    ${positions.size > 0 ? html`<details><summary>Receipt: token by token</summary>
-      <div class="scroll" tabindex="0" role="region" aria-label=${`Receipt of ${name}, token by token`}><table>
+    ${positions.size > 0 ? html`<${TokenByToken} receipt=${receipt} name=${name} />` : null}
+  </div>`;
+}
+
+// What was done at each token. It is long, and made only while it is open.
+function TokenByToken({ receipt, name }) {
+  const [open, setOpen] = useState(false);
+  return html`<details onToggle=${(event) => setOpen(event.currentTarget.open)}><summary>Receipt: token by token</summary>
+    ${open ? html`<div class="scroll" tabindex="0" role="region" aria-label=${`Receipt of ${name}, token by token`}><table>
       <thead><tr><th>token</th><th>edit</th><th>before</th><th>after</th><th>moved</th></tr></thead>
       <tbody>${receipt.edits.flatMap((edit, index) => edit.tokens.map((token) => html`<tr key=${`${index}-${token.position}`}>
         <td><span class="position">${token.position}</span> <code>${visible(token.text)}</code></td>
         <td>${edit.feature ?? edit.circuit?.id ?? edit.node}${edit.dense_node ? ` → ${edit.dense_node}` : ""}</td>
         <td>${short(token.before)}</td><td>${short(token.after)}</td><td>${percent(token.relative_change)}</td>
-      </tr>`))}</tbody></table></div></details>` : null}
-  </div>`;
+      </tr>`))}</tbody></table></div>` : null}</details>`;
 }
 
 // Reasons for doubt, each with the arm that it is about.

@@ -11,7 +11,7 @@ import { nodeLocations } from "../parts/places.js";
 import { short } from "../parts/numbers.js";
 import { heat, visible } from "../parts/tokens.js";
 
-const DEFAULTS = { model: "", text: 'print("hello world', node: "", nodes: [], channels: [], denseNode: "", count: 12, layer: 0, head: 0, side: "dense", go: false };
+const DEFAULTS = { model: "", text: 'print("hello world', node: "", nodes: [], channels: [], denseNode: "", count: 10, layer: 0, head: 0, side: "dense", go: false };
 
 // The channels of a place that are largest anywhere in the text, with their values; of `wanted` ones, those.
 function columnsOf(told, count, wanted) {

@@ -91,8 +91,8 @@ export default function Contrast() {
   };
   const placed = ["pairs", "nodes", "max_channels", "bridge"].some((name) => isAbout(problem, name));
   return html`<h1>Contrast</h1>
-    <p>Give pairs of prompts that differ in one fact and in nothing else, with the answer that each wants. Every <${Term} name="channel" /> of the
-      <${Term} name="sparse model" /> is asked what patching it does to the <${Term} name="dense model">dense model's</${Term}> answer; several pairs together find channels that mean the fact.</p>
+    <p>Give pairs of prompts that differ in one fact and in nothing else, with the answer that each wants. Every <${Term} name="channel" /> of
+      the <${Term} name="sparse model" /> is asked what patching it does to the <${Term} name="dense model">dense model's</${Term}> answer; several pairs together find channels that mean the fact.</p>
     <form class="panel" onSubmit=${search} aria-label="Contrast">
       <${PairsEditor} pairs=${state.pairs} model=${bridge.dense} error=${problem} onInput=${(pairs) => change({ pairs })} />
       <div class="grid">
@@ -104,6 +104,6 @@ export default function Contrast() {
         <button type="button" disabled=${!busy} onClick=${() => aborter.current?.abort()}>Stop</button></div>
       ${problem && !placed ? html`<${Problem} error=${problem} again=${() => search()} />` : null}
     </form>
-    ${result ? html`<p role="status">On these pairs the dense model is right in ${percent(result.dense_accuracy)}, the sparse one in ${percent(result.sparse_accuracy)}. ${result.data.length} places, the best first.</p>
+    ${result ? html`<p role="status">On these pairs the dense model is right in ${percent(result.dense_accuracy)}, the sparse one in ${percent(result.sparse_accuracy)}. ${result.data.length === 1 ? "" : `${result.data.length} places, the best first.`}</p>
       ${result.data.map((found) => html`<${Found} key=${found.node} found=${found} bridge=${bridge.id} dense=${bridge.dense} pairs=${result.pairs} />`)}` : null}`;
 }

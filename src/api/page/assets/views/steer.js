@@ -1,6 +1,6 @@
 // The Steer view: a prompt, edits of features, and the answers with, without and beside a control, as they come.
 
-import { html, signal, useEffect, useRef, useState } from "../html.js";
+import { html, signal, useEffect, useRef, useSignal, useState } from "../html.js";
 import { key } from "../api.js";
 import { link, note, opened, valuesWith } from "../address.js";
 import { circuits, featuresOf, firstModel, models } from "../served.js";
@@ -50,6 +50,19 @@ function Tries({ goBack }) {
   </ol></section>`;
 }
 
+// The arms of a try side by side.
+function Answers({ arms, of, inputTokens, running, error, inColumn, again }) {
+  const now = arms.value;
+  const doubts = of && !running ? warnings(now, of.control) : [];
+  return html`<div class="columns" aria-live="off">
+      ${(of ? armsOf(of) : []).map((name) => html`<${Column} key=${name} name=${name} arm=${now[name]} baseline=${now.baseline}
+        prompt=${of.prompt} inputTokens=${inputTokens} running=${running && !now[name]?.finish}
+        error=${inColumn && !now[name]?.finish ? error : null} again=${again}
+        notes=${doubts.filter(([arm]) => arm === name).map(([, text]) => text)} />`)}
+    </div>
+    <p class="visually-hidden" role="status">${running ? "Running." : of && !error ? `Done. ${doubts.map(([, text]) => text).join(" ")}` : ""}</p>`;
+}
+
 // Fields whose errors stand beside them; any other error stands at the button.
 const FIELDS = ["prompt", "model", "max_tokens", "temperature", "seed", "stop"];
 
@@ -60,9 +73,12 @@ export default function Steer() {
     values.model ||= firstModel();
     return values;
   });
-  const [result, setResult] = useState({ arms: {}, of: null, error: null, running: false });
+  // The answers change with every frame while they come: only what shows them is drawn again then.
+  const arms = useSignal({});
+  const [result, setResult] = useState({ of: null, error: null, running: false });
   const [active, setActive] = useState(0);
   const aborter = useRef(null);
+  const answers = useRef(null);
   const welcome = opened.value.view === "" && state.edits.length === 0 && !result.of;
   const tokens = useTokens(state.model, state.prompt);
 
@@ -86,22 +102,26 @@ export default function Steer() {
     aborter.current = abort;
     const of = { ...asked, go: true };
     setState(of);
-    const show = (arms) => aborter.current === abort && setResult((now) => ({ ...now, arms, of }));
-    setResult({ arms: {}, of, error: null, running: true });
+    const show = (now) => {
+      if (aborter.current === abort) arms.value = now;
+    };
+    arms.value = {};
+    setResult({ of, error: null, running: true });
+    // On a narrow screen the answers are below the form.
+    if (asked !== state || !asked.go) requestAnimationFrame(() => matchMedia("(max-width: 60rem)").matches && answers.current?.scrollIntoView());
     let error = null;
     try {
-      const arms = await run(of, abort.signal, show);
-      keep(of, arms);
+      keep(of, await run(of, abort.signal, show));
     } catch (refusal) {
       if (!abort.signal.aborted) error = refusal;
     }
     if (aborter.current === abort) setResult((now) => ({ ...now, error, running: false }));
   }
 
-  function keep(of, arms) {
-    const shown = arms.steered ?? arms.baseline;
+  function keep(of, ended) {
+    const shown = ended.steered ?? ended.baseline;
     const tried = {
-      number: (tries.value[0]?.number ?? 0) + 1, state: of, arms, label: of.prompt.slice(-32),
+      number: (tries.value[0]?.number ?? 0) + 1, state: of, arms: ended, label: of.prompt.slice(-32),
       edits: of.edits.map((edit) => `${edit.op} ${edit.feature}`).join(", ") || "no edit", steered: shown.text.slice(0, 32),
     };
     tries.value = [tried, ...tries.value].slice(0, MOST_TRIES);
@@ -111,7 +131,8 @@ export default function Steer() {
   const goBack = (tried) => {
     aborter.current?.abort();
     setState(tried.state);
-    setResult({ arms: tried.arms, of: tried.state, error: null, running: false });
+    arms.value = tried.arms;
+    setResult({ of: tried.state, error: null, running: false });
   };
   const submit = (event) => {
     event.preventDefault();
@@ -120,9 +141,9 @@ export default function Steer() {
   const hurry = (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit(event);
   };
-  const { error, running, arms, of } = result;
+  const { error, running, of } = result;
   const placed = error && (FIELDS.some((name) => isAbout(error, name)) || state.edits.some((_, at) => isAbout(error, `steer.edits[${at}]`)));
-  const inColumn = error && !placed && Object.values(arms).some((arm) => arm.tokens.length > 0);
+  const inColumn = error && !placed && Object.values(arms.peek()).some((arm) => arm.tokens.length > 0);
   const edit = state.edits[active] ?? state.edits[0];
   const editAt = state.edits[active] ? active : 0;
   const chosen = new Set((edit?.at ?? []).map((at) => (at < 0 ? tokens.texts.length + at : at)));
@@ -132,7 +153,6 @@ export default function Steer() {
     if (!next.delete(at)) next.add(at);
     changeEdit(editAt, { at: next.size > 0 ? [...next].sort((one, two) => one - two) : undefined });
   };
-  const doubts = of && !running ? warnings(arms, of.control) : [];
   const choices = models.value.filter((model) => model.kind !== "preset").map((model) => [model.id, `${model.id} (${model.kind})`]);
 
   return html`<div class="steer">
@@ -174,14 +194,8 @@ export default function Steer() {
       ${error && !placed && !inColumn ? html`<${Problem} error=${error} again=${() => start(state)} />` : null}
       <${Snippets} state=${state} />
     </form>
-    <div class="steer-result">
-      <div class="columns" aria-live="off">
-        ${(of ? armsOf(of) : []).map((name) => html`<${Column} key=${name} name=${name} arm=${arms[name]} baseline=${arms.baseline}
-          prompt=${of.prompt} inputTokens=${tokens.texts.length} running=${running && !arms[name]?.finish}
-          error=${inColumn && !arms[name]?.finish ? error : null} again=${() => start(state)}
-          notes=${doubts.filter(([arm]) => arm === name).map(([, text]) => text)} />`)}
-      </div>
-      <p class="visually-hidden" role="status">${running ? "Running." : of && !error ? `Done. ${doubts.map(([, text]) => text).join(" ")}` : ""}</p>
+    <div class="steer-result" ref=${answers}>
+      <${Answers} arms=${arms} of=${of} inputTokens=${tokens.texts.length} running=${running} error=${error} inColumn=${inColumn} again=${() => start(state)} />
       ${!of && !welcome ? html`<p class="empty">Write a prompt, add an edit, and run; or begin with one that works.</p>` : null}
       <${Tries} goBack=${goBack} />
     </div>
