@@ -38,18 +38,24 @@ export function firstModel() {
   return (steerable ?? list.find((model) => model.kind === "dense") ?? list[0])?.id ?? "";
 }
 
-// The bridge that a model's features are taken from: what it is the dense or the sparse side of.
-export function bridgeOf(modelId) {
+// The bridges that a model is the dense or the sparse side of.
+export function bridgesOf(modelId) {
+  const base = byId.value.get(modelId)?.base_model ?? modelId;
+  return bridges.value.filter((bridge) => bridge.dense === base || bridge.sparse === base);
+}
+
+// The bridge that a model's features are taken from: the one that was chosen, else the model's default.
+export function bridgeOf(modelId, chosen = "") {
   const model = byId.value.get(modelId);
   const base = model?.base_model ?? modelId;
-  const own = bridges.value.filter((bridge) => bridge.dense === base || bridge.sparse === base);
-  const preferred = byId.value.get(base)?.default_bridge ?? model?.default_bridge;
+  const own = bridgesOf(modelId);
+  const preferred = chosen || (byId.value.get(base)?.default_bridge ?? model?.default_bridge);
   return own.find((bridge) => bridge.id === preferred) ?? own[0] ?? null;
 }
 
 // The features that requests to a model can name.
-export function featuresOf(modelId) {
-  const bridge = bridgeOf(modelId);
+export function featuresOf(modelId, chosen = "") {
+  const bridge = bridgeOf(modelId, chosen);
   return features.value.filter((feature) =>
     feature.object === "direction" ? feature.model === modelId : bridge !== null && feature.bridge === bridge.id);
 }
@@ -61,7 +67,7 @@ export function statsOf(feature) {
 }
 
 // Shipped with tests, best first: what a try can begin with.
-export function testedFeatures(modelId) {
-  const tested = featuresOf(modelId).filter((feature) => feature.tests?.length > 0);
+export function testedFeatures(modelId, chosen = "") {
+  const tested = featuresOf(modelId, chosen).filter((feature) => feature.tests?.length > 0);
   return tested.sort((one, other) => (other.effects?.own.flips ?? 0) - (one.effects?.own.flips ?? 0));
 }

@@ -146,7 +146,7 @@ export function FeaturePage({ id }) {
   const largest = Math.max(...all.map((window) => Math.abs(window.value)), 1e-9);
   const removable = may("train") && (isDirection || feature.origin === "own" || feature.origin === "changed");
   const tried = feature.tests?.[0] ? tryOfTest(model, feature, feature.tests[0])
-    : { model, prompt: state.text || "x = ", edits: [newEdit({ feature: feature.id, op: "add", value: 4, unit: stats ? "std" : "raw" })] };
+    : { model, bridge: bridge && bridgeOf(model)?.id !== bridge.id ? bridge.id : "", prompt: state.text || "x = ", edits: [newEdit({ feature: feature.id, op: "add", value: 4, unit: stats ? "std" : "raw" })] };
   return html`${back}<h1>${feature.id}</h1>
     <p>${feature.description ? html`<${Prose} text=${feature.description} />` : feature.name === null ? "A channel that nobody has named." : ""}</p>
     <div class="row"><a class="button primary-link" href=${link("steer", { ...tried, go: true })}>Steer with it</a>

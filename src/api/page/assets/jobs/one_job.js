@@ -35,7 +35,7 @@ function Result({ job }) {
   const model = byId.value.get(id) ?? (bridge ? byId.value.get(bridge.dense) : null);
   return html`<p class="row">Its result is <b>${id}</b>.
     ${circuit ? html`<a class="button" href=${link("circuits", {}, id)}>Look at the circuit</a>` : null}
-    ${bridge ? html`<a class="button" href=${link("steer", { model: bridge.dense, edits: [{ feature: "", op: "add" }] })}>Steer ${bridge.dense}</a>`
+    ${bridge ? html`<a class="button" href=${link("steer", { model: bridge.dense, bridge: bridge.id, prompt: "x = ", edits: [{ feature: `${bridge.sites.at(-2)?.site ?? "final_resid"}:0`, op: "add", value: 4 }], go: true })}>Steer ${bridge.dense}</a>`
       : model ? html`<a class="button" href=${link("steer", { model: model.id })}>Try it</a>` : null}
     <${DownloadButton} path=${`/v1/models/${encodeURIComponent(id)}/archive`} name=${`${id}.tar`}>Download it<//></p>`;
 }

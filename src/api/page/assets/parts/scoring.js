@@ -26,7 +26,7 @@ function shifted(at) {
 // Scores every `[prompt, answer]` of `asked` in each arm. `edits` are those of a request; `counterfactuals` are the texts
 // that patches take their values from, one for each of `asked`, or null to leave the edits' own. The result has for each of
 // `asked` a list of `{variant, strength, probability}`.
-export async function score({ model, asked, edits, counterfactuals, variants, seed, abort }) {
+export async function score({ model, bridge, asked, edits, counterfactuals, variants, seed, abort }) {
   const prompts = [];
   for (const [prompt, answer] of asked) prompts.push(await promptAndToken(model, prompt, answer, abort));
   const others = [];
@@ -47,7 +47,7 @@ export async function score({ model, asked, edits, counterfactuals, variants, se
   }
   const body = {
     model, prompt: prompts.map(({ ids, token }) => [...ids, token]), max_tokens: 0, echo: true, logprobs: 0, temperature: 0, seed,
-    ...(whole.length > 0 ? { steer: { edits: whole, variants } } : {}),
+    ...(whole.length > 0 ? { steer: { ...(bridge ? { bridge } : {}), edits: whole, variants } } : {}),
   };
   const answer = await ask("/v1/completions", { body, abort });
   const each = answer.choices.length / asked.length;

@@ -2,21 +2,22 @@
 // presets that are kept on this server.
 
 import { html } from "../html.js";
-import { presets, testedFeatures } from "../served.js";
+import { bridgeOf, presets, testedFeatures } from "../served.js";
 import { SelectField } from "../parts/fields.js";
 import { editOf, newEdit } from "./request.js";
 
 // A try that runs a feature's first test: the feature patched from the counterfactual prompt.
 export function tryOfTest(model, feature, test) {
+  const bridge = feature.bridge && bridgeOf(model)?.id !== feature.bridge ? feature.bridge : "";
   return {
-    model, prompt: test.prompt, max: 8, temperature: 0, seed: 1, stop: "\\n", control: "random",
+    model, bridge, prompt: test.prompt, max: 8, temperature: 0, seed: 1, stop: "\\n", control: "random",
     edits: [newEdit({ feature: feature.id, op: "patch", prompt: test.counterfactual })],
   };
 }
 
 function tryOfPreset(preset) {
   const edits = (preset.steer.edits ?? []).map(editOf);
-  return edits.includes(null) ? null : { model: preset.model, edits };
+  return edits.includes(null) ? null : { model: preset.model, bridge: preset.steer.bridge ?? "", edits };
 }
 
 // The try that the first visit offers: the feature that comes first among those with tests.
@@ -34,8 +35,8 @@ function shows(feature) {
   return !own || own.greedily_right >= own.right / 4;
 }
 
-export function Beginnings({ model, begin }) {
-  const tested = testedFeatures(model).filter(shows);
+export function Beginnings({ model, bridge, begin }) {
+  const tested = testedFeatures(model, bridge).filter(shows);
   const kept = presets.value.filter((preset) => preset.model === model && tryOfPreset(preset));
   if (tested.length + kept.length === 0) return null;
   const options = [["", "choose one…"],

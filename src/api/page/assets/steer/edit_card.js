@@ -79,14 +79,14 @@ function Places({ edit, index, change, promptTokens }) {
   </fieldset>`;
 }
 
-export function EditCard({ edit, index, model, list, promptTokens, change, remove, error }) {
+export function EditCard({ edit, index, model, bridge, list, promptTokens, change, remove, error }) {
   const param = `steer.edits[${index}]`;
-  const known = featuresOf(model).find((feature) => feature.id === edit.feature);
+  const known = featuresOf(model, bridge).find((feature) => feature.id === edit.feature);
   const stats = statsOf(known);
   const shownAt = ["feature", "value", "unit", "min", "max", "to", "with", "strength", "when", "op", "at", "read", "write"];
   const elsewhere = isAbout(error, param) && !shownAt.some((name) => isAbout(error, `${param}.${name}`));
   const choose = (feature) => {
-    const next = featuresOf(model).find((other) => other.id === feature);
+    const next = featuresOf(model, bridge).find((other) => other.id === feature);
     const test = next?.tests?.[0];
     change({ feature, ...(next && !known && edit.op === "patch" && !edit.prompt && test ? { prompt: test.counterfactual } : {}) });
   };

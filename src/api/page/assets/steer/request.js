@@ -3,7 +3,7 @@
 export const CONTROLS = { random: "random control", random_feature: "another feature" };
 
 export const DEFAULTS = {
-  model: "", prompt: "", edits: [], control: "random", max: 24, temperature: 0, seed: 1, stop: "", go: false,
+  model: "", bridge: "", prompt: "", edits: [], control: "random", max: 24, temperature: 0, seed: 1, stop: "", go: false,
 };
 
 // An edit as the view keeps it. `value` stays where the operation does without, so that going back finds it again.
@@ -98,7 +98,7 @@ export function armsOf(state) {
 }
 
 export function steerBody(state) {
-  return { edits: state.edits.map(editBody), variants: armsOf(state), return: ["receipt"] };
+  return { ...(state.bridge ? { bridge: state.bridge } : {}), edits: state.edits.map(editBody), variants: armsOf(state), return: ["receipt"] };
 }
 
 // The whole request. An empty list of edits leaves `steer` out.

@@ -4,7 +4,7 @@
 import { html, useEffect, useRef, useState } from "../html.js";
 import { ask, may } from "../api.js";
 import { link, note, valuesWith } from "../address.js";
-import { bridges, byId, refresh } from "../served.js";
+import { bridgeOf, bridges, byId, refresh } from "../served.js";
 import { Term } from "../glossary.js";
 import { isAbout, NumberField, Problem, SelectField, TextField } from "../parts/fields.js";
 import { nodeLocations } from "../parts/places.js";
@@ -53,7 +53,7 @@ function Found({ found, bridge, dense, pairs }) {
         <td><span class=${`bar ${channel.effect < 0 ? "down" : "up"}`} style=${{ width: `${Math.round(Math.abs(channel.effect) / strongest * 90)}px` }}></span></td></tr>`)}</tbody></table></div></section>
       <section><h3>Together, one more at a time</h3><div class="scroll" tabindex="0" role="region" aria-label=${`Channels of ${found.node} together`}><table><thead><tr><th>with channel</th><th class="number">turned</th><th class="number">probability</th></tr></thead><tbody>${found.group.map((step, index) => html`<tr key=${index}>
         <td>${step.channel}</td><td class="number">${percent(step.flips)}</td><td class="number">${percent(step.probability)}</td></tr>`)}</tbody></table></div></section></div>
-    <div class="row"><a class="button" href=${link("steer", { model: dense, prompt: pair.prompt, edits: [{ feature: text, op: "patch", prompt: pair.counterfactual }], max: 8, stop: "\\n", go: true })}>Steer with it</a>
+    <div class="row"><a class="button" href=${link("steer", { model: dense, bridge: bridgeOf(dense)?.id === bridge ? "" : bridge, prompt: pair.prompt, edits: [{ feature: text, op: "patch", prompt: pair.counterfactual }], max: 8, stop: "\\n", go: true })}>Steer with it</a>
       ${made ? html`<span role="status">Registered as <a href=${link("features", { bridge }, made.id)}>${made.id}</a>.</span>` : null}</div>
     ${!made && may("train") ? html`<${Register} found=${found} bridge=${bridge} pairs=${pairs} done=${setMade} />` : null}
   </section>`;

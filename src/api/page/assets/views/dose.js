@@ -15,7 +15,7 @@ import { tryOfTest } from "../steer/beginnings.js";
 import { EditCard } from "../steer/edit_card.js";
 import { CONTROLS, DEFAULTS, editBody, newEdit } from "../steer/request.js";
 
-const OWN = { from: {}, model: "", edits: [], pairs: [], strengths: "0, 0.25, 0.5, 0.75, 1, 1.25", control: "random", seed: 1, go: false };
+const OWN = { from: {}, model: "", bridge: "", edits: [], pairs: [], strengths: "0, 0.25, 0.5, 0.75, 1, 1.25", control: "random", seed: 1, go: false };
 
 function strengthsOf(text) {
   return text.split(/[\s,;]+/).filter(Boolean).map(Number);
@@ -26,14 +26,15 @@ function beginning() {
   const values = valuesWith(OWN);
   if (values.edits.length > 0) return values;
   const model = values.from.model || values.model || firstModel();
-  const tested = testedFeatures(model);
+  const bridge = values.from.bridge || values.bridge;
+  const tested = testedFeatures(model, bridge);
   const feature = tested.find((known) => known.id === "quote_type") ?? tested[0];
   const given = values.from.edits?.length > 0 ? values.from : feature ? tryOfTest(model, feature, feature.tests[0]) : {};
   const edits = (given.edits ?? []).map(newEdit);
-  const tests = featuresOf(model).find((known) => known.id === edits[0]?.feature)?.tests ?? [];
+  const tests = featuresOf(model, bridge).find((known) => known.id === edits[0]?.feature)?.tests ?? [];
   const pairs = tests.map(({ prompt, counterfactual, expected, instead }) => ({ prompt, counterfactual, expected, instead }));
   const own = { ...emptyPair(), prompt: given.prompt ?? "", counterfactual: edits[0]?.prompt ?? "" };
-  return { ...values, from: {}, fresh: true, model, edits, pairs: pairs.length > 0 ? pairs : [own], control: given.control ?? "random", seed: given.seed ?? 1 };
+  return { ...values, from: {}, fresh: true, model, bridge, edits, pairs: pairs.length > 0 ? pairs : [own], control: given.control ?? "random", seed: given.seed ?? 1 };
 }
 
 export default function Dose() {
@@ -54,7 +55,7 @@ export default function Dose() {
   const editOf = (index, changes) => change({ edits: state.edits.map((edit, at) => (at === index ? { ...edit, ...changes } : edit)) });
 
   async function fromTask() {
-    const feature = featuresOf(state.model).find((known) => known.id === state.edits[0]?.feature);
+    const feature = featuresOf(state.model, state.bridge).find((known) => known.id === state.edits[0]?.feature);
     const task = feature?.tasks?.[0];
     if (!task || !state.fresh) return;
     const pairs = await pairsOfTask(task, state.model, 8).catch(() => []);
@@ -76,7 +77,7 @@ export default function Dose() {
       const kinds = state.pairs.flatMap((pair) => [["expected", pair.expected], ["instead", pair.instead]].filter(([, answer]) => answer !== "").map(([kind]) => kind));
       const edits = state.edits.map((edit, index) => ({ ...editBody(edit), ...(index === 0 ? { strength: strengths } : {}) }));
       const scored = await score({
-        model: state.model, asked, edits, counterfactuals: texts.every(Boolean) ? texts : null, variants: ["steered", state.control],
+        model: state.model, bridge: state.bridge, asked, edits, counterfactuals: texts.every(Boolean) ? texts : null, variants: ["steered", state.control],
         seed: state.seed, abort: abort.signal,
       });
       const curves = {};
@@ -116,16 +117,16 @@ export default function Dose() {
     <p>How much of an edit does how much: its <${Term} name="strength" /> is swept over several prompts at once. Bands are 95% intervals over the prompts.
       An effect of the feature rises with the dose where the <${Term} name="random control">control</${Term}> stays flat.</p>
     <div class="steer"><form class="steer-form" onSubmit=${sweep} aria-label="Sweep">
-      <${SelectField} label="Model" value=${state.model} options=${choices} param="model" error=${problem} onInput=${(model) => change({ model })} />
-      ${state.edits.map((edit, index) => html`<${EditCard} key=${index} edit=${edit} index=${index} model=${state.model} list="dose-features" promptTokens=${tokens}
+      <${SelectField} label="Model" value=${state.model} options=${choices} param="model" error=${problem} onInput=${(model) => change({ model, bridge: "" })} />
+      ${state.edits.map((edit, index) => html`<${EditCard} key=${index} edit=${edit} index=${index} model=${state.model} bridge=${state.bridge} list="dose-features" promptTokens=${tokens}
         error=${problem} change=${(changes) => editOf(index, changes)} remove=${() => change({ edits: state.edits.filter((_, at) => at !== index) })} />`)}
       ${state.edits.length === 0 ? html`<p><button type="button" onClick=${() => change({ edits: [newEdit()] })}>Add an edit</button></p>` : null}
-      <datalist id="dose-features">${featuresOf(state.model).map((feature) => html`<option key=${feature.id} value=${feature.id} />`)}</datalist>
+      <datalist id="dose-features">${featuresOf(state.model, state.bridge).map((feature) => html`<option key=${feature.id} value=${feature.id} />`)}</datalist>
       <${TextField} label="Strengths" value=${state.strengths} hint="of the first edit" param="steer.edits[0].strength" error=${null} onInput=${(strengths) => change({ strengths })} />
       <div class="pair"><${SelectField} label="Control" value=${state.control} options=${Object.entries(CONTROLS)} onInput=${(control) => change({ control })} />
       <${NumberField} label="Seed" value=${state.seed} step="1" param="seed" error=${problem} onInput=${(seed) => change({ seed: Math.round(seed) })} /></div>
       <div class="row"><button type="submit" class="primary" disabled=${busy || state.edits.length === 0}>${busy ? "Sweeping…" : "Sweep"}</button>
-        <a class="button" href=${link("steer", { ...DEFAULTS, model: state.model, prompt: state.pairs[0]?.prompt ?? "", edits: state.edits.map((edit) => ({ ...edit, prompt: state.pairs[0]?.counterfactual || edit.prompt })) })}>Back to one prompt</a></div>
+        <a class="button" href=${link("steer", { ...DEFAULTS, model: state.model, bridge: state.bridge, prompt: state.pairs[0]?.prompt ?? "", edits: state.edits.map((edit) => ({ ...edit, prompt: state.pairs[0]?.counterfactual || edit.prompt })) })}>Back to one prompt</a></div>
       ${problem && !placed ? html`<${Problem} error=${problem} again=${() => sweep()} />` : null}
     </form><div>
       <section class="panel" aria-label="Prompts"><h2>Prompts and answers</h2>

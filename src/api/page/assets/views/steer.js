@@ -3,7 +3,7 @@
 import { html, signal, useEffect, useRef, useSignal, useState } from "../html.js";
 import { key } from "../api.js";
 import { link, note, opened, valuesWith } from "../address.js";
-import { circuits, featuresOf, firstModel, models } from "../served.js";
+import { bridgesOf, circuits, featuresOf, firstModel, models } from "../served.js";
 import { Term } from "../glossary.js";
 import { CopyButton, isAbout, NumberField, Problem, SelectField, TextField } from "../parts/fields.js";
 import { TokenChoice, useTokens } from "../parts/tokens.js";
@@ -64,7 +64,7 @@ function Answers({ arms, of, inputTokens, running, error, inColumn, again }) {
 }
 
 // Fields whose errors stand beside them; any other error stands at the button.
-const FIELDS = ["prompt", "model", "max_tokens", "temperature", "seed", "stop"];
+const FIELDS = ["prompt", "model", "steer.bridge", "max_tokens", "temperature", "seed", "stop"];
 
 export default function Steer() {
   const [state, setState] = useState(() => {
@@ -159,9 +159,11 @@ export default function Steer() {
     ${welcome ? html`<${FirstVisit} begin=${() => begin(firstTry(state.model))} />` : html`<h1 class="visually-hidden">Steer</h1>`}
     <form class="steer-form" onSubmit=${submit} onKeyDown=${hurry} aria-label="Try">
       <div class="pair">
-        <${SelectField} label="Model" value=${state.model} options=${choices} param="model" error=${error} onInput=${(model) => change({ model })} />
-        <${Beginnings} model=${state.model} begin=${begin} />
+        <${SelectField} label="Model" value=${state.model} options=${choices} param="model" error=${error} onInput=${(model) => change({ model, bridge: "" })} />
+        <${Beginnings} model=${state.model} bridge=${state.bridge} begin=${begin} />
       </div>
+      ${bridgesOf(state.model).length > 1 || state.bridge ? html`<${SelectField} label=${html`<${Term} name="bridge">Bridge</${Term}>`} value=${state.bridge} param="steer.bridge" error=${error}
+        options=${[["", "the model's own"], ...bridgesOf(state.model).map((bridge) => bridge.id)]} onInput=${(bridge) => change({ bridge })} />` : null}
       <${TextField} label="Prompt" rows=${3} value=${state.prompt} param="prompt" error=${error} onInput=${(prompt) => change({ prompt })} />
       <div class="prompt-tokens">
         <p class="hint">${tokens.texts.length} tokens.${" "}${edit ? (Array.isArray(edit.at)
@@ -169,11 +171,11 @@ export default function Steer() {
         <${TokenChoice} texts=${tokens.texts} chosen=${chosen} onToggle=${toggle} label="Tokens of the prompt" />
         ${tokens.error && tokens.error.message !== error?.message ? html`<${Problem} error=${tokens.error} />` : null}
       </div>
-      ${state.edits.map((edit, index) => html`<${EditCard} key=${index} edit=${edit} index=${index} model=${state.model}
+      ${state.edits.map((edit, index) => html`<${EditCard} key=${index} edit=${edit} index=${index} model=${state.model} bridge=${state.bridge}
         list="feature-names" promptTokens=${tokens} error=${error} change=${(changes) => changeEdit(index, changes)}
         remove=${() => change({ edits: state.edits.filter((_, at) => at !== index) })} />`)}
       <datalist id="feature-names">
-        ${featuresOf(state.model).map((feature) => html`<option key=${feature.id} value=${feature.id}>${feature.description}</option>`)}
+        ${featuresOf(state.model, state.bridge).map((feature) => html`<option key=${feature.id} value=${feature.id}>${feature.description}</option>`)}
         ${circuits.value.filter((circuit) => !circuit.stale).map((circuit) => html`<option key=${circuit.id} value=${`circuit:${circuit.id}`}>circuit for ${circuit.task}</option>`)}
       </datalist>
       <p><button type="button" onClick=${() => change({ edits: [...state.edits, newEdit()] })}>Add an edit</button></p>
