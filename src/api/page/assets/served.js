@@ -31,11 +31,12 @@ export async function refresh() {
 
 export const byId = computed(() => new Map((models.value ?? []).map((model) => [model.id, model])));
 
-// The model a view begins with: a dense one with a bridge, else any.
+// The model a view begins with: the dense one of whose features most have tests, else one with a bridge, else any.
 export function firstModel() {
-  const list = models.value ?? [];
-  const steerable = list.find((model) => model.kind === "dense" && model.bridges.length > 0);
-  return (steerable ?? list.find((model) => model.kind === "dense") ?? list[0])?.id ?? "";
+  const worth = (model) => (model.kind === "dense" ? 1 : 0) + (model.bridges.length > 0 ? 1 : 0)
+    + (model.kind === "dense" ? 2 * testedFeatures(model.id).length : 0);
+  const list = (models.value ?? []).filter((model) => model.kind !== "preset");
+  return [...list].sort((one, two) => worth(two) - worth(one))[0]?.id ?? "";
 }
 
 // The bridges that a model is the dense or the sparse side of.

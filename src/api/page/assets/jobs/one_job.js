@@ -118,9 +118,12 @@ export function OneJob({ id }) {
   if (!job) return html`${back}<h1>${id}</h1>${problem ? html`<${Problem} error=${problem} again=${look} />` : html`<p class="waiting">…</p>`}`;
   const ended = ENDED.includes(job.status);
   const names = [...new Set([...Object.keys(curves?.training ?? {}), ...Object.keys(curves?.held_out ?? {})])];
+  const seconds = job.estimated_finish ? job.estimated_finish - Date.now() / 1000 : 0;
+  const measures = job.status === "running" && job.step === job.steps;
+  const left = measures ? "; its result is being measured" : seconds > 0 ? `, done in about ${duration(seconds)}` : "";
   const begun = job.started_at && !ended ? Date.now() / 1000 - job.started_at : null;
   return html`${back}<h1>${job.fine_tuned_model ?? job.id}</h1>
-    <p role="status"><b>${job.status}</b>${job.asked ? ` (asked to ${job.asked})` : ""}: step ${job.step} of ${job.steps}${job.estimated_finish ? `, done in about ${duration(job.estimated_finish - Date.now() / 1000)}` : ""}.
+    <p role="status"><b>${job.status}</b>${job.asked ? ` (asked to ${job.asked})` : ""}: step ${job.step} of ${job.steps}${left}.
       A ${job.method.type} of ${job.model}${begun ? `, running for ${duration(begun)}` : ""}.</p>
     <progress max=${Math.max(1, job.steps)} value=${job.step} aria-label="Steps done"></progress>
     <div class="row">
@@ -134,7 +137,7 @@ export function OneJob({ id }) {
     ${names.length > 0 ? html`<section class="panel"><h2>Curves</h2><div class="curves">${names.map((name) => html`<${Curve} key=${name} name=${name} training=${curves.training[name]} heldOut=${curves.held_out[name]} />`)}</div></section>` : null}
     <section class="panel"><h2>Events</h2>
       <${Problem} error=${broken} again=${begin} />
-      <div class="scroll" tabindex="0" role="log" aria-label="Events" aria-live="off"><table><tbody>${[...events].reverse().map((event) => html`<tr key=${event.id} class=${event.level}><td class="position">${clock(event.created_at)}</td><td>${event.message}</td>
+      <div class="scroll" tabindex="0" role="log" aria-label="Events" aria-live="off"><table><tbody>${[...events].reverse().map((event) => html`<tr key=${event.id} class=${event.level}><td class="position when">${clock(event.created_at)}</td><td>${event.message}</td>
         <td>${Object.entries(event.data ?? {}).filter(([name]) => name !== "step").slice(0, 6).map(([name, value]) => `${name} ${typeof value === "number" ? short(value) : JSON.stringify(value)}`).join(", ")}</td></tr>`)}</tbody></table></div></section>
     <details><summary>What was asked for</summary><pre tabindex="0" aria-label="The job's method">${JSON.stringify(job.method, null, 2)}</pre></details>`;
 }

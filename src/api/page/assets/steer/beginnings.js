@@ -20,12 +20,14 @@ function tryOfPreset(preset) {
   return edits.includes(null) ? null : { model: preset.model, bridge: preset.steer.bridge ?? "", edits };
 }
 
-// The try that the first visit offers: the feature that comes first among those with tests.
+// The try that the first visit offers: the feature that comes first among those with tests, else any channel, else none.
 export function firstTry(model) {
   const tested = testedFeatures(model);
   const feature = tested.find((feature) => feature.id === "quote_type") ?? tested[0];
-  return feature ? tryOfTest(model, feature, feature.id === "quote_type"
-    ? { prompt: 'print("hello world', counterfactual: "print('hello world" } : feature.tests[0]) : null;
+  const site = bridgeOf(model)?.sites.at(-2)?.site;
+  if (!feature) return { model, prompt: "x = ", edits: site ? [newEdit({ feature: `${site}:0`, value: 4 })] : [] };
+  return tryOfTest(model, feature, feature.id === "quote_type"
+    ? { prompt: 'print("hello world', counterfactual: "print('hello world" } : feature.tests[0]);
 }
 
 // Whether a try at temperature 0 shows what the feature does: the model says its answer outright on many of the pairs that it

@@ -21,17 +21,20 @@ function Alternatives({ token, baseline, sameContext }) {
   const other = new Map(sameContext && baseline ? baseline.top : []);
   const names = [...new Set([...own.keys(), ...other.keys()])];
   const share = (map, name) => (map.has(name) ? Math.exp(map.get(name)) : null);
+  // A token that is not among an arm's most probable ones is less probable than the least of them.
+  const bound = (map) => Math.exp(Math.min(...map.values()));
+  const shown = (map, name) => (map.has(name) ? percent(share(map, name), 1) : `<${percent(bound(map), 1)}`);
+  const change = (name) => {
+    if (own.has(name) && other.has(name)) return signedPercent(share(own, name) - share(other, name));
+    if (own.has(name)) return share(own, name) > bound(other) ? `≥${signedPercent(share(own, name) - bound(other))}` : "";
+    return share(other, name) > bound(own) ? `≤${signedPercent(bound(own) - share(other, name))}` : "";
+  };
   names.sort((one, two) => (share(own, two) ?? 0) - (share(own, one) ?? 0));
   return html`<table class="alternatives"><thead><tr><th>token</th><th>here</th>${other.size > 0
     ? html`<th>baseline</th><th>change</th>` : null}</tr></thead><tbody>
-    ${names.slice(0, 8).map((name) => {
-      const here = share(own, name);
-      const there = share(other, name);
-      return html`<tr key=${name} class=${name === token.name ? "taken" : ""}><td><code>${visible(name)}</code></td>
-        <td>${here === null ? "–" : percent(here, 1)}</td>
-        ${other.size > 0 ? html`<td>${there === null ? "–" : percent(there, 1)}</td>
-          <td>${here === null || there === null ? "–" : signedPercent(here - there)}</td>` : null}</tr>`;
-    })}</tbody></table>
+    ${names.slice(0, 8).map((name) => html`<tr key=${name} class=${name === token.name ? "taken" : ""}><td><code>${visible(name)}</code></td>
+      <td>${shown(own, name)}</td>
+      ${other.size > 0 ? html`<td>${shown(other, name)}</td><td>${change(name)}</td>` : null}</tr>`)}</tbody></table>
     ${sameContext ? null : html`<p class="hint">From the first difference on, each arm reads its own text.</p>`}`;
 }
 

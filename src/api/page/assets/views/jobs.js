@@ -30,6 +30,6 @@ function AllJobs() {
     ${jobs?.length === 0 ? html`<p class="empty">No job yet.</p>` : null}
     ${jobs?.length > 0 ? html`<div class="scroll" tabindex="0" role="region" aria-label="Jobs"><table><thead><tr><th>job</th><th>what</th><th>state</th><th>steps</th><th>since</th><th>left</th></tr></thead>
     <tbody>${jobs.map((job) => html`<tr key=${job.id}><td><a href=${link("jobs", {}, job.id)}>${job.fine_tuned_model ?? job.id}</a></td><td>${job.method.type} of ${job.model}</td><td>${job.status}</td>
-      <td class="number">${job.step} / ${job.steps}</td><td>${clock(job.created_at)}</td><td>${job.estimated_finish ? duration(job.estimated_finish - Date.now() / 1000) : ""}</td></tr>`)}</tbody></table></div>` : null}
+      <td class="number">${job.step} / ${job.steps}</td><td>${clock(job.created_at)}</td><td>${job.estimated_finish ? duration(Math.max(0, job.estimated_finish - Date.now() / 1000)) : ""}</td></tr>`)}</tbody></table></div>` : null}
     <${NewJob} started=${(job) => (location.hash = link("jobs", {}, job.id))} />`;
 }

@@ -166,7 +166,7 @@ export default function Steer() {
         options=${[["", "the model's own"], ...bridgesOf(state.model).map((bridge) => bridge.id)]} onInput=${(bridge) => change({ bridge })} />` : null}
       <${TextField} label="Prompt" rows=${3} value=${state.prompt} param="prompt" error=${error} onInput=${(prompt) => change({ prompt })} />
       <div class="prompt-tokens">
-        <p class="hint">${tokens.texts.length} tokens.${" "}${edit ? (Array.isArray(edit.at)
+        <p class="hint">${tokens.texts.length} ${tokens.texts.length === 1 ? "token" : "tokens"}.${" "}${edit ? (Array.isArray(edit.at)
           ? `Edit ${editAt + 1} acts at the marked ones.` : `Edit ${editAt + 1} acts at every one; click tokens to make it act there only.`) : ""}</p>
         <${TokenChoice} texts=${tokens.texts} chosen=${chosen} onToggle=${toggle} label="Tokens of the prompt" />
         ${tokens.error && tokens.error.message !== error?.message ? html`<${Problem} error=${tokens.error} />` : null}
