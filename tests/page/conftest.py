@@ -15,7 +15,7 @@ KEY = os.environ["CAUSEWAY_KEY"]
 READER_KEY = os.environ["CAUSEWAY_READER_KEY"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def opened(browser):
         context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], accept_downloads=True, **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: problems.append(f"error: {error}"))
         page.on("console", lambda message: refused(message) and problems.append(message.text))
         page.on("request", lambda request: request.url.startswith((ADDRESS, "blob:", "data:"))

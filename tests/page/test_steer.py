@@ -177,3 +177,31 @@ def test_both_models_of_the_pair_are_steered(opened, model):
     done(page)
     found = page.locator(".column.steered .receipt").inner_text()
     assert ("natively" in found) == (model == "tinypython-sparse")
+
+
+def test_a_try_is_kept_as_a_preset_and_begun_with(opened, api):
+    page = opened(a_try(edits=[{"feature": "quote_type", "op": "set", "value": 8, "unit": "std", "generation": False}]))
+    done(page)
+    found = text(page, "steered")
+    page.get_by_text("Keep it as a preset").click()
+    page.get_by_label("Preset's id").fill("No Id")
+    page.get_by_role("button", name="Keep it", exact=True).click()
+    expect(page.locator(".steer-form details .problem")).to_contain_text("id")
+    page.get_by_label("Preset's id").fill("by_the_page")
+    page.get_by_role("button", name="Keep it", exact=True).click()
+    expect(page.locator(".steer-form")).to_contain_text("Kept as")
+    try:
+        body = {"model": "tinypython@by_the_page", "prompt": PROMPT, "max_tokens": 8, "temperature": 0, "seed": 1, "stop": "\n"}
+        assert api("POST", "/v1/completions", body)["choices"][0]["text"] == found
+        page = opened("#/steer")
+        page.get_by_label("Prompt", exact=True).fill(PROMPT)
+        page.get_by_label("Begin with").select_option(label="preset by_the_page")
+        done(page)
+        expect(page.get_by_label("Value to set, as a number")).to_have_value("8")
+        page.get_by_role("link", name="Models").click()
+        page.locator("tr", has_text="by_the_page").get_by_role("button", name="Delete").click()
+        expect(page.locator("tr", has_text="by_the_page")).to_have_count(0)
+    finally:
+        left = [preset["name"] for preset in api("GET", "/v1/presets")["data"]]
+        if "tinypython@by_the_page" in left:
+            api("DELETE", "/v1/presets/tinypython@by_the_page")

@@ -17,7 +17,13 @@ export function hideTip() {
 }
 
 addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
-addEventListener("scroll", hideTip, { passive: true, capture: true });
+// What has the focus keeps its tip, and takes it along; the focus itself makes the page scroll.
+addEventListener("scroll", () => {
+  const tip = shown.value;
+  if (!tip) return;
+  if (tip.anchor === document.activeElement) shown.value = { ...tip, box: tip.anchor.getBoundingClientRect() };
+  else hideTip();
+}, { passive: true, capture: true });
 addEventListener("hashchange", hideTip);
 
 export function TipLayer() {

@@ -6,14 +6,14 @@ import { ask } from "../api.js";
 import { CheckField, isAbout, NumberField, Problem, SelectField, TextField } from "../parts/fields.js";
 import { Prose } from "../parts/tokens.js";
 
-let document = null;
+let fetched = null;
 
 export function apiDocument() {
-  document ??= ask("/openapi.json").catch((error) => {
-    document = null;
+  fetched ??= ask("/openapi.json").catch((error) => {
+    fetched = null;
     throw error;
   });
-  return document;
+  return fetched;
 }
 
 // The schema itself, whatever it is called or wrapped in; `nullable` where it may be null.

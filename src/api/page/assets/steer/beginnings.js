@@ -37,7 +37,9 @@ function shows(feature) {
   return !own || own.greedily_right >= own.right / 4;
 }
 
-export function Beginnings({ model, bridge, begin }) {
+// A preset is begun with on the prompt and the settings that stand in the form.
+export function Beginnings({ state, begin }) {
+  const { model, bridge } = state;
   const tested = testedFeatures(model, bridge).filter(shows);
   const kept = presets.value.filter((preset) => preset.model === model && tryOfPreset(preset));
   if (tested.length + kept.length === 0) return null;
@@ -46,7 +48,7 @@ export function Beginnings({ model, bridge, begin }) {
     ...kept.map((preset) => [`preset:${preset.id}`, `preset ${preset.id}`])];
   const choose = (value) => {
     const [kind, id] = value.split(/:(.*)/s);
-    if (kind === "preset") begin(tryOfPreset(kept.find((preset) => preset.id === id)));
+    if (kind === "preset") begin({ ...state, ...tryOfPreset(kept.find((preset) => preset.id === id)) });
     const feature = kind === "test" && tested.find((feature) => feature.id === id);
     if (feature) begin(tryOfTest(model, feature, feature.tests[0]));
   };

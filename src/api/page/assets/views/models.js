@@ -50,8 +50,8 @@ function Bridges() {
 function Presets() {
   const { act, problem } = useAction();
   if (presets.value.length === 0) return null;
-  return html`<section class="panel"><h2>Presets</h2><${Problem} error=${problem} /><table><tbody>${presets.value.map((preset) => html`<tr key=${preset.id}><th scope="row"><code>${preset.id}</code></th><td>${preset.description}</td>
-    <td>${preset.served ? "" : "its model is not served"}</td><td>${may("admin") ? html`<button type="button" onClick=${() => act(`/v1/presets/${encodeURIComponent(preset.id)}`, { method: "DELETE" })}>Delete</button>` : null}</td></tr>`)}</tbody></table></section>`;
+  return html`<section class="panel"><h2>Presets</h2><${Problem} error=${problem} /><table><tbody>${presets.value.map((preset) => html`<tr key=${preset.name}><th scope="row"><code>${preset.name}</code></th><td>${preset.description}</td>
+    <td>${preset.served ? "" : "its model is not served"}</td><td>${may("admin") ? html`<button type="button" onClick=${() => act(`/v1/presets/${encodeURIComponent(preset.name)}`, { method: "DELETE" })}>Delete</button>` : null}</td></tr>`)}</tbody></table></section>`;
 }
 
 function Library() {

@@ -1,7 +1,7 @@
 // The Steer view: a prompt, edits of features, and the answers with, without and beside a control, as they come.
 
 import { html, signal, useEffect, useRef, useSignal, useState } from "../html.js";
-import { key } from "../api.js";
+import { key, may } from "../api.js";
 import { link, note, opened, valuesWith } from "../address.js";
 import { bridgesOf, circuits, featuresOf, firstModel, models } from "../served.js";
 import { Term } from "../glossary.js";
@@ -11,6 +11,7 @@ import { run } from "../steer/arms.js";
 import { Beginnings, firstTry } from "../steer/beginnings.js";
 import { Column } from "../steer/column.js";
 import { EditCard } from "../steer/edit_card.js";
+import { KeepPreset } from "../steer/keep_preset.js";
 import { warnings } from "../steer/receipt.js";
 import { armsOf, asCurl, asPython, CONTROLS, DEFAULTS, newEdit } from "../steer/request.js";
 
@@ -160,7 +161,7 @@ export default function Steer() {
     <form class="steer-form" onSubmit=${submit} onKeyDown=${hurry} aria-label="Try">
       <div class="pair">
         <${SelectField} label="Model" value=${state.model} options=${choices} param="model" error=${error} onInput=${(model) => change({ model, bridge: "" })} />
-        <${Beginnings} model=${state.model} bridge=${state.bridge} begin=${begin} />
+        <${Beginnings} state=${state} begin=${begin} />
       </div>
       ${bridgesOf(state.model).length > 1 || state.bridge ? html`<${SelectField} label=${html`<${Term} name="bridge">Bridge</${Term}>`} value=${state.bridge} param="steer.bridge" error=${error}
         options=${[["", "the model's own"], ...bridgesOf(state.model).map((bridge) => bridge.id)]} onInput=${(bridge) => change({ bridge })} />` : null}
@@ -195,6 +196,7 @@ export default function Steer() {
       </div>
       ${error && !placed && !inColumn ? html`<${Problem} error=${error} again=${() => start(state)} />` : null}
       <${Snippets} state=${state} />
+      ${may("admin") && state.edits.length > 0 ? html`<${KeepPreset} state=${state} />` : null}
     </form>
     <div class="steer-result" ref=${answers}>
       <${Answers} arms=${arms} of=${of} inputTokens=${tokens.texts.length} running=${running} error=${error} inColumn=${inColumn} again=${() => start(state)} />
