@@ -53,6 +53,23 @@ def test_no_rule_of_accessibility_is_broken(opened, view, scheme):
 
 
 @pytest.mark.parametrize("view", VIEWS)
+def test_the_tab_key_comes_to_every_control(opened, view):
+    page = opened(VIEWS[view])
+    settle(page)
+    if view == "steer":
+        done(page)
+    controls = page.locator("button, a[href], input, select, textarea, summary, [tabindex='0']")
+    count = controls.count()
+    page.locator("body").press("Tab")
+    for _ in range(count + 5):
+        page.evaluate("document.activeElement.dataset.reached = 'yes'")
+        page.keyboard.press("Tab")
+    missed = controls.evaluate_all("""all => all.filter((one) => one.checkVisibility() && !one.disabled && one.tabIndex >= 0 && !one.dataset.reached)
+        .map((one) => one.outerHTML.slice(0, 120))""")
+    assert count > 10 and missed == []
+
+
+@pytest.mark.parametrize("view", VIEWS)
 def test_a_narrow_screen_shows_everything(opened, view):
     page = opened(VIEWS[view], viewport={"width": 390, "height": 800})
     settle(page)
