@@ -120,6 +120,18 @@ def test_markup_is_text_wherever_it_comes_from(opened, api):
         api("DELETE", "/v1/features/markup")
 
 
+@pytest.mark.parametrize("address", [
+    "#/steer?edits=[{}]", "#/steer?edits=[1,null,{\"feature\":{\"a\":[]},\"prompt\":3,\"at\":{},\"when\":{}}]&max=null&go=1", "#/steer?edits={", "#/%E0%A4%A", "#/nowhere",
+    "#/dose?pairs=[3,null,{\"prompt\":{}}]&edits=[{}]&strengths=a", "#/contrast?pairs=[{}]&node=[]", "#/activations?nodes=[{}]&channels=[null]&count=-3&layer=99",
+    "#/features?order=x&task=[]", "#/circuits?threshold=-1", "#/jobs?type=x&hyper={\"a\":1}",
+])
+def test_a_link_that_was_damaged_breaks_nothing(opened, address):
+    page = opened(address)
+    page.wait_for_load_state("networkidle")
+    expect(page.locator("h1").first).to_be_attached()
+    expect(page.locator("main")).not_to_contain_text("this view has failed")
+
+
 def test_file_names_with_markup_are_text(opened):
     page = opened(link("jobs", type="dense"))
     page.get_by_label("Upload text").set_input_files({"name": "<b onclick=x>.txt", "mimeType": "text/plain", "buffer": b"x = 1\n" * 2000})

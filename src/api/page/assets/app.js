@@ -1,7 +1,7 @@
 // The page's frame: its header with the views, the field for a key, light and dark, and the view that the address names.
 // A view's module is fetched when it is first opened.
 
-import { html, render, signal, useEffect, useId, useState } from "./html.js";
+import { Component, html, render, signal, useEffect, useId, useState } from "./html.js";
 import { giveKey, key, keyAsked, learnRole, role } from "./api.js";
 import { opened } from "./address.js";
 import { models, problem, refresh } from "./served.js";
@@ -91,6 +91,20 @@ function Header({ current }) {
   </header>`;
 }
 
+// What a view that fails leaves in its place, so that the others can still be gone to.
+class Net extends Component {
+  state = { error: null };
+
+  componentDidCatch(error) {
+    console.error(error);
+    this.setState({ error });
+  }
+
+  render({ children }, { error }) {
+    return error ? html`<${Problem} error=${{ message: `this view has failed: ${error.message}` }} />` : children;
+  }
+}
+
 function View({ name, load, visit }) {
   const [loaded, setLoaded] = useState(null);
   const [failed, setFailed] = useState(null);
@@ -102,7 +116,7 @@ function View({ name, load, visit }) {
   }, [name]);
   if (failed) return html`<${Problem} error=${{ message: `this view could not be fetched: ${failed.message}` }} />`;
   if (loaded?.name !== name) return html`<p class="waiting">…</p>`;
-  return html`<${loaded.view} key=${visit} />`;
+  return html`<${Net} key=${visit}><${loaded.view} /><//>`;
 }
 
 function Page() {

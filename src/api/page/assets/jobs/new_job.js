@@ -62,7 +62,10 @@ function Estimate({ told }) {
 }
 
 export function NewJob({ started }) {
-  const [state, setState] = useState(() => valuesWith({ type: "bridge", model: "", file: "", suffix: "", hyper: {} }));
+  const [state, setState] = useState(() => {
+    const values = valuesWith({ type: "bridge", model: "", file: "", suffix: "", hyper: {} });
+    return values.type in KINDS ? values : { ...values, type: "bridge", hyper: {} };
+  });
   const [api, setApi] = useState(null);
   const [problem, setProblem] = useState(null);
   const [estimate, setEstimate] = useState(null);

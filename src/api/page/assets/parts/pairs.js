@@ -6,6 +6,11 @@ import { isAbout, Problem, SelectField } from "./fields.js";
 
 export const emptyPair = () => ({ prompt: "", counterfactual: "", expected: "", instead: "" });
 
+// A pair as a link gives it: its texts, and nothing else.
+export function pairOf(given) {
+  return Object.fromEntries(Object.keys(emptyPair()).map((name) => [name, typeof given?.[name] === "string" ? given[name] : ""]));
+}
+
 // Some pairs of a task for a model: after patching, the counterfactual's answer is expected instead of the prompt's own.
 export async function pairsOfTask(task, model, count) {
   const query = `?examples=${count}&model=${encodeURIComponent(model)}`;

@@ -1,6 +1,6 @@
 // Tokens of text: made visible, coloured by a value, chosen one by one.
 
-import { html, useEffect, useRef, useState } from "../html.js";
+import { html, useEffect, useState } from "../html.js";
 import { ask } from "../api.js";
 import { short } from "./numbers.js";
 
@@ -71,8 +71,7 @@ export function heat(value, largest) {
 // A text whose tokens are coloured by a value each. `at` marks one of them.
 export function HeatText({ tokens, values, largest, at = -1, label }) {
   const most = largest ?? Math.max(...values.map(Math.abs), 1e-9);
-  const spans = useRef(null);
-  return html`<p class="heat-text" ref=${spans} aria-label=${label}>
+  return html`<p class="heat-text" aria-label=${label}>
     ${tokens.map((text, index) => html`<span key=${index} class=${index === at ? "marked" : ""}
       style=${{ background: heat(values[index] ?? 0, most) }}
       title=${`${visible(text)}  ${short(values[index])}`}>${text.replaceAll("\n", "↵\n")}</span>`)}

@@ -6,9 +6,16 @@ export const DEFAULTS = {
   model: "", bridge: "", prompt: "", edits: [], control: "random", max: 24, temperature: 0, seed: 1, stop: "", go: false,
 };
 
-// An edit as the view keeps it. `value` stays where the operation does without, so that going back finds it again.
+// An edit as the view keeps it. `value` stays where the operation does without, so that going back finds it again. What a
+// link gives is of the types that the view knows, or left out.
 export function newEdit(given = {}) {
-  return { feature: "", op: "add", value: 2, unit: "std", strength: 1, ...given };
+  const edit = { feature: "", op: "add", value: 2, unit: "std", strength: 1, ...given };
+  const asText = (address) => (typeof address === "string" ? address : textOf(address ?? ""));
+  edit.feature = asText(edit.feature);
+  if (typeof edit.prompt !== "string") delete edit.prompt;
+  if (!Array.isArray(edit.at) || !edit.at.every(Number.isInteger)) delete edit.at;
+  if (edit.when) edit.when = { ...edit.when, feature: asText(edit.when.feature) };
+  return edit;
 }
 
 // The operations with what they are in words.

@@ -68,7 +68,9 @@ export default function Activations() {
   const [state, setState] = useState(() => {
     const values = valuesWith(DEFAULTS);
     const model = values.model || firstModel();
-    return { ...values, model, text: values.text || DEFAULTS.text, node: values.nodes[0] ?? values.node, nodes: [] };
+    const [node] = values.nodes.filter((name) => typeof name === "string");
+    const counted = { count: Math.max(1, Math.min(64, Math.round(values.count))), layer: Math.max(0, Math.round(values.layer)), head: Math.max(0, Math.round(values.head)) };
+    return { ...values, ...counted, model, text: values.text || DEFAULTS.text, node: node ?? values.node, nodes: [], channels: values.channels.filter(Number.isInteger) };
   });
   const [result, setResult] = useState(null);
   const [problem, setProblem] = useState(null);

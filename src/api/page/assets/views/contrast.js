@@ -9,7 +9,7 @@ import { Term } from "../glossary.js";
 import { isAbout, NumberField, Problem, SelectField, TextField } from "../parts/fields.js";
 import { nodeLocations } from "../parts/places.js";
 import { percent, short } from "../parts/numbers.js";
-import { emptyPair, PairsEditor } from "../parts/pairs.js";
+import { pairOf, PairsEditor } from "../parts/pairs.js";
 
 const EXAMPLE = { prompt: 'print("hello world', counterfactual: "print('hello world", expected: "')", instead: '")' };
 
@@ -62,7 +62,7 @@ function Found({ found, bridge, dense, pairs }) {
 export default function Contrast() {
   const [state, setState] = useState(() => {
     const values = valuesWith({ bridge: "", pairs: [], node: "", max: 8 });
-    return { ...values, bridge: values.bridge || (bridges.value[0]?.id ?? ""), pairs: values.pairs.length > 0 ? values.pairs.map((pair) => ({ ...emptyPair(), ...pair })) : [EXAMPLE] };
+    return { ...values, bridge: values.bridge || (bridges.value[0]?.id ?? ""), pairs: values.pairs.length > 0 ? values.pairs.map(pairOf) : [EXAMPLE] };
   });
   const [result, setResult] = useState(null);
   const [problem, setProblem] = useState(null);

@@ -8,7 +8,7 @@ import { Term } from "../glossary.js";
 import { Field, isAbout, NumberField, Problem, SelectField, TextField } from "../parts/fields.js";
 import { LineChart } from "../parts/chart.js";
 import { interval, percent } from "../parts/numbers.js";
-import { emptyPair, PairsEditor, pairsOfTask } from "../parts/pairs.js";
+import { emptyPair, pairOf, PairsEditor, pairsOfTask } from "../parts/pairs.js";
 import { score } from "../parts/scoring.js";
 import { useTokens } from "../parts/tokens.js";
 import { tryOfTest } from "../steer/beginnings.js";
@@ -24,6 +24,8 @@ function strengthsOf(text) {
 // What the view begins with: what the address says, else a try that was brought along, else a feature that has tests.
 function beginning() {
   const values = valuesWith(OWN);
+  values.pairs = values.pairs.map(pairOf);
+  values.edits = values.edits.map(newEdit);
   if (values.edits.length > 0) return values;
   const model = values.from.model || values.model || firstModel();
   const bridge = values.from.bridge || values.bridge;
