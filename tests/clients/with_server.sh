@@ -44,6 +44,7 @@ reader_key=$(sed -n 's/^\(ck-.*\)$/\1/p' "$work/reader")
     echo "[hub]"
     echo 'endpoint = "http://127.0.0.1:9"'
 } >"$work/server.toml"
+: >"$work/log"
 "$binary" serve --config "$work/server.toml" --listen 127.0.0.1:0 2>"$work/log" &
 server=$!
 for _ in $(seq 300); do
