@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ApiError;
+use super::attention::{self, AttentionHead, AttentionPattern};
 use super::body::JsonBody;
 use super::completions::parameters;
 use super::completions::prompt::{self, Prompt};
@@ -37,7 +38,7 @@ pub struct CreateActivations {
     pub model: String,
     pub prompt: ActivationsPrompt,
     /// Residual sites (`2.resid_mid`, `final_resid`) and node locations (`0.attn.act_in`), each once. May only be
-    /// left out with `features` or `logits`.
+    /// left out with `features`, `logits` or `attention`.
     #[serde(default)]
     #[schema(value_type = BTreeSet<String>)]
     pub nodes: Vec<String>,
@@ -56,6 +57,10 @@ pub struct CreateActivations {
     /// The logits of the token after each.
     #[schema(default = false)]
     pub logits: Option<bool>,
+    /// Heads whose attention is told, each once.
+    #[serde(default)]
+    #[schema(max_items = 256)]
+    pub attention: Vec<AttentionHead>,
     /// Edits that the model runs with; what is told are the values as edited. One arm: at most one of `variants`, no
     /// list of strengths, and nothing to `return`. Its `bridge` is also the one that `features` are looked up in.
     pub steer: Option<SteerRequest>,
@@ -112,6 +117,10 @@ pub struct ActivationsObject {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub logits: Option<Vec<Vec<f32>>>,
+    /// In the order in which they were asked for; left out where none were.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub attention: Vec<AttentionPattern>,
 }
 
 /// One feature at every token.
@@ -160,6 +169,9 @@ pub struct NodeActivations {
         }))),
         ("logits" = (summary = "What is predicted after each token", value = json!({
             "model": "tinypython", "prompt": "for i in", "logits": true
+        }))),
+        ("attention" = (summary = "Where a head attends", value = json!({
+            "model": "tinypython", "prompt": "print(\"hello world", "attention": [{"layer": 0, "head": 3}]
         }))),
         ("features" = (summary = "A named feature on two prompts", value = json!({
             "model": "tinypython", "prompt": ["print(\"hello", "print('hello"], "features": ["quote_type"]
@@ -258,6 +270,7 @@ async fn answer_with(
         places: &places,
         features: request.features.len(),
         logits,
+        attention: request.attention.len() * prompts.iter().map(Vec::len).max().unwrap_or(0),
     };
     let tokens = prompts.iter().map(Vec::len).sum();
     numbers.check(tokens, card, state.limits.max_activation_values)?;
@@ -268,6 +281,7 @@ async fn answer_with(
     };
     let directions = snapshot.directions_of(&card.id);
     let circuits = circuits_of(&snapshot, steer.as_ref(), &request.features);
+    let heads = &request.attention;
     let mut data = Vec::with_capacity(prompts.len());
     // One after the other, so that completions take their steps in between.
     for (index, tokens) in prompts.into_iter().enumerate() {
@@ -283,6 +297,7 @@ async fn answer_with(
             },
             places: names(&places),
             features: request.features.clone(),
+            attention: heads.iter().map(|head| (head.layer, head.head)).collect(),
         };
         let found = state.engine.activations(asked).await?;
         let nodes = found.places.into_iter().map(|(name, width, values)| {
@@ -307,6 +322,7 @@ async fn answer_with(
             model: named.name(),
             nodes: nodes.collect(),
             features: features.collect(),
+            attention: attention::told(heads, found.attention, tokens.len()),
             tokens: tokens.into_iter().map(token).collect(),
             logits: found.logits,
         });
@@ -393,12 +409,14 @@ fn check(
     card: &ModelCard,
     logits: bool,
 ) -> Result<Vec<Location>, ApiError> {
-    if request.nodes.is_empty() && request.features.is_empty() && !logits {
+    let asks_nothing = request.nodes.is_empty() && request.features.is_empty();
+    if asks_nothing && !logits && request.attention.is_empty() {
         return Err(ApiError::invalid(
             "nodes",
-            "nodes and features are empty and logits are not asked for: nothing to answer",
+            "nodes, features and attention are empty and logits are not asked for: nothing to answer",
         ));
     }
+    attention::check(&request.attention, &card.config)?;
     if request.features.len() > MOST_FEATURES {
         let message = format!(
             "there are {} features; at most {MOST_FEATURES} are read at once",
@@ -454,6 +472,8 @@ struct Numbers<'a> {
     places: &'a [Location],
     features: usize,
     logits: bool,
+    /// Of all heads' patterns, at the most.
+    attention: usize,
 }
 
 impl Numbers<'_> {
@@ -466,7 +486,7 @@ impl Numbers<'_> {
         } else {
             0
         };
-        let values = tokens.saturating_mul(widths + vocabulary + self.features);
+        let values = tokens.saturating_mul(widths + vocabulary + self.features + self.attention);
         if values > limit {
             let message = format!(
                 "{values} numbers were asked for; at most {limit} are given (limits.max_activation_values): fewer \

@@ -6,6 +6,7 @@
 
 pub mod activations;
 pub mod addresses;
+pub mod attention;
 pub mod body;
 pub mod bridges;
 pub mod circuits;
@@ -28,6 +29,7 @@ pub mod objects;
 pub mod observe;
 pub mod openapi;
 pub mod operations;
+pub mod page;
 pub mod parse_message;
 pub mod presets;
 pub mod server;

@@ -3,9 +3,8 @@
 use std::net::TcpListener;
 
 use actix_web::dev::Server;
-use actix_web::http::header::CONTENT_SECURITY_POLICY;
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpServer, web};
 
 use super::addresses::{self, Address, at};
 use super::body::query_config;
@@ -15,7 +14,7 @@ use super::openapi::Document;
 use super::state::State;
 use super::{
     activations, bridges, circuits, completions, disconnect, docs, features, health, library,
-    models, observe, openapi, operations, presets, tasks, tokens,
+    models, observe, openapi, operations, page, presets, tasks, tokens,
 };
 use crate::settings::Settings;
 
@@ -115,7 +114,8 @@ pub fn addresses() -> Vec<Address> {
         at("/docs").get(Access::Everybody, docs::page),
         at("/docs/").get(Access::Everybody, docs::page),
         at("/docs/{asset}").get(Access::Everybody, docs::asset),
-        at("/").get(Access::Everybody, front_page),
+        at("/").get(Access::Everybody, page::page),
+        at("/page/{path:.*}").get(Access::Everybody, page::asset),
     ];
     addresses.extend(training_addresses());
     addresses
@@ -162,22 +162,4 @@ fn routes(config: &mut web::ServiceConfig) {
     for address in addresses() {
         config.service(address.into_resource());
     }
-}
-
-/// A first page for whoever opens the server's address, with a request that this server can answer.
-async fn front_page(state: web::Data<State>) -> HttpResponse {
-    let snapshot = state.snapshot();
-    let mut models = snapshot.models.values();
-    let dense = models.clone().find(|model| !model.sparse);
-    let model = dense
-        .or_else(|| models.next())
-        .map_or("MODEL", |model| model.id.as_str());
-    HttpResponse::Ok()
-        .content_type("text/html; charset=utf-8")
-        .insert_header((
-            CONTENT_SECURITY_POLICY,
-            "default-src 'none'; style-src 'unsafe-inline'",
-        ))
-        // Ids of models are letters, digits, dots, dashes and underscores: nothing that HTML gives a meaning.
-        .body(include_str!("front_page.html").replace("{{MODEL}}", model))
 }

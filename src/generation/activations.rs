@@ -13,7 +13,7 @@ use super::session::Session;
 use super::slots::Caches;
 use crate::interventions::nearest::suggestion;
 use crate::interventions::plan::{Resolved, resolve};
-use crate::models::location::Location;
+use crate::models::location::{Location, Node, NodeKind};
 use crate::numerics::rows;
 
 /// What a run has computed.
@@ -37,7 +37,9 @@ pub fn activations(request: &ActivationsRequest) -> Result<Activations, EngineEr
     let is_own = |feature: &&Resolved| scene.native || feature.subject.is_dense();
     let place_of = |feature: &Resolved| feature.subject.place();
     let own = features.iter().filter(is_own).map(place_of);
-    let own: BTreeSet<Location> = places.iter().copied().chain(own).collect();
+    let heads = request.attention.iter();
+    let scored = heads.flat_map(|(layer, _)| queries_and_keys(*layer));
+    let own: BTreeSet<Location> = places.iter().copied().chain(own).chain(scored).collect();
     let read = features.iter().filter(|feature| !is_own(feature));
     let read: BTreeSet<Location> = read.map(place_of).collect();
     let answered = run(asked.clone(), own)?;
@@ -71,11 +73,25 @@ pub fn activations(request: &ActivationsRequest) -> Result<Activations, EngineEr
                 .collect(),
         });
     }
+    let attention = request.attention.iter().map(|&(layer, head)| {
+        let [q, k] = queries_and_keys(layer);
+        let (q, k) = (visited(&answered.seen, q)?, visited(&answered.seen, k)?);
+        let model = &asked.model.transformer;
+        let patterns = model.attention_patterns(layer, &[head], q, k)?;
+        Ok(patterns.into_iter().flatten().collect())
+    });
+    let attention = attention.collect::<Result<_, EngineError>>()?;
     Ok(Activations {
         places: values,
         features: measured,
+        attention,
         logits: asked.echo.then_some(answered.logits),
     })
+}
+
+/// What a layer's heads score tokens by.
+fn queries_and_keys(layer: usize) -> [Location; 2] {
+    [NodeKind::Q, NodeKind::K].map(|kind| Location::Node(Node { layer, kind }))
 }
 
 fn places(names: &[String], n_layers: usize) -> Result<Vec<Location>, EngineError> {

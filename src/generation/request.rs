@@ -196,6 +196,8 @@ pub struct ActivationsRequest {
     pub places: Vec<String>,
     /// Read in the model itself where it is sparse, else in the unedited sparse model of its bridge.
     pub features: Vec<FeatureAddress>,
+    /// Heads whose attention is asked for: layer and head.
+    pub attention: Vec<(usize, usize)>,
 }
 
 /// The answer: for each place its width and its values, token-major.
@@ -206,6 +208,8 @@ pub struct Activations {
     pub features: Vec<FeatureValues>,
     /// `[tokens][vocabulary]`.
     pub logits: Option<Vec<Vec<f32>>>,
+    /// Of each head that was asked for, `[tokens, tokens]`: a row says how much of each token's values its token takes.
+    pub attention: Vec<Vec<f32>>,
 }
 
 /// One feature on every token.

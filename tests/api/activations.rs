@@ -90,6 +90,38 @@ fn channels_can_be_named_or_the_largest_taken() {
 }
 
 #[test]
+fn heads_tell_where_they_attend() {
+    let server = Server::new();
+    let heads = json!([{"layer": 1, "head": 0}, {"layer": 0, "head": 1}]);
+    let answer = ask(&server, json!({"nodes": [], "attention": heads})).ok();
+    let tokens = answer["tokens"].as_array().unwrap().len();
+    let patterns = answer["attention"].as_array().unwrap();
+    assert_eq!(patterns.len(), 2);
+    assert_eq!(
+        (&patterns[0]["layer"], &patterns[1]["head"]),
+        (&json!(1), &json!(1))
+    );
+    for pattern in patterns {
+        let rows = pattern["values"].as_array().unwrap();
+        assert_eq!(rows.len(), tokens);
+        for (token, row) in rows.iter().enumerate() {
+            let row = numbers(row);
+            assert!(row[token + 1..].iter().all(|share| *share == 0.0));
+            let sum: f64 = row.iter().sum();
+            assert!(sum > 0.0 && sum < 1.0 + 1e-5, "{sum}");
+        }
+    }
+    for (heads, param) in [
+        (json!([{"layer": 9, "head": 0}]), "attention[0].layer"),
+        (json!([{"layer": 0, "head": 99}]), "attention[0].head"),
+        (json!([heads[0], heads[0]]), "attention[1]"),
+    ] {
+        let answer = ask(&server, json!({"nodes": [], "attention": heads}));
+        answer.is_error(400, Some(param), None);
+    }
+}
+
+#[test]
 fn what_does_not_exist_is_refused() {
     let server = Server::new();
     ask(&server, json!({"model": "x"})).is_error(404, Some("model"), Some("model_not_found"));

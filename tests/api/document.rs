@@ -220,7 +220,7 @@ impl Exchange<'_> {
             Some((format!("/paths/{}/{method}", escaped(template)), operation))
         });
         let Some((pointer, operation)) = operation else {
-            if PAGES.contains(&path) || path.starts_with("/docs/") {
+            if PAGES.contains(&path) || path.starts_with("/docs/") || path.starts_with("/page/") {
                 return None;
             }
             return match (self.status, template) {

@@ -45,7 +45,14 @@ fn the_shipped_ones_are_listed_and_found() {
 /// A feature as lists show it.
 fn summary(detail: &Value) -> Value {
     let mut summary = detail.clone();
-    for known in ["promoted", "suppressed", "promotion", "weights", "examples"] {
+    for known in [
+        "promoted",
+        "suppressed",
+        "promotion",
+        "weights",
+        "examples",
+        "histogram",
+    ] {
         let removed = summary.as_object_mut().unwrap().remove(known);
         assert!(removed.is_some(), "no {known}");
     }
@@ -104,7 +111,10 @@ fn what_is_known_of_a_channel_is_told() {
     for kind in ["top", "bottom", "quantiles"] {
         assert_eq!(examples[kind].as_array().unwrap().len(), 4, "{kind}");
         for example in examples[kind].as_array().unwrap() {
+            let values = example["values"].as_array().unwrap();
+            assert_eq!(values.len(), example["tokens"].as_array().unwrap().len());
             let at = example["at"].as_u64().unwrap() as usize;
+            assert_eq!(values[at], example["value"]);
             assert!(example["tokens"][at].is_string(), "{example}");
         }
     }
@@ -115,6 +125,12 @@ fn what_is_known_of_a_channel_is_told() {
     assert!(top.is_sorted_by(|a, b| a >= b) && bottom.is_sorted() && top[3] > bottom[3]);
     assert!(numbers(&examples["quantiles"], "value").is_sorted());
 
+    let histogram = &feature["histogram"];
+    let counts = histogram["counts"].as_array().unwrap();
+    let edges = histogram["edges"].as_array().unwrap();
+    assert_eq!(edges.len(), counts.len() + 1);
+    assert_eq!(edges.last(), Some(&examples["top"][0]["value"]));
+    assert!(counts.iter().any(|count| count.as_u64() > Some(0)));
     let none = server.get("/v1/features/1.attn.act_in:8?examples=0").ok();
     assert_eq!(none["examples"], Value::Null);
     server

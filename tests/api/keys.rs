@@ -57,6 +57,7 @@ fn health_and_what_describes_the_api_are_open_to_everybody() {
         "/",
         "/docs",
         "/docs/start.js",
+        "/page/app.js",
         "/openapi.json",
     ] {
         assert_eq!(send(&server, None, "GET", path).status, 200, "{path}");
@@ -188,7 +189,10 @@ fn the_document_and_the_routes_are_of_the_same_operations() {
         })
         .collect();
     for address in addresses() {
-        let is_page = address.path() == "/" || address.path().starts_with("/docs");
+        let is_page = ["/docs", "/page/"]
+            .iter()
+            .any(|page| address.path().starts_with(page))
+            || address.path() == "/";
         for (method, _) in address
             .methods()
             .filter(|(method, _)| *method != "HEAD" && !is_page)

@@ -4,7 +4,7 @@
 #
 # Reads $binary and, if set, $job_workers, how many trainings are carried out at once, $tools, where clients are
 # installed beside the build, and $requirements, which of Python's are, into $tools/venv. Gives $address, the server's;
-# $key, an API key that may ask for anything; $work, a directory that is removed with the server; and $tools.
+# $key, an API key that may do anything; $reader_key, one that may ask only; $work, a directory that is removed with the server; and $tools.
 
 tools=${tools:-target/clients}
 mkdir -p "$tools"
@@ -29,18 +29,22 @@ TEMPLATE
 
 "$binary" key tester >"$work/key.toml" 2>"$work/key"
 key=$(sed -n 's/^\(ck-.*\)$/\1/p' "$work/key")
+"$binary" key reader >"$work/reader.toml" 2>"$work/reader"
+reader_key=$(sed -n 's/^\(ck-.*\)$/\1/p' "$work/reader")
 {
     echo "data_dir = \"$work/data\""
     echo "library = \"$work/library\""
     echo "pairs = [\"bridges/tinypython\"]"
     echo "models.my-chat-model = \"$work/chat\""
     sed 's/^role = .*/role = "admin"/' "$work/key.toml"
+    cat "$work/reader.toml"
     echo "[jobs]"
     echo "workers = ${job_workers:-1}"
     # Nobody is there: generated requests bring no models.
     echo "[hub]"
     echo 'endpoint = "http://127.0.0.1:9"'
 } >"$work/server.toml"
+: >"$work/log"
 "$binary" serve --config "$work/server.toml" --listen 127.0.0.1:0 2>"$work/log" &
 server=$!
 for _ in $(seq 300); do

@@ -30,6 +30,8 @@ const MOST_EXAMPLES: usize = 20;
 const TOKENS: usize = 10;
 /// Weights told of each channel and direction; their count is told in any case.
 const WEIGHTS: usize = 20;
+/// Of a histogram.
+const BINS: usize = 48;
 
 /// What to tell of a feature.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -82,6 +84,18 @@ pub struct FeatureDetail {
     /// Where in reference text it shows; null where the bridge came without any, or none were asked for.
     #[schema(required = true)]
     pub examples: Option<Examples>,
+    /// How often it has which value over reference text; null where `examples` is.
+    #[schema(required = true)]
+    pub histogram: Option<Histogram>,
+}
+
+/// Tokens of reference text by the feature's value.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Histogram {
+    /// Where the bins begin and end, ascending: one more than there are bins.
+    pub edges: Vec<f32>,
+    /// Tokens in each bin.
+    pub counts: Vec<usize>,
 }
 
 documented! {
@@ -231,6 +245,7 @@ pub async fn retrieve(
         weights: known.weights,
         label: known.label,
         examples: known.examples,
+        histogram: known.histogram,
     };
     Ok(HttpResponse::Ok().json(FeatureAnswer::Feature(Box::new(detail))))
 }
@@ -241,6 +256,7 @@ struct Known {
     weights: Vec<ChannelWeights>,
     label: Option<String>,
     examples: Option<Examples>,
+    histogram: Option<Histogram>,
 }
 
 impl Known {
@@ -293,6 +309,7 @@ impl Known {
                 outgoing: largest(&wiring.outgoing),
             })
         });
+        let mut histogram = None;
         let (label, examples) = match &models.reference.text {
             Some(text) if count > 0 => {
                 let values = group_activations(
@@ -305,6 +322,7 @@ impl Known {
                 let found =
                     top_activations::top_activations(&text.tokens, text.length, &values, count);
                 let ends = contrast(&text.tokens, text.length, &values);
+                histogram = Some(Histogram::of(&values));
                 let examples = Examples {
                     top: windows(&found.top, tokenizer),
                     bottom: windows(&found.bottom, tokenizer),
@@ -320,7 +338,35 @@ impl Known {
             weights: weights.collect::<Result<_, DiscoveryError>>()?,
             label,
             examples,
+            histogram,
         })
+    }
+}
+
+impl Histogram {
+    /// Bins of equal width from the least value to the largest.
+    fn of(values: &[f32]) -> Self {
+        let least = values.iter().copied().fold(f32::INFINITY, f32::min);
+        let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if !least.is_finite() || !largest.is_finite() || least >= largest {
+            let edges = match values.first() {
+                Some(&only) => vec![only, only],
+                None => Vec::new(),
+            };
+            let counts = edges.first().map_or(Vec::new(), |_| vec![values.len()]);
+            return Histogram { edges, counts };
+        }
+        let width = (largest - least) / BINS as f32;
+        let mut counts = vec![0; BINS];
+        for value in values {
+            let bin = ((value - least) / width) as usize;
+            counts[bin.min(BINS - 1)] += 1;
+        }
+        let inner = (0..BINS).map(|bin| least + width * bin as f32);
+        Histogram {
+            edges: inner.chain([largest]).collect(),
+            counts,
+        }
     }
 }
 

@@ -83,6 +83,7 @@ fn logits(catalog: &Catalog, request: &GenerationRequest) -> Vec<Vec<u32>> {
         run,
         places: Vec::new(),
         features: Vec::new(),
+        attention: Vec::new(),
     };
     let logits = activations(&asked).expect("a run").logits;
     to_bits(logits.expect("logits"))

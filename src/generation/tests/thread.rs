@@ -83,6 +83,7 @@ async fn activations_are_those_of_a_forward_pass() {
         run: GenerationRequest::of_prompts(model("sparse"), vec![PROMPT.to_vec()], true),
         places: places.iter().map(|place| (*place).to_owned()).collect(),
         features: Vec::new(),
+        attention: Vec::new(),
     };
     let found = engine
         .activations(ask(&["1.attn.q", "final_resid"]))
