@@ -70,6 +70,20 @@ fn a_pruning_that_is_killed_again_and_again_finds_the_same_circuit() {
             child.kill().expect("killed");
             child.wait().expect("ended");
         }
+        if kills > 0 {
+            // One that is told to end does so after a checkpoint, and says so.
+            let mut child = prune(&path, true).spawn().expect("a process");
+            let before = steps();
+            while steps() <= before && child.try_wait().expect("a status").is_none() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if child.try_wait().expect("a status").is_none() {
+                let told = Command::new("kill").arg(child.id().to_string()).status();
+                assert!(told.expect("a process").success());
+                let ended = child.wait().expect("ended").code();
+                assert!(matches!(ended, Some(75 | 0)), "{ended:?}");
+            }
+        }
         let status = prune(&path, true).status().expect("a process");
         assert!(status.success(), "{name}: {status}");
         std::fs::read_to_string(directory.join("circuit/circuit.json")).expect("a circuit")

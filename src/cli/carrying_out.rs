@@ -1,12 +1,12 @@
 //! How a recipe is carried out, whatever it is of: from where it goes on, behind whom it stands back, who may end it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use clap::Args;
 
 use crate::memory;
 use crate::training::exit::TrainingExit;
-use crate::training::run::{ASKED_TO_END, Mode, STOP};
+use crate::training::run::{ASKED_TO_END, Mode, NOTHING_TO_KEEP, STOP};
 
 /// The lowest priority.
 const MOST_NICE: i32 = 19;
@@ -47,6 +47,8 @@ impl CarryingOut {
         memory::keep_freed();
         if self.attended {
             std::thread::spawn(end_with_input);
+        } else if !self.dry_run {
+            std::thread::spawn(end_when_told);
         }
         if self.nice > 0 {
             go_first_without_memory();
@@ -87,17 +89,48 @@ fn end_with_input() {
     std::process::exit(1);
 }
 
-/// Set when the result is in its place.
-static TRAINED: AtomicBool = AtomicBool::new(false);
+/// Who is told by a signal to end writes a checkpoint first; who is told twice ends at once.
+#[cfg(unix)]
+fn end_when_told() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    // Without either the system's own way of ending a process stays.
+    let Ok(runtime) = runtime else {
+        return;
+    };
+    runtime.block_on(async {
+        let terminated = signal(SignalKind::terminate());
+        let interrupted = signal(SignalKind::interrupt());
+        let (Ok(mut terminated), Ok(mut interrupted)) = (terminated, interrupted) else {
+            return;
+        };
+        loop {
+            tokio::select! {
+                _ = terminated.recv() => {}
+                _ = interrupted.recv() => {}
+            }
+            if ASKED_TO_END.swap(true, Ordering::SeqCst) {
+                std::process::exit(1);
+            }
+            tracing::warn!("told to end: it will after a checkpoint; told once more, at once");
+            end_if_asked();
+        }
+    });
+}
+
+#[cfg(not(unix))]
+fn end_when_told() {}
 
 /// From now on there is nothing to be kept before this process ends: what it does then begins anew when it is taken up.
 pub fn nothing_to_keep() {
-    TRAINED.store(true, Ordering::SeqCst);
+    NOTHING_TO_KEEP.store(true, Ordering::SeqCst);
     end_if_asked();
 }
 
 fn end_if_asked() {
-    if TRAINED.load(Ordering::SeqCst) && ASKED_TO_END.load(Ordering::SeqCst) {
+    if NOTHING_TO_KEEP.load(Ordering::SeqCst) && ASKED_TO_END.load(Ordering::SeqCst) {
         end_early();
     }
 }

@@ -1,6 +1,7 @@
 //! From a recipe to a circuit.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::edge_pruning::pruned_edges;
@@ -26,7 +27,7 @@ use crate::models::transformer::Transformer;
 use crate::training::TrainingError;
 use crate::training::passes::masked::PaddedPrompts;
 use crate::training::progress::tell_trained;
-use crate::training::run::{End, Mode};
+use crate::training::run::{ASKED_TO_END, End, Mode, NOTHING_TO_KEEP};
 
 /// The folder of the result, below the output's directory.
 pub const RESULT: &str = "circuit";
@@ -47,6 +48,7 @@ pub struct Prepared {
 /// Finds the circuit of a recipe and writes it into `circuit` below its output's directory.
 pub fn prune(recipe: &PruneRecipe, mode: Mode) -> Result<End, TrainingError> {
     let begun = Instant::now();
+    NOTHING_TO_KEEP.store(false, Ordering::SeqCst);
     let prepared = prepare(recipe)?;
     let materials = Materials {
         task: &prepared.task,
@@ -59,6 +61,11 @@ pub fn prune(recipe: &PruneRecipe, mode: Mode) -> Result<End, TrainingError> {
         TrainingsEnd::Early => return Ok(End::Early),
         TrainingsEnd::Measured(cost) => return Ok(End::Measured(cost)),
     };
+    // Every mask is in a checkpoint; what follows from them is worked out anew.
+    NOTHING_TO_KEEP.store(true, Ordering::SeqCst);
+    if ASKED_TO_END.load(Ordering::SeqCst) {
+        return Ok(End::Early);
+    }
     let circuit = find(recipe, &prepared, task, controls)?;
     let directory = recipe.output.directory.join(RESULT);
     directory::write(&directory, &circuit)

@@ -29,7 +29,7 @@ use super::parameters::{ParameterGroup, Parameters};
 use super::passes::Passes;
 use super::passes::gradients::WeightGradients;
 use super::recipe::{BridgeRecipe, SiteChoice, Terms};
-use super::run::{End, Ended, Loss, Mode, Objective, Plan, train};
+use super::run::{End, Ended, Loss, Mode, Objective, Plan, has_checkpoint, train};
 use super::task_pairs::{check_tasks, push_pairs};
 use super::twin::{TwinBatch, twin_loss};
 use super::weighted_sum::WeightedSum;
@@ -80,7 +80,8 @@ pub fn train_bridge(
     let parameters = initial_parameters(recipe, &dense_files, device)?;
     let mut objective =
         BridgeObjective::new(recipe, &dense_files, &parameters, data, tokenizer, device)?;
-    if !recipe.start_from.as_deref().is_some_and(pair::is_pair) {
+    let goes_on = matches!(mode, Mode::Resume | Mode::Export) && has_checkpoint(&recipe.output);
+    if !(goes_on || recipe.start_from.as_deref().is_some_and(pair::is_pair)) {
         objective.fit_bridge(&parameters, FIT_STEPS)?;
     }
     let plan = Plan {

@@ -68,6 +68,11 @@ pub fn is_whole(folder: &Path) -> bool {
 }
 
 impl Checkpoint {
+    /// Whether there is any in a directory.
+    pub fn is_in(directory: &Path) -> bool {
+        existing(directory).is_ok_and(|found| !found.is_empty())
+    }
+
     /// Writes the checkpoint below `directory` and removes the oldest ones.
     pub fn write(&self, directory: &Path, recipe_sha256: &str) -> Result<(), TrainingError> {
         let partial = directory.join(format!("partial-{}", self.step));

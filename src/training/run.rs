@@ -21,6 +21,9 @@ use crate::numerics::parts::{self, Part};
 
 /// Set when this process has been asked to end: its training then writes a checkpoint after its step and stops.
 pub static ASKED_TO_END: AtomicBool = AtomicBool::new(false);
+
+/// Set where what is done begins anew when it is taken up again: who is asked to end then ends at once.
+pub static NOTHING_TO_KEEP: AtomicBool = AtomicBool::new(false);
 /// What says so on the standard input of a training that is attended.
 pub const STOP: &str = "stop\n";
 /// Steps of a measurement; the first is not counted.
@@ -299,6 +302,11 @@ fn rates(plan: &Plan, step: usize) -> StepRates {
             .sparsity
             .map(|sparsity| kept_fraction(sparsity, step, steps)),
     }
+}
+
+/// Whether a training into this place has anything to go on from.
+pub fn has_checkpoint(output: &Output) -> bool {
+    Checkpoint::is_in(&output.directory.join("checkpoints"))
 }
 
 fn save(

@@ -68,6 +68,9 @@ function Tests({ feature, bridge }) {
     })}</tbody></table></div>
     <div class="row"><button type="button" disabled=${busy} onClick=${run}>${busy ? "Running…" : "Run the tests now"}</button>
       ${result ? html`<span role="status">${result.passed ? "All passed." : "Not all passed."}</span>` : null}</div>
+    ${result?.twin ? html`<p>Patched on ${result.twin.pairs} pairs of its first task, it changes the dense model's answers as it changes the sparse model's:
+      the effects correlate by <b>${result.twin.correlation === null ? "–" : short(result.twin.correlation)}</b> and have the same sign for ${percent(result.twin.same_sign)} of the prompts.</p>` : null}
+    ${result?.binarised ? html`<p>With two values only (${short(result.binarised.low)} and ${short(result.binarised.high)}) the sparse model answers ${percent(result.binarised.accuracy_binarised)} of those prompts rightly; as it is, ${percent(result.binarised.accuracy)}.</p>` : null}
     <${Problem} error=${problem} again=${run} /></section>`;
 }
 
@@ -167,6 +170,7 @@ export function FeaturePage({ id }) {
     ${feature.histogram ? html`<section class="panel"><h2>How often it has which value</h2><${Histogram} ...${feature.histogram} title="Tokens of reference text by activation (heights are square roots)" /></section>` : null}
     ${examples ? html`<section class="panel"><h2>Where it shows</h2>
       <p class="hint">Reference text, coloured by <${Term} name="activation" />; the framed token is the one that counts.</p>
+      ${feature.label ? html`<p>Counted at its strongest and weakest places: ${feature.label}.</p>` : null}
       <${Examples} title="Strongest" windows=${examples.top} largest=${largest} />
       <${Examples} title="Weakest, or strongest the other way" windows=${examples.bottom} largest=${largest} />
       <${Examples} title="In between, by quantiles" windows=${examples.quantiles} largest=${largest} />
