@@ -31,7 +31,7 @@ struct Remembered {
 }
 
 /// What a set of nodes answered.
-pub struct Tried {
+pub struct TriedNodes {
     pub answers: LogitDiffs,
     remembered: Option<Remembered>,
 }
@@ -50,18 +50,23 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The answers of some nodes of the model as it is.
-    pub fn try_nodes(&self, nodes: &[bool]) -> Result<Tried> {
+    pub fn try_nodes(&self, nodes: &[bool]) -> Result<TriedNodes> {
         self.try_changed(&self.subject.passes, nodes, usize::MAX)
     }
 
     /// The answers of some nodes of any model of this shape.
-    pub fn try_nodes_of(&self, passes: &Passes, nodes: &[bool]) -> Result<Tried> {
+    pub fn try_nodes_of(&self, passes: &Passes, nodes: &[bool]) -> Result<TriedNodes> {
         self.try_changed(passes, nodes, 0)
     }
 
     /// The answers of some nodes of a model that has the weights of the one that was kept last in all sublayers before
     /// `changed`.
-    pub fn try_changed(&self, passes: &Passes, nodes: &[bool], changed: usize) -> Result<Tried> {
+    pub fn try_changed(
+        &self,
+        passes: &Passes,
+        nodes: &[bool],
+        changed: usize,
+    ) -> Result<TriedNodes> {
         let mut answers = LogitDiffs::default();
         let mut streams = Vec::new();
         let first = self.first_changed(nodes).min(changed);
@@ -80,7 +85,7 @@ impl<'a> Evaluator<'a> {
             answers.append(of_part);
             streams.extend(self.remembers.then_some(of_streams));
         }
-        Ok(Tried {
+        Ok(TriedNodes {
             answers,
             remembered: self.remembers.then(|| Remembered {
                 nodes: nodes.to_vec(),
@@ -90,7 +95,7 @@ impl<'a> Evaluator<'a> {
     }
 
     /// What was tried is what is kept from now on.
-    pub fn keep(&mut self, tried: Tried) {
+    pub fn keep(&mut self, tried: TriedNodes) {
         self.kept = tried.remembered;
     }
 

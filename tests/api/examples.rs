@@ -100,7 +100,7 @@ fn a_shipped_feature_is_explained_and_agrees_with_its_twin() {
     }
     // A feature without a task has neither.
     let own = json!({"name": "own", "node": "1.attn.act_in", "channels": [{"channel": 1, "weight": 1.0}]});
-    server.post("/v1/features", &own).ok();
+    server.post("/v1/features", &own).status_is(201);
     let verified = server
         .send("POST", "/v1/features/own/verify", &[], b"")
         .ok();

@@ -52,6 +52,7 @@ fn summary(detail: &Value) -> Value {
         "weights",
         "examples",
         "histogram",
+        "label",
     ] {
         let removed = summary.as_object_mut().unwrap().remove(known);
         assert!(removed.is_some(), "no {known}");

@@ -17,11 +17,12 @@ use crate::discovery::patience::Patience;
 use crate::discovery::question::PromptPair;
 use crate::discovery::verify;
 use crate::evaluation::catalogue::twin_of;
-use crate::evaluation::{EvaluationError, task_pairs};
+use crate::evaluation::{EvaluationError, any_task_pairs};
 use crate::features::effects::TwinAgreement;
 use crate::features::pair::Pair;
 use crate::features::registry::Feature;
 use crate::models::location::Location;
+use crate::tasks::AnyTask;
 
 /// Pairs of the twin check.
 const TWIN_PAIRS: usize = 32;
@@ -38,7 +39,7 @@ pub struct Verification {
     pub passed: bool,
     pub tests: Vec<TestResult>,
     /// Whether the feature does in the dense model what it does in the sparse one, over 32 held-out pairs of its first task;
-    /// null where it has none, or where the two models' prompts are no pairs of the task.
+    /// null where it has none, or where the models cannot take the task's prompts.
     #[schema(required = true)]
     pub twin: Option<TwinAgreement>,
     /// Whether the sparse model still does that task where the feature may take two values only, over the same pairs; null
@@ -143,7 +144,11 @@ fn of_task(
     let Some(&task) = feature.tasks.first() else {
         return Ok(None);
     };
-    let Ok(pairs) = task_pairs(models, task, TWIN_PAIRS, 0, Split::HeldOut) else {
+    let contexts = [&models.dense, &models.sparse].map(|model| model.config.context_length);
+    let (tokenizer, context) = (models.tokenizer(), contexts[0].min(contexts[1]));
+    let any = AnyTask::Generated(task);
+    let pairs = any_task_pairs(tokenizer, context, &any, TWIN_PAIRS, 0, Split::HeldOut);
+    let Some(pairs) = pairs.ok().filter(|pairs| !pairs.is_empty()) else {
         return Ok(None);
     };
     let twin = match twin_of(models, feature, &pairs, patience.clone()) {
