@@ -65,8 +65,8 @@ fn json(circuit: &Circuit) -> serde_json::Result<String> {
     Ok(serde_json::to_string_pretty(circuit)? + "\n")
 }
 
-/// The file of the circuit that is meant by `path`.
-fn file(path: &Path) -> anyhow::Result<PathBuf> {
+/// The file of the circuit that is meant by `path`: itself, or in it, in a pruning's output, or in a pair with one circuit.
+pub fn file(path: &Path) -> anyhow::Result<PathBuf> {
     let places = [
         path.to_owned(),
         path.join(CIRCUIT_FILE),

@@ -47,8 +47,7 @@ pub fn binarised(
     channels: &[WeightedChannel],
     patience: Patience,
 ) -> Result<Binarisation, DiscoveryError> {
-    let both = pairs.iter().cloned();
-    let both = both.chain(pairs.iter().map(PromptPair::reversed)).collect();
+    let both = PromptPair::both_ways(pairs);
     let mut patching = Patching::patient(models, both, &[place], patience)?;
     let patch = patching.location_patch(place, Route::Native)?;
     let [presented, _] = patching.sparse_values(place)?;

@@ -180,6 +180,12 @@ impl PromptPair {
         }
     }
 
+    /// All pairs, and after them all of them reversed.
+    pub fn both_ways(pairs: &[Self]) -> Vec<Self> {
+        let reversed = pairs.iter().map(PromptPair::reversed);
+        pairs.iter().cloned().chain(reversed).collect()
+    }
+
     /// The first position at which the prompts differ; the last where they are equal.
     pub fn first_difference(&self) -> usize {
         let both = self.presented.iter().zip(&self.counterfactual);

@@ -23,8 +23,7 @@ pub fn twin_check(
     channels: &[usize],
     patience: Patience,
 ) -> Result<TwinAgreement, DiscoveryError> {
-    let both = pairs.iter().cloned();
-    let both = both.chain(pairs.iter().map(PromptPair::reversed)).collect();
+    let both = PromptPair::both_ways(pairs);
     let mut patching = Patching::patient(models, both, &[place], patience)?;
     let mut effects = |route: Route| -> Result<Vec<f32>, DiscoveryError> {
         let patch = patching.location_patch(place, route)?;

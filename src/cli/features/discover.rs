@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::circuits::circuit::Circuit;
 use crate::circuits::directory::{self, CIRCUIT_FILE};
 use crate::cli::asking::{Server, address, say};
+use crate::cli::circuits::file;
 use crate::corpus::Split;
 use crate::evaluation::catalogue::{Measured, feature, name_of};
 use crate::evaluation::circuit_groups::{CircuitGroup, circuit_groups, row_of};
@@ -33,7 +34,7 @@ pub struct DiscoverArguments {
     /// One of the twenty tasks.
     #[arg(long, value_name = "NAME")]
     task: Task,
-    /// The circuit of the pair's sparse model: its directory, or a pruning's output. Left out, the one that the pair came
+    /// The circuit of the pair's sparse model: its file, its directory, or a pruning's output. Left out, the one that the pair came
     /// with; where it came with none for this task, one is looked for, into --output.
     #[arg(long, value_name = "DIR")]
     circuit: Option<PathBuf>,
@@ -104,7 +105,7 @@ impl DiscoverArguments {
     fn find_circuit(&self, models: &Pair) -> anyhow::Result<Circuit> {
         let name = self.task.to_string();
         let circuit = match (&self.circuit, self.own(models)) {
-            (Some(path), _) => read(path)?,
+            (Some(path), _) => directory::read_file(&file(path)?)?,
             (None, Some(own)) => own,
             (None, None) => {
                 let output = self.output.as_ref().with_context(|| {
@@ -160,18 +161,8 @@ impl DiscoverArguments {
                 "the pruning was stopped; the same command goes on with it"
             );
         }
-        read(&result)
+        Ok(directory::read(&result)?)
     }
-}
-
-/// The circuit in a directory, or in a pruning's output.
-fn read(path: &Path) -> anyhow::Result<Circuit> {
-    let result = path.join(RESULT);
-    let directory = match result.join(CIRCUIT_FILE).is_file() {
-        true => result,
-        false => path.to_owned(),
-    };
-    Ok(directory::read(&directory)?)
 }
 
 /// A line a group.
