@@ -161,7 +161,7 @@ class LlamaCpp:
         piece = function(
             "llama_token_to_piece", integer, pointer, integer, ctypes.c_char_p, integer, integer, ctypes.c_bool
         )
-        self.piece = lambda token, room: room.raw[:piece(vocabulary, token, room, len(room), 0, True)]
+        self.piece = lambda token, room: piece(vocabulary, token, room, len(room), 0, True)
         self.layers = function("llama_model_n_layer", integer, pointer)(self.model)
         self.memory = function("llama_get_memory", pointer, pointer)(self.context)
         self.clear = function("llama_memory_clear", None, pointer, ctypes.c_bool)
@@ -190,7 +190,9 @@ class LlamaCpp:
         assert applied == 0
 
     def bytes(self, token):
-        return self.piece(token, ctypes.create_string_buffer(256))
+        room = ctypes.create_string_buffer(256)
+        length = self.piece(token, room)
+        return room.raw[:length]
 
     def answer(self, ids):
         """The tokens, each with the log-probabilities it was chosen from."""

@@ -61,7 +61,7 @@ pub struct PruningMethod {
     pub ablation: Ablation,
     /// Whether every norm divided by what it divides by in the whole model.
     pub frozen_norms: bool,
-    /// The task loss that a circuit must reach on training pairs.
+    /// The task loss that a circuit must reach on the pairs that it is chosen on.
     pub target_loss: f64,
     /// Of the mask parameters, as the search chose it.
     pub learning_rate: f64,
@@ -71,13 +71,16 @@ pub struct PruningMethod {
     pub steps: usize,
     /// Pairs of a step.
     pub batch_pairs: usize,
-    /// Pairs that the circuit was found on, and those that its figures are measured on.
+    /// Pairs that the mask was trained on; those that its nodes and edges were chosen on, half of them of the held-out
+    /// split; and those that its figures are measured on, all of them of that split and none used before.
     pub train_pairs: usize,
+    #[serde(default)]
+    pub trimming_pairs: usize,
     pub held_out_pairs: usize,
     pub seed: u64,
     /// Tokens of reference text that means were taken over.
     pub reference_tokens: usize,
-    /// What its answers are multiplied by, and what is added to them: fitted to the training pairs.
+    /// What its answers are multiplied by, and what is added to them: fitted to the pairs that it was chosen on.
     pub scale: f64,
     pub shift: f64,
 }
@@ -94,7 +97,7 @@ pub struct CircuitFigures {
     /// Of the circuit alone, and the share of prompts that it answers rightly.
     pub task_loss: f64,
     pub accuracy: f64,
-    /// On the training pairs.
+    /// On the pairs that it was chosen on.
     pub task_loss_train: f64,
     /// Of the circuit alone without scale and shift.
     pub task_loss_unscaled: f64,
@@ -104,7 +107,7 @@ pub struct CircuitFigures {
     /// Of the whole model without the circuit's nodes: how necessary they are.
     pub task_loss_without: f64,
     pub accuracy_without: f64,
-    /// Whether the circuit reaches the target on the training pairs.
+    /// Whether the circuit reaches the target on the pairs that it was chosen on.
     pub reaches_target: bool,
 }
 
@@ -230,7 +233,7 @@ pub struct NodeName {
 #[serde(deny_unknown_fields)]
 pub struct LossAtSize {
     pub nodes: usize,
-    /// On the training pairs, with scale and shift fitted to this size.
+    /// On the pairs that the circuit was chosen on, with scale and shift fitted to this size.
     pub task_loss: f64,
 }
 

@@ -39,7 +39,8 @@ pub fn read_file(path: &Path) -> Result<Circuit, CircuitError> {
 pub fn write(directory: &Path, circuit: &Circuit) -> Result<(), CircuitError> {
     atomic::create_directory(directory)?;
     let path = directory.join(CIRCUIT_FILE);
-    let json = serde_json::to_vec_pretty(circuit).map_err(|error| CircuitError::Invalid {
+    // Compact: `causeway circuits show` is for people, and examples are a number a token of every node.
+    let json = serde_json::to_vec(circuit).map_err(|error| CircuitError::Invalid {
         path: path.display().to_string(),
         problem: error.to_string(),
     })?;

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use crate::circuits::circuit::Circuit;
 use crate::circuits::directory::{self, CIRCUIT_FILE, CIRCUITS_FOLDER};
-use crate::circuits::drawing::{dot::dot, svg::svg, text::text};
+use crate::circuits::drawing::{dot::dot, svg::svg, table::table, text::text};
 use crate::pruning::finding::RESULT;
 
 /// Show circuits.
@@ -21,6 +21,17 @@ pub struct CircuitsArguments {
 enum What {
     /// One circuit: what it does beside its controls, then its nodes and what each reads.
     Show(ShowArguments),
+    /// Many circuits as a Markdown table, and what they come to together.
+    Table(TableArguments),
+}
+
+#[derive(Debug, Args)]
+struct TableArguments {
+    /// A pair with circuits, or the output of a pruning of several tasks.
+    path: PathBuf,
+    /// The same of another model: for each task how many times as many edges its circuit has.
+    #[arg(long, value_name = "DIR")]
+    beside: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -45,6 +56,15 @@ impl CircuitsArguments {
                 print!("{}", arguments.shown()?);
                 Ok(())
             }
+            What::Table(arguments) => {
+                let circuits = circuits_in(&arguments.path)?;
+                let others = arguments.beside.as_deref().map(circuits_in).transpose()?;
+                print!(
+                    "{}",
+                    table(&circuits, others.as_deref().unwrap_or_default())
+                );
+                Ok(())
+            }
         }
     }
 }
@@ -63,6 +83,28 @@ impl ShowArguments {
 
 fn json(circuit: &Circuit) -> serde_json::Result<String> {
     Ok(serde_json::to_string_pretty(circuit)? + "\n")
+}
+
+/// Every circuit of a pair or of a pruning of several tasks, by the names of their folders.
+fn circuits_in(path: &Path) -> anyhow::Result<Vec<Circuit>> {
+    let of_pair = path.join(CIRCUITS_FOLDER);
+    let folder = if of_pair.is_dir() { &of_pair } else { path };
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let mut folders: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    folders.sort();
+    let files = folders.iter().flat_map(|folder| {
+        let places = [
+            folder.join(CIRCUIT_FILE),
+            folder.join(RESULT).join(CIRCUIT_FILE),
+        ];
+        places.into_iter().find(|file| file.is_file())
+    });
+    let circuits = files.map(|file| directory::read_file(&file));
+    let circuits = circuits.collect::<Result<Vec<_>, _>>()?;
+    if circuits.is_empty() {
+        bail!("{} has no circuits", path.display());
+    }
+    Ok(circuits)
 }
 
 /// The file of the circuit that is meant by `path`: itself, or in it, in a pruning's output, or in a pair with one circuit.

@@ -136,10 +136,12 @@ impl LogitDiffs {
         right.count() as f64 / self.len().max(1) as f64
     }
 
-    /// The derivative of each prompt's own loss with respect to its logit difference.
-    pub fn slopes(&self) -> impl Iterator<Item = f32> + '_ {
-        let slopes = self.each();
-        slopes.map(|(diff, right)| (1.0 / (1.0 + (-diff).exp()) - right) as f32)
+    /// The derivative of each prompt's own loss with respect to its logit difference before it is rescaled.
+    pub fn slopes(&self, rescaling: Rescaling) -> impl Iterator<Item = f32> + '_ {
+        self.each().map(move |(diff, right)| {
+            let share = 1.0 / (1.0 + (-rescaling.of(diff)).exp());
+            (rescaling.scale * (share - right)) as f32
+        })
     }
 }
 
@@ -161,17 +163,23 @@ mod tests {
         let mean = expected.iter().sum::<f64>() / 3.0;
         assert!((diffs.loss(Rescaling::NONE) - mean).abs() < 1e-12);
         assert!((diffs.accuracy(Rescaling::NONE) - 2.0 / 3.0).abs() < 1e-12);
-        for (index, slope) in diffs.slopes().enumerate() {
-            let moved = |by: f32| {
-                let mut moved = diffs.clone();
-                match index {
-                    2 => moved.counterfactual[0] += by,
-                    index => moved.presented[index] += by,
-                }
-                3.0 * moved.loss(Rescaling::NONE)
-            };
-            let difference = (moved(1e-2) - moved(-1e-2)) / 2e-2;
-            assert!((difference - f64::from(slope)).abs() < 1e-4);
+        let rescaled = Rescaling {
+            scale: 0.4,
+            shift: -0.7,
+        };
+        for rescaling in [Rescaling::NONE, rescaled] {
+            for (index, slope) in diffs.slopes(rescaling).enumerate() {
+                let moved = |by: f32| {
+                    let mut moved = diffs.clone();
+                    match index {
+                        2 => moved.counterfactual[0] += by,
+                        index => moved.presented[index] += by,
+                    }
+                    3.0 * moved.loss(rescaling)
+                };
+                let difference = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+                assert!((difference - f64::from(slope)).abs() < 1e-4);
+            }
         }
         let broken = LogitDiffs {
             presented: vec![f32::NAN],

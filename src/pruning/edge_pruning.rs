@@ -2,18 +2,19 @@
 //!
 //! An edge is taken away by making its weight zero and leaving its mean contribution, the weight times what its first
 //! node is held at, in the bias of its second. Where the edge leads through the heads, that is what it contributes to
-//! heads without sinks. Edges are sorted by how much they carry, `|weight|` times the root mean square of how far their
-//! first node is from what it is held at; bisection finds how few of the first ones reach the target, and then every edge
-//! left is tried once.
+//! heads without sinks. Where there are many, edges are sorted by how much they carry, `|weight|` times the root mean square
+//! of how far their first node is from what it is held at, and bisection finds how few of the first ones reach the target.
+//! What is left is trimmed ([`super::trimming`]).
 
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::answers::Rescaling;
+use super::answers::{LogitDiffs, Rescaling};
 use super::evaluator::{Evaluator, sublayer_of};
-use super::size::{NodeChoice, RISES, fitted_loss, take_away};
+use super::size::{NodeChoice, fitted_loss};
 use super::subject::{PreparedPairs, PrunedModel};
+use super::trimming::{Trimmable, TrimmingPairs, trim};
 use crate::circuits::edges::WeightedEdge;
 use crate::circuits::nodes::node_locations;
 use crate::models::config::TransformerConfig;
@@ -37,7 +38,7 @@ pub struct EdgeChoice {
 /// The edges of `all` that the task needs. `carried` is how much each of them carries.
 pub fn pruned_edges(
     subject: &PrunedModel,
-    pairs: &PreparedPairs,
+    pairs: &TrimmingPairs,
     choice: &NodeChoice,
     all: &[WeightedEdge],
     carried: &[f64],
@@ -49,13 +50,6 @@ pub fn pruned_edges(
             .total_cmp(&carried[one])
             .then(one.cmp(&other))
     });
-    let removed = |is_kept: &[bool]| -> Vec<&WeightedEdge> {
-        let edges = all.iter().zip(is_kept);
-        edges
-            .filter(|(_, kept)| !**kept)
-            .map(|(edge, _)| edge)
-            .collect()
-    };
     let first = |count: usize| {
         let mut kept = vec![false; all.len()];
         order[..count].iter().for_each(|&edge| kept[edge] = true);
@@ -70,15 +64,14 @@ pub fn pruned_edges(
         return Ok(found);
     }
     let model = EdgelessModel::new(subject)?;
-    let mut evaluator = Evaluator::new(subject, pairs);
     let mut kept = vec![true; all.len()];
     if all.len() > MOST_TRIMMED {
         let (mut low, mut high) = (0, all.len());
         while low < high {
             let middle = low + (high - low) / 2;
-            let passes = model.without(&removed(&first(middle)))?;
-            let tried = evaluator.try_nodes_of(&passes, &choice.kept)?;
-            let (rescaling, loss) = fitted_loss(&tried.answers);
+            let passes = model.without(&divided(all, &first(middle)).1)?;
+            let answers = subject.answers_of(&passes, &pairs.deciding, &choice.kept)?;
+            let (rescaling, loss) = fitted_loss(&answers);
             match loss <= target {
                 true => {
                     high = middle;
@@ -90,36 +83,85 @@ pub fn pruned_edges(
         kept = first(high);
     }
     if kept.iter().filter(|kept| **kept).count() <= MOST_TRIMMED {
-        let sublayer = |edge: usize| sublayer_of(all[edge].to.0);
-        let mut passes = model.without(&removed(&kept))?;
-        evaluator.keep(evaluator.try_nodes_of(&passes, &choice.kept)?);
-        let slack = target - found.task_loss;
-        for share in RISES {
-            let rise = share * slack.max(f64::MIN_POSITIVE);
-            let least_first = order.iter().rev().copied();
-            let mut left: Vec<usize> = least_first.filter(|&edge| kept[edge]).collect();
-            // Those of the last sublayers first: what is before them stays as it was.
-            left.sort_by_key(|&edge| std::cmp::Reverse(sublayer(edge)));
-            for of_sublayer in left.chunk_by(|&one, &other| sublayer(one) == sublayer(other)) {
-                let changed = sublayer(of_sublayer[0]);
-                take_away(&mut kept, of_sublayer, &mut |kept, taken| {
-                    let candidate = model.changed(&passes, changed / 2, &removed(kept))?;
-                    let tried = evaluator.try_changed(&candidate, &choice.kept, changed)?;
-                    let (rescaling, loss) = fitted_loss(&tried.answers);
-                    let is_enough = loss <= target.min(found.task_loss + rise * taken as f64);
-                    if is_enough {
-                        (found.rescaling, found.task_loss) = (rescaling, loss);
-                        evaluator.keep(tried);
-                        passes = candidate;
-                    }
-                    Ok(is_enough)
-                })?;
-            }
-        }
+        let mut edges = Edges {
+            model: &model,
+            pairs,
+            nodes: &choice.kept,
+            all,
+        };
+        let trimmed = trim(&mut edges, kept, carried, target)?;
+        (found.rescaling, found.task_loss) = (trimmed.rescaling, trimmed.task_loss);
+        kept = trimmed.kept;
     }
-    let edges = all.iter().zip(&kept).filter(|(_, kept)| **kept);
-    found.edges = edges.map(|(edge, _)| *edge).collect();
+    found.edges = divided(all, &kept).0;
     Ok(found)
+}
+
+/// Edges that are kept, and those that are not.
+fn divided(all: &[WeightedEdge], kept: &[bool]) -> (Vec<WeightedEdge>, Vec<WeightedEdge>) {
+    let of = |side: bool| {
+        let edges = all.iter().zip(kept).filter(|(_, kept)| **kept == side);
+        edges.map(|(edge, _)| *edge).collect()
+    };
+    (of(true), of(false))
+}
+
+/// Edges that are taken away.
+struct Edges<'a> {
+    model: &'a EdgelessModel<'a>,
+    pairs: &'a TrimmingPairs,
+    nodes: &'a [bool],
+    all: &'a [WeightedEdge],
+}
+
+impl Trimmable for Edges<'_> {
+    fn loss(&mut self, kept: &[bool]) -> Result<(Rescaling, f64)> {
+        let (_, removed) = divided(self.all, kept);
+        let passes = self.model.without(&removed)?;
+        let subject = self.model.subject;
+        let answers = subject.answers_of(&passes, &self.pairs.deciding, self.nodes)?;
+        Ok(fitted_loss(&answers))
+    }
+
+    fn rises(&mut self, kept: &[bool], round: usize) -> Result<Vec<f64>> {
+        let pairs = self.pairs.judging(round);
+        let edges = divided(self.all, kept);
+        let edges = (edges.0.as_slice(), edges.1.as_slice());
+        let of_kept = without_each_edge(self.model, pairs, self.nodes, edges, |answers| {
+            fitted_loss(answers).1
+        })?;
+        let mut of_kept = of_kept.into_iter();
+        let rises = kept.iter().map(|kept| match kept {
+            true => of_kept.next().unwrap_or_default(),
+            false => 0.0,
+        });
+        Ok(rises.collect())
+    }
+}
+
+/// How much a loss of the answers rises without each of the `edges` alone; `removed` are the weights between the nodes that
+/// are not there.
+pub fn without_each_edge(
+    model: &EdgelessModel,
+    pairs: &PreparedPairs,
+    nodes: &[bool],
+    (edges, removed): (&[WeightedEdge], &[WeightedEdge]),
+    loss: impl Fn(&LogitDiffs) -> f64,
+) -> Result<Vec<f64>> {
+    let circuit = model.without(removed)?;
+    let mut evaluator = Evaluator::new(model.subject, pairs);
+    let before = evaluator.try_nodes_of(&circuit, nodes)?;
+    let loss_before = loss(&before.answers);
+    evaluator.keep(before);
+    let mut without = removed.to_vec();
+    let rises = edges.iter().map(|edge| {
+        without.push(*edge);
+        let passes = model.changed(&circuit, edge.to.0.layer, &without);
+        without.pop();
+        let tried = evaluator.try_changed(&passes?, nodes, sublayer_of(edge.to.0))?;
+        Ok(loss(&tried.answers) - loss_before)
+    });
+    rises.collect()
 }
 
 /// A model whose edges can be taken away.
@@ -152,8 +194,8 @@ impl<'a> EdgelessModel<'a> {
     }
 
     /// The model without some edges.
-    pub fn without(&self, removed: &[&WeightedEdge]) -> Result<Passes> {
-        let tensors = self.tensors_without(removed.iter().copied())?;
+    pub fn without(&self, removed: &[WeightedEdge]) -> Result<Passes> {
+        let tensors = self.tensors_without(removed.iter())?;
         Passes::new(self.config.clone(), &tensors, Purpose::Frozen)
     }
 
@@ -163,10 +205,10 @@ impl<'a> EdgelessModel<'a> {
         &self,
         before: &Passes,
         layer: usize,
-        removed: &[&WeightedEdge],
+        removed: &[WeightedEdge],
     ) -> Result<Passes> {
         let is_there = |edge: &&WeightedEdge| before.is_whole() || edge.to.0.layer == layer;
-        let tensors = self.tensors_without(removed.iter().copied().filter(is_there))?;
+        let tensors = self.tensors_without(removed.iter().filter(is_there))?;
         before.with_layer(&tensors, layer)
     }
 

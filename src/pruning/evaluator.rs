@@ -110,6 +110,29 @@ impl<'a> Evaluator<'a> {
     }
 }
 
+/// How much a loss of the answers rises without each of the nodes `tried` alone; `kept` are the nodes that are there.
+/// `passes` is the model, or one of its shape.
+pub fn without_each_node(
+    subject: &PrunedModel,
+    passes: &Passes,
+    pairs: &PreparedPairs,
+    (kept, tried): (&[bool], &[usize]),
+    loss: impl Fn(&LogitDiffs) -> f64,
+) -> Result<Vec<f64>> {
+    let mut evaluator = Evaluator::new(subject, pairs);
+    let before = evaluator.try_nodes_of(passes, kept)?;
+    let loss_before = loss(&before.answers);
+    evaluator.keep(before);
+    let mut others = kept.to_vec();
+    let rises = tried.iter().map(|&node| {
+        others[node] = false;
+        let without = evaluator.try_changed(passes, &others, usize::MAX);
+        others[node] = kept[node];
+        Ok(loss(&without?.answers) - loss_before)
+    });
+    rises.collect()
+}
+
 /// The sublayer that each node is in, counted from the first layer's attention.
 pub fn sublayer_of_nodes(subject: &PrunedModel) -> Vec<usize> {
     let places = node_locations(subject.config()).into_iter();
@@ -197,11 +220,11 @@ mod tests {
         let model = EdgelessModel::new(&subject).expect("a model");
         let mut evaluator = Evaluator::new(&subject, &pairs);
         let mut passes = model.without(&[]).expect("a model");
-        let mut removed: Vec<&WeightedEdge> = Vec::new();
+        let mut removed: Vec<WeightedEdge> = Vec::new();
         evaluator.keep(evaluator.try_nodes_of(&passes, &nodes).expect("answers"));
         let late_first = all.iter().rev().step_by(all.len() / 12);
         for edge in late_first {
-            removed.push(edge);
+            removed.push(*edge);
             let sublayer = sublayer_of(edge.to.0);
             passes = model
                 .changed(&passes, sublayer / 2, &removed)

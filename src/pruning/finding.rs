@@ -12,8 +12,9 @@ use super::materials::{
 use super::measures::measured::{CircuitProvenance, SearchedControls, Unmeasured, measured};
 use super::recipe::PruneRecipe;
 use super::run::{Material, Materials, TrainedMask, TrainingsEnd, Variation, train_masks};
-use super::size::{bisected, trimmed};
+use super::size::{NodeChoice, bisected, trimmed};
 use super::subject::{PrunedModel, as_nodes};
+use super::trimming::TrimmingPairs;
 use crate::artifacts::{Manifest, NameError};
 use crate::circuits::circuit::{Circuit, ControlCircuit, PruningMethod};
 use crate::circuits::directory;
@@ -31,6 +32,8 @@ use crate::training::run::{ASKED_TO_END, End, Mode, NOTHING_TO_KEEP};
 
 /// The folder of the result, below the output's directory.
 pub const RESULT: &str = "circuit";
+/// The share of the target that nodes are taken away up to; edges have the rest.
+const OF_NODES: f64 = 0.9;
 /// Pairs whose prompts say how much edges carry.
 const PAIRS_OF_CARRIED: usize = 32;
 
@@ -103,27 +106,34 @@ pub fn prepare(recipe: &PruneRecipe) -> Result<Prepared, TrainingError> {
     let subject = |frozen_norms: bool| {
         PrunedModel::new(config.clone(), tensors.clone(), held.clone(), frozen_norms)
     };
-    let material = |frozen_norms: bool, pairs: Vec<PromptPair>| -> candle_core::Result<Material> {
+    let material = |frozen_norms: bool| -> candle_core::Result<Material> {
         Ok(Material {
             subject: subject(frozen_norms)?,
-            pairs,
+            pairs: pairs.train.clone(),
+            trimming: pairs.trimming.clone(),
         })
+    };
+    let with_shuffled_labels = |mut material: Material| {
+        for pairs in [&mut material.pairs, &mut material.trimming] {
+            *pairs = with_shuffled_labels(pairs, search.seed);
+        }
+        material
     };
     let frozen = search.frozen_norms;
     let controls = recipe.controls;
     Ok(Prepared {
-        task: material(frozen, pairs.train.clone())?,
+        task: material(frozen)?,
         shuffled_labels: controls
             .shuffled_labels
-            .then(|| material(frozen, with_shuffled_labels(&pairs.train, search.seed)))
+            .then(|| material(frozen).map(with_shuffled_labels))
             .transpose()?,
         random_model: controls
             .random_model
-            .then(|| random_material(&config, &tensors, recipe, &text, &pairs.train))
+            .then(|| random_material(&config, &tensors, recipe, &text, &pairs))
             .transpose()?,
         other_norms: controls
             .frozen_norms
-            .then(|| material(!frozen, pairs.train.clone()))
+            .then(|| material(!frozen))
             .transpose()?,
         model,
         text,
@@ -142,26 +152,17 @@ pub fn find(
     let target = search.target_loss;
     let subject = &prepared.task.subject;
     let model = &prepared.model.transformer;
-    let train = subject.prepare(&prepared.task.pairs)?;
-    let choice = bisected(subject, &train, &task.parameters, target)?;
-    tracing::info!(
-        nodes = choice.nodes,
-        task_loss = choice.task_loss,
-        "a size was chosen"
-    );
-    let choice = trimmed(subject, &train, &task.parameters, choice, target)?;
-    tracing::info!(
-        nodes = choice.nodes,
-        task_loss = choice.task_loss,
-        "nodes were trimmed"
-    );
+    let train = TrimmingPairs::new(subject, &prepared.task.trimming)?;
+    let choice = chosen(subject, &train, &task.parameters, target)?;
     let all = edges(model, &as_nodes(subject.config(), &choice.kept))?;
-    let some = &prepared.task.pairs[..PAIRS_OF_CARRIED.min(prepared.task.pairs.len())];
+    let some = &prepared.task.trimming;
+    let some = &some[..PAIRS_OF_CARRIED.min(some.len())];
     let carried = carried(subject, model, some, &choice.kept, &all)?;
-    let chosen = pruned_edges(subject, &train, &choice, &all, &carried, target)?;
+    let kept = pruned_edges(subject, &train, &choice, &all, &carried, target)?;
     tracing::info!(
         before = all.len(),
-        edges = chosen.edges.len(),
+        edges = kept.edges.len(),
+        task_loss = kept.task_loss,
         "edges were pruned"
     );
     let mut searched = SearchedControls::default();
@@ -185,11 +186,12 @@ pub fn find(
         steps: search.steps,
         batch_pairs: search.batch_pairs,
         train_pairs: prepared.task.pairs.len(),
+        trimming_pairs: prepared.task.trimming.len(),
         held_out_pairs: prepared.pairs.held_out.len(),
         seed: search.seed,
         reference_tokens: prepared.text.ids.len(),
-        scale: chosen.rescaling.scale,
-        shift: chosen.rescaling.shift,
+        scale: kept.rescaling.scale,
+        shift: kept.rescaling.shift,
     };
     let id = match &recipe.id {
         Some(id) => id.clone(),
@@ -210,13 +212,31 @@ pub fn find(
         model,
         subject,
         choice: &choice,
-        edges: &chosen,
+        edges: &kept,
         held_out: &prepared.pairs.held_out,
         reference: (&prepared.text.ids, prepared.text.length),
         token_text: &|token| tokenizer.token_text(token),
         seed: search.seed,
     };
     Ok(measured(&unmeasured, provenance, searched)?)
+}
+
+/// The nodes of a mask that are enough.
+fn chosen(
+    subject: &PrunedModel,
+    pairs: &TrimmingPairs,
+    parameters: &[f32],
+    target: f64,
+) -> Result<NodeChoice, TrainingError> {
+    let choice = bisected(subject, &pairs.deciding, parameters, target)?;
+    let (nodes, task_loss) = (choice.nodes, choice.task_loss);
+    tracing::info!(nodes, task_loss, "a size was chosen");
+    // Edges are to have room too.
+    let of_nodes = choice.task_loss.max(OF_NODES * target);
+    let choice = trimmed(subject, pairs, parameters, choice, of_nodes)?;
+    let (nodes, task_loss) = (choice.nodes, choice.task_loss);
+    tracing::info!(nodes, task_loss, "nodes were trimmed");
+    Ok(choice)
 }
 
 /// What the same choice of a size makes of a control's mask.
@@ -226,9 +246,8 @@ fn control_circuit(
     target: f64,
 ) -> Result<ControlCircuit, TrainingError> {
     let subject = &material.subject;
-    let pairs = subject.prepare(&material.pairs)?;
-    let choice = bisected(subject, &pairs, parameters, target)?;
-    let choice = trimmed(subject, &pairs, parameters, choice, target)?;
+    let pairs = TrimmingPairs::new(subject, &material.trimming)?;
+    let choice = chosen(subject, &pairs, parameters, target)?;
     let nodes = as_nodes(subject.config(), &choice.kept);
     Ok(ControlCircuit {
         nodes: choice.nodes,

@@ -115,7 +115,7 @@ impl MaskTraining {
         let batch = subject.prepare(&batch)?;
         let values = self.values()?;
         let kept: Vec<bool> = values.iter().map(|value| *value > 0.0).collect();
-        let (answers, mut gradient) = subject.loss_gradient(&batch, &kept)?;
+        let (answers, mut gradient) = subject.loss_gradient(&batch, &kept, Rescaling::NONE)?;
         for (gradient, value) in gradient.iter_mut().zip(&values) {
             let sigmoid = 1.0 / (1.0 + (-value).exp());
             *gradient += self.setting.node_penalty as f32;

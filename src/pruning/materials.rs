@@ -35,7 +35,12 @@ pub struct Text {
 
 /// A task's pairs.
 pub struct Pairs {
+    /// What the mask is trained on.
     pub train: Vec<PromptPair>,
+    /// What nodes and edges are chosen on: some of those, and as many of the held-out split, whose words the mask has not
+    /// seen, in turns.
+    pub trimming: Vec<PromptPair>,
+    /// What figures are measured on: of the held-out split, none of them used before.
     pub held_out: Vec<PromptPair>,
 }
 
@@ -100,10 +105,35 @@ pub fn pairs(
         let pairs = pairs.map_err(|error| TrainingError::Data(error.to_string()))?;
         Ok(pairs.iter().map(PromptPair::from).collect())
     };
+    let train = cut(search.train_pairs, Split::Train)?;
+    let half = train.len().div_ceil(2);
+    let mut held_out = cut(search.held_out_pairs + half, Split::HeldOut)?;
+    let others = held_out.split_off(search.held_out_pairs.min(held_out.len()));
+    let trimming = trimming_pairs(&train, others, &held_out);
     Ok(Pairs {
-        train: cut(search.train_pairs, Split::Train)?,
-        held_out: cut(search.held_out_pairs, Split::HeldOut)?,
+        train,
+        trimming,
+        held_out,
     })
+}
+
+/// Pairs that nodes and edges are chosen on, as many as `train` has: of `others`, without those that figures are measured on,
+/// at most half, and of `train`, in turns, so that any part of them has both. A task of few pairs has no others.
+fn trimming_pairs(
+    train: &[PromptPair],
+    mut others: Vec<PromptPair>,
+    measured_on: &[PromptPair],
+) -> Vec<PromptPair> {
+    others.retain(|pair| !measured_on.contains(pair));
+    others.truncate(train.len().div_ceil(2));
+    let mut trimming: Vec<PromptPair> = Vec::with_capacity(train.len());
+    let mut seen = train[..train.len() - others.len()].iter();
+    for other in others {
+        trimming.extend(seen.next().cloned());
+        trimming.push(other);
+    }
+    trimming.extend(seen.cloned());
+    trimming
 }
 
 /// What the nodes of a model are held at.
@@ -156,7 +186,7 @@ pub fn random_material(
     tensors: &BTreeMap<String, Tensor>,
     recipe: &PruneRecipe,
     text: &Text,
-    pairs: &[PromptPair],
+    pairs: &Pairs,
 ) -> candle_core::Result<Material> {
     let search = &recipe.search;
     let tensors = random_model(tensors, search.seed)?;
@@ -164,6 +194,40 @@ pub fn random_material(
     let held = held(search.ablation, &model, text)?;
     Ok(Material {
         subject: PrunedModel::new(config.clone(), tensors, held, search.frozen_norms)?,
-        pairs: pairs.to_vec(),
+        pairs: pairs.train.clone(),
+        trimming: pairs.trimming.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::question::Question;
+
+    fn pair(first: u32) -> PromptPair {
+        PromptPair {
+            presented: vec![first, 1],
+            counterfactual: vec![first, 2],
+            question: Question::Between {
+                presented: 1,
+                counterfactual: 2,
+            },
+        }
+    }
+
+    #[test]
+    fn nodes_are_chosen_on_both_splits_and_on_no_pair_that_figures_are_of() {
+        let train: Vec<PromptPair> = (0..8).map(pair).collect();
+        let measured_on: Vec<PromptPair> = (100..104).map(pair).collect();
+        let first = |pairs: Vec<PromptPair>| -> Vec<u32> {
+            pairs.iter().map(|pair| pair.presented[0]).collect()
+        };
+        let others = (102..110).map(pair).collect();
+        let trimming = trimming_pairs(&train, others, &measured_on);
+        assert_eq!(first(trimming), [0, 104, 1, 105, 2, 106, 3, 107]);
+        let trimming = trimming_pairs(&train, vec![pair(103), pair(110)], &measured_on);
+        assert_eq!(first(trimming), [0, 110, 1, 2, 3, 4, 5, 6]);
+        let trimming = trimming_pairs(&train, Vec::new(), &measured_on);
+        assert_eq!(first(trimming), [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
 }

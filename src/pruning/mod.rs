@@ -3,9 +3,9 @@
 //! Every node of the model has a mask parameter; those above zero are kept, all others are held at their mean over
 //! reference text ([`held`]). The parameters are trained on a task's pairs to do the task with few nodes
 //! ([`mask_training`], [`run`]), then the nodes are sorted by them and the smallest number that still does it is kept
-//! ([`size`]), and of the edges between them those that the task needs ([`edge_pruning`]). [`recipe`] says what is pruned
-//! and how, [`evaluator`] tries one change after another, [`materials`] makes what it names, [`finding`] is the way from the one to a circuit, [`measures`] what is
-//! known of it in the end.
+//! ([`size`]). Of these nodes and of the edges between them ([`edge_pruning`]) those go that the task does not need
+//! ([`trimming`]). [`recipe`] says what is pruned and how, [`materials`] makes what it names, [`evaluator`] tries one change
+//! after another, [`finding`] is the way from recipe to circuit, [`measures`] what is known of it in the end.
 
 pub mod answers;
 pub mod edge_pruning;
@@ -22,3 +22,4 @@ pub mod subject;
 pub mod task_file;
 #[cfg(test)]
 mod test_quote_closer;
+pub mod trimming;

@@ -48,11 +48,13 @@ pub struct Search {
     /// Whether norms divide by what they divide by in the whole model. Without it a mask can cheat by making the stream
     /// small.
     pub frozen_norms: bool,
-    /// The task loss, in nats, that the circuit must reach on the training pairs: above 0, at most 1.
+    /// The task loss, in nats, that the circuit must reach on the pairs that it is chosen on: above 0, at most 1.
     pub target_loss: f64,
-    /// Pairs that the circuit is found on, and held-out ones that its figures are measured on.
+    /// Pairs that the mask is trained on. As many, half of them of the held-out split, say then which nodes and edges the task
+    /// needs.
     #[schema(minimum = 8, maximum = 4096)]
     pub train_pairs: usize,
+    /// Pairs that the circuit's figures are measured on: of the held-out split, used for nothing else.
     #[schema(minimum = 8, maximum = 4096)]
     pub held_out_pairs: usize,
     /// Pairs of a step.
@@ -86,8 +88,8 @@ impl Default for Search {
             ablation: Ablation::Mean,
             frozen_norms: false,
             target_loss: 0.15,
-            train_pairs: 64,
-            held_out_pairs: 64,
+            train_pairs: 512,
+            held_out_pairs: 128,
             batch_pairs: 8,
             steps: 80,
             learning_rates: vec![1e-2],

@@ -43,10 +43,11 @@ pub enum Variation {
     OtherNorms,
 }
 
-/// A subject and the pairs that a mask of it is trained on.
+/// A subject, the pairs that a mask of it is trained on, and those that its nodes and edges are chosen on.
 pub struct Material {
     pub subject: PrunedModel,
     pub pairs: Vec<PromptPair>,
+    pub trimming: Vec<PromptPair>,
 }
 
 /// What the trainings of a recipe are of.

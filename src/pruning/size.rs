@@ -1,21 +1,21 @@
 //! From a trained mask to a circuit: the smallest set of nodes that reaches the target.
 //!
 //! Nodes are sorted by their mask parameters; bisection finds the fewest of the first ones whose task loss, with scale and
-//! shift fitted anew to each size, is at most the target. Then nodes are taken away for good as long as the target is reached without them: those
-//! that cost nothing in a first round, then those that cost a little, and at last every one that is left is tried. In a round
-//! those of the last sublayer go first, so that nodes that only they read go next.
+//! shift fitted anew to each size, is at most the target. Then nodes are taken away as long as the target is reached without
+//! them ([`super::trimming`]).
 
 use candle_core::Result;
 
 use super::answers::{LogitDiffs, Rescaling};
-use super::evaluator::{Evaluator, sublayer_of_nodes};
+use super::evaluator::without_each_node;
 use super::subject::{PreparedPairs, PrunedModel};
+use super::trimming::{Trimmable, TrimmingPairs, trim};
 use crate::circuits::circuit::LossAtSize;
 
 /// Circuits have no more nodes: nobody can read a larger one, and each node costs passes.
 const MOST_NODES: usize = 4096;
 /// Sizes beyond this are not trimmed node by node.
-const MOST_TRIMMED: usize = 1024;
+const MOST_TRIMMED: usize = 4096;
 
 /// A set of nodes and what it does on the pairs that it was chosen on.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,113 +125,92 @@ pub fn bisected(
     })
 }
 
-/// Takes away every node that the target is reached without: from those that the mask keeps where they reach it, else from
-/// those that were chosen.
+/// Takes nodes away from those that the mask keeps where they reach the target, else from those that were chosen.
 pub fn trimmed(
     subject: &PrunedModel,
-    pairs: &PreparedPairs,
+    pairs: &TrimmingPairs,
     parameters: &[f32],
     mut choice: NodeChoice,
     target: f64,
 ) -> Result<NodeChoice> {
-    let mut evaluator = Evaluator::new(subject, pairs);
     let of_mask: Vec<bool> = parameters.iter().map(|value| *value > 0.0).collect();
     let count = of_mask.iter().filter(|kept| **kept).count();
     if !choice.reaches_target || choice.nodes.max(count) > MOST_TRIMMED {
         return Ok(choice);
     }
-    let mut tried = evaluator.try_nodes(&of_mask)?;
-    let mut kept = of_mask;
-    if fitted_loss(&tried.answers).1 > target {
-        kept = choice.kept;
-        tried = evaluator.try_nodes(&kept)?;
-    }
-    (choice.rescaling, choice.task_loss) = fitted_loss(&tried.answers);
-    evaluator.keep(tried);
-    let sublayers = sublayer_of_nodes(subject);
-    let slack = target - choice.task_loss;
-    for share in RISES {
-        let rise = share * slack.max(f64::MIN_POSITIVE);
-        let mut order: Vec<usize> = (0..kept.len()).filter(|&node| kept[node]).collect();
-        order.sort_by(|&one, &other| {
-            let last_first = sublayers[other].cmp(&sublayers[one]);
-            let by_parameter = parameters[one].total_cmp(&parameters[other]);
-            last_first.then(by_parameter).then(one.cmp(&other))
-        });
-        let mut is_enough = |kept: &[bool], taken: usize| -> Result<bool> {
-            let tried = evaluator.try_nodes(kept)?;
-            let (rescaling, loss) = fitted_loss(&tried.answers);
-            let is_enough = loss <= target.min(choice.task_loss + rise * taken as f64);
-            if is_enough {
-                (choice.rescaling, choice.task_loss) = (rescaling, loss);
-                evaluator.keep(tried);
-            }
-            Ok(is_enough)
+    let mut one_by_one = Nodes {
+        subject,
+        pairs,
+        judge: each_alone,
+    };
+    let (_, loss) = one_by_one.loss(&of_mask)?;
+    let mut kept = match loss <= target {
+        true => of_mask,
+        false => choice.kept,
+    };
+    let liked: Vec<f64> = parameters.iter().map(|value| f64::from(*value)).collect();
+    if kept.iter().filter(|kept| **kept).count() > FEW {
+        let mut by_gradient = Nodes {
+            subject,
+            pairs,
+            judge: by_gradients,
         };
-        for of_sublayer in order.chunk_by(|&one, &other| sublayers[one] == sublayers[other]) {
-            take_away(&mut kept, of_sublayer, &mut is_enough)?;
-        }
+        let (_, loss) = by_gradient.loss(&kept)?;
+        let half_way = 0.5 * (loss + target);
+        kept = trim(&mut by_gradient, kept, &liked, half_way)?.kept;
     }
-    choice.nodes = kept.iter().filter(|kept| **kept).count();
-    choice.kept = kept;
+    let found = trim(&mut one_by_one, kept, &liked, target)?;
+    (choice.rescaling, choice.task_loss) = (found.rescaling, found.task_loss);
+    choice.nodes = found.kept.iter().filter(|kept| **kept).count();
+    choice.kept = found.kept;
     Ok(choice)
 }
 
-/// How much the task loss may rise for each part that is taken away, in one round after another, as a share of what there
-/// is to the target at first: parts that cost nothing go first, so that dear ones do not use up what many cheap ones cost.
-pub const RISES: [f64; 2] = [0.02, f64::INFINITY];
+/// More nodes than this are judged by gradients at first, up to half of the way to the target.
+const FEW: usize = 96;
 
-/// Parts that are taken away together at first.
-const TOGETHER: usize = 16;
+/// How much the loss rises on some pairs without each kept node, by the best scale and shift; any number for the others.
+type Judge = fn(&PrunedModel, &PreparedPairs, &[bool]) -> Result<Vec<f64>>;
 
-/// Takes parts away, in the given order, as long as what is left `is_enough`, given how many were taken: some together, and
-/// where that is too much each half of them by itself, down to single parts. No single part is left that was not tried.
-pub fn take_away(
-    kept: &mut [bool],
-    order: &[usize],
-    is_enough: &mut dyn FnMut(&[bool], usize) -> Result<bool>,
-) -> Result<()> {
-    for parts in order.chunks(TOGETHER) {
-        take_away_together(kept, parts, is_enough)?;
-    }
-    Ok(())
+/// Nodes that are taken away.
+struct Nodes<'a> {
+    subject: &'a PrunedModel,
+    pairs: &'a TrimmingPairs,
+    judge: Judge,
 }
 
-fn take_away_together(
-    kept: &mut [bool],
-    parts: &[usize],
-    is_enough: &mut dyn FnMut(&[bool], usize) -> Result<bool>,
-) -> Result<()> {
-    parts.iter().for_each(|&part| kept[part] = false);
-    if is_enough(kept, parts.len())? {
-        return Ok(());
+impl Trimmable for Nodes<'_> {
+    fn loss(&mut self, kept: &[bool]) -> Result<(Rescaling, f64)> {
+        let answers = self.subject.answers(&self.pairs.deciding, kept)?;
+        Ok(fitted_loss(&answers))
     }
-    parts.iter().for_each(|&part| kept[part] = true);
-    if parts.len() > 1 {
-        let (first, second) = parts.split_at(parts.len().div_ceil(2));
-        take_away_together(kept, first, is_enough)?;
-        take_away_together(kept, second, is_enough)?;
+
+    fn rises(&mut self, kept: &[bool], round: usize) -> Result<Vec<f64>> {
+        (self.judge)(self.subject, self.pairs.judging(round), kept)
     }
-    Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// By how steep the loss is in every node's mask, whichever way: as cheap as a few passes. A mask that the loss hardly depends
+/// on can go; what becomes of the loss without one that it does depend on, a gradient does not tell.
+fn by_gradients(subject: &PrunedModel, pairs: &PreparedPairs, kept: &[bool]) -> Result<Vec<f64>> {
+    let (rescaling, _) = fitted_loss(&subject.answers(pairs, kept)?);
+    let (_, gradient) = subject.loss_gradient(pairs, kept, rescaling)?;
+    Ok(gradient
+        .iter()
+        .map(|value| f64::from(value.abs()))
+        .collect())
+}
 
-    #[test]
-    fn what_is_needed_stays_and_nothing_else() {
-        let mut kept = vec![true; 100];
-        let needed = [3, 40, 41, 99];
-        let order: Vec<usize> = (0..100).rev().collect();
-        let mut tries = 0;
-        take_away(&mut kept, &order, &mut |kept, _| {
-            tries += 1;
-            Ok(needed.iter().all(|&part| kept[part]))
-        })
-        .expect("no failure");
-        let left: Vec<usize> = (0..100).filter(|&part| kept[part]).collect();
-        assert_eq!(left, needed);
-        assert!(tries < 50, "{tries}");
+/// By holding each.
+fn each_alone(subject: &PrunedModel, pairs: &PreparedPairs, kept: &[bool]) -> Result<Vec<f64>> {
+    let tried: Vec<usize> = (0..kept.len()).filter(|&node| kept[node]).collect();
+    let nodes = (kept, tried.as_slice());
+    let of_tried = without_each_node(subject, &subject.passes, pairs, nodes, |answers| {
+        fitted_loss(answers).1
+    })?;
+    let mut rises = vec![0.0; kept.len()];
+    for (node, rise) in tried.into_iter().zip(of_tried) {
+        rises[node] = rise;
     }
+    Ok(rises)
 }

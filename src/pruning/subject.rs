@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Result, Tensor};
 
-use super::answers::LogitDiffs;
+use super::answers::{LogitDiffs, Rescaling};
 use crate::circuits::nodes::{NodeSet, node_locations};
 use crate::discovery::question::PromptPair;
 use crate::models::config::TransformerConfig;
@@ -17,8 +17,8 @@ use crate::training::passes::Passes;
 use crate::training::passes::masked::{NormScales, PaddedPrompts};
 use crate::training::passes::node_masks::NodeMasks;
 
-/// Pairs whose prompts go through the model together.
-const PAIRS_A_PASS: usize = 64;
+/// Pairs whose prompts go through the model together. Prompts are padded to the longest of them.
+const PAIRS_A_PASS: usize = 32;
 
 /// A frozen model and what its nodes are held at.
 pub struct PrunedModel {
@@ -82,8 +82,11 @@ impl PrunedModel {
         self.held.len()
     }
 
-    /// Pairs with their norms' scales, where those are frozen.
+    /// Pairs with their norms' scales, where those are frozen. Answers are in the order of their prompts' lengths, so that
+    /// little of a pass is padding.
     pub fn prepare(&self, pairs: &[PromptPair]) -> Result<PreparedPairs> {
+        let mut pairs = pairs.to_vec();
+        pairs.sort_by_key(|pair| pair.presented.len().max(pair.counterfactual.len()));
         let parts = pairs.chunks(PAIRS_A_PASS).map(|pairs| {
             let presented = pairs.iter().map(|pair| pair.presented.as_slice());
             let counterfactual = pairs.iter().map(|pair| pair.counterfactual.as_slice());
@@ -144,11 +147,12 @@ impl PrunedModel {
         Ok((part.read(&logits)?, streams))
     }
 
-    /// The answers, and the gradient of the task loss with respect to every node's mask.
+    /// The answers, and the gradient of the task loss of the rescaled answers with respect to every node's mask.
     pub fn loss_gradient(
         &self,
         pairs: &PreparedPairs,
         kept: &[bool],
+        rescaling: Rescaling,
     ) -> Result<(LogitDiffs, Vec<f32>)> {
         let prompts: usize = pairs.parts.iter().map(|part| 2 * part.pairs.len()).sum();
         let mut all = LogitDiffs::default();
@@ -159,7 +163,7 @@ impl PrunedModel {
             let scales = part.scales.as_ref();
             let answers = self.passes.masked(&part.prompts, &masks, scales, true)?;
             let diffs = part.read(&answers.logits)?;
-            let direction = part.direction(&answers.logits, &diffs, prompts)?;
+            let direction = part.direction(&answers.logits, diffs.slopes(rescaling), prompts)?;
             for (sum, value) in sum.iter_mut().zip(answers.gradients(direction)?) {
                 *sum += value;
             }
@@ -188,9 +192,14 @@ impl PreparedPart {
     }
 
     /// The gradient of the task loss over `prompts` prompts with respect to these logits.
-    fn direction(&self, logits: &Tensor, diffs: &LogitDiffs, prompts: usize) -> Result<Vec<f32>> {
+    fn direction(
+        &self,
+        logits: &Tensor,
+        slopes: impl Iterator<Item = f32>,
+        prompts: usize,
+    ) -> Result<Vec<f32>> {
         let vocabulary = logits.dim(1)?;
-        let slopes = diffs.slopes().map(|slope| slope / prompts as f32);
+        let slopes = slopes.map(|slope| slope / prompts as f32);
         rows::with_values(logits, |values| {
             let mut direction = vec![0f32; values.len()];
             let rows = values

@@ -19,6 +19,7 @@ use super::recipe::{Controls, PruneOutput, PruneRecipe, Search};
 use super::run::{Material, Materials, TrainingsEnd, train_masks};
 use super::size::{NodeChoice, bisected, trimmed};
 use super::subject::{PrunedModel, as_nodes};
+use super::trimming::TrimmingPairs;
 use crate::circuits::edges::edges;
 use crate::circuits::nodes::NodeSet;
 use crate::discovery::question::{PromptPair, Question};
@@ -234,10 +235,12 @@ fn the_circuit_that_was_written_down_is_found_and_shuffled_labels_have_none() {
         Material {
             subject: subject(),
             pairs: pairs(128),
+            trimming: pairs(128),
         },
         Material {
             subject: subject(),
             pairs: with_shuffled_labels(&pairs(128), 3),
+            trimming: with_shuffled_labels(&pairs(128), 3),
         },
     );
     let materials = Materials {
@@ -256,8 +259,9 @@ fn the_circuit_that_was_written_down_is_found_and_shuffled_labels_have_none() {
     };
     let target = recipe.search.target_loss;
     let chosen = |material: &Material, parameters: &[f32]| -> NodeChoice {
-        let pairs = material.subject.prepare(&material.pairs).expect("pairs");
-        let choice = bisected(&material.subject, &pairs, parameters, target).expect("a size");
+        let pairs = TrimmingPairs::new(&material.subject, &material.pairs).expect("pairs");
+        let choice = bisected(&material.subject, &pairs.deciding, parameters, target);
+        let choice = choice.expect("a size");
         trimmed(&material.subject, &pairs, parameters, choice, target).expect("a choice")
     };
     let choice = chosen(&task, &trained.parameters);
@@ -275,7 +279,7 @@ fn the_circuit_that_was_written_down_is_found_and_shuffled_labels_have_none() {
     let model = Transformer::new(config(), &task.subject.tensors, Purpose::Inference);
     let all = edges(&model.expect("a model"), &nodes).expect("edges");
     assert_eq!(all.len(), 7, "{all:?}");
-    let pairs = task.subject.prepare(&task.pairs).expect("pairs");
+    let pairs = TrimmingPairs::new(&task.subject, &task.pairs).expect("pairs");
     let carried: Vec<f64> = all
         .iter()
         .map(|edge| f64::from(edge.weight.abs()))
@@ -285,7 +289,10 @@ fn the_circuit_that_was_written_down_is_found_and_shuffled_labels_have_none() {
 
     // The whole model does its task without help; nothing does a task whose labels are random.
     let whole = vec![true; task.subject.nodes()];
-    let answers = task.subject.answers(&pairs, &whole).expect("answers");
+    let answers = task
+        .subject
+        .answers(&pairs.deciding, &whole)
+        .expect("answers");
     assert!(answers.loss(Rescaling::fitted(&answers)) < target);
     let control = chosen(&shuffled, &controls[0].parameters);
     assert!(!control.reaches_target, "{} nodes", control.nodes);

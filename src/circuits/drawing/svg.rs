@@ -167,7 +167,7 @@ fn header(record: &Circuit) -> Vec<String> {
     };
     let mut lines = vec![
         format!(
-            "Circuit {} of {}: {} nodes, {} edges; {reached} {} on the training pairs.",
+            "Circuit {} of {}: {} nodes, {} edges; {reached} {} on the pairs that it was chosen on.",
             record.id.as_str(),
             record.model,
             figures.nodes,

@@ -73,7 +73,7 @@ fn header(out: &mut String, record: &Circuit) {
     let _ = writeln!(
         out,
         "  {:<24}task loss {:<9}target {} {reached}; chance is {}\n",
-        "alone, training pairs",
+        "alone, chosen on",
         short(figures.task_loss_train),
         short(method.target_loss),
         short(std::f64::consts::LN_2)

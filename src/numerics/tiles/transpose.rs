@@ -33,25 +33,25 @@ pub fn transpose(
                 }
                 continue;
             }
-            if some == LANES && others == LANES {
-                let from = &from[line * from_stride + at..];
-                let to = &mut to[at * to_stride + line..];
-                quarters(from, from_stride, to, to_stride);
-                continue;
-            }
-            for i in line..line + some {
-                for j in at..at + others {
-                    to[j * to_stride + i] = from[i * from_stride + j];
-                }
-            }
+            let from = &from[line * from_stride + at..];
+            let to = &mut to[at * to_stride + line..];
+            quarters(from, (some, others), from_stride, to, to_stride);
         }
     }
 }
 
-/// A block of sixteen by sixteen without wide registers: four by four at a time, which stay in small ones.
-fn quarters(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
-    for line in (0..LANES).step_by(4) {
-        for at in (0..LANES).step_by(4) {
+/// A block of at most sixteen by sixteen without wide registers: four by four at a time, which stay in small ones, and what
+/// is left number by number.
+fn quarters(
+    from: &[f32],
+    (lines, length): (usize, usize),
+    from_stride: usize,
+    to: &mut [f32],
+    to_stride: usize,
+) {
+    let (whole_lines, whole_length) = (lines - lines % 4, length - length % 4);
+    for line in (0..whole_lines).step_by(4) {
+        for at in (0..whole_length).step_by(4) {
             let mut part = [[0f32; 4]; 4];
             for (row, part) in part.iter_mut().enumerate() {
                 part.copy_from_slice(&from[(line + row) * from_stride + at..][..4]);
@@ -65,6 +65,12 @@ fn quarters(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) 
                 ];
                 to[(at + column) * to_stride + line..][..4].copy_from_slice(&turned);
             }
+        }
+    }
+    for line in 0..lines {
+        let first = if line < whole_lines { whole_length } else { 0 };
+        for at in first..length {
+            to[at * to_stride + line] = from[line * from_stride + at];
         }
     }
 }

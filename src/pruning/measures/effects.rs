@@ -8,8 +8,8 @@ use candle_core::Result;
 
 use crate::circuits::edges::WeightedEdge;
 use crate::pruning::answers::Rescaling;
-use crate::pruning::edge_pruning::EdgelessModel;
-use crate::pruning::evaluator::{Evaluator, sublayer_of};
+use crate::pruning::edge_pruning::{EdgelessModel, without_each_edge};
+use crate::pruning::evaluator::without_each_node;
 use crate::pruning::subject::{PreparedPairs, PrunedModel};
 use crate::training::passes::Passes;
 
@@ -28,22 +28,15 @@ pub fn node_effects(
     kept: &[bool],
     rescaling: Rescaling,
 ) -> Result<Vec<NodeEffect>> {
-    let of = |passes: &Passes, mut all: Vec<bool>, rescaling: Rescaling| -> Result<Vec<f64>> {
-        let mut evaluator = Evaluator::new(subject, pairs);
-        let before = evaluator.try_nodes_of(passes, &all)?;
-        let loss = before.answers.loss(rescaling);
-        evaluator.keep(before);
-        let nodes = kept.iter().enumerate().filter(|(_, kept)| **kept);
-        let effects = nodes.map(|(node, _)| {
-            all[node] = false;
-            let tried = evaluator.try_changed(passes, &all, usize::MAX);
-            all[node] = true;
-            Ok(tried?.answers.loss(rescaling) - loss)
-        });
-        effects.collect()
-    };
-    let in_circuit = of(passes, kept.to_vec(), rescaling)?;
-    let in_whole_model = of(&subject.passes, vec![true; kept.len()], Rescaling::NONE)?;
+    let nodes: Vec<usize> = (0..kept.len()).filter(|&node| kept[node]).collect();
+    let in_circuit = without_each_node(subject, passes, pairs, (kept, &nodes), |answers| {
+        answers.loss(rescaling)
+    })?;
+    let whole = (vec![true; kept.len()], &subject.passes);
+    let in_whole_model =
+        without_each_node(subject, whole.1, pairs, (&whole.0, &nodes), |answers| {
+            answers.loss(Rescaling::NONE)
+        })?;
     let both = in_circuit.into_iter().zip(in_whole_model);
     let effects = both.map(|(in_circuit, in_whole_model)| NodeEffect {
         in_circuit,
@@ -57,22 +50,11 @@ pub fn edge_effects(
     subject: &PrunedModel,
     pairs: &PreparedPairs,
     kept: &[bool],
-    (edges, removed): (&[WeightedEdge], &[&WeightedEdge]),
+    (edges, removed): (&[WeightedEdge], &[WeightedEdge]),
     rescaling: Rescaling,
 ) -> Result<Vec<f64>> {
-    let mut evaluator = Evaluator::new(subject, pairs);
     let model = EdgelessModel::new(subject)?;
-    let circuit = model.without(removed)?;
-    let before = evaluator.try_nodes_of(&circuit, kept)?;
-    let loss = before.answers.loss(rescaling);
-    evaluator.keep(before);
-    let mut without = removed.to_vec();
-    let effects = edges.iter().map(|edge| {
-        without.push(edge);
-        let passes = model.changed(&circuit, edge.to.0.layer, &without);
-        without.pop();
-        let tried = evaluator.try_changed(&passes?, kept, sublayer_of(edge.to.0))?;
-        Ok(tried.answers.loss(rescaling) - loss)
-    });
-    effects.collect()
+    without_each_edge(&model, pairs, kept, (edges, removed), |answers| {
+        answers.loss(rescaling)
+    })
 }

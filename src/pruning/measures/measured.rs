@@ -1,7 +1,7 @@
 //! The record of a circuit that a search has found: everything that is measured on it, put together.
 //!
-//! Figures, correlations and the interchange are of all held-out pairs, effects of the first 16 of them: each costs passes
-//! of its own.
+//! Figures are of all held-out pairs; correlations and the interchange of the first 64 of them; effects, each of which costs
+//! passes of its own, of the first 16.
 
 use candle_core::{Result, bail};
 
@@ -26,6 +26,10 @@ use crate::pruning::subject::{PrunedModel, as_nodes};
 
 /// Pairs that the effect of each node and edge is measured on, the first of the held-out ones.
 const PAIRS_OF_EFFECTS: usize = 16;
+/// Pairs that activations and the interchange are of, the first of the held-out ones.
+const PAIRS_OF_ACTIVATIONS: usize = 64;
+/// Tokens of reference text that activations are of, to whole sequences.
+const REFERENCE_TOKENS: usize = 4096;
 /// Nodes, and edges, that are taken away one by one at most; a circuit with more has no effects of them.
 const MOST_EFFECTS: usize = 600;
 
@@ -74,9 +78,10 @@ pub fn measured(
     let nodes = as_nodes(subject.config(), &choice.kept);
     let all = edges(model, &nodes)?;
     let kept_edges = &found.edges.edges;
-    let removed: Vec<&WeightedEdge> = all
+    let removed: Vec<WeightedEdge> = all
         .iter()
         .filter(|edge| !kept_edges.contains(edge))
+        .copied()
         .collect();
     let circuit = EdgelessModel::new(subject)?.without(&removed)?;
     let pairs = subject.prepare(found.held_out)?;
@@ -135,11 +140,14 @@ pub fn measured(
         bail!("a task loss of the circuit is no finite number: the model's logits overflow")
     }
 
-    let held_out = found.held_out;
+    let held_out = &found.held_out[..PAIRS_OF_ACTIVATIONS.min(found.held_out.len())];
     let kept = &choice.kept;
     let correlations = correlations(subject, &circuit.transformer, held_out, kept, &nodes)?;
     let sides = side_means(model, held_out, &nodes)?;
     let (ids, length) = found.reference;
+    let ids = &ids[..ids
+        .len()
+        .min(REFERENCE_TOKENS.next_multiple_of(length.max(1)))];
     let reference = over_reference(model, &nodes, ids, length)?;
     let examples = examples(model, held_out, &nodes, found.token_text)?;
     let flipped = interchange(model, held_out, &nodes, found.seed)?;

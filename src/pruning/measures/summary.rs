@@ -42,7 +42,7 @@ fn of_task(figures: &CircuitFigures, target: f64) -> String {
         (false, _) => "The circuit does not do its task: no number of nodes reached the target",
     };
     format!(
-        "{does}: its task loss is {:.3} on training pairs, {:.3} on held-out ones (target {target:.3}), of which it \
+        "{does}: its task loss is {:.3} on the pairs that it was chosen on, {:.3} on held-out ones (target {target:.3}), of which it \
          answers {} rightly, with {} nodes and {} of {} edges; the whole model's is {:.3}, with {} right.",
         figures.task_loss_train,
         figures.task_loss,

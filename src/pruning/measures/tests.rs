@@ -138,6 +138,7 @@ fn record_of(nodes: &NodeSet, frozen_norms: bool) -> Circuit {
             steps: 1,
             batch_pairs: 1,
             train_pairs: 2,
+            trimming_pairs: 2,
             held_out_pairs: 2,
             seed: 1,
             reference_tokens: 6,

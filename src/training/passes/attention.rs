@@ -35,7 +35,7 @@ pub struct Saved {
     read: SublayerRead,
     /// Queries, keys and values: `[3 * heads * d_head][width]`, as they go on.
     qkv: Buffer,
-    /// What they would have been without a mask; empty where there is none.
+    /// What they would have been without a mask; empty where there is none, and where no backward pass may come.
     unmasked: Buffer,
     /// `[heads * d_head][width]`.
     y: Buffer,
@@ -152,7 +152,9 @@ impl SequenceWise for AttentionWeights {
         }
         let mut unmasked = Buffer::default();
         if context.masks.is_some() {
-            unmasked = Buffer::copy(&qkv);
+            if context.keeps {
+                unmasked = Buffer::copy(&qkv);
+            }
             let parts = qkv.chunks_exact_mut(self.heads * size);
             for (place, part) in (QUERIES..).zip(parts) {
                 if let Some(mask) = context.mask(place) {
@@ -181,12 +183,8 @@ impl SequenceWise for AttentionWeights {
         if let Some(k) = self.active[3] {
             context.keep_largest(ATTENTION_OUT, &mut delta, k);
         }
-        let held = context
-            .mask(ATTENTION_OUT)
-            .map(|mask| mask.held_copy(&delta, width));
-        to_rows(cpu, held.as_deref().unwrap_or(&delta), d_model, width, out);
-        elementwise::add(out, h);
-        if self.active[3].is_none() && held.is_none() {
+        context.add_output(ATTENTION_OUT, &delta, h, out);
+        if self.active[3].is_none() && context.masks.is_none() {
             delta = Buffer::default();
         }
         Saved {

@@ -404,6 +404,19 @@ impl Context {
         }
     }
 
+    /// The stream after a sublayer, `out [length, channels]`: `h`, of the same shape, and what goes on of the sublayer's output
+    /// `delta [channels][width]`, whose nodes are those of the given place.
+    pub fn add_output(&self, place: usize, delta: &[f32], h: &[f32], out: &mut [f32]) {
+        let (width, channels) = (self.width(), delta.len() / self.width());
+        match self.mask(place) {
+            Some(mask) => mask.add_held(delta, width, h, out),
+            None => {
+                layout::to_rows(self.cpu, delta, channels, width, out);
+                elementwise::add(out, h);
+            }
+        }
+    }
+
     /// What the norm of a sequence multiplies each token by, where that is given.
     pub fn scale(&self, sequence: usize) -> Option<&[f32]> {
         Some(&self.scales.as_ref()?[sequence])

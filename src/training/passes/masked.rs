@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, Var};
+use rayon::prelude::*;
 
 use super::attention::AttentionWeights;
 use super::layer::{Context, RestrictedLayer};
@@ -22,7 +23,7 @@ use crate::models::location::{Location, Node, NodeKind, Site};
 use crate::models::tap::ResidualTap;
 use crate::models::token_rows::TokenRows;
 use crate::numerics::rows;
-use crate::numerics::tiles::layout;
+use crate::numerics::tiles::{elementwise, layout};
 
 /// Rows that the unembedding takes at a time.
 const HEAD_ROWS: usize = 32;
@@ -316,8 +317,11 @@ fn held_output(h: &Tensor, output: &PlaceMask) -> Result<Option<Tensor>> {
     if h.track_op() || output.kept.contains(&true) {
         return Ok(None);
     }
-    let held = Tensor::from_slice(&output.held, (1, output.held.len()), h.device())?;
-    h.broadcast_add(&held).map(Some)
+    let mut after = rows::to_vec(h)?;
+    after
+        .par_chunks_exact_mut(output.held.len())
+        .for_each(|row| elementwise::add(row, &output.held));
+    Tensor::from_vec(after, h.shape(), h.device()).map(Some)
 }
 
 /// A layer's linear layers as the masks leave them.

@@ -64,12 +64,8 @@ impl SequenceWise for MlpWeights {
         if let Some(k) = self.active[1] {
             context.keep_largest(MLP_OUT, &mut delta, k);
         }
-        let held = context
-            .mask(MLP_OUT)
-            .map(|mask| mask.held_copy(&delta, width));
-        to_rows(cpu, held.as_deref().unwrap_or(&delta), d_model, width, out);
-        elementwise::add(out, h);
-        if self.active[1].is_none() && held.is_none() {
+        context.add_output(MLP_OUT, &delta, h, out);
+        if self.active[1].is_none() && context.masks.is_none() {
             delta = Buffer::default();
         }
         SavedMlp {

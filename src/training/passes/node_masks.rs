@@ -10,7 +10,7 @@ use multiversion::multiversion;
 
 use crate::circuits::nodes::node_locations;
 use crate::models::config::TransformerConfig;
-use crate::numerics::tiles::buffers::Buffer;
+use crate::numerics::tiles::elementwise;
 
 /// The masks of all places of a model.
 #[derive(Debug)]
@@ -95,11 +95,18 @@ impl PlaceMask {
         }
     }
 
-    /// A copy of that.
-    pub fn held_copy(&self, x: &[f32], width: usize) -> Buffer {
-        let mut copy = Buffer::copy(x);
-        self.hold(&mut copy, width);
-        copy
+    /// `out [rows, channels]` becomes `h [rows, channels]` and what goes on of `x [channels][width]`: of held channels nothing
+    /// is read.
+    pub fn add_held(&self, x: &[f32], width: usize, h: &[f32], out: &mut [f32]) {
+        let channels = self.held.len();
+        let rows = out.chunks_exact_mut(channels).zip(h.chunks_exact(channels));
+        for (token, (out, h)) in rows.enumerate() {
+            out.copy_from_slice(h);
+            elementwise::add(out, &self.held);
+            for &channel in &self.kept_channels {
+                out[channel] = x[channel * width + token] + h[channel];
+            }
+        }
     }
 
     /// The gradient of the mask by one sequence of `length` tokens, given what the nodes would have been and the gradient
