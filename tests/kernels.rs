@@ -2,6 +2,8 @@
 
 #[path = "kernels/attention.rs"]
 mod attention;
+#[path = "kernels/edits.rs"]
+mod edits;
 #[path = "kernels/emulation.rs"]
 mod emulation;
 #[path = "kernels/sparse.rs"]
@@ -31,6 +33,8 @@ fn every_kernel_agrees_with_its_oracle() {
     attention::rotary::<u16>(&mut emulation);
     attention::attention::<f32>(&mut emulation);
     attention::attention::<u16>(&mut emulation);
+    edits::row_edits::<f32>(&mut emulation);
+    edits::row_edits::<u16>(&mut emulation);
     training::adamw(&mut emulation);
     training::weight_mask(&mut emulation);
     training::kl_divergence::<f32>(&mut emulation);

@@ -30,7 +30,11 @@
 
 namespace emulated {
 
+// The emulation itself is not checked: it would take most of the time.
+#define EMULATED_UNCHECKED __attribute__((no_sanitize("address", "undefined")))
+
 constexpr unsigned WARP = 32;
+constexpr unsigned MOST_THREADS = 1024;
 constexpr std::size_t STACK = 64 << 10;
 
 struct Dim3 {
@@ -69,8 +73,9 @@ struct Warp {
 };
 
 struct Block {
-    std::vector<Fibre> fibres;
-    std::vector<Warp> warps;
+    Fibre fibres[MOST_THREADS];
+    Warp warps[MOST_THREADS / WARP];
+    unsigned threads = 0;
     Meeting barrier;
     Fibre scheduler;
     Fibre* current = nullptr;
@@ -121,7 +126,7 @@ emulated_switch:
 )");
 #endif
 
-inline void change(Fibre& from, Fibre& to) {
+EMULATED_UNCHECKED inline void change(Fibre& from, Fibre& to) {
 #if defined(__x86_64__)
     emulated_switch(&from.stack_pointer, to.stack_pointer);
 #else
@@ -129,7 +134,7 @@ inline void change(Fibre& from, Fibre& to) {
 #endif
 }
 
-inline void leave(State state, int line) {
+EMULATED_UNCHECKED inline void leave(State state, int line) {
     Fibre& own = *block.current;
     own.state = state;
     own.line = line;
@@ -143,7 +148,7 @@ inline void run_thread() {
     std::abort();
 }
 
-inline void prepare(Fibre& fibre) {
+EMULATED_UNCHECKED inline void prepare(Fibre& fibre) {
     if (!fibre.stack) fibre.stack = static_cast<char*>(std::malloc(STACK));
     fibre.state = State::Ready;
     fibre.turn = 0;
@@ -165,7 +170,7 @@ inline void prepare(Fibre& fibre) {
 }
 
 // Takes part in a meeting of `wanted` threads; the last to come wakes the others, in `first..first + wanted`.
-inline void meet(Meeting& meeting, unsigned wanted, unsigned first, State state, int line) {
+EMULATED_UNCHECKED inline void meet(Meeting& meeting, unsigned wanted, unsigned first, State state, int line) {
     if (meeting.arrived == 0) meeting.line = line;
     if (meeting.line != line) fail("threads meet at different places", meeting.line, line);
     if (++meeting.arrived < wanted) return leave(state, line);
@@ -174,11 +179,11 @@ inline void meet(Meeting& meeting, unsigned wanted, unsigned first, State state,
 }
 
 inline void barrier(int line) {
-    meet(block.barrier, unsigned(block.fibres.size()), 0, State::AtBarrier, line);
+    meet(block.barrier, block.threads, 0, State::AtBarrier, line);
 }
 
 // Lays down a value and returns those of the whole warp once all have come.
-inline const std::uint64_t* exchange(unsigned mask, std::uint64_t value, int line) {
+EMULATED_UNCHECKED inline const std::uint64_t* exchange(unsigned mask, std::uint64_t value, int line) {
     if (mask != 0xffffffffu) fail("an operation of a part of a warp, which is not emulated", line, line);
     Fibre& own = *block.current;
     Warp& warp = block.warps[own.number / WARP];
@@ -189,7 +194,7 @@ inline const std::uint64_t* exchange(unsigned mask, std::uint64_t value, int lin
     return warp.values[turn];
 }
 
-template <class V> V shuffle(unsigned mask, V value, unsigned from, int line) {
+template <class V> EMULATED_UNCHECKED V shuffle(unsigned mask, V value, unsigned from, int line) {
     static_assert(sizeof(V) == 4 || sizeof(V) == 8, "only words and double words are shuffled");
     std::uint64_t bits = 0;
     std::memcpy(&bits, &value, sizeof(V));
@@ -199,11 +204,25 @@ template <class V> V shuffle(unsigned mask, V value, unsigned from, int line) {
     return value;
 }
 
-inline unsigned ballot(unsigned mask, bool vote, int line) {
+EMULATED_UNCHECKED inline unsigned ballot(unsigned mask, bool vote, int line) {
     const std::uint64_t* all = exchange(mask, vote, line);
     unsigned votes = 0;
     for (unsigned lane = 0; lane < WARP; lane++) votes |= unsigned(all[lane]) << lane;
     return votes;
+}
+
+EMULATED_UNCHECKED inline unsigned sum_of_warp(unsigned mask, unsigned value, int line) {
+    const std::uint64_t* all = exchange(mask, value, line);
+    unsigned sum = 0;
+    for (unsigned lane = 0; lane < WARP; lane++) sum += unsigned(all[lane]);
+    return sum;
+}
+
+EMULATED_UNCHECKED inline unsigned largest_of_warp(unsigned mask, unsigned value, int line) {
+    const std::uint64_t* all = exchange(mask, value, line);
+    unsigned largest = 0;
+    for (unsigned lane = 0; lane < WARP; lane++) largest = all[lane] > largest ? unsigned(all[lane]) : largest;
+    return largest;
 }
 
 inline unsigned own_lane() { return block.current->number % WARP; }
@@ -225,8 +244,10 @@ extern "C" char __start_emulated_shared[] __attribute__((weak));
 extern "C" char __stop_emulated_shared[] __attribute__((weak));
 
 // Not by memset, which the sanitizer would stop at the guards between arrays.
-__attribute__((no_sanitize("address"), noinline)) inline void fill(char* from, char* to, unsigned char pattern) {
-    for (volatile char* at = from; at < to; at++) *at = char(pattern);
+EMULATED_UNCHECKED __attribute__((noinline)) inline void fill(char* from, char* to, unsigned char pattern) {
+    for (; from < to && reinterpret_cast<std::uintptr_t>(from) % 8 != 0; from++) *(volatile char*)from = char(pattern);
+    for (; from + 8 <= to; from += 8) *(volatile std::uint64_t*)from = pattern * 0x0101010101010101u;
+    for (; from < to; from++) *(volatile char*)from = char(pattern);
 }
 
 struct Launch {
@@ -239,14 +260,14 @@ struct Launch {
     unsigned char pattern;
 };
 
-inline void run_block(const Launch& launch, std::vector<unsigned>& threads, std::uint64_t& random_state) {
+EMULATED_UNCHECKED inline void run_block(const Launch& launch, std::vector<unsigned>& threads, std::uint64_t& random_state) {
     if (__start_emulated_shared) fill(__start_emulated_shared, __stop_emulated_shared, launch.pattern);
     fill(block.dynamic, block.dynamic + launch.dynamic_bytes, launch.pattern);
     block.barrier = {};
     block.ended = 0;
-    for (auto& warp : block.warps) warp = {};
-    for (auto& fibre : block.fibres) prepare(fibre);
-    while (block.ended < block.fibres.size()) {
+    for (unsigned n = 0; n < block.threads / WARP; n++) block.warps[n].meetings[0] = block.warps[n].meetings[1] = {};
+    for (unsigned n = 0; n < block.threads; n++) prepare(block.fibres[n]);
+    while (block.ended < block.threads) {
         bool progress = false;
         if (launch.order == Order::Shuffled) arrange(threads, launch.order, random_state);
         for (unsigned number : threads) {
@@ -258,7 +279,8 @@ inline void run_block(const Launch& launch, std::vector<unsigned>& threads, std:
             change(block.scheduler, fibre);
         }
         if (progress) continue;
-        for (auto& fibre : block.fibres) {
+        for (unsigned n = 0; n < block.threads; n++) {
+            Fibre& fibre = block.fibres[n];
             block.current = &fibre;
             if (fibre.state == State::AtBarrier) fail("waits at a barrier that not all threads reach", fibre.line, 0);
             if (fibre.state == State::AtWarp) fail("waits for lanes that never come", fibre.line, 0);
@@ -273,11 +295,8 @@ inline void run(const Launch& launch, const std::function<void()>& kernel) {
     gridDim = launch.grid;
     blockDim = launch.block;
     unsigned count = launch.block.volume();
-    if (count == 0 || count > 1024 || count % WARP != 0) fail("a block is not of whole warps", 0, 0);
-    // Stacks are kept from launch to launch.
-    for (unsigned n = count; n < block.fibres.size(); n++) std::free(block.fibres[n].stack);
-    block.fibres.resize(count);
-    block.warps.resize(count / WARP);
+    if (count == 0 || count > MOST_THREADS || count % WARP != 0) fail("a block is not of whole warps", 0, 0);
+    block.threads = count;
     for (unsigned n = 0; n < count; n++) {
         unsigned x = launch.block.x, y = launch.block.y;
         block.fibres[n].number = n;
@@ -320,6 +339,8 @@ inline void run(const Launch& launch, const std::function<void()>& kernel) {
 #define __ballot_sync(mask, vote) emulated::ballot(mask, vote, __LINE__)
 #define __any_sync(mask, vote) (emulated::ballot(mask, vote, __LINE__) != 0)
 #define __all_sync(mask, vote) (emulated::ballot(mask, vote, __LINE__) == 0xffffffffu)
+#define __reduce_add_sync(mask, value) emulated::sum_of_warp(mask, value, __LINE__)
+#define __reduce_max_sync(mask, value) emulated::largest_of_warp(mask, value, __LINE__)
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }

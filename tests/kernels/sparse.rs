@@ -39,10 +39,13 @@ fn top_k_launch<E: Element>(x: &[E], rows: usize, width: usize, k: usize) -> Lau
 
 pub fn abs_top_k<E: Element>(emulation: &mut Emulation) {
     let mut noise = Noise::new(1);
-    for (rows, width) in [(1, 1), (5, 2), (257, 33), (5, 256), (5, 1000), (5, 2048), (5, 8192)] {
+    for (rows, width) in [(1, 1), (5, 2), (257, 33), (5, 256), (5, 1000), (5, 8192)] {
         let x = E::all(&noise.rows(rows, width));
         let grad = E::all(&noise.many(rows * width));
         for k in [0, 1, width / 4, width - 1, width, width + 3] {
+            if rows == 257 && ![0, width / 4, width].contains(&k) {
+                continue;
+            }
             let what = format!("AbsTopK of {rows} x {width}, k {k}");
             let mut left = emulation.run(&top_k_launch(&x, rows, width, k));
             let (y, mask) = (left.take::<E>(), left.take::<u32>());
@@ -312,7 +315,7 @@ pub fn sparse_products<E: Element>(emulation: &mut Emulation) {
     for (rows, inputs, outputs, panel) in [
         (1, 1, 1, 1),
         (6, 64, 100, 32),
-        (257, 33, 40, 40),
+        (65, 33, 40, 40),
         (33, 257, 300, 128),
         (2, 2048, 1030, 1024),
         (1, 8192, 64, 64),

@@ -129,14 +129,19 @@ fn masked(
 
 pub fn weight_mask(emulation: &mut Emulation) {
     let mut noise = Noise::new(7);
-    for (rows, columns) in [(1, 7), (33, 65), (257, 33), (70, 257)] {
+    for (rows, columns) in [(1, 7), (33, 65), (257, 8), (32, 257)] {
         for ties in [false, true] {
             let mut weights = noise.finite_rows(rows, columns);
             if ties {
                 weights.iter_mut().for_each(|weight| *weight = (*weight * 2.0).round() / 2.0);
             }
             for protect in [Protect::None, Protect::Rows(4), Protect::Columns(1)] {
-                for fraction in [0.0, 1.5 / weights.len() as f64, 0.3, 0.99] {
+                let fractions: &[f64] = match (protect, ties) {
+                    (Protect::None, _) => &[0.0, 1.5 / weights.len() as f64, 0.3, 0.99],
+                    (_, false) => &[0.3],
+                    (_, true) => &[0.5],
+                };
+                for &fraction in fractions {
                     let keep = (fraction * weights.len() as f64).floor() as usize;
                     let mut expected = weights.clone();
                     keep_fraction(&mut expected, columns, fraction, protect);

@@ -68,6 +68,10 @@ template <class V> __device__ V warp_largest(V x) {
     return x;
 }
 
+// Whole numbers have the same sum in every order, and an instruction that takes it at once.
+template <> __device__ inline u32 warp_sum<u32>(u32 x) { return __reduce_add_sync(ALL_LANES, x); }
+template <> __device__ inline u32 warp_largest<u32>(u32 x) { return __reduce_max_sync(ALL_LANES, x); }
+
 // What the warps of a block hand to one another. Two halves in turn: a warp that is one reduction ahead writes the other
 // half, and two ahead it cannot be, so one barrier a reduction is enough.
 template <class V> struct Reduction {
