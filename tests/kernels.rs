@@ -35,6 +35,7 @@ fn every_kernel_agrees_with_its_oracle() {
     attention::attention::<u16>(&mut emulation);
     edits::row_edits::<f32>(&mut emulation);
     edits::row_edits::<u16>(&mut emulation);
+    training::clipping(&mut emulation);
     training::adamw(&mut emulation);
     training::weight_mask(&mut emulation);
     training::kl_divergence::<f32>(&mut emulation);

@@ -1,7 +1,7 @@
 // Runs kernels under emulation: launches come in on the standard input, what they leave in their buffers goes out.
 //
-// Compiled with emulated_cuda.h in front and two files of the test's making: sources.inc includes the .cu files, kernels.inc
-// names their kernels, one RUNNABLE(name) each. Everything is little-endian; a launch is
+// Compiled with emulated_cuda.h in front and two files of the test's making: sources.inc is the kernels' sources, kernels.inc
+// names the kernels, one RUNNABLE(name) each. Everything is little-endian; a launch is
 //   u32 length of the name, the name; u32 grid x, y, z; u32 block x; u32 bytes of dynamic shared memory;
 //   u32 order (0 forwards, 1 backwards, 2 shuffled), u32 seed, u32 pattern of fresh shared memory;
 //   u32 number of arguments; each: u32 kind, u64 length, then `length` bytes:

@@ -57,15 +57,19 @@ impl Edit {
             _ => 1 + noise.below(CHANNELS),
         };
         let mut channels: Vec<usize> = (0..WIDTH).collect();
-        let channels: Vec<usize> =
-            (0..count).map(|_| channels.swap_remove(noise.below(channels.len()))).collect();
+        let channels: Vec<usize> = (0..count)
+            .map(|_| channels.swap_remove(noise.below(channels.len())))
+            .collect();
         let weights = noise.many(count);
         let length = norm(&weights);
         let group = Group {
             place: Location::Site(place),
             weights: match count {
                 1 => vec![f64::from(weights[0].signum())],
-                _ => weights.iter().map(|weight| f64::from(weight / length)).collect(),
+                _ => weights
+                    .iter()
+                    .map(|weight| f64::from(weight / length))
+                    .collect(),
             },
             channels,
         };
@@ -74,7 +78,10 @@ impl Edit {
         let action = match kind % 12 {
             0 => Action::Add(number),
             1 | 2 => Action::Set(number),
-            3 => Action::Clamp { min: -0.1, max: 0.2 },
+            3 => Action::Clamp {
+                min: -0.1,
+                max: 0.2,
+            },
             4 => Action::Scale(number),
             5 => Action::Ablate(noise.many(count)),
             6 => Action::AddEach(each),
@@ -137,7 +144,11 @@ impl Edit {
         let mut outcome = [0.0; 3];
         let delta = match &self.what {
             What::ReadOnly => {
-                let values = if self.read == Read::Source { source } else { row };
+                let values = if self.read == Read::Source {
+                    source
+                } else {
+                    row
+                };
                 let value = self.subject.read(values);
                 return [value, value, 0.0];
             }
@@ -149,9 +160,12 @@ impl Edit {
                 let moved = match self.read {
                     Read::Nowhere => self.subject.known_move(action, self.strength),
                     Read::Source => self.subject.apply(action, source, partner, self.strength),
-                    Read::Row if in_place => self.subject.apply(action, row, partner, self.strength),
+                    Read::Row if in_place => {
+                        self.subject.apply(action, row, partner, self.strength)
+                    }
                     Read::Row => {
-                        self.subject.apply(action, &mut row.to_vec(), partner, self.strength)
+                        self.subject
+                            .apply(action, &mut row.to_vec(), partner, self.strength)
                     }
                 };
                 outcome = [moved.before, moved.after, moved.norm()];
@@ -217,7 +231,8 @@ impl Tables {
                 column = self.column(&direction.vector);
             }
             Subject::Channels(group) | Subject::OwnChannels(group) => {
-                self.channels.extend(group.channels.iter().map(|&channel| channel as i32));
+                self.channels
+                    .extend(group.channels.iter().map(|&channel| channel as i32));
                 self.weights.extend(&group.weights);
                 for own in &edit.columns {
                     self.column(own);
@@ -280,8 +295,12 @@ impl Tables {
         };
         let count = self.channels.len() - first_channel;
         operands.resize(count, (0.0, 0.0));
-        self.operands.extend(operands.iter().flat_map(|&(one, other)| [one, other]));
-        let control = edit.control.as_ref().map_or(-1, |control| self.column(control));
+        self.operands
+            .extend(operands.iter().flat_map(|&(one, other)| [one, other]));
+        let control = edit
+            .control
+            .as_ref()
+            .map_or(-1, |control| self.column(control));
         let source = match edit.read {
             Read::Row => -1,
             Read::Nowhere => -2,
@@ -291,7 +310,16 @@ impl Tables {
             self.edits.extend(number.to_le_bytes());
         }
         let (write, first, later) = (edit.write as i32, first_channel as i32, line as i32);
-        for number in [operation, write, source, first, count as i32, column, control, later] {
+        for number in [
+            operation,
+            write,
+            source,
+            first,
+            count as i32,
+            column,
+            control,
+            later,
+        ] {
             self.edits.extend(number.to_le_bytes());
         }
         self.edits.extend(edit.factor.to_le_bytes());
@@ -359,7 +387,9 @@ pub fn row_edits<E: Element>(emulation: &mut Emulation) {
         let all: Vec<Vec<Edit>> = (0..lines)
             .map(|line| {
                 let count = 1 + noise.below(most);
-                (0..count).map(|n| Edit::new(&mut noise, line + 7 * n)).collect()
+                (0..count)
+                    .map(|n| Edit::new(&mut noise, line + 7 * n))
+                    .collect()
             })
             .collect();
         let rows: Vec<i32> = (0..lines)
@@ -392,9 +422,24 @@ pub fn row_edits<E: Element>(emulation: &mut Emulation) {
         let tolerance = 2e-6 + 8.0 * E::ROUNDING;
         let what = format!("edits of {lines} rows");
         assert_near(&found.rows, &expected, tolerance, &what);
-        assert_near(&found.sources, &expected_sources, tolerance, &format!("{what}, sources"));
-        assert_near(&found.later, &expected_later, tolerance, &format!("{what}, later"));
-        assert_near(&found.outcomes, &outcomes, tolerance, &format!("{what}, outcomes"));
+        assert_near(
+            &found.sources,
+            &expected_sources,
+            tolerance,
+            &format!("{what}, sources"),
+        );
+        assert_near(
+            &found.later,
+            &expected_later,
+            tolerance,
+            &format!("{what}, later"),
+        );
+        assert_near(
+            &found.outcomes,
+            &outcomes,
+            tolerance,
+            &format!("{what}, outcomes"),
+        );
         if lines == 64 {
             assert_alone_as_in_batch(lines, "edits", |lines| {
                 let x = picked(&x, WIDTH, lines);

@@ -8,7 +8,7 @@
 // reaches, one that threads reach from different lines, and a warp's operation that names only some of its lanes. Shared
 // memory is filled with a pattern before every block (static memory lies in a section of its own), so what is read
 // before it was written spoils the result. Dynamic shared memory is an allocation of exactly the launch's length: with
-// -fsanitize=address,undefined -fsanitize-sections=emulated_shared reads and writes outside of any array are found.
+// the sanitizers that tests/kernels/emulation.rs names, reads and writes outside of any array are found.
 //
 // Atomic operations exist for integers alone: a kernel that adds floats atomically, in no fixed order, does not compile.
 #pragma once
@@ -24,7 +24,10 @@
 #include <utility>
 #include <vector>
 
-#if !defined(__x86_64__)
+// How fibres change: by a few instructions where they are known, otherwise by the system's contexts, which are slower.
+#if defined(__x86_64__) && !defined(EMULATED_UCONTEXT)
+#define EMULATED_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
@@ -46,7 +49,7 @@ enum class Order { Forwards, Backwards, Shuffled };
 enum class State { Ready, AtBarrier, AtWarp, Ended };
 
 struct Fibre {
-#if defined(__x86_64__)
+#if defined(EMULATED_SWITCH)
     void* stack_pointer = nullptr;
 #else
     ucontext_t context;
@@ -99,7 +102,7 @@ namespace emulated {
     std::exit(3);
 }
 
-#if defined(__x86_64__)
+#if defined(EMULATED_SWITCH)
 // Saves what a function must preserve on the stack, changes the stack, and returns to whoever saved that one.
 extern "C" void emulated_switch(void** save, void* load);
 asm(R"(
@@ -127,7 +130,7 @@ emulated_switch:
 #endif
 
 EMULATED_UNCHECKED inline void change(Fibre& from, Fibre& to) {
-#if defined(__x86_64__)
+#if defined(EMULATED_SWITCH)
     emulated_switch(&from.stack_pointer, to.stack_pointer);
 #else
     swapcontext(&from.context, &to.context);
@@ -152,7 +155,7 @@ EMULATED_UNCHECKED inline void prepare(Fibre& fibre) {
     if (!fibre.stack) fibre.stack = static_cast<char*>(std::malloc(STACK));
     fibre.state = State::Ready;
     fibre.turn = 0;
-#if defined(__x86_64__)
+#if defined(EMULATED_SWITCH)
     // As if run_thread's caller had just called emulated_switch: six registers, the address to return to, and a stack
     // that is aligned as it is behind a call.
     std::uintptr_t top = (reinterpret_cast<std::uintptr_t>(fibre.stack) + STACK) & ~std::uintptr_t(15);

@@ -25,14 +25,13 @@ pub const FAULTS: [&str; 7] = [
     "fault_past_dynamic_shared",
 ];
 
-const FLAGS: [&str; 8] = [
+const FLAGS: [&str; 7] = [
     "-std=c++17",
     "-O1",
     "-g1",
     // Products and sums are contracted where a kernel says so, as on a device.
     "-ffp-contract=off",
     "-fsanitize=address,undefined",
-    "-fsanitize-sections=emulated_shared",
     "-fno-sanitize-recover=all",
     "-Wall",
 ];
@@ -224,7 +223,10 @@ impl Emulation {
                 None => left = Some(here),
                 Some(before) => {
                     for (buffer, (before, here)) in before.iter().zip(&here).enumerate() {
-                        let place = before.iter().zip(here).position(|(one, other)| one != other);
+                        let place = before
+                            .iter()
+                            .zip(here)
+                            .position(|(one, other)| one != other);
                         assert_eq!(
                             place, None,
                             "{}: written buffer {buffer} depends on the order of threads, or was not filled",
@@ -266,12 +268,16 @@ impl Emulation {
     }
 }
 
-/// The compiled driver: with all kernels of [`SOURCES`] and those that have faults.
+/// The compiled driver: with all kernels of [`SOURCES`], in the text that a device's compiler is given, and those that have
+/// faults.
 fn driver() -> &'static Path {
     static DRIVER: OnceLock<PathBuf> = OnceLock::new();
     DRIVER.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let (kernels, own) = (root.join("src/numerics/kernels"), root.join("tests/kernels"));
+        let (kernels, own) = (
+            root.join("src/numerics/kernels"),
+            root.join("tests/kernels"),
+        );
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
         // What has not changed since it was compiled is not compiled again.
         let mut hash = DefaultHasher::new();
@@ -283,13 +289,16 @@ fn driver() -> &'static Path {
         let mut names: Vec<&str> = FAULTS.to_vec();
         for source in &SOURCES {
             source.hash().hash(&mut hash);
-            sources += &format!("#include \"{}.cu\"\n", source.name);
+            sources += &source.text();
             names.extend(source.kernels);
         }
         sources += "#include \"faults.cu\"\n";
-        let names: String = names.iter().map(|name| format!("RUNNABLE({name})\n")).collect();
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("kernels-{:016x}", hash.finish()));
+        let names: String = names
+            .iter()
+            .map(|name| format!("RUNNABLE({name})\n"))
+            .collect();
+        let directory =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{:016x}", hash.finish()));
         let driver = directory.join("driver");
         if driver.exists() {
             return driver;
@@ -299,9 +308,16 @@ fn driver() -> &'static Path {
         fs::write(directory.join("kernels.inc"), names).expect("the list of kernels");
         let unfinished = directory.join(format!("driver-{}", std::process::id()));
         let mut words = compiler.split_whitespace();
-        let status = Command::new(words.next().expect("a compiler's name"))
+        let program = words.next().expect("a compiler's name");
+        // GCC guards no arrays of sections of their own unless it is told to; Clang does, and knows no such flag.
+        let version = Command::new(program).arg("--version").output();
+        let is_clang =
+            version.is_ok_and(|told| String::from_utf8_lossy(&told.stdout).contains("clang"));
+        let sections = (!is_clang).then_some("-fsanitize-sections=emulated_shared");
+        let status = Command::new(program)
             .args(words)
             .args(FLAGS)
+            .args(sections)
             .arg("-include")
             .arg(own.join("emulated_cuda.h"))
             .args([&directory, &kernels, &own].map(|path| format!("-I{}", path.display())))

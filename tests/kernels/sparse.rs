@@ -10,7 +10,8 @@ use causeway::numerics::norm::{layer_norm, rms_norm};
 
 use super::emulation::{Emulation, Launch};
 use super::values::{
-    Element, Noise, assert_alone_as_in_batch, assert_near, assert_same, bytes_of_rows, picked,
+    Element, Noise, assert_alone_as_in_batch, assert_near, assert_same, assert_same_numbers,
+    bytes_of_rows, picked,
 };
 
 fn words(width: usize) -> usize {
@@ -119,6 +120,7 @@ fn norm_launch<E: Element>(x: &[E], gain: &[f32], bias: Option<&[f32]>, kind: Ki
         .optional(bias)
         .output::<E>(x.len())
         .count(width)
+        .count(width)
         .number(EPSILON)
         .count(kind as usize)
 }
@@ -156,7 +158,9 @@ pub fn norm<E: Element>(emulation: &mut Emulation) {
             (Kind::Layer, None),
             (Kind::Layer, Some(bias.as_slice())),
         ] {
-            let found = emulation.run(&norm_launch(&x, &gain, bias, kind)).take::<E>();
+            let found = emulation
+                .run(&norm_launch(&x, &gain, bias, kind))
+                .take::<E>();
             let expected = norm_oracle(&E::values(&x), &gain, bias, kind);
             let what = format!("norm {} of {rows} x {width}", kind as usize);
             assert_near(&found, &expected, 4e-6, &what);
@@ -164,6 +168,24 @@ pub fn norm<E: Element>(emulation: &mut Emulation) {
     }
     let x = E::all(&noise.finite_rows(64, 300));
     let gain = noise.many(300);
+    // Into rows of more channels, the others of which stay.
+    let launch = Launch::new(format!("norm_{}", E::SUFFIX), [64, 1, 1])
+        .shared(4 * 300)
+        .input(&x)
+        .input(&gain)
+        .null()
+        .changed(&vec![E::of(7.0); 64 * 303])
+        .count(300)
+        .count(303)
+        .number(EPSILON)
+        .count(Kind::Rms as usize);
+    let wide = emulation.run(&launch).take::<E>();
+    let own = norm_launch(&x, &gain, None, Kind::Rms);
+    let narrow = emulation.run(&own).take::<E>();
+    for (wide, narrow) in wide.chunks_exact(303).zip(narrow.chunks_exact(300)) {
+        assert_same(&wide[..300], narrow, "norm into wider rows");
+        assert_same(&wide[300..], &[E::of(7.0); 3], "beside a norm");
+    }
     assert_alone_as_in_batch(64, "norm", |rows| {
         let launch = norm_launch(&picked(&x, 300, rows), &gain, None, Kind::Layer);
         bytes_of_rows(&emulation.run(&launch).take::<E>(), 300)
@@ -280,7 +302,9 @@ impl<E: Element> Matrix<E> {
             .count(stride);
         let by_channel = emulation.run(&transposed).take::<E>();
         for (channel, values) in by_channel.chunks_exact(stride).enumerate() {
-            let expected: Vec<E> = (0..rows).map(|row| x[row * self.inputs + channel]).collect();
+            let expected: Vec<E> = (0..rows)
+                .map(|row| x[row * self.inputs + channel])
+                .collect();
             assert_same(&values[..rows], &expected, "transposed");
             assert!(values[rows..].iter().all(|value| value.value().is_nan()));
         }
@@ -329,12 +353,17 @@ pub fn sparse_products<E: Element>(emulation: &mut Emulation) {
             (Kind::None, inputs),
             (Kind::Rms, 0),
         ] {
-            let what = format!("product {rows} x {inputs} x {outputs}, norm {}, k {k}", kind as usize);
+            let what = format!(
+                "product {rows} x {inputs} x {outputs}, norm {}, k {k}",
+                kind as usize
+            );
             let (active, y) = matrix.decode(emulation, &x, &gain, (kind, k));
             // Fused or not, the same channels stay.
             let normed = match kind {
                 Kind::None => x.clone(),
-                _ => emulation.run(&norm_launch(&x, &gain, None, kind)).take::<E>(),
+                _ => emulation
+                    .run(&norm_launch(&x, &gain, None, kind))
+                    .take::<E>(),
             };
             let active_values = E::values(&active);
             for (found, normed) in active_values
@@ -345,11 +374,7 @@ pub fn sparse_products<E: Element>(emulation: &mut Emulation) {
             }
             assert_near(&y, &matrix.oracle(&active_values), 4e-5, &what);
             let found = matrix.product(emulation, &active);
-            let same = |(one, other): (&E, &E)| {
-                bytemuck::bytes_of(one) == bytemuck::bytes_of(other)
-                    || (one.value().is_nan() && other.value().is_nan())
-            };
-            assert!(found.iter().zip(&y).all(same), "{what}: by rows as by columns");
+            assert_same_numbers(&found, &y, &format!("{what}, by rows as by columns"));
         }
     }
     let matrix = Matrix::<E>::random(&mut noise, 130, 70, 32);

@@ -112,6 +112,17 @@ pub fn assert_same<T: Pod + Debug>(found: &[T], expected: &[T], what: &str) {
     }
 }
 
+/// Equal to the bit, but one NaN is as good as another.
+pub fn assert_same_numbers<E: Element>(found: &[E], expected: &[E], what: &str) {
+    let one_nan = |all: &[E]| -> Vec<f32> {
+        let values = E::values(all).into_iter();
+        values
+            .map(|x| if x.is_nan() { f32::NAN } else { x })
+            .collect()
+    };
+    assert_same(&one_nan(found), &one_nan(expected), what);
+}
+
 /// Equal up to `tolerance` (relative, absolute below one) and the element's rounding; NaN where NaN is expected.
 pub fn assert_near<E: Element>(found: &[E], expected: &[f32], tolerance: f32, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");

@@ -59,12 +59,11 @@ template <class V> __device__ V warp_sum(V x) {
     return x;
 }
 
-// NaN never wins: a comparison with it is false.
+// NaN is never the larger, on either side, so that all lanes agree.
+template <class V> __device__ V larger(V a, V b) { return b > a || a != a ? b : a; }
+
 template <class V> __device__ V warp_largest(V x) {
-    for (u32 distance = LANES / 2; distance > 0; distance /= 2) {
-        V other = __shfl_xor_sync(ALL_LANES, x, distance);
-        x = other > x ? other : x;
-    }
+    for (u32 distance = LANES / 2; distance > 0; distance /= 2) x = larger(x, __shfl_xor_sync(ALL_LANES, x, distance));
     return x;
 }
 
@@ -101,7 +100,7 @@ template <class V> __device__ V block_largest(V x, Reduction<V>& shared, Turn& t
     if (lane_number() == 0) parts[warp_number()] = x;
     __syncthreads();
     V largest = parts[0];
-    for (u32 warp = 1; warp < WARPS; warp++) largest = parts[warp] > largest ? parts[warp] : largest;
+    for (u32 warp = 1; warp < WARPS; warp++) largest = larger(largest, parts[warp]);
     return largest;
 }
 

@@ -23,6 +23,8 @@ pub const MASK_BUCKETS: u32 = 2048;
 pub const MASK_LEVELS: u32 = 3;
 /// Weights that a block of `mask_equals` and `mask_apply` goes through.
 pub const MASK_CHUNK: u32 = 4096;
+/// Entries of a gradient that a block of `gradient_squares` goes through.
+pub const GRADIENT_CHUNK: u32 = 4096;
 /// What the compiler must be told. Without the first, products and sums are contracted as it likes, and the device's
 /// rounding is not the one that was tested.
 pub const COMPILER_OPTIONS: [&str; 2] = ["--fmad=false", "--std=c++17"];
@@ -45,7 +47,7 @@ const NORM: &str = include_str!("norm.cuh");
 const WEIGHT_MASK: &str = include_str!("weight_mask.cuh");
 
 /// All files of kernels.
-pub const SOURCES: [KernelSource; 10] = [
+pub const SOURCES: [KernelSource; 11] = [
     KernelSource {
         name: "abs_top_k",
         text: include_str!("abs_top_k.cu"),
@@ -106,6 +108,12 @@ pub const SOURCES: [KernelSource; 10] = [
         text: include_str!("row_edits.cu"),
         headers: &[DEVICE],
         kernels: &["row_edits_f32", "row_edits_bf16"],
+    },
+    KernelSource {
+        name: "clip",
+        text: include_str!("clip.cu"),
+        headers: &[DEVICE],
+        kernels: &["gradient_squares", "clip_scale"],
     },
     KernelSource {
         name: "adamw",
