@@ -101,8 +101,7 @@ __device__ Seen attend_chunk(const T* pool, const int* table, u32 kv_head, u32 c
     float weighted = 0.0f;
     if (threadIdx.x < d_head)
         for (u32 g = 0; g < groups; g++) weighted += shared.sums[g * d_head + threadIdx.x];
-    // Nobody writes the weights or the sums of the next chunk before all have read these.
-    __syncthreads();
+    // The next chunk writes weights and sums behind its reduction's barrier, when all have read these.
     return Seen{largest, total, weighted};
 }
 
