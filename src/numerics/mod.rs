@@ -14,6 +14,7 @@ pub mod columns;
 pub mod correlation;
 pub mod dense_product;
 pub mod exponential;
+pub mod kernels;
 pub mod lanes;
 pub mod linear;
 pub mod loss;
