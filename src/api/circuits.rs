@@ -224,7 +224,7 @@ pub async fn list(
 /// One circuit with its nodes and edges; with `prompt`, what the circuit does on that text inside the whole model, as an
 /// attribution graph for viewers of such.
 #[utoipa::path(get, path = "/v1/circuits/{id}", tag = "circuits", operation_id = "retrieveCircuit",
-    params(("id" = String, Path, description = "The circuit's id"), CircuitQuery),
+    params(("id" = String, Path, description = "The circuit's id", example = "single_double_quote"), CircuitQuery),
     responses(
         (status = 200, description = "The circuit", body = CircuitAnswer),
         (status = 400, description = "The prompt is empty or too long, or the circuit is stale and cannot be run",
@@ -327,7 +327,7 @@ impl Form {
 
 /// A circuit as a graph in the language of Graphviz.
 #[utoipa::path(get, path = "/v1/circuits/{id}.dot", tag = "circuits", operation_id = "graphCircuit",
-    params(("id" = String, Path, description = "The circuit's id"), CircuitQuery),
+    params(("id" = String, Path, description = "The circuit's id", example = "single_double_quote"), CircuitQuery),
     responses(
         (status = 200, description = "The graph; the record of a circuit whose id ends so", content(
             (String = "text/vnd.graphviz"), (CircuitAnswer = "application/json"))),
@@ -349,7 +349,7 @@ pub async fn graph(
 /// A circuit as a picture: its layers as columns, the strength of weights as width, their sign as colour and dashes. Of
 /// large circuits the strongest nodes and edges are drawn, and the picture says so.
 #[utoipa::path(get, path = "/v1/circuits/{id}.svg", tag = "circuits", operation_id = "drawCircuit",
-    params(("id" = String, Path, description = "The circuit's id"), CircuitQuery),
+    params(("id" = String, Path, description = "The circuit's id", example = "single_double_quote"), CircuitQuery),
     responses(
         (status = 200, description = "The picture; the record of a circuit whose id ends so", content(
             (String = "image/svg+xml"), (CircuitAnswer = "application/json"))),
@@ -370,7 +370,7 @@ pub async fn picture(
 
 /// A circuit as text for a terminal: its figures and controls, and node by node what it is and what it reads.
 #[utoipa::path(get, path = "/v1/circuits/{id}.txt", tag = "circuits", operation_id = "printCircuit",
-    params(("id" = String, Path, description = "The circuit's id"), CircuitQuery),
+    params(("id" = String, Path, description = "The circuit's id", example = "single_double_quote"), CircuitQuery),
     responses(
         (status = 200, description = "The text; the record of a circuit whose id ends so", content(
             (String = "text/plain"), (CircuitAnswer = "application/json"))),

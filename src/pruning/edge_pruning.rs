@@ -14,7 +14,7 @@ use super::answers::{LogitDiffs, Rescaling};
 use super::evaluator::{Evaluator, sublayer_of};
 use super::size::{NodeChoice, fitted_loss};
 use super::subject::{PreparedPairs, PrunedModel};
-use super::trimming::{Trimmable, TrimmingPairs, trim};
+use super::trimming::{THOROUGH, Trimmable, TrimmingPairs, trim};
 use crate::circuits::edges::WeightedEdge;
 use crate::circuits::nodes::node_locations;
 use crate::models::config::TransformerConfig;
@@ -89,7 +89,7 @@ pub fn pruned_edges(
             nodes: &choice.kept,
             all,
         };
-        let trimmed = trim(&mut edges, kept, carried, target)?;
+        let trimmed = trim(&mut edges, kept, carried, target, THOROUGH)?;
         (found.rescaling, found.task_loss) = (trimmed.rescaling, trimmed.task_loss);
         kept = trimmed.kept;
     }

@@ -9,7 +9,7 @@ use candle_core::Result;
 use super::answers::{LogitDiffs, Rescaling};
 use super::evaluator::without_each_node;
 use super::subject::{PreparedPairs, PrunedModel};
-use super::trimming::{Trimmable, TrimmingPairs, trim};
+use super::trimming::{COARSE, THOROUGH, Trimmable, TrimmingPairs, trim};
 use crate::circuits::circuit::LossAtSize;
 
 /// Circuits have no more nodes: nobody can read a larger one, and each node costs passes.
@@ -157,9 +157,9 @@ pub fn trimmed(
         };
         let (_, loss) = by_gradient.loss(&kept)?;
         let half_way = 0.5 * (loss + target);
-        kept = trim(&mut by_gradient, kept, &liked, half_way)?.kept;
+        kept = trim(&mut by_gradient, kept, &liked, half_way, COARSE)?.kept;
     }
-    let found = trim(&mut one_by_one, kept, &liked, target)?;
+    let found = trim(&mut one_by_one, kept, &liked, target, THOROUGH)?;
     (choice.rescaling, choice.task_loss) = (found.rescaling, found.task_loss);
     choice.nodes = found.kept.iter().filter(|kept| **kept).count();
     choice.kept = found.kept;

@@ -17,8 +17,24 @@ const JUDGING_PAIRS: usize = 64;
 
 /// What each round lets the loss rise by, as a share of what is left to the target; the last holds for all further rounds.
 const SHARES: [f64; 3] = [0.2, 0.5, 1.0];
-/// Rounds in which no part could be spared, each judged on other pairs, before the search ends.
-const VAIN: usize = 2;
+/// When a search ends: after so many rounds in turn that may use all of what is left to the target and take away no more than
+/// a share of the parts.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    pub rounds: usize,
+    pub share: f64,
+}
+
+/// Two sets of judging pairs name no part that can be spared.
+pub const THOROUGH: Patience = Patience {
+    rounds: 2,
+    share: 0.0,
+};
+/// What comes next is more exact.
+pub const COARSE: Patience = Patience {
+    rounds: 1,
+    share: 0.05,
+};
 /// Rounds at most.
 const ROUNDS: usize = 40;
 
@@ -75,6 +91,7 @@ pub fn trim(
     kept: Vec<bool>,
     liked: &[f64],
     target: f64,
+    patience: Patience,
 ) -> Result<Trimmed> {
     let (rescaling, task_loss) = circuit.loss(&kept)?;
     let mut found = Trimmed {
@@ -84,7 +101,7 @@ pub fn trim(
     };
     let mut vain = 0;
     for round in 0..ROUNDS {
-        if found.task_loss > target || vain == VAIN {
+        if found.task_loss > target || vain == patience.rounds {
             break;
         }
         let share = SHARES[round.min(SHARES.len() - 1)];
@@ -96,15 +113,16 @@ pub fn trim(
             let by_liking = liked[one].total_cmp(&liked[other]);
             by_loss.then(by_liking).then(one.cmp(&other))
         });
-        match most_spared(circuit, &found, &order, most)? {
-            Some(less) => {
-                found = less;
-                vain = 0;
-            }
-            // A strict round is no reason to end.
-            None => vain += usize::from(share == 1.0),
+        if let Some(less) = most_spared(circuit, &found, &order, most)? {
+            found = less;
         }
         let left = found.kept.iter().filter(|kept| **kept).count();
+        let taken = order.len() - left;
+        vain = match taken as f64 > patience.share * order.len() as f64 {
+            true => 0,
+            // A strict round is no reason to end.
+            false => vain + usize::from(share == 1.0),
+        };
         tracing::info!(
             round,
             left,
@@ -169,7 +187,8 @@ mod tests {
         let mut costs = Costs(vec![0.0; 100]);
         let needed = [3, 40, 41, 99];
         needed.iter().for_each(|&part| costs.0[part] = 1.0);
-        let found = trim(&mut costs, vec![true; 100], &[0.0; 100], 0.15).expect("no failure");
+        let found =
+            trim(&mut costs, vec![true; 100], &[0.0; 100], 0.15, THOROUGH).expect("no failure");
         let left: Vec<usize> = (0..100).filter(|&part| found.kept[part]).collect();
         assert_eq!((left.as_slice(), found.task_loss), (needed.as_slice(), 0.0));
     }
@@ -178,7 +197,8 @@ mod tests {
     fn many_cheap_parts_go_before_a_dear_one_and_the_target_holds() {
         let mut costs = Costs(vec![0.0099; 20]);
         costs.0[7] = 0.14;
-        let found = trim(&mut costs, vec![true; 20], &[0.0; 20], 0.15).expect("no failure");
+        let found =
+            trim(&mut costs, vec![true; 20], &[0.0; 20], 0.15, THOROUGH).expect("no failure");
         assert!(found.task_loss <= 0.15, "{}", found.task_loss);
         assert!(found.kept[7]);
         assert_eq!(found.kept.iter().filter(|kept| **kept).count(), 5);
@@ -186,7 +206,7 @@ mod tests {
         let mut costs = Costs(vec![0.0099; 20]);
         let mut kept = vec![true; 20];
         kept[..18].fill(false);
-        let found = trim(&mut costs, kept.clone(), &[0.0; 20], 0.15).expect("no failure");
+        let found = trim(&mut costs, kept.clone(), &[0.0; 20], 0.15, THOROUGH).expect("no failure");
         assert_eq!(found.kept, kept);
     }
 
@@ -203,7 +223,8 @@ mod tests {
                 Ok(vec![0.0; kept.len()])
             }
         }
-        let found = trim(&mut Alike, vec![true; 3], &[3.0, 1.0, 2.0], 0.15).expect("no failure");
+        let found =
+            trim(&mut Alike, vec![true; 3], &[3.0, 1.0, 2.0], 0.15, THOROUGH).expect("no failure");
         assert_eq!(found.kept, [true, false, true]);
     }
 }

@@ -15,20 +15,24 @@ fn shipped() -> Server {
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("bridges/tinypython");
         let library = settings.library.clone();
         let pair = library.join("tinypython");
-        for part in ["", "dense", "sparse"] {
-            fs::create_dir_all(pair.join(part)).unwrap();
-            for entry in fs::read_dir(shipped.join(part)).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_file() {
-                    let copy = pair.join(part).join(path.file_name().unwrap());
-                    fs::copy(&path, copy).unwrap();
-                }
-            }
-        }
+        copy(&shipped, &pair);
         let template = pair.join("dense/chat_template.jinja");
         fs::write(template, "{{ messages[0].content }}").unwrap();
         settings.pairs = vec![pair];
     })
+}
+
+/// A folder with everything in it.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let copied = to.join(path.file_name().unwrap());
+        match path.is_dir() {
+            true => copy(&path, &copied),
+            false => drop(fs::copy(&path, copied).unwrap()),
+        }
+    }
 }
 
 /// Fills the variables of an address with their examples; none where one has no example.
