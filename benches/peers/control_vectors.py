@@ -147,7 +147,7 @@ class LlamaCpp:
         function("llama_backend_init", None)()
         model_parameters = function("llama_model_default_params", Opaque)()
         parameters = function("llama_context_default_params", Opaque)()
-        set_cache_to_float32(parameters)
+        stay_in_float32(parameters)
         load = function("llama_model_load_from_file", pointer, ctypes.c_char_p, Opaque)
         self.model = load(str(file).encode(), model_parameters)
         make = function("llama_init_from_model", pointer, pointer, Opaque)
@@ -212,15 +212,20 @@ class LlamaCpp:
         return tokens, rows
 
 
-def set_cache_to_float32(parameters):
-    """`type_k` and `type_v`, float16 (1) by default, stand side by side behind two pointers that are null."""
-    raw = bytes(parameters)
-    places = [
-        at for at in range(16, 256, 4)
-        if raw[at - 16:at] == bytes(16) and struct.unpack_from("<ii", raw, at) == (1, 1) and raw[at + 8:at + 24] == bytes(16)
-    ]
-    assert len(places) == 1, "another layout of llama_context_params"
-    ctypes.memset(ctypes.addressof(parameters) + places[0], 0, 8)
+def stay_in_float32(parameters):
+    """Keys and values in float32, and no flash attention, which would round them to float16 all the same.
+
+    `type_k` and `type_v`, float16 (1) by default, stand side by side between two pairs of pointers that are null;
+    `flash_attn_type` is the last of four settings left open (-1), before two numbers that are 0.
+    """
+    raw, start = bytes(parameters), ctypes.addressof(parameters)
+    for before, found, behind, at, value in [
+        (bytes(16), struct.pack("<ii", 1, 1), bytes(16), 0, bytes(8)),
+        (b"", struct.pack("<iiii", -1, -1, -1, -1), bytes(8), 12, bytes(4)),
+    ]:
+        pattern = before + found + behind
+        assert raw.count(pattern) == 1, "another layout of llama_context_params"
+        ctypes.memmove(start + raw.index(pattern) + len(before) + at, value, len(value))
 
 
 def compare(server, llama_cpp, ids, scale, prompt):
