@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use causeway::bridge::fidelity;
+use causeway::circuits::directory::read_file;
+use causeway::circuits::drawing::table::table;
 use causeway::evaluation::card;
 use causeway::evaluation::catalogue::FeaturesFile;
 use causeway::features::pair::Pair;
@@ -32,6 +34,17 @@ fn tables_and_completions_are_those_of_the_files() {
     assert!(features.iter().any(|feature| feature.effects.is_some()));
     assert!(text.contains(&card::features_tables(&features)));
     assert!(text.contains(&card::completions(&models).unwrap()));
+}
+
+#[test]
+fn the_table_of_circuits_is_that_of_the_files() {
+    let circuits = fs::read_dir(directory().join("circuits")).unwrap();
+    let mut files: Vec<PathBuf> = circuits
+        .map(|folder| folder.unwrap().path().join("circuit.json"))
+        .collect();
+    files.sort();
+    let circuits: Vec<_> = files.iter().map(|file| read_file(file).unwrap()).collect();
+    assert!(text().contains(&table(&circuits, &[])));
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn a_pruning_that_is_killed_again_and_again_finds_the_same_circuit() {
     };
     let (undisturbed, killed) = (circuit_of("undisturbed", 0), circuit_of("killed", 5));
     assert_eq!(undisturbed, killed);
-    assert!(undisturbed.contains("\"task\": \"while_return_true\""));
+    assert!(undisturbed.contains("\"task\":\"while_return_true\""));
 }
 
 #[test]

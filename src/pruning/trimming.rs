@@ -20,18 +20,18 @@ const SHARES: [f64; 3] = [0.2, 0.5, 1.0];
 /// When a search ends: after so many rounds in turn that may use all of what is left to the target and take away no more than
 /// a share of the parts.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct StopRule {
     pub rounds: usize,
     pub share: f64,
 }
 
 /// Two sets of judging pairs name no part that can be spared.
-pub const THOROUGH: Patience = Patience {
+pub const THOROUGH: StopRule = StopRule {
     rounds: 2,
     share: 0.0,
 };
 /// What comes next is more exact.
-pub const COARSE: Patience = Patience {
+pub const COARSE: StopRule = StopRule {
     rounds: 1,
     share: 0.05,
 };
@@ -91,7 +91,7 @@ pub fn trim(
     kept: Vec<bool>,
     liked: &[f64],
     target: f64,
-    patience: Patience,
+    stop_rule: StopRule,
 ) -> Result<Trimmed> {
     let (rescaling, task_loss) = circuit.loss(&kept)?;
     let mut found = Trimmed {
@@ -101,7 +101,7 @@ pub fn trim(
     };
     let mut vain = 0;
     for round in 0..ROUNDS {
-        if found.task_loss > target || vain == patience.rounds {
+        if found.task_loss > target || vain == stop_rule.rounds {
             break;
         }
         let share = SHARES[round.min(SHARES.len() - 1)];
@@ -118,7 +118,7 @@ pub fn trim(
         }
         let left = found.kept.iter().filter(|kept| **kept).count();
         let taken = order.len() - left;
-        vain = match taken as f64 > patience.share * order.len() as f64 {
+        vain = match taken as f64 > stop_rule.share * order.len() as f64 {
             true => 0,
             // A strict round is no reason to end.
             false => vain + usize::from(share == 1.0),

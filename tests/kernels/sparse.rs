@@ -174,7 +174,7 @@ pub fn norm<E: Element>(emulation: &mut Emulation) {
         .input(&x)
         .input(&gain)
         .null()
-        .changed(&vec![E::of(7.0); 64 * 303])
+        .changed(&[E::of(7.0); 64 * 303])
         .count(300)
         .count(303)
         .number(EPSILON)
