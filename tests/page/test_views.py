@@ -211,6 +211,12 @@ def test_a_circuit_is_looked_at(opened):
     expect(page.locator(".graph circle")).to_have_count(400)
     drawn = lambda: page.locator(".graph .edges .edge").evaluate_all("paths => paths.map((path) => path.getAttribute('d').split('M').length - 1).reduce((sum, edges) => sum + edges, 0)")
     assert drawn() == 2000
+    # Drawn, and covered by nothing: most of the picture is edges.
+    graph = page.locator(".graph")
+    with_edges = graph.screenshot()
+    page.locator(".graph .edges").evaluate("edges => { edges.style.visibility = 'hidden' }")
+    assert 2 * len(graph.screenshot()) < len(with_edges)
+    page.locator(".graph .edges").evaluate("edges => { edges.style.visibility = '' }")
     slider = page.get_by_label("Hide weak edges")
     slider.focus()
     for _ in range(3):

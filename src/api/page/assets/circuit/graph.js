@@ -110,7 +110,7 @@ export function CircuitGraph({ laid, threshold, pinned, onPin }) {
   return html`<div class="graph" ref=${box} tabindex="0" role="group" aria-label="Graph of the circuit: arrow keys go from node to node, Enter pins one" onKeyDown=${move} onBlur=${() => setOver(null)}>
     <div class=${at ? "layers dimmed" : "layers"} style=${{ width: `${laid.width}px`, height: `${laid.height}px` }}>
     ${background}
-    <svg class="top" width=${laid.width} height=${laid.height} role="img" aria-label=${`${laid.nodes.length} nodes and ${shown.length} of ${laid.edges.length} edges`}
+    <svg class="front" width=${laid.width} height=${laid.height} role="img" aria-label=${`${laid.nodes.length} nodes and ${shown.length} of ${laid.edges.length} edges`}
       onMouseOver=${pointed} onMouseLeave=${() => setOver(null)} onClick=${(event) => event.target.dataset?.name && onPin(event.target.dataset.name === pinned ? "" : event.target.dataset.name)}>
       ${laid.places.map((place, column) => html`<text key=${place} class="place" x=${60 + column * laid.spread} y=${16 + (column % 3) * 15} text-anchor="middle">${place}</text>`)}
       <g class="own">${own.map((edge, index) => html`<path key=${index} class=${kind(edge)} d=${curve(edge)} stroke-width=${width(edge) + 1} />`)}</g>
