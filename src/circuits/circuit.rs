@@ -171,8 +171,8 @@ pub struct CircuitNode {
     pub effect: Option<f64>,
     #[schema(required = true)]
     pub effect_in_whole_model: Option<f64>,
-    /// Of its activations inside the circuit with those inside the whole model, over all tokens of the held-out prompts;
-    /// null where either never changes.
+    /// Of its activations inside the circuit with those inside the whole model, over all tokens of the first 64
+    /// held-out pairs; null where either never changes.
     #[schema(required = true)]
     pub correlation: Option<f64>,
     /// Inside the whole model, at the last token: the mean over presented and over counterfactual held-out prompts.
