@@ -245,7 +245,8 @@ fn main() -> Result<()> {
     let dense = Dense::new(&config, &tensors)?;
     let mut sparse = Sparse {
         model: Transformer::new(config.clone(), &tensors, Purpose::Inference)?,
-        cache: KvCache::new(&config, 1, config.context_length).expect("room in memory"),
+        cache: KvCache::new(&config, 1, config.context_length, &Device::Cpu)
+            .expect("room in memory"),
     };
     let token = |position: usize| ((position * 7919 + 13) % config.vocab_size) as u32;
 

@@ -172,7 +172,7 @@ fn every_way_to_cut_a_sequence_into_passes_gives_the_same_bits() -> Result<()> {
         let expected = whole(&model, std::slice::from_ref(&tokens))?;
         // Token by token, two at a time, everything at once, a prompt and then tokens, and caches of other sizes.
         for (step, capacity) in [(1, LENGTH), (1, 40), (2, 24), (3, LENGTH), (LENGTH, 33)] {
-            let mut cache = KvCache::new(&model.config, 1, capacity).unwrap();
+            let mut cache = KvCache::new(&model.config, 1, capacity, &Device::Cpu).unwrap();
             let mut seen = Vec::new();
             for from in (0..LENGTH).step_by(step) {
                 let rows = rows_of(0, &tokens, from, (from + step).min(LENGTH));
@@ -183,7 +183,7 @@ fn every_way_to_cut_a_sequence_into_passes_gives_the_same_bits() -> Result<()> {
                 "{kind}, {step} at a time, room for {capacity}"
             );
         }
-        let mut cache = KvCache::new(&model.config, 1, LENGTH).unwrap();
+        let mut cache = KvCache::new(&model.config, 1, LENGTH, &Device::Cpu).unwrap();
         let mut seen = pass(&model, &mut cache, &rows_of(0, &tokens, 0, 11))?;
         for position in 11..LENGTH {
             seen.extend(pass(
@@ -205,7 +205,7 @@ fn a_batch_of_unequal_progress_gives_each_row_its_own_bits() -> Result<()> {
             .iter()
             .map(|s| whole(&model, std::slice::from_ref(s)))
             .collect::<Result<_>>()?;
-        let mut cache = KvCache::new(&model.config, SEQUENCES, LENGTH).unwrap();
+        let mut cache = KvCache::new(&model.config, SEQUENCES, LENGTH, &Device::Cpu).unwrap();
         // Sequence `s` joins at pass `2 s`; its first pass brings three tokens, every other one.
         for time in 0..LENGTH + 2 * SEQUENCES {
             let mut rows = Vec::new();
@@ -238,7 +238,7 @@ fn a_slot_knows_nothing_of_its_neighbours_or_of_what_it_held_before() -> Result<
     for (kind, model) in models()? {
         let (first, second) = (sequence(2), sequence(3));
         let expected = whole(&model, std::slice::from_ref(&second))?;
-        let mut cache = KvCache::new(&model.config, 3, LENGTH).unwrap();
+        let mut cache = KvCache::new(&model.config, 3, LENGTH, &Device::Cpu).unwrap();
         for slot in 0..3 {
             pass(&model, &mut cache, &rows_of(slot, &first, 0, LENGTH))?;
         }
@@ -270,7 +270,7 @@ fn a_copied_block_is_what_the_rows_would_have_left() -> Result<()> {
     for (kind, model) in models()? {
         let tokens = sequence(0);
         let expected = whole(&model, std::slice::from_ref(&tokens))?;
-        let mut cache = KvCache::new(&model.config, 2, LENGTH).unwrap();
+        let mut cache = KvCache::new(&model.config, 2, LENGTH, &Device::Cpu).unwrap();
         pass(&model, &mut cache, &rows_of(0, &tokens, 0, LENGTH))?;
         // What stands there is not to be seen.
         pass(&model, &mut cache, &rows_of(1, &sequence(1), 0, LENGTH))?;
@@ -298,7 +298,7 @@ fn a_copied_block_is_what_the_rows_would_have_left() -> Result<()> {
 #[test]
 fn rows_outside_the_cache_are_refused() -> Result<()> {
     let model = model(true)?;
-    let mut cache = KvCache::new(&model.config, 2, LENGTH).unwrap();
+    let mut cache = KvCache::new(&model.config, 2, LENGTH, &Device::Cpu).unwrap();
     let beyond = cache.capacity();
     assert!(pass(&model, &mut cache, &[(2, 0, 1)]).is_err());
     assert!(pass(&model, &mut cache, &[(0, beyond, 1)]).is_err());
@@ -316,7 +316,7 @@ fn the_number_of_threads_changes_no_bit() -> Result<()> {
             for (_, model) in models()? {
                 let sequences: Vec<Vec<u32>> = (0..SEQUENCES).map(sequence).collect();
                 seen.extend(whole(&model, &sequences)?);
-                let mut cache = KvCache::new(&model.config, 2, LENGTH).unwrap();
+                let mut cache = KvCache::new(&model.config, 2, LENGTH, &Device::Cpu).unwrap();
                 for position in 0..6 {
                     seen.extend(pass(
                         &model,

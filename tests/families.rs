@@ -108,7 +108,7 @@ fn token_by_token_and_in_chunks_the_logits_are_the_same() {
     for golden in goldens() {
         let model = golden.model(Purpose::Inference);
         for chunk in [1, 16] {
-            let mut cache = KvCache::new(&model.config, 1, golden.ids.len()).unwrap();
+            let mut cache = KvCache::new(&model.config, 1, golden.ids.len(), &Device::Cpu).unwrap();
             for start in (0..golden.ids.len()).step_by(chunk) {
                 let end = (start + chunk).min(golden.ids.len());
                 let at = (start..end).map(|position| CacheRow { slot: 0, position });

@@ -169,7 +169,7 @@ fn token_by_token_agrees_with_the_released_code() -> Result<()> {
         let golden = Golden::read(name);
         let model = golden.model(Purpose::Inference);
         let (sequences, length) = (golden.sequences(), golden.length);
-        let mut cache = KvCache::new(golden.config(), sequences, length).unwrap();
+        let mut cache = KvCache::new(golden.config(), sequences, length, &Device::Cpu).unwrap();
         // One row of each sequence a pass, as a server runs them; put back in order of sequences below.
         let mut passes: Vec<Pass> = Vec::new();
         for position in 0..length {

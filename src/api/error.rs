@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use crate::artifacts::is_full;
 use crate::generation::request::EngineError;
+use crate::numerics::device::DeviceLost;
 use crate::serving::snapshot::NotServed;
 use crate::serving::weights::WeightsError;
 use crate::settings::keys::Role;
@@ -329,6 +330,10 @@ impl From<EngineError> for ApiError {
             },
             EngineError::Failed(details) => ApiError::Internal(details),
             EngineError::NoMemory(problem) => ApiError::NotReady(problem),
+            EngineError::DeviceLost(details) => {
+                tracing::error!(details, "the device is lost");
+                ApiError::NotReady(DeviceLost.to_string())
+            }
             EngineError::Busy => ApiError::Busy,
             EngineError::Deadline => ApiError::Deadline,
             EngineError::Stopped => ApiError::NotReady("the engine is not running".to_owned()),

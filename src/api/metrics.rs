@@ -214,6 +214,7 @@ impl Metrics {
         families.extend(prefixes(kept)?);
         families.extend(bridges(served)?);
         families.extend(sparse_models(served)?);
+        families.extend(devices(served)?);
         families.extend(trainings(jobs)?);
         let mut text = Vec::new();
         TextEncoder::new().encode(&families, &mut text)?;
@@ -280,6 +281,21 @@ fn sparse_models(served: &Snapshot) -> Result<Vec<MetricFamily>, prometheus::Err
             .set(card.nonzeros as f64 / card.parameters.max(1) as f64);
     }
     Ok(told(&active))
+}
+
+/// What the models that are served compute on.
+fn devices(served: &Snapshot) -> Result<Vec<MetricFamily>, prometheus::Error> {
+    let info = IntGaugeVec::new(
+        Opts::new(
+            "causeway_model_device_info",
+            "Always 1; what a model computes on, cpu or cuda:N.",
+        ),
+        &["model", "device"],
+    )?;
+    for card in served.models.values() {
+        info.with_label_values(&[&card.id, &card.device]).set(1);
+    }
+    Ok(told(&info))
 }
 
 /// How the trainings stand, and those that run.

@@ -69,6 +69,9 @@ pub struct Model {
     pub in_memory: bool,
     /// Changes with the model's files.
     pub fingerprint: String,
+    /// What it computes on: `cpu`, or a CUDA device by its number.
+    #[schema(example = "cpu")]
+    pub device: String,
     /// What its maker recorded: recipe, data, time.
     #[schema(value_type = Object)]
     pub provenance: BTreeMap<String, serde_json::Value>,
@@ -134,6 +137,7 @@ fn model(named: &NamedModel, snapshot: &Snapshot) -> Model {
             .map(|bridge| bridge.record.id.to_string()),
         in_memory: card.weights.in_memory(),
         fingerprint: card.fingerprint.clone(),
+        device: card.device.clone(),
         provenance: card.provenance.clone(),
     }
 }

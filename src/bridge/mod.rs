@@ -115,17 +115,26 @@ impl Bridge {
     /// `f(h_d)`, of the dense stream where the site is joined: `[rows, D] -> [rows, S]`.
     pub fn encode(&self, site: Site, dense: &Tensor) -> Result<Tensor> {
         let bridge = &self.sites[site.index()];
-        abs_top_k(&bridge.encoder.forward(dense)?, bridge.active)
+        let dense = dense.to_device(self.device())?;
+        abs_top_k(&bridge.encoder.forward(&dense)?, bridge.active)
     }
 
     /// `g(h_s)`, the dense stream where the site is joined: `[rows, S] -> [rows, D]`.
     pub fn decode(&self, site: Site, sparse: &Tensor) -> Result<Tensor> {
-        self.sites[site.index()].decoder.forward(sparse)
+        let sparse = sparse.to_device(self.device())?;
+        self.sites[site.index()].decoder.forward(&sparse)
     }
 
     /// What a change of the sparse stream is in the dense one: `[rows, S] -> [rows, D]`, linear, no bias.
     pub fn decode_change(&self, site: Site, change: &Tensor) -> Result<Tensor> {
+        let change = change.to_device(self.device())?;
         change.matmul(&self.sites[site.index()].decoder_weight.t()?)
+    }
+
+    /// Where the bridge is: what it is given may be elsewhere, as a pair's models may be.
+    pub fn device(&self) -> &Device {
+        let first = self.sites.first();
+        first.map_or(&Device::Cpu, |site| site.decoder_weight.device())
     }
 
     /// The decoder's matrix at a site, `[D, S]`.

@@ -23,6 +23,7 @@ pub mod worker;
 
 use clap::{Parser, Subcommand};
 
+use crate::numerics::device::DeviceLost;
 use crate::settings::TelemetrySettings;
 use crate::telemetry::Telemetry;
 use crate::training::exit::TrainingExit;
@@ -75,8 +76,11 @@ pub enum Command {
     Worker(worker::WorkerArguments),
 }
 
-/// What a process exits with that has failed: a training's says why.
+/// What a process exits with that has failed: a training's says why, and so does a server's whose device is lost.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<DeviceLost>() {
+        return DeviceLost::EXIT_CODE;
+    }
     TrainingExit::of_error(error.as_ref()).map_or(1, TrainingExit::code)
 }
 

@@ -9,6 +9,7 @@ use clap::Args;
 
 use crate::api::{loading, server};
 use crate::artifacts::ArtifactId;
+use crate::numerics::device::{DeviceChoice, DeviceLost};
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
 
@@ -42,6 +43,12 @@ pub struct ServeArguments {
     /// Do not serve the shipped pair.
     #[arg(long)]
     no_shipped_pair: bool,
+    /// What models compute on: auto, cpu, or cuda:N.
+    #[arg(long)]
+    device: Option<DeviceChoice>,
+    /// What sparse models compute on, where it is something else.
+    #[arg(long, value_name = "DEVICE")]
+    sparse_device: Option<DeviceChoice>,
 }
 
 impl ServeArguments {
@@ -63,6 +70,7 @@ impl ServeArguments {
             tracing::info!(
                 id = model.id,
                 kind,
+                device = model.device,
                 parameters = model.parameters,
                 "serving a model"
             );
@@ -73,12 +81,19 @@ impl ServeArguments {
             let server = server::run(listener, state, &settings)?;
             let handle = server.handle();
             actix_web::rt::spawn(async move {
-                match told_to_stop().await {
-                    Ok(signal) => tracing::info!(
+                let told_to_stop = tokio::select! {
+                    told = told_to_stop() => Some(told),
+                    () = told.engine.lost() => None,
+                };
+                match told_to_stop {
+                    Some(Ok(signal)) => tracing::info!(
                         signal,
                         "stopping: no new requests, those in progress are finished"
                     ),
-                    Err(error) => tracing::error!(%error, "signals cannot be waited for; stopping"),
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "signals cannot be waited for; stopping");
+                    }
+                    None => tracing::error!("stopping: {DeviceLost}"),
                 }
                 told.jobs.begin_to_stop();
                 told.downloads.stop();
@@ -89,8 +104,10 @@ impl ServeArguments {
             jobs.jobs.stop().await;
             Ok::<_, std::io::Error>(())
         })?;
+        let lost = engine.is_lost();
         engine.shutdown();
         tracing::info!("stopped");
+        anyhow::ensure!(!lost, DeviceLost);
         Ok(())
     }
 
@@ -103,6 +120,8 @@ impl ServeArguments {
         )?;
         settings.listen = self.listen.unwrap_or(settings.listen);
         settings.allow_remote |= self.allow_remote;
+        settings.engine.device = self.device.unwrap_or(settings.engine.device);
+        settings.engine.sparse_device = self.sparse_device.or(settings.engine.sparse_device);
         settings.data_dir = self.data_dir.unwrap_or(settings.data_dir);
         // Named pairs and models take the place of the file's, all of them together.
         if !self.pair.is_empty() || !self.model.is_empty() {

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use candle_core::Device;
 use clap::{Args, ValueEnum};
 
 use super::carrying_out::{CarryingOut, end_early, nothing_to_keep};
 use crate::evaluation::training_report;
+use crate::numerics::device::DeviceChoice;
 use crate::training::progress::tell_trained;
 use crate::training::recipe::{self, Batches, BridgeRecipe, ModelRecipe, Output};
 use crate::training::run::End;
@@ -21,9 +21,9 @@ pub struct TrainArguments {
     recipe: PathBuf,
     #[command(flatten)]
     how: CarryingOut,
-    /// `cpu`, or `cuda:N` in a build with CUDA.
+    /// What to compute on: auto, cpu, or cuda:N.
     #[arg(long, default_value = "cpu")]
-    device: String,
+    device: DeviceChoice,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -37,7 +37,7 @@ enum Kind {
 impl TrainArguments {
     pub fn run(self) -> anyhow::Result<()> {
         self.how.begin()?;
-        let device = device(&self.device)?;
+        let device = self.device.open()?;
         let mode = self.how.mode();
         let end = match self.kind {
             Kind::Tokenizer => {
@@ -91,15 +91,4 @@ impl TrainArguments {
 fn begin_evaluation(output: &Output, batches: &Batches) -> anyhow::Result<()> {
     nothing_to_keep();
     Ok(tell_trained(&output.directory, batches.steps)?)
-}
-
-/// The device called `name`.
-fn device(name: &str) -> anyhow::Result<Device> {
-    match name.split_once(':') {
-        None if name == "cpu" => Ok(Device::Cpu),
-        Some(("cuda", index)) => Ok(Device::new_cuda(index.parse()?)?),
-        _ => anyhow::bail!(
-            "{name:?} is no device; use cpu, or cuda:0 in a build with --features cuda"
-        ),
-    }
 }

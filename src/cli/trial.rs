@@ -8,7 +8,8 @@ use clap::Args;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::artifacts::tensors::FloatPrecision;
-use crate::models::layout::ReadLimits;
+use crate::models::layout::ReadOptions;
+use crate::numerics::device::Placement;
 use crate::serving::trial;
 
 /// A server reads its library on threads with two mebibytes of stack; what needs nearly as much is not safe there.
@@ -45,10 +46,12 @@ impl TrialArguments {
             };
             setrlimit(resource, limit)?;
         }
-        let limits = ReadLimits {
+        let limits = ReadOptions {
             model_bytes: self.max_model_mib.saturating_mul(1 << 20),
             pickles: self.pickles,
             precision: FloatPrecision::AsStored,
+            // A device is for what has been tried.
+            placement: Placement::CPU,
         };
         let directory = self.directory;
         let trying = std::thread::Builder::new()

@@ -3,7 +3,7 @@
 //! Gradients need whole sequences, so the prompts are padded on the right to equal length, bucket by bucket;
 //! attention is causal, so what follows a prompt's last token does not reach its answer.
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 
 use super::patching::{LocationPatch, Patching};
 use super::prompt_run::AddAt;
@@ -111,7 +111,7 @@ impl Bucket {
                 Some((index * length + position, row))
             });
         let mut recorder = Recorder::of_sites(model.config.n_layers);
-        let mut rows = TokenRows::sequences(&ids, length, &Device::Cpu)?;
+        let mut rows = TokenRows::sequences(&ids, length, model.device())?;
         let stream = model.embed(&rows)?;
         let first = crate::models::location::Site::before_attention(0, model.config.n_layers);
         model.run(first, stream, &mut rows, &mut recorder)?;
@@ -137,10 +137,10 @@ impl Bucket {
         width: usize,
         enough: f32,
     ) -> Result<Vec<f32>> {
-        let change = Tensor::from_vec(change, (self.ids.len(), width), &Device::Cpu)?;
+        let change = Tensor::from_vec(change, (self.ids.len(), width), model.device())?;
         let change = Var::from_tensor(&change)?;
         let start = target.pass_start(&model.config);
-        let mut rows = TokenRows::sequences(&self.ids, self.length, &Device::Cpu)?;
+        let mut rows = TokenRows::sequences(&self.ids, self.length, model.device())?;
         let mut tap = AddAt {
             target,
             change: change.as_tensor(),
@@ -151,7 +151,7 @@ impl Bucket {
             &mut rows,
             &mut tap,
         )?;
-        let last = Tensor::new(self.last.as_slice(), &Device::Cpu)?;
+        let last = Tensor::new(self.last.as_slice(), model.device())?;
         let logits = model.unembed(
             &stream.index_select(&last, 0)?,
             &rows.ids.index_select(&last, 0)?,
@@ -168,7 +168,7 @@ impl Bucket {
                 }
             }
         })?;
-        let direction = Tensor::from_vec(direction, logits.shape(), &Device::Cpu)?;
+        let direction = Tensor::from_vec(direction, logits.shape(), model.device())?;
         let gradients = (logits * direction)?.sum_all()?.backward()?;
         match gradients.get(change.as_tensor()) {
             Some(gradient) => rows::to_vec(gradient),

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::DiscoveryError;
 use super::prompt_run::AddAt;
@@ -71,7 +71,7 @@ fn find(models: &Pair, asked: &LogitEffectQuery) -> Result<Option<LogitEffects>,
     let is_last = |place: Location| matches!(place, Location::Site(site) if site.is_last());
     let (scores, method) = match (is_last(columns.target), &models.reference.text) {
         (true, _) => {
-            let direction = Tensor::from_vec(direction, (1, columns.width), &Device::Cpu)?;
+            let direction = Tensor::from_vec(direction, (1, columns.width), models.dense.device())?;
             let scores = rows::to_vec(&models.dense.direct_effect(&direction)?)?;
             // What all logits share changes no probability.
             let mean = scores.iter().sum::<f32>() / scores.len() as f32;
@@ -113,7 +113,7 @@ fn measured(
     if asked.std.is_none() || columns.times_sparse_rms {
         for ids in chunks() {
             let mut recorder = Recorder::of([asked.place, site]);
-            let mut token_rows = TokenRows::sequences(ids, length, &Device::Cpu)?;
+            let mut token_rows = TokenRows::sequences(ids, length, models.sparse.device())?;
             run(&models.sparse, &mut token_rows, &mut recorder)?;
             for (place, value) in recorder.into_values() {
                 if place == asked.place {
@@ -175,20 +175,23 @@ fn add_effects(
 ) -> Result<(), DiscoveryError> {
     let start = target.pass_start(&dense.config);
     let mut recorder = Recorder::of([Location::Site(start)]);
-    let mut token_rows = TokenRows::sequences(ids, length, &Device::Cpu)?;
+    let mut token_rows = TokenRows::sequences(ids, length, dense.device())?;
     let unedited = run(dense, &mut token_rows, &mut recorder)?;
     let mut edited = unedited.clone();
     for (_, stream) in recorder.into_values() {
-        let change =
-            Tensor::from_slice(&change, (ids.len(), change.len() / ids.len()), &Device::Cpu)?;
+        let change = Tensor::from_slice(
+            &change,
+            (ids.len(), change.len() / ids.len()),
+            dense.device(),
+        )?;
         let mut tap = AddAt {
             target,
             change: &change,
         };
-        let mut token_rows = TokenRows::sequences(ids, length, &Device::Cpu)?;
+        let mut token_rows = TokenRows::sequences(ids, length, dense.device())?;
         edited = dense.run(start, stream, &mut token_rows, &mut tap)?;
     }
-    let ids = Tensor::new(ids, &Device::Cpu)?;
+    let ids = Tensor::new(ids, dense.device())?;
     let at_once = (LOGITS / sums.len().max(1)).max(1);
     let count = ids.dim(0)?;
     for first in (0..count).step_by(at_once) {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use crate::models::kv_cache::{CacheRow, KvCache};
 use crate::models::location::{Location, Site};
@@ -56,7 +56,7 @@ impl<'m> PromptRun<'m> {
         }
         let n_layers = model.config.n_layers;
         let mut recorder = Recorder::of(Site::all(n_layers).map(Location::Site).chain(places));
-        let mut cache = KvCache::new(&model.config, prompts.len(), longest)?;
+        let mut cache = KvCache::new(&model.config, prompts.len(), longest, model.device())?;
         let mut rows = TokenRows::cached(&ids, at.clone(), &mut cache)?;
         let stream = model.embed(&rows)?;
         model.run(
@@ -65,7 +65,7 @@ impl<'m> PromptRun<'m> {
             &mut rows,
             &mut recorder,
         )?;
-        let kept_rows = Tensor::new(kept.as_slice(), &Device::Cpu)?;
+        let kept_rows = Tensor::new(kept.as_slice(), model.device())?;
         let values = recorder
             .into_values()
             .into_iter()
@@ -123,7 +123,7 @@ impl<'m> PromptRun<'m> {
         let change = Tensor::from_vec(
             change,
             (self.kept_rows(), target.width(&self.model.config)),
-            &Device::Cpu,
+            self.model.device(),
         )?;
         let mut rows = TokenRows::cached(&self.ids, self.at.clone(), &mut self.cache)?;
         let mut tap = AddAt {
@@ -135,8 +135,8 @@ impl<'m> PromptRun<'m> {
     }
 
     fn unembed_last(&self, stream: &Tensor) -> Result<Tensor> {
-        let last = Tensor::new(self.last.as_slice(), &Device::Cpu)?;
-        let ids = Tensor::new(self.ids.as_slice(), &Device::Cpu)?;
+        let last = Tensor::new(self.last.as_slice(), self.model.device())?;
+        let ids = Tensor::new(self.ids.as_slice(), self.model.device())?;
         let stream = stream.index_select(&last, 0)?;
         self.model.unembed(&stream, &ids.index_select(&last, 0)?)
     }
@@ -151,7 +151,7 @@ pub struct AddAt<'t> {
 impl ResidualTap for AddAt<'_> {
     fn visit(&mut self, place: Location, value: Tensor) -> Result<Tensor> {
         match place == self.target {
-            true => value + self.change,
+            true => &value + self.change.to_device(value.device())?,
             false => Ok(value),
         }
     }

@@ -17,9 +17,9 @@ use crate::bridge::pair::{self, PairError};
 use crate::bridge::record::BridgeRecord;
 use crate::circuits::circuit::NamedCircuits;
 use crate::memory;
-use crate::models::layout::{ModelFiles, ReadLimits};
+use crate::models::layout::{ModelFiles, ReadOptions};
 use crate::models::location::{Location, Node, NodeKind, Site};
-use crate::models::model::{LoadedModel, ModelKind, fingerprint};
+use crate::models::model::{LoadedModel, ModelKind, fingerprint, placed};
 use crate::models::tokenizer::Tokenizer;
 
 /// Both models of a pair and what joins them.
@@ -44,18 +44,19 @@ pub struct Pair {
 impl Pair {
     /// Reads a pair's directory and checks that its parts fit each other.
     pub fn read(directory: &Path) -> Result<Self, PairError> {
-        Self::read_within(directory, ReadLimits::NONE)
+        Self::read_within(directory, ReadOptions::UNBOUNDED)
     }
 
     /// The same of a pair neither of whose models may exceed `limits`.
-    pub fn read_within(directory: &Path, limits: ReadLimits) -> Result<Self, PairError> {
+    pub fn read_within(directory: &Path, limits: ReadOptions) -> Result<Self, PairError> {
         let record = pair::read_record(directory)?;
         // One after the other, so that the tensors of no more than one lie beside what is made of them.
         let half =
             |name: &str, id: &str, kind| -> Result<(LoadedModel, Option<Vec<u8>>), PairError> {
                 let directory = directory.join(name);
                 let files = ModelFiles::read_within(&directory, limits)?;
-                let model = LoadedModel::from_files(&files, id, Some(kind), &directory)?;
+                let model =
+                    LoadedModel::from_files(&files, id, Some(kind), &directory, limits.placement)?;
                 Ok((model, files.tokenizer))
             };
         let (dense, dense_tokens) = half("dense", record.dense.as_str(), ModelKind::Dense)?;
@@ -79,7 +80,7 @@ impl Pair {
             circuits: Arc::new(circuits),
             reference: Arc::new(ReferenceStatistics::read(directory, &sparse.config)?),
             bridge: Arc::new(pair::build(
-                &tensors,
+                &*placed(&tensors, dense.device())?,
                 &record,
                 &dense.config,
                 &sparse.config,

@@ -4,8 +4,6 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Device;
-
 use super::FeatureError;
 use super::group::Group;
 use super::group::WeightedChannel;
@@ -95,7 +93,7 @@ pub fn visit_locations(
     let at_once = (CHUNK / length).max(1) * length;
     for (chunk, ids) in sequences.chunks(at_once).enumerate() {
         let mut recorder = Recorder::of(places.iter().copied());
-        let mut rows = TokenRows::sequences(ids, length, &Device::Cpu)?;
+        let mut rows = TokenRows::sequences(ids, length, model.device())?;
         let stream = model.embed(&rows)?;
         let first = Site::before_attention(0, n_layers);
         model.run(first, stream, &mut rows, &mut recorder)?;

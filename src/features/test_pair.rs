@@ -22,6 +22,7 @@ use crate::models::layout::ModelFiles;
 use crate::models::model::{LoadedModel, ModelKind};
 use crate::models::tensor_names::tensor_shapes;
 use crate::models::tokenizer::Tokenizer;
+use crate::numerics::device::Placement;
 
 pub const VOCABULARY: usize = 40;
 pub const D_DENSE: usize = 12;
@@ -101,7 +102,9 @@ impl Parts {
     pub fn pair(&self) -> Pair {
         let tokenizer = Arc::new(Tokenizer::from_bytes(&tokenizer()).unwrap());
         let model = |id: &str, files: &ModelFiles, kind| {
-            Arc::new(LoadedModel::new(id, files, Some(kind), tokenizer.clone()).unwrap())
+            Arc::new(
+                LoadedModel::new(id, files, Some(kind), tokenizer.clone(), Placement::CPU).unwrap(),
+            )
         };
         let (dense, sparse) = (&self.dense.config, &self.sparse.config);
         Pair {

@@ -200,7 +200,7 @@ fn read(works: &mut [Work], kind: StreamModel, caches: &mut Caches) -> Result<()
         }
         let taps = taps.iter_mut().map(|tap| tap as &mut dyn RowTap);
         let parts = passes.into_iter().zip(taps).map(silent).collect();
-        pass(&model.transformer, caches.of(&model), parts)?;
+        pass(&model.transformer, caches.cache_of(&model), parts)?;
     }
     for (index, _, readings) in parts {
         *works[index].readings.of(kind) = readings;
@@ -244,7 +244,7 @@ fn run_replay(works: &mut [Work], replay: usize, caches: &mut Caches) -> Result<
             }
             let row_taps = taps.iter_mut().map(|(_, tap)| tap as &mut dyn RowTap);
             let parts = passes.into_iter().zip(row_taps).map(silent).collect();
-            pass(&model.transformer, caches.of(&model), parts)?;
+            pass(&model.transformer, caches.cache_of(&model), parts)?;
             for (index, tap) in taps {
                 results.push((index, tap.recorded));
             }
@@ -315,7 +315,7 @@ fn answer(works: &mut [Work], caches: &mut Caches) -> Result<Vec<Computed>> {
         for (part, tap) in parts.iter_mut().zip(&mut taps) {
             part.tap = tap.as_mut().map(|tap| tap.as_mut() as &mut dyn RowTap);
         }
-        let logits = pass(&model.transformer, caches.of(&model), parts)?;
+        let logits = pass(&model.transformer, caches.cache_of(&model), parts)?;
         for ((index, wanted), logits) in members.into_iter().zip(logits) {
             computed[index].logits = wanted.into_iter().zip(logits).collect();
         }

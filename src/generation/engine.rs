@@ -13,12 +13,13 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::activations::activations;
 use super::admission::check_edits;
+use super::capacity::Capacity;
 use super::health::{EngineHealth, KeptPrefixes, Load, NoProbe, Probe};
 use super::needed_groups::NeededGroups;
 use super::request::{
     Activations, ActivationsRequest, Delta, EngineError, Generation, GenerationRequest,
 };
-use super::scheduler::{Capacity, Observer, Scheduler, generate};
+use super::scheduler::{Observer, Scheduler, generate};
 use crate::features::measured::KnownGroups;
 use crate::models::model::LoadedModel;
 
@@ -116,7 +117,7 @@ fn serve(capacity: Capacity, mut receiver: mpsc::Receiver<Command>, health: Arc<
             next = receiver.try_recv();
         }
         scheduler.step();
-        if !health.is_sound() {
+        if !health.is_sound() && !health.is_lost() {
             recover(&mut suspects, &mut scheduler, &health);
         }
     }
@@ -243,6 +244,16 @@ impl EngineHandle {
     /// Whether no panic has happened that the engine has not recovered from.
     pub fn is_sound(&self) -> bool {
         self.shared.health.is_sound()
+    }
+
+    /// Whether a device has failed for good.
+    pub fn is_lost(&self) -> bool {
+        self.shared.health.is_lost()
+    }
+
+    /// Returns when a device has failed for good: the process is to end, and be started again.
+    pub async fn lost(&self) {
+        self.shared.health.lost().await;
     }
 
     /// Returns once the engine has come to this command.

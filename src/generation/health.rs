@@ -6,7 +6,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use tokio::sync::watch;
+
 use super::request::{EngineError, GenerationRequest};
+use crate::numerics::device;
 
 /// What the scheduler is doing, for the metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -32,8 +35,10 @@ pub struct KeptPrefixes {
 
 /// Told of turns inside the engine, on its thread: for tests that make it fail on purpose.
 pub trait Probe: Send + Sync {
-    /// A request takes part in the step that is about to be computed.
-    fn computing(&self, _request: &GenerationRequest) {}
+    /// A request takes part in the step that is about to be computed; an error takes the step's place.
+    fn computing(&self, _request: &GenerationRequest) -> Result<(), EngineError> {
+        Ok(())
+    }
     /// The engine looks itself over after a panic.
     fn recovering(&self) {}
 }
@@ -46,6 +51,8 @@ impl Probe for NoProbe {}
 /// Written by the engine, read by those who ask how it is.
 pub struct EngineHealth {
     sound: AtomicBool,
+    /// A device has failed for good.
+    lost: watch::Sender<bool>,
     load: Mutex<Load>,
     kept: Mutex<KeptPrefixes>,
     pub probe: Box<dyn Probe>,
@@ -55,6 +62,7 @@ impl EngineHealth {
     pub fn new(probe: Box<dyn Probe>) -> Self {
         EngineHealth {
             sound: AtomicBool::new(true),
+            lost: watch::Sender::new(false),
             load: Mutex::default(),
             kept: Mutex::default(),
             probe,
@@ -62,7 +70,18 @@ impl EngineHealth {
     }
 
     pub fn is_sound(&self) -> bool {
-        self.sound.load(Ordering::Acquire)
+        self.sound.load(Ordering::Acquire) && !self.is_lost()
+    }
+
+    /// Whether a device has failed for good: nothing makes the engine sound again.
+    pub fn is_lost(&self) -> bool {
+        *self.lost.borrow()
+    }
+
+    /// Returns when that has happened.
+    pub async fn lost(&self) {
+        // The sender is here, and does not go before its receiver.
+        let _ = self.lost.subscribe().wait_for(|lost| *lost).await;
     }
 
     /// What the engine is doing.
@@ -88,15 +107,24 @@ impl EngineHealth {
         self.sound.store(true, Ordering::Release);
     }
 
-    /// Does something; a panic comes back as an error and costs the soundness.
+    /// Does something; a panic comes back as an error and costs the soundness, a device's failure may cost it for good.
     pub fn contain<T>(
         &self,
         work: impl FnOnce() -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
-        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let done = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
             self.sound.store(false, Ordering::Release);
             Err(panicked(&*panic))
-        })
+        });
+        match &done {
+            Err(EngineError::DeviceLost(details)) => {
+                tracing::error!(details, "a device is lost");
+                self.lost.send_replace(true);
+            }
+            Err(EngineError::NoMemory(_)) => device::trim(),
+            _ => {}
+        }
+        done
     }
 }
 

@@ -11,6 +11,7 @@ pub mod activations;
 pub mod admission;
 pub mod arms;
 pub mod batch;
+pub mod capacity;
 pub mod engine;
 pub mod health;
 pub mod needed_groups;

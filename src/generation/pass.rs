@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use crate::interventions::rows_of_arms::PassRows;
@@ -61,7 +61,10 @@ pub fn pass(
     cache: &mut KvCache,
     parts: Vec<Part>,
 ) -> Result<Vec<Vec<Vec<f32>>>> {
-    let groups = grouped(parts);
+    let groups = match cache.is_divisible() {
+        true => grouped(parts),
+        false => vec![parts],
+    };
     let slots: Vec<Vec<usize>> = groups
         .iter()
         .map(|parts| parts.iter().flat_map(Part::slots).collect())
@@ -123,7 +126,7 @@ fn run_group(
             break;
         };
         let sources = part_ways(&mut parts, &ranges, site);
-        stream = stream.index_select(&Tensor::new(sources, &Device::Cpu)?, 0)?;
+        stream = stream.index_select(&Tensor::new(sources, transformer.device())?, 0)?;
         let (all, new_ranges) = joined(&parts);
         tokens = tokens.instead(&all.ids, all.at, all.copies)?;
         (ranges, from) = (new_ranges, site);
@@ -183,7 +186,7 @@ fn wanted_logits(
     let mut logits: Vec<Vec<Vec<f32>>> = parts.iter().map(|_| Vec::new()).collect();
     for chunk in wanted.chunks(ROWS_OF_LOGITS) {
         let picked: Vec<u32> = chunk.iter().map(|&(_, row)| row).collect();
-        let picked = Tensor::new(picked, &Device::Cpu)?;
+        let picked = Tensor::new(picked, transformer.device())?;
         let stream = stream.index_select(&picked, 0)?;
         let ids = ids.index_select(&picked, 0)?;
         let rows = transformer.unembed(&stream, &ids)?;

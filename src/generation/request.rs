@@ -12,6 +12,7 @@ use crate::interventions::plan::Scene;
 use crate::interventions::receipt::{EditActivations, Receipt};
 use crate::interventions::request::{FeatureAddress, SteerRequest, Variant};
 use crate::models::model::{LoadedModel, ModelKind};
+use crate::numerics::device::DeviceLost;
 
 /// A completion of one or more prompts.
 #[derive(Debug, Clone)]
@@ -234,9 +235,12 @@ pub enum EngineError {
     /// The engine failed; the request may be tried again.
     #[error("the engine failed: {0}")]
     Failed(String),
-    /// The machine's memory has no room for what the request needs.
+    /// The machine's memory, or a device's, has no room for what the request needs.
     #[error("{0}")]
     NoMemory(String),
+    /// What a model computes on can do nothing more in this process, which ends.
+    #[error("{DeviceLost}: {0}")]
+    DeviceLost(String),
     /// The request's deadline came before its end.
     #[error("the request took longer than it may")]
     Deadline,

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use super::batch::{self, Computed, Share};
+use super::capacity::Capacity;
 use super::health::{EngineHealth, KeptPrefixes, Load, NoProbe};
 use super::needed_groups::NeededGroups;
 use super::request::{Delta, EngineError, Generation, GenerationRequest};
@@ -23,42 +23,6 @@ use crate::models::model::LoadedModel;
 /// A token that costs no more, in tokens of a model, is one like all others: its own, a sparse run beside it, a
 /// counterfactual, and edits of a few channels.
 const ORDINARY_COST: usize = 4;
-
-/// How much the engine does at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Capacity {
-    /// Sequences that grow together, of each model: its cache has room for so many full contexts.
-    pub sequences: usize,
-    /// Prompt tokens that one step takes beside a token of every sequence being generated: more answer long
-    /// prompts sooner, fewer hold up the others less.
-    pub prefill_tokens: usize,
-    /// Requests that may wait for room; more are turned away.
-    pub waiting: usize,
-    /// Mebibytes of keys and values that are kept after their requests, so that a prompt that begins like an earlier
-    /// one need not be run from its start; 0 keeps none.
-    pub prefix_cache_mib: usize,
-}
-
-impl Default for Capacity {
-    fn default() -> Self {
-        Capacity {
-            sequences: 128,
-            prefill_tokens: 512,
-            waiting: 256,
-            prefix_cache_mib: 256,
-        }
-    }
-}
-
-impl Capacity {
-    fn caches(&self) -> Caches {
-        Caches::keeping(
-            self.sequences,
-            self.prefix_cache_mib.saturating_mul(1 << 20),
-        )
-    }
-}
 
 /// Sees an answer while it is made.
 pub trait Observer {
@@ -100,7 +64,7 @@ impl<'o> Scheduler<'o> {
     /// One whose panics are noted.
     pub fn watched(capacity: Capacity, health: Arc<EngineHealth>) -> Self {
         Scheduler {
-            caches: capacity.caches(),
+            caches: Caches::of(&capacity),
             capacity,
             tickets: VecDeque::new(),
             turns: 0,
@@ -459,13 +423,16 @@ fn compute(
     let mut together = |shares: &mut [Share]| {
         health.contain(|| {
             for share in shares.iter() {
-                health.probe.computing(&share.session.request);
+                health.probe.computing(&share.session.request)?;
             }
             Ok(batch::run(shares, caches)?)
         })
     };
     match together(shares) {
         Ok(computed) => computed.into_iter().map(Ok).collect(),
+        Err(error @ EngineError::DeviceLost(_)) => {
+            shares.iter().map(|_| Err(error.clone())).collect()
+        }
         Err(error) if shares.len() == 1 => vec![Err(error)],
         Err(_) => shares
             .chunks_mut(1)

@@ -18,6 +18,7 @@ use crate::interventions::request::Variant;
 use crate::interventions::rows_of_arms::Row;
 use crate::interventions::steering::{ArmPlan, ArmSlots, SlotNeeds, Steering};
 use crate::models::model::{LoadedModel, ModelKind};
+use crate::numerics::device::DeviceFailure;
 use crate::numerics::loss::divergence;
 
 /// A request that is being answered.
@@ -52,7 +53,12 @@ impl From<PlanError> for EngineError {
 
 impl From<candle_core::Error> for EngineError {
     fn from(error: candle_core::Error) -> Self {
-        EngineError::Failed(error.to_string())
+        let told = error.to_string();
+        match DeviceFailure::of(&told) {
+            Some(DeviceFailure::NoMemory) => EngineError::NoMemory(told),
+            Some(DeviceFailure::Lost) => EngineError::DeviceLost(told),
+            None => EngineError::Failed(told),
+        }
     }
 }
 

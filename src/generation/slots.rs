@@ -7,6 +7,7 @@
 
 use std::sync::{Arc, Weak};
 
+use super::capacity::Capacity;
 use super::prefix_cache::PrefixCache;
 use super::prefix_chain::{BLOCK, BlockKey};
 use super::request::EngineError;
@@ -50,6 +51,14 @@ impl Caches {
         }
     }
 
+    /// Those that an engine of this capacity has.
+    pub fn of(capacity: &Capacity) -> Self {
+        Self::keeping(
+            capacity.sequences,
+            capacity.prefix_cache_mib.saturating_mul(1 << 20),
+        )
+    }
+
     /// Others of the same bounds, with nothing in them.
     pub fn renewed(&self) -> Self {
         Self::keeping(self.per_model, self.most_kept)
@@ -60,7 +69,7 @@ impl Caches {
     }
 
     /// A model's cache.
-    pub fn of(&mut self, model: &Arc<LoadedModel>) -> &mut KvCache {
+    pub fn cache_of(&mut self, model: &Arc<LoadedModel>) -> &mut KvCache {
         &mut self.pool(model).cache
     }
 
@@ -269,7 +278,7 @@ impl Caches {
             let config = &model.transformer.config;
             self.pools.push(Pool {
                 model: Arc::downgrade(model),
-                cache: KvCache::empty(config, config.context_length),
+                cache: KvCache::empty(config, config.context_length, model.transformer.device()),
                 // The last to come back is the first to go: what was just used is warm.
                 free: Vec::new(),
                 kept: PrefixCache::default(),

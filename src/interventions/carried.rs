@@ -297,6 +297,7 @@ impl<'a> CarriedTap<'a> {
             return Ok(Vec::new());
         };
         let encoded = pair.bridge.encode(site, &stream.contiguous()?)?;
+        let encoded = encoded.to_device(pair.sparse.device())?;
         let mut values = vec![(Location::Site(site), encoded.clone())];
         for place in places.filter(|place| is_sublayer_input(*place)) {
             let Some(input) = pair.sparse.sublayer_input(site) else {

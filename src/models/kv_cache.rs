@@ -1,4 +1,5 @@
-//! The key-value cache of inference: slots that are allocated once each and written in place.
+//! The key-value cache of inference: slots that are allocated once each and written in place, here for the CPU and in
+//! [`super::device_cache`] on a device.
 //!
 //! A slot holds one sequence, in blocks of 64 positions, each with all layers. Keys are kept by channel (`[kv heads,
 //! d_head, BLOCK]`) so that scores run along the keys, values by position (`[kv heads, BLOCK, d_head]`). What one head reads
@@ -12,11 +13,12 @@ use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::config::TransformerConfig;
+use super::device_cache::{DeviceSlots, PlacedRows};
 use crate::numerics::attention::kernel::{Blocks, Heads, Keys, Values, attend, padded};
-use crate::numerics::rows;
+use crate::numerics::{kernels, rows};
 
 /// Positions whose keys and values lie together.
-const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 64;
 /// Keys and values to be gone through below which one thread is as fast as several.
 const WORTH_THREADS: usize = 1 << 18;
 
@@ -24,16 +26,31 @@ const WORTH_THREADS: usize = 1 << 18;
 #[derive(Debug)]
 pub struct KvCache {
     shape: SlotShape,
+    device: Device,
+    slots: Slots,
+}
+
+#[derive(Debug)]
+enum Slots {
     /// Each slot's keys and values, layer after layer.
-    slots: Vec<Vec<f32>>,
+    Host(Vec<Vec<f32>>),
+    Device(DeviceSlots),
 }
 
 /// Some slots of a cache, known by their numbers in it.
 #[derive(Debug)]
 pub struct CacheSlots<'c> {
     shape: SlotShape,
+    device: Device,
+    slots: LentSlots<'c>,
+}
+
+#[derive(Debug)]
+enum LentSlots<'c> {
     /// By number; none where the slot is someone else's.
-    slots: Vec<Option<&'c mut [f32]>>,
+    Host(Vec<Option<&'c mut [f32]>>),
+    /// All of them, and where the rows of the pass stand.
+    Device(&'c DeviceSlots, Option<PlacedRows>),
 }
 
 /// One row's sequence and its place in it.
@@ -45,11 +62,11 @@ pub struct CacheRow {
 
 /// How a slot is laid out.
 #[derive(Debug, Clone, Copy)]
-struct SlotShape {
+pub(super) struct SlotShape {
     n_layers: usize,
     kv_heads: usize,
     d_head: usize,
-    capacity: usize,
+    pub capacity: usize,
 }
 
 impl SlotShape {
@@ -59,12 +76,12 @@ impl SlotShape {
     }
 
     /// Numbers of a block's keys in one layer, and as many of its values.
-    fn half(self) -> usize {
+    pub fn half(self) -> usize {
         self.width() * BLOCK
     }
 
     /// Numbers of a block in all layers.
-    fn block(self) -> usize {
+    pub fn block(self) -> usize {
         2 * self.n_layers * self.half()
     }
 
@@ -86,6 +103,19 @@ impl SlotShape {
         })
     }
 
+    /// Puts the first of the `of_block` positions that were read into `values`, at `positions`.
+    fn put(self, values: &mut [f32], positions: Range<usize>, block: &[f32], of_block: usize) {
+        let mut rest = block;
+        for (line, width) in self.lines(positions) {
+            let Some((from, after)) = rest.split_at_checked(of_block * width) else {
+                break;
+            };
+            let length = line.len();
+            values[line].copy_from_slice(&from[..length]);
+            rest = after;
+        }
+    }
+
     fn new(config: &TransformerConfig, capacity: usize) -> Self {
         SlotShape {
             n_layers: config.n_layers,
@@ -104,17 +134,27 @@ impl SlotShape {
 }
 
 impl KvCache {
-    /// No room yet; each sequence will have at most `capacity` tokens.
-    pub fn empty(config: &TransformerConfig, capacity: usize) -> Self {
+    /// No room yet, for a model on this device; each sequence will have at most `capacity` tokens.
+    pub fn empty(config: &TransformerConfig, capacity: usize, device: &Device) -> Self {
+        let shape = SlotShape::new(config, capacity);
         KvCache {
-            shape: SlotShape::new(config, capacity),
-            slots: Vec::new(),
+            shape,
+            device: device.clone(),
+            slots: match kernels::run_on(device) {
+                true => Slots::Device(DeviceSlots::new(shape, device)),
+                false => Slots::Host(Vec::new()),
+            },
         }
     }
 
     /// Room for `slots` sequences of at most `capacity` tokens; an error where memory has no room for them.
-    pub fn new(config: &TransformerConfig, slots: usize, capacity: usize) -> Result<Self> {
-        let mut cache = Self::empty(config, capacity);
+    pub fn new(
+        config: &TransformerConfig,
+        slots: usize,
+        capacity: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let mut cache = Self::empty(config, capacity, device);
         for _ in 0..slots {
             cache.add_slot()?;
         }
@@ -124,16 +164,25 @@ impl KvCache {
     /// Makes room for one more sequence and returns its slot; an error where memory has no room for it.
     pub fn add_slot(&mut self) -> Result<usize> {
         let count = self.shape.values();
-        // Not filled with zeros but allocated as zeros: pages that are never used never take memory.
-        let Ok(slot) = try_zeroed_vec(count) else {
-            bail!(
-                "memory has no room for {} MiB, the key-value cache of one sequence of {} tokens",
-                count.saturating_mul(size_of::<f32>()).div_ceil(1 << 20),
-                self.shape.capacity
-            )
+        let added = match &mut self.slots {
+            // Not filled with zeros but allocated as zeros: pages that are never used never take memory.
+            Slots::Host(slots) => match try_zeroed_vec(count) {
+                Ok(slot) => {
+                    slots.push(slot);
+                    Ok(())
+                }
+                Err(_) => Err("memory has no room for it".to_owned()),
+            },
+            Slots::Device(slots) => slots.add().map_err(|error| error.to_string()),
         };
-        self.slots.push(slot);
-        Ok(self.slots.len() - 1)
+        match added {
+            Ok(()) => Ok(self.slots() - 1),
+            Err(problem) => bail!(
+                "the key-value cache of one sequence of {} tokens takes {} MiB: {problem}",
+                self.shape.capacity,
+                count.saturating_mul(size_of::<f32>()).div_ceil(1 << 20),
+            ),
+        }
     }
 
     /// Numbers that one sequence of at most `capacity` tokens takes; `usize::MAX` where they cannot be counted.
@@ -146,7 +195,15 @@ impl KvCache {
 
     /// How many sequences there is room for.
     pub fn slots(&self) -> usize {
-        self.slots.len()
+        match &self.slots {
+            Slots::Host(slots) => slots.len(),
+            Slots::Device(slots) => slots.len(),
+        }
+    }
+
+    /// Whether different threads can work on different slots at once.
+    pub fn is_divisible(&self) -> bool {
+        matches!(self.slots, Slots::Host(_))
     }
 
     pub fn capacity(&self) -> usize {
@@ -162,8 +219,16 @@ impl KvCache {
     /// keys of each channel and the values of each head, layer after layer. None where memory has no room for them.
     pub fn read_block(&self, slot: usize, positions: Range<usize>) -> Result<Option<Box<[f32]>>> {
         self.check_positions(&positions)?;
-        let Some(values) = self.slots.get(slot) else {
+        if slot >= self.slots() {
             bail!("there is no slot {slot}")
+        }
+        let on_device;
+        let (values, positions) = match &self.slots {
+            Slots::Host(slots) => (slots[slot].as_slice(), positions),
+            Slots::Device(slots) => {
+                on_device = slots.read(slot, positions.start / BLOCK)?;
+                (on_device.as_slice(), within_block(&positions))
+            }
         };
         let mut block = Vec::new();
         let count = self.values_of(positions.len());
@@ -185,20 +250,19 @@ impl KvCache {
     ) -> Result<()> {
         self.check_positions(&positions)?;
         let (shape, of_block) = (self.shape, block.len() / self.values_of(1).max(1));
-        let fits = positions.len() <= of_block;
-        let Some(values) = self.slots.get_mut(slot).filter(|_| fits) else {
+        if slot >= self.slots() || positions.len() > of_block {
             bail!(
                 "there is no slot {slot}, or {positions:?} are more than the {of_block} of a block"
             )
-        };
-        let mut rest = block;
-        for (line, width) in shape.lines(positions) {
-            let Some((from, after)) = rest.split_at_checked(of_block * width) else {
-                break;
-            };
-            let length = line.len();
-            values[line].copy_from_slice(&from[..length]);
-            rest = after;
+        }
+        match &mut self.slots {
+            Slots::Host(slots) => shape.put(&mut slots[slot], positions, block, of_block),
+            Slots::Device(slots) => {
+                let number = positions.start / BLOCK;
+                let mut values = slots.read(slot, number)?;
+                shape.put(&mut values, within_block(&positions), block, of_block);
+                slots.write(slot, number, values)?;
+            }
         }
         Ok(())
     }
@@ -216,17 +280,39 @@ impl KvCache {
 
     /// All slots together.
     pub fn all(&mut self) -> CacheSlots<'_> {
-        let slots = self.slots.iter_mut().map(|slot| Some(slot.as_mut_slice()));
+        let slots = match &mut self.slots {
+            Slots::Host(slots) => {
+                let slots = slots.iter_mut().map(|slot| Some(slot.as_mut_slice()));
+                LentSlots::Host(slots.collect())
+            }
+            Slots::Device(slots) => LentSlots::Device(slots, None),
+        };
         CacheSlots {
             shape: self.shape,
-            slots: slots.collect(),
+            device: self.device.clone(),
+            slots,
         }
     }
 
-    /// The slots that each group names; one that several name goes to the first of them.
+    /// The slots that each group names; one that several name goes to the first of them. Slots on a device are not
+    /// divided ([`Self::is_divisible`]): all go to the first group, and others can do nothing with theirs.
     pub fn divide(&mut self, groups: &[Vec<usize>]) -> Vec<CacheSlots<'_>> {
-        let (count, shape) = (self.slots.len(), self.shape);
-        let mut all: Vec<Option<&mut [f32]>> = self.all().slots;
+        let (count, shape) = (self.slots(), self.shape);
+        let CacheSlots { device, slots, .. } = self.all();
+        let mut all = match slots {
+            LentSlots::Host(slots) => slots,
+            slots @ LentSlots::Device(..) => {
+                let none = groups.iter().skip(1).map(|_| LentSlots::Host(Vec::new()));
+                let lent = std::iter::once(slots).chain(none);
+                return lent
+                    .map(|slots| CacheSlots {
+                        shape,
+                        device: device.clone(),
+                        slots,
+                    })
+                    .collect();
+            }
+        };
         let take = |group: &Vec<usize>| -> Vec<Option<&mut [f32]>> {
             let mut slots: Vec<Option<&mut [f32]>> = (0..count).map(|_| None).collect();
             for &slot in group {
@@ -236,12 +322,38 @@ impl KvCache {
             }
             slots
         };
-        let divided = groups.iter().map(take);
-        divided.map(|slots| CacheSlots { shape, slots }).collect()
+        let divided = groups.iter().map(take).map(LentSlots::Host);
+        divided
+            .map(|slots| CacheSlots {
+                shape,
+                device: device.clone(),
+                slots,
+            })
+            .collect()
     }
 }
 
+/// Positions of one block, counted from its first.
+fn within_block(positions: &Range<usize>) -> Range<usize> {
+    let first = positions.start % BLOCK;
+    first..first + positions.len()
+}
+
 impl CacheSlots<'_> {
+    /// Where the model is that they are of.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Makes ready for a pass of these rows: what it does with a device's cache is told to the device once, not in every
+    /// layer.
+    pub fn prepare(&mut self, at: &[CacheRow], copies: &[(usize, CacheRow)]) -> Result<()> {
+        if let LentSlots::Device(slots, rows) = &mut self.slots {
+            *rows = Some(slots.rows(at, copies)?);
+        }
+        Ok(())
+    }
+
     /// Stores the rows' keys and values, then lets each row attend to its own slot up to itself. `q` and the result are
     /// `[rows, heads * d_head]`, `k` and `v` `[rows, kv heads * d_head]`; positions below a row's own must have been stored before
     /// or be among the rows. `copies` name further places for a row's key and value: the same token of the same
@@ -260,6 +372,12 @@ impl CacheSlots<'_> {
                 "keys of {} channels do not fit slots of {kv_width}",
                 heads.kv_width()
             )
+        }
+        if let LentSlots::Device(slots, rows) = &self.slots {
+            let Some(rows) = rows else {
+                bail!("the cache was not told of the pass")
+            };
+            return slots.attend(layer, rows, (q, k, v), sinks, heads);
         }
         rows::with_two(k, v, |k, v| {
             let own = at.iter().copied().enumerate();
@@ -292,7 +410,10 @@ impl CacheSlots<'_> {
 
     fn store(&mut self, layer: usize, at: CacheRow, k: &[f32], v: &[f32]) -> Result<()> {
         let (shape, d_head, half) = (self.shape, self.shape.d_head, self.shape.half());
-        let slot = self.slots.get_mut(at.slot).and_then(Option::as_deref_mut);
+        let slot = match &mut self.slots {
+            LentSlots::Host(slots) => slots.get_mut(at.slot).and_then(Option::as_deref_mut),
+            LentSlots::Device(..) => None,
+        };
         let Some(slot) = slot.filter(|_| at.position < shape.capacity) else {
             bail!(
                 "{at:?} is outside these slots of {} positions",
@@ -324,7 +445,11 @@ impl CacheSlots<'_> {
         out: &mut [f32],
     ) -> Result<()> {
         let (d_head, half) = (self.shape.d_head, self.shape.half());
-        let Some(Some(slot)) = self.slots.get(at.slot) else {
+        let slot = match &self.slots {
+            LentSlots::Host(slots) => slots.get(at.slot).and_then(Option::as_deref),
+            LentSlots::Device(..) => None,
+        };
+        let Some(slot) = slot else {
             bail!("slot {} is not among these", at.slot)
         };
         let blocks = Blocks::new(BLOCK, self.shape.block());

@@ -10,7 +10,7 @@ use super::config::{ActiveLocation, Norm, TransformerConfig};
 use super::variant::NormPlacement;
 use crate::numerics::abs_top_k::abs_top_k;
 use crate::numerics::columns::{Columns, StoredMatrix};
-use crate::numerics::{linear, norm};
+use crate::numerics::{kernels, linear, norm};
 
 /// What a model's weights are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl<'a> Weights<'a> {
 
     /// Whether layers hold matrices as the file has them.
     fn keeps_precision(&self) -> bool {
-        self.purpose == Purpose::Inference && self.device().is_cpu()
+        self.purpose == Purpose::Inference && !kernels::run_on(self.device())
     }
 
     /// The matrix called `name`, as it is held for this purpose; it must have `shape`.
@@ -131,7 +131,7 @@ impl Linear {
     pub fn new(weight: StoredMatrix, bias: Option<Tensor>, purpose: Purpose) -> Result<Self> {
         let weight = match weight {
             StoredMatrix::Plain(weight)
-                if purpose != Purpose::Inference || !weight.device().is_cpu() =>
+                if purpose != Purpose::Inference || kernels::run_on(weight.device()) =>
             {
                 weight
             }

@@ -6,6 +6,7 @@ pub mod chat_template;
 pub mod companions;
 pub mod config;
 pub mod config_error;
+mod device_cache;
 pub mod families;
 pub mod fields;
 pub mod gguf;

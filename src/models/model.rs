@@ -1,21 +1,23 @@
 //! A model that answers: its weights with its tokenizer and its chat template, held once and shared.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::chat_template::ChatTemplate;
 use super::layers::Purpose;
-use super::layout::{LayoutError, ModelFiles, ReadLimits};
+use super::layout::{LayoutError, ModelFiles, ReadOptions};
 use super::text_bounds::TextBounds;
 use super::tokenizer::{Tokenizer, TokenizerError};
 use super::transformer::Transformer;
 use crate::artifacts::{ArtifactError, hexadecimal};
 use crate::memory;
+use crate::numerics::device::{self, DeviceError, Placement};
 use crate::numerics::rows;
 
 /// Why a directory's model cannot answer.
@@ -29,6 +31,8 @@ pub enum ModelError {
     Artifact(#[from] ArtifactError),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error(
         "{}: has no tokenizer.json, nor vocab.json with merges.txt, nor tokenizer.model; a model cannot answer without",
         .0.display()
@@ -63,13 +67,17 @@ pub struct LoadedModel {
 impl LoadedModel {
     /// Reads a model's directory. A model with an AbsTopK or mostly zero weights counts as sparse.
     pub fn read(id: &str, directory: &Path) -> Result<Self, ModelError> {
-        Self::read_within(id, directory, ReadLimits::NONE)
+        Self::read_within(id, directory, ReadOptions::UNBOUNDED)
     }
 
     /// The same of a model that may not exceed `limits`.
-    pub fn read_within(id: &str, directory: &Path, limits: ReadLimits) -> Result<Self, ModelError> {
+    pub fn read_within(
+        id: &str,
+        directory: &Path,
+        limits: ReadOptions,
+    ) -> Result<Self, ModelError> {
         let files = ModelFiles::read_within(directory, limits)?;
-        let model = Self::from_files(&files, id, None, directory);
+        let model = Self::from_files(&files, id, None, directory, limits.placement);
         drop(files);
         memory::give_back();
         model
@@ -81,6 +89,7 @@ impl LoadedModel {
         id: &str,
         kind: Option<ModelKind>,
         directory: &Path,
+        placement: Placement,
     ) -> Result<Self, ModelError> {
         let Some(json) = &files.tokenizer else {
             return Err(ModelError::NoTokenizer(directory.to_owned()));
@@ -88,7 +97,7 @@ impl LoadedModel {
         let tokenizer = shared_tokenizer(json, directory)?;
         Ok(LoadedModel {
             chat_template: ChatTemplate::read(directory)?.map(Arc::new),
-            ..Self::new(id, files, kind, tokenizer)?
+            ..Self::new(id, files, kind, tokenizer, placement)?
         })
     }
 
@@ -98,7 +107,8 @@ impl LoadedModel {
         files: &ModelFiles,
         kind: Option<ModelKind>,
         tokenizer: Arc<Tokenizer>,
-    ) -> candle_core::Result<Self> {
+        placement: Placement,
+    ) -> Result<Self, ModelError> {
         let (mut parameters, mut nonzeros) = (0, 0);
         let config = serde_json::to_vec(&files.config).map_err(candle_core::Error::wrap)?;
         let mut hash = Sha256::new_with_prefix(config);
@@ -114,17 +124,23 @@ impl LoadedModel {
             ModelKind::Dense
         };
         let fingerprint = hexadecimal(&hash.finalize());
-        let transformer = TRANSFORMERS.get_or(&fingerprint, || {
+        let kind = kind.unwrap_or(guessed);
+        let device = match kind {
+            ModelKind::Dense => placement.dense.open()?,
+            ModelKind::Sparse => placement.sparse.open()?,
+        };
+        let held = format!("{} {fingerprint}", device::name(&device));
+        let transformer = TRANSFORMERS.get_or(&held, || {
             Transformer::stored(
                 files.config.clone(),
-                &files.tensors,
+                &*placed(&files.tensors, &device)?,
                 &files.quantised,
                 Purpose::Inference,
             )
         })?;
         Ok(LoadedModel {
             id: id.to_owned(),
-            kind: kind.unwrap_or(guessed),
+            kind,
             transformer,
             tokenizer,
             chat_template: None,
@@ -133,6 +149,21 @@ impl LoadedModel {
             fingerprint,
         })
     }
+}
+
+/// Tensors on a device: the same ones where they are there already.
+pub fn placed<'t>(
+    tensors: &'t BTreeMap<String, Tensor>,
+    device: &Device,
+) -> candle_core::Result<Cow<'t, BTreeMap<String, Tensor>>> {
+    if device.is_cpu() {
+        return Ok(Cow::Borrowed(tensors));
+    }
+    let moved = tensors.iter().map(|(name, tensor)| {
+        let tensor = tensor.to_dtype(DType::F32)?.to_device(device)?;
+        Ok((name.clone(), tensor))
+    });
+    moved.collect::<candle_core::Result<_>>().map(Cow::Owned)
 }
 
 impl Deref for LoadedModel {

@@ -53,15 +53,17 @@ impl<'c> TokenRows<'c> {
         ids: &[u32],
         at: Vec<CacheRow>,
         copies: Vec<(usize, CacheRow)>,
-        cache: CacheSlots<'c>,
+        mut cache: CacheSlots<'c>,
     ) -> Result<Self> {
         if ids.is_empty() || ids.len() != at.len() {
             bail!("{} tokens for {} rows", ids.len(), at.len())
         }
+        cache.prepare(&at, &copies)?;
         let positions: Vec<u32> = at.iter().map(|row| row.position as u32).collect();
+        let device = cache.device();
         Ok(TokenRows {
-            ids: Tensor::new(ids, &Device::Cpu)?,
-            positions: Tensor::new(positions, &Device::Cpu)?,
+            ids: Tensor::new(ids, device)?,
+            positions: Tensor::new(positions, device)?,
             arrangement: Arrangement::Cached { at, copies, cache },
         })
     }

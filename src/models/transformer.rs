@@ -214,7 +214,8 @@ impl Transformer {
                  before both"
             )
         }
-        let mut h = stream;
+        // It may come over a bridge, from a model on another device.
+        let mut h = stream.to_device(self.device())?;
         // What the MLP of a layer of parallel sublayers reads.
         let mut before_layer = None;
         let sites = Site::all(self.config.n_layers).skip(from.index());

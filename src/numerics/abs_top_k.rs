@@ -7,14 +7,16 @@
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
 use multiversion::multiversion;
 
-use super::rows;
+use super::{kernels, rows};
 
 /// Keeps the `k` largest-magnitude entries along the last dimension. `k` of the width or more keeps all.
 pub fn abs_top_k(x: &Tensor, k: usize) -> Result<Tensor> {
     if k >= x.dim(D::Minus1)? {
         return Ok(x.clone());
     }
-    if x.device().is_cpu() {
+    if kernels::run_on(x.device()) && !x.track_op() {
+        kernels::operations::abs_top_k(x, k)
+    } else if x.device().is_cpu() {
         x.contiguous()?.apply_op1(AbsTopK { k })
     } else {
         composed(x, k)

@@ -13,6 +13,7 @@ pub mod attention;
 pub mod columns;
 pub mod correlation;
 pub mod dense_product;
+pub mod device;
 pub mod exponential;
 pub mod kernels;
 pub mod lanes;

@@ -7,11 +7,15 @@
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
 
+use super::kernels::operations::{self, NormKind};
 use super::lanes::{LANES, Lanes};
-use super::rows;
+use super::{kernels, rows};
 
 /// `x / sqrt(mean(x^2) + epsilon) * gain`.
 pub fn rms_norm(x: &Tensor, gain: &Tensor, epsilon: f32) -> Result<Tensor> {
+    if kernels::run_on(x.device()) && !x.track_op() {
+        return operations::norm(x, gain, None, epsilon, NormKind::Rms);
+    }
     if x.device().is_cpu() {
         let op = NormOp {
             epsilon,
@@ -33,6 +37,9 @@ pub fn layer_norm(
     bias: Option<&Tensor>,
     epsilon: f32,
 ) -> Result<Tensor> {
+    if kernels::run_on(x.device()) && !x.track_op() {
+        return operations::norm(x, gain, bias, epsilon, NormKind::Layer);
+    }
     let scaled = if x.device().is_cpu() {
         let op = NormOp {
             epsilon,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 
-use super::rows;
+use super::{kernels, rows};
 
 /// Cosines and sines of every row's angles, `[rows, pairs]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +47,12 @@ pub fn rotate(x: &Tensor, turns: &Arc<Turns>, pairing: Pairing) -> Result<Tensor
             turns.cosines.len(),
             turns.pairs
         )
+    }
+    if kernels::run_on(x.device()) && !x.track_op() {
+        let on_device =
+            |angles: &[f32]| Tensor::from_slice(angles, (rows, turns.pairs), x.device());
+        let (cosines, sines) = (on_device(&turns.cosines)?, on_device(&turns.sines)?);
+        return kernels::operations::rotate(x, &cosines, &sines, pairing);
     }
     if !x.device().is_cpu() {
         return composed(x, turns, pairing);

@@ -25,6 +25,7 @@ use crate::models::layout::ModelFiles;
 use crate::models::location::Node;
 use crate::models::model::LoadedModel;
 use crate::models::transformer::Transformer;
+use crate::numerics::device::Placement;
 use crate::training::TrainingError;
 use crate::training::passes::masked::PaddedPrompts;
 use crate::training::progress::tell_trained;
@@ -98,7 +99,7 @@ pub fn prepare(recipe: &PruneRecipe) -> Result<Prepared, TrainingError> {
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default(),
     };
-    let model = LoadedModel::from_files(&files, &id, None, &recipe.model)
+    let model = LoadedModel::from_files(&files, &id, None, &recipe.model, Placement::CPU)
         .map_err(|error| TrainingError::Data(error.to_string()))?;
     let tensors = float32_tensors(&files)?;
     let config = files.config;

@@ -15,6 +15,7 @@ use crate::features::shipped_circuits::{self, CircuitHost};
 use crate::models::chat_template::ChatTemplate;
 use crate::models::layout::ModelFiles;
 use crate::models::model::{ModelError, shared_tokenizer};
+use crate::numerics::device::Placement;
 
 /// The pair in `directory`, whose weights come and go in `memory`.
 pub fn pair(
@@ -38,7 +39,13 @@ pub fn pair(
     let half = |path: &Path, id: &str, index| -> Result<ModelCard, ModelError> {
         Ok(ModelCard {
             provenance: provenance.clone(),
-            ..card(path, id, tried, index, weights.clone())?
+            ..card(
+                path,
+                id,
+                tried,
+                index,
+                (weights.clone(), memory.limits.placement),
+            )?
         })
     };
     let fingerprint = |index: usize| tried.fingerprints.get(index).map_or("", String::as_str);
@@ -72,7 +79,7 @@ pub fn model(
 ) -> Result<ModelCard, ModelError> {
     let bytes = ModelFiles::memory_need(directory, memory.limits)?.weights;
     let weights = memory.weights(id, directory.to_owned(), tried, bytes);
-    let mut card = card(directory, id, tried, 0, weights)?;
+    let mut card = card(directory, id, tried, 0, (weights, memory.limits.placement))?;
     card.provenance = provenance(directory);
     Ok(card)
 }
@@ -83,7 +90,7 @@ fn card(
     id: &str,
     tried: &Tried,
     index: usize,
-    weights: ServedWeights,
+    (weights, placement): (ServedWeights, Placement),
 ) -> Result<ModelCard, ModelError> {
     let config = ModelFiles::read_config(directory)?;
     let json = ModelFiles::read_tokenizer(directory, &config)?;
@@ -103,6 +110,11 @@ fn card(
         nonzeros: size.nonzeros,
         loaded: unix_seconds(),
         fingerprint: tried.fingerprints.get(index).cloned().unwrap_or_default(),
+        device: match size.is_sparse {
+            true => placement.sparse,
+            false => placement.dense,
+        }
+        .to_string(),
         provenance: Default::default(),
         config,
         weights,

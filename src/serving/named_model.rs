@@ -76,13 +76,14 @@ impl Snapshot {
     }
 }
 
-/// What changes an answer that the request does not: the build, the model with its chat template, the preset, and the
-/// bridge.
+/// What changes an answer that the request does not: the build, the model with its chat template, what it computes on, the
+/// preset, and the bridge.
 pub fn system_fingerprint(named: &NamedModel, bridge: Option<&ServedPair>) -> String {
     let model = &named.card;
     let mut hasher = Sha256::new();
     hasher.update(env!("CARGO_PKG_VERSION"));
     hasher.update(&model.fingerprint);
+    hasher.update(&model.device);
     hasher.update(bridge.map_or("", |bridge| &bridge.fingerprint));
     let template = model.chat_template.as_ref();
     hasher.update(template.map_or("", |template| template.source()));

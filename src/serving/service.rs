@@ -30,8 +30,9 @@ use crate::generation::engine::EngineHandle;
 use crate::generation::request::EngineError;
 use crate::interventions::nearest::suggestion;
 use crate::models::config::TransformerConfig;
-use crate::models::layout::ReadLimits;
+use crate::models::layout::ReadOptions;
 use crate::models::model::{LoadedModel, ModelError};
+use crate::numerics::device::{DeviceError, Placement};
 use crate::settings::Settings;
 
 /// What a server serves, what it could serve, and what is kept for both.
@@ -62,6 +63,8 @@ pub struct Service {
 pub enum StartError {
     #[error(transparent)]
     Conflict(#[from] Conflict),
+    #[error("engine.device: {0}")]
+    Device(#[from] DeviceError),
     #[error(transparent)]
     Pair(#[from] PairError),
     #[error(transparent)]
@@ -104,13 +107,18 @@ impl Service {
     pub fn start(settings: &Settings, engine: EngineHandle) -> Result<Self, StartError> {
         let mut served = Snapshot::default();
         let (mut named, mut shipped) = (BTreeMap::new(), BTreeMap::new());
-        let limits = ReadLimits {
+        let placement = settings.engine.placement().opened()?;
+        let limits = ReadOptions {
             model_bytes: settings.limits.max_model_bytes(),
             pickles: false,
-            precision: FloatPrecision::AsStored,
+            precision: match placement == Placement::CPU {
+                true => FloatPrecision::AsStored,
+                false => FloatPrecision::Single,
+            },
+            placement,
         };
         // What the settings name may be pickled: whoever wrote them has chosen it.
-        let chosen = ReadLimits {
+        let chosen = ReadOptions {
             pickles: true,
             ..limits
         };

@@ -20,6 +20,7 @@ use crate::models::chat_template::ChatTemplate;
 use crate::models::config::TransformerConfig;
 use crate::models::model::{LoadedModel, ModelKind};
 use crate::models::tokenizer::Tokenizer;
+use crate::numerics::device;
 use crate::serving::library::EntryKind;
 use crate::serving::preset_store::Presets;
 use crate::serving::weights::{Loaded, ServedWeights, WeightsError};
@@ -57,6 +58,8 @@ pub struct ModelCard {
     pub loaded: u64,
     /// A hash of its configuration and weights.
     pub fingerprint: String,
+    /// What it computes on: `cpu` or `cuda:N`.
+    pub device: String,
     pub provenance: Provenance,
     /// Its own, or those of the pair that it came with.
     pub weights: ServedWeights,
@@ -355,6 +358,7 @@ impl ModelCard {
             nonzeros: model.nonzeros,
             loaded: unix_seconds(),
             fingerprint: model.fingerprint.clone(),
+            device: device::name(model.device()),
             provenance,
             weights,
         }

@@ -13,7 +13,7 @@ use crate::bridge::pair::{PairError, is_pair};
 use crate::features::pair::Pair;
 use crate::memory;
 use crate::models::kv_cache::{CacheRow, KvCache};
-use crate::models::layout::{LayoutError, ModelFiles, ReadLimits};
+use crate::models::layout::{LayoutError, ModelFiles, ReadOptions};
 use crate::models::location::{Location, Site};
 use crate::models::model::{LoadedModel, ModelError, ModelKind};
 use crate::models::tap::{NoTap, Recorder};
@@ -88,7 +88,7 @@ impl Tried {
 
 /// Bytes that reading and trying the pair or model in `directory` may take: its configurations and the sizes of its
 /// tokenizers' files say how much. The models themselves are held against `limits` first.
-pub fn memory_bound(directory: &Path, limits: ReadLimits) -> Result<u64, TrialError> {
+pub fn memory_bound(directory: &Path, limits: ReadOptions) -> Result<u64, TrialError> {
     let mut bound = SPARE;
     for model in models_of(directory) {
         let need = ModelFiles::memory_need(&model, limits)?;
@@ -103,7 +103,7 @@ pub fn memory_bound(directory: &Path, limits: ReadLimits) -> Result<u64, TrialEr
 }
 
 /// Bounds this process, then reads what is in `directory` and lets it answer.
-pub fn bounded(directory: &Path, limits: ReadLimits) -> Result<Tried, TrialError> {
+pub fn bounded(directory: &Path, limits: ReadOptions) -> Result<Tried, TrialError> {
     let bound = memory_bound(directory, limits)?;
     memory::bound_growth(bound).map_err(candle_core::Error::wrap)?;
     match is_pair(directory) {
@@ -165,7 +165,7 @@ fn model_answers(model: &LoadedModel, directory: &Path) -> Result<Vec<(Site, Ten
     }
     let ids = tokens(model, directory)?;
     let config = &model.transformer.config;
-    let mut cache = KvCache::new(config, 1, config.context_length)?;
+    let mut cache = KvCache::new(config, 1, config.context_length, model.transformer.device())?;
     let at = (0..ids.len()).map(|position| CacheRow { slot: 0, position });
     let mut rows = TokenRows::cached(&ids, at.collect(), &mut cache)?;
     let mut recorder = Recorder::of(Site::all(config.n_layers).map(Location::Site));
@@ -207,7 +207,7 @@ fn pair_answers(pair: &Pair, directory: &Path) -> Result<(), TrialError> {
             let halves = [(&pair.sparse, site, sparse), (&pair.dense, joined, back)];
             for (model, site, stream) in halves {
                 let transformer = &model.transformer;
-                let mut cache = KvCache::new(&transformer.config, 1, 1)?;
+                let mut cache = KvCache::new(&transformer.config, 1, 1, transformer.device())?;
                 let first = CacheRow {
                     slot: 0,
                     position: 0,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::trial::Tried;
 use crate::bridge::pair::{PairError, is_pair};
 use crate::features::pair::Pair;
-use crate::models::layout::ReadLimits;
+use crate::models::layout::ReadOptions;
 use crate::models::model::{LoadedModel, ModelError};
 
 /// How long weights that are asked for wait for those of requests that are just ending.
@@ -89,7 +89,7 @@ pub struct WeightMemory {
     budget: u64,
     /// How long they stay when nobody asks.
     idle: Duration,
-    pub limits: ReadLimits,
+    pub limits: ReadOptions,
     /// How long reading may take.
     patience: Duration,
     /// One is read at a time.
@@ -237,7 +237,7 @@ impl OnDemand {
 impl WeightMemory {
     /// Memory of `budget` bytes, in which weights that nobody asks for stay for `idle`. Reading is held to `limits`
     /// and given up after `patience`.
-    pub fn new(budget: u64, idle: Duration, limits: ReadLimits, patience: Duration) -> Arc<Self> {
+    pub fn new(budget: u64, idle: Duration, limits: ReadOptions, patience: Duration) -> Arc<Self> {
         Arc::new(WeightMemory {
             budget,
             idle,
@@ -337,7 +337,12 @@ mod tests {
     use crate::features::test_pair::random_pair;
 
     fn memory(budget: u64, idle: Duration) -> Arc<WeightMemory> {
-        WeightMemory::new(budget, idle, ReadLimits::NONE, Duration::from_secs(60))
+        WeightMemory::new(
+            budget,
+            idle,
+            ReadOptions::UNBOUNDED,
+            Duration::from_secs(60),
+        )
     }
 
     /// What a trial of the pair in a folder finds.

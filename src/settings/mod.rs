@@ -21,7 +21,7 @@ pub use self::jobs::{ArtifactSettings, JobSettings};
 use self::keys::KeySettings;
 pub use self::limits::Limits;
 use crate::artifacts::{ArtifactError, ArtifactId, atomic};
-use crate::generation::scheduler::Capacity;
+use crate::generation::capacity::Capacity;
 
 /// What every variable of the environment that is read here begins with.
 const PREFIX: &str = "CAUSEWAY_";

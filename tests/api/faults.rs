@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use causeway::generation::health::Probe;
-use causeway::generation::request::GenerationRequest;
+use causeway::generation::request::{EngineError, GenerationRequest};
 use serde_json::{Value, json};
 
 use crate::client::Server;
@@ -18,8 +18,9 @@ struct Unlucky {
 }
 
 impl Probe for Unlucky {
-    fn computing(&self, request: &GenerationRequest) {
+    fn computing(&self, request: &GenerationRequest) -> Result<(), EngineError> {
         assert_ne!(request.sampling.seed, Some(UNLUCKY), "on purpose");
+        Ok(())
     }
 
     fn recovering(&self) {
@@ -84,4 +85,48 @@ fn those_beside_a_request_that_panics_are_answered() {
             }
         }
     });
+}
+
+/// A device that has no room for one seed, and fails for good with another.
+struct FailingDevice;
+
+/// The seeds of requests for which there is no room, and with which the device is lost.
+const LARGE: u64 = 14;
+const FATAL: u64 = 15;
+
+impl Probe for FailingDevice {
+    fn computing(&self, request: &GenerationRequest) -> Result<(), EngineError> {
+        // As the driver's errors come through the tensors' library.
+        let error = match request.sampling.seed {
+            Some(LARGE) => "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+            Some(FATAL) => "DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access\")",
+            _ => return Ok(()),
+        };
+        Err(candle_core::Error::Msg(error.to_owned()).into())
+    }
+}
+
+#[test]
+fn a_request_that_a_device_has_no_room_for_fails_alone() {
+    let server = Server::probed(FailingDevice);
+    let expected = server.post("/v1/completions", &completion(7)).ok();
+    let failed = server.post("/v1/completions", &completion(LARGE));
+    failed.is_error(503, None, Some("not_ready"));
+    assert!(failed.headers.contains_key("retry-after"));
+    assert_eq!(server.get("/readyz").status, 200);
+    let after = server.post("/v1/completions", &completion(7)).ok();
+    assert_eq!(after["choices"], expected["choices"]);
+}
+
+#[test]
+fn a_server_whose_device_is_lost_is_never_ready_again() {
+    let server = Server::probed(FailingDevice);
+    server.post("/v1/completions", &completion(7)).ok();
+    let failed = server.post("/v1/completions", &completion(FATAL));
+    failed.is_error(503, None, Some("not_ready"));
+    assert!(!failed.body.contains("ILLEGAL"), "that is for the log");
+    for _ in 0..2 {
+        server.get("/readyz").is_error(503, None, Some("not_ready"));
+        assert_eq!(server.get("/livez").status, 200);
+    }
 }

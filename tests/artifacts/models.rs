@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use candle_core::{DType, Device, Tensor};
-use causeway::artifacts::tensors::FloatPrecision;
 use causeway::artifacts::{tensors, torch_pickle};
 use causeway::models::config::{Activation, ActiveLocation, Norm, Positions};
-use causeway::models::layout::{LayoutError, ModelFiles, ReadLimits};
+use causeway::models::layout::{LayoutError, ModelFiles, ReadOptions};
 use causeway::models::memory_need::MemoryNeed;
 use causeway::models::released::parse_config;
 use causeway::models::tensor_names::tensor_shapes;
@@ -508,10 +507,9 @@ fn a_model_is_held_against_a_limit_before_its_weights_are_looked_at() {
     let weights: usize = model.tensors.values().map(Tensor::elem_count).sum();
     assert_eq!(need.weights, 4 * weights as u64);
     let read = |model_bytes| {
-        let limits = ReadLimits {
+        let limits = ReadOptions {
             model_bytes,
-            pickles: true,
-            precision: FloatPrecision::Single,
+            ..ReadOptions::UNBOUNDED
         };
         ModelFiles::read_within(&scratch.0, limits)
     };
@@ -535,9 +533,9 @@ fn a_model_is_held_against_a_limit_before_its_weights_are_looked_at() {
 
 #[test]
 fn pickles_are_read_only_where_the_caller_lets_them() {
-    let limits = ReadLimits {
+    let limits = ReadOptions {
         pickles: false,
-        ..ReadLimits::NONE
+        ..ReadOptions::UNBOUNDED
     };
     let error = ModelFiles::read_within(&golden("plain"), limits).unwrap_err();
     assert!(error.to_string().contains("causeway convert"), "{error}");

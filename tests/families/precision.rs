@@ -8,14 +8,14 @@ use causeway::artifacts::tensors::FloatPrecision;
 use causeway::models::gguf;
 use causeway::models::kv_cache::{CacheRow, KvCache};
 use causeway::models::layers::Purpose;
-use causeway::models::layout::{ModelFiles, ReadLimits};
+use causeway::models::layout::{ModelFiles, ReadOptions};
 use causeway::models::tap::NoTap;
 use causeway::models::token_rows::TokenRows;
 use causeway::models::transformer::Transformer;
 
-const KEPT: ReadLimits = ReadLimits {
+const KEPT: ReadOptions = ReadOptions {
     precision: FloatPrecision::AsStored,
-    ..ReadLimits::NONE
+    ..ReadOptions::UNBOUNDED
 };
 
 fn golden(name: &str) -> PathBuf {
@@ -39,7 +39,7 @@ fn logits(model: &Transformer) -> [Vec<u32>; 2] {
     let ids: Vec<u32> = (3..27).collect();
     let mut rows = TokenRows::sequences(&ids, ids.len(), &Device::Cpu).unwrap();
     let whole = model.forward(&mut rows, &mut NoTap).unwrap();
-    let mut cache = KvCache::new(&model.config, 1, ids.len()).unwrap();
+    let mut cache = KvCache::new(&model.config, 1, ids.len(), &Device::Cpu).unwrap();
     let mut single = Vec::new();
     for (position, &id) in ids.iter().enumerate() {
         let at = vec![CacheRow { slot: 0, position }];
@@ -110,7 +110,7 @@ fn a_directory_may_have_its_weights_in_a_gguf_file() {
     let file = std::fs::metadata(&path).unwrap().len();
     let need = ModelFiles::memory_need(scratch.path(), KEPT).unwrap();
     assert!(need.weights <= file, "{} of {file}", need.weights);
-    let little = ReadLimits {
+    let little = ReadOptions {
         model_bytes: file / 2,
         ..KEPT
     };

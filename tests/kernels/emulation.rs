@@ -12,6 +12,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 
 use bytemuck::Pod;
+use causeway::numerics::kernels::launch::{HostArgument, HostLaunch};
 use causeway::numerics::kernels::{SOURCES, THREADS};
 
 /// In `faults.cu`.
@@ -164,6 +165,24 @@ impl Launch {
             bytes.extend(content);
         }
         bytes
+    }
+}
+
+/// A launch as the engine makes it.
+impl From<&HostLaunch> for Launch {
+    fn from(launch: &HostLaunch) -> Self {
+        let arguments = launch.arguments.iter().map(|argument| match argument {
+            HostArgument::Number(bytes) => Argument::Number(bytes.clone()),
+            HostArgument::Read(bytes) => Argument::Input(bytes.clone()),
+            HostArgument::Written(bytes) => Argument::Changed(bytes.clone()),
+            HostArgument::Null => Argument::Null,
+        });
+        Launch {
+            kernel: launch.kernel.clone(),
+            grid: launch.grid.map(|blocks| blocks as usize),
+            shared: launch.shared as usize,
+            arguments: arguments.collect(),
+        }
     }
 }
 

@@ -317,10 +317,10 @@ impl<'m> BatchRun<'m> {
         let vocabulary = self.model.config.vocab_size;
         for wanted in wanted.chunks((LOGITS / vocabulary).max(1)) {
             let ids: Vec<u32> = wanted.iter().map(|&row| self.ids[row as usize]).collect();
-            let rows = stream.index_select(&Tensor::new(wanted, &Device::Cpu)?, 0)?;
+            let rows = stream.index_select(&Tensor::new(wanted, self.model.device())?, 0)?;
             let logits = self
                 .model
-                .unembed(&rows, &Tensor::new(ids, &Device::Cpu)?)?;
+                .unembed(&rows, &Tensor::new(ids, self.model.device())?)?;
             rows::with_values(&logits, |logits| {
                 for (&row, logits) in wanted.iter().zip(logits.chunks_exact(vocabulary)) {
                     let at = self.at[row as usize];

@@ -107,7 +107,12 @@ pub fn rows_of<T: AsRef<[u32]>>(batch: &[T]) -> (Vec<u32>, Vec<CacheRow>) {
 /// A cache with a slot for each prompt of a batch.
 pub fn cache_of<T: AsRef<[u32]>>(model: &Transformer, batch: &[T]) -> Result<KvCache> {
     let longest = batch.iter().map(|prompt| prompt.as_ref().len()).max();
-    KvCache::new(&model.config, batch.len(), longest.unwrap_or(0))
+    KvCache::new(
+        &model.config,
+        batch.len(),
+        longest.unwrap_or(0),
+        model.device(),
+    )
 }
 
 impl AsRef<[u32]> for ContrastPrompt {

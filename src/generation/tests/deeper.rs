@@ -14,8 +14,9 @@ use super::pair::{
 use super::prefixes::{assert_equal, text};
 use super::scheduling::submit;
 use crate::features::pair::Pair;
+use crate::generation::capacity::Capacity;
 use crate::generation::request::{Choice, GenerationRequest};
-use crate::generation::scheduler::{Capacity, Scheduler};
+use crate::generation::scheduler::Scheduler;
 use crate::models::location::Location;
 use crate::models::tap::ResidualTap;
 use crate::models::transformer::Transformer;

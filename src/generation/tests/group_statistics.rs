@@ -10,9 +10,9 @@ use super::pair::{
 use crate::features::group::Group;
 use crate::features::reference::ReferenceText;
 use crate::features::statistics::visit_locations;
+use crate::generation::capacity::Capacity;
 use crate::generation::engine::Engine;
 use crate::generation::request::{EngineError, GenerationRequest};
-use crate::generation::scheduler::Capacity;
 use crate::models::location::Location;
 
 const PROMPT: &[u32] = &[40, 257, 33, 260, 101, 45];

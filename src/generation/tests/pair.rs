@@ -27,6 +27,7 @@ use crate::models::location::{Location, Site};
 use crate::models::model::{LoadedModel, ModelKind, fingerprint};
 use crate::models::tensor_names::tensor_shapes;
 use crate::models::tokenizer::{Tokenizer, train_bpe};
+use crate::numerics::device::Placement;
 
 pub const LAYERS: usize = 2;
 pub const CONTEXT: usize = 24;
@@ -211,7 +212,10 @@ pub fn joined_pair(dense_layers: usize, site_map: &[&str]) -> Pair {
 fn built(files: Parts) -> Pair {
     let tokenizer = tokenizer();
     let model = |id: &str, files: &ModelFiles, kind| {
-        Arc::new(LoadedModel::new(id, files, Some(kind), tokenizer.clone()).expect("a model"))
+        Arc::new(
+            LoadedModel::new(id, files, Some(kind), tokenizer.clone(), Placement::CPU)
+                .expect("a model"),
+        )
     };
     let (dense, sparse) = (&files.dense.config, &files.sparse.config);
     let bridge = pair::build(&files.tensors, &files.record, dense, sparse);

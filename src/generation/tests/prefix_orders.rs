@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::pair::{answer, model, steered};
 use super::prefixes::{CONTEXT, Served, assert_equal, catalog, edit, edited, other, plain, text};
 use super::scheduling::{Keeper, submit};
+use crate::generation::capacity::Capacity;
 use crate::generation::request::{Generation, GenerationRequest};
-use crate::generation::scheduler::{Capacity, Scheduler};
+use crate::generation::scheduler::Scheduler;
 
 /// Requests of every kind for a prompt, each with the tokens that need not be run when it is repeated, if the prompt
 /// has fifty.

@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 use super::pair::{Catalog, answer, model, pair_of, request, steered};
 use super::scheduling::{assert_same, submit};
 use crate::features::pair::Pair;
+use crate::generation::capacity::Capacity;
 use crate::generation::engine::Engine;
 use crate::generation::health::Probe;
-use crate::generation::request::{Generation, GenerationRequest};
-use crate::generation::scheduler::{Capacity, Scheduler};
+use crate::generation::request::{EngineError, Generation, GenerationRequest};
+use crate::generation::scheduler::Scheduler;
 use crate::interventions::request::Strength;
 
 pub const CONTEXT: usize = 96;
@@ -401,8 +402,9 @@ fn who_leaves_leaves_whole_blocks() {
 struct Unlucky(usize);
 
 impl Probe for Unlucky {
-    fn computing(&self, request: &GenerationRequest) {
+    fn computing(&self, request: &GenerationRequest) -> Result<(), EngineError> {
         assert_ne!(request.prompts[0].len(), self.0, "on purpose");
+        Ok(())
     }
 }
 

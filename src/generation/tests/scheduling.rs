@@ -7,9 +7,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::pair::{Catalog, answer, bits, catalog, model, request, steered};
+use crate::generation::capacity::Capacity;
 use crate::generation::health::Load;
 use crate::generation::request::{Delta, EngineError, Generation, GenerationRequest};
-use crate::generation::scheduler::{Capacity, Observer, Scheduler};
+use crate::generation::scheduler::{Observer, Scheduler};
 use crate::models::transformer::Transformer;
 
 const PROMPT: &[u32] = &[40, 257, 33, 260, 101, 45];

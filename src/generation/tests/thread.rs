@@ -1,9 +1,9 @@
 //! The engine's thread: commands in turn, panics contained, an end.
 
 use super::pair::{answer, bits, catalog, model, request};
+use crate::generation::capacity::Capacity;
 use crate::generation::engine::Engine;
 use crate::generation::request::{ActivationsRequest, EngineError, GenerationRequest};
-use crate::generation::scheduler::Capacity;
 
 const PROMPT: &[u32] = &[40, 257, 33, 260, 101, 45];
 

@@ -11,8 +11,8 @@
 //! Safetensors of the last two may be sharded. In place of `model.safetensors`, Causeway's own form may have a `model.gguf`,
 //! whose names and order are llama.cpp's. Beside each there may be the files of a tokenizer ([`tokenizer_files`]).
 //! Whatever the form, the result holds the tensors of [`tensor_shapes`], finite and of the shape the configuration calls
-//! for: in f32, or as the file has them where the caller wants that ([`ReadLimits::precision`]). Nothing is allocated by the
-//! configuration's word alone, nor by the file's: the two bound each other, and a caller can bound both ([`ReadLimits`]).
+//! for: in f32, or as the file has them where the caller wants that ([`ReadOptions::precision`]). Nothing is allocated by the
+//! configuration's word alone, nor by the file's: the two bound each other, and a caller can bound both ([`ReadOptions`]).
 
 mod error;
 mod files;
@@ -39,6 +39,7 @@ use super::{gpt2, released, tokenizer_files};
 use crate::artifacts::tensors::{FloatPrecision, Selection};
 use crate::artifacts::{ArtifactError, atomic, sparse_tensor, tensors, torch_pickle};
 use crate::numerics::columns::StoredMatrix;
+use crate::numerics::device::Placement;
 
 const CONFIG_FILE: &str = "config.json";
 const WEIGHTS_FILE: &str = "model.safetensors";
@@ -54,34 +55,37 @@ const LONGEST_CONFIG: u64 = 1 << 20;
 /// names.
 const FILE_PER_WEIGHTS: u64 = 2;
 
-/// What a directory may ask of whoever reads it.
+/// How a directory is read: what it may ask of whoever reads it, and where what is read goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReadLimits {
+pub struct ReadOptions {
     /// Bytes that a model's weights and the key-value cache of one sequence may take together.
     pub model_bytes: u64,
     /// Whether pickled checkpoints are read.
     pub pickles: bool,
     /// Whether weights in sixteen bits or quantised stay so.
     pub precision: FloatPrecision,
+    /// Where a model computes. On a device weights are float32.
+    pub placement: Placement,
 }
 
-impl ReadLimits {
-    /// Whatever the directory holds: for files that the caller has chosen.
-    pub const NONE: Self = ReadLimits {
+impl ReadOptions {
+    /// Whatever the directory holds, on the CPU: for files that the caller has chosen.
+    pub const UNBOUNDED: Self = ReadOptions {
         model_bytes: u64::MAX,
         pickles: true,
         precision: FloatPrecision::Single,
+        placement: Placement::CPU,
     };
 }
 
 impl ModelFiles {
     /// Reads the model in `directory`, whichever of the known forms it is in.
     pub fn read(directory: &Path) -> Result<Self, LayoutError> {
-        Self::read_within(directory, ReadLimits::NONE)
+        Self::read_within(directory, ReadOptions::UNBOUNDED)
     }
 
     /// The same of a model that may not exceed `limits`.
-    pub fn read_within(directory: &Path, limits: ReadLimits) -> Result<Self, LayoutError> {
+    pub fn read_within(directory: &Path, limits: ReadOptions) -> Result<Self, LayoutError> {
         let described = Described::read(directory)?;
         let need = described.need(directory, limits.precision);
         check_need(need, directory, limits)?;
@@ -122,7 +126,7 @@ impl ModelFiles {
 
     /// What serving one sequence of the model in `directory` takes, by its configuration and the sizes of its files; held
     /// against `limits`.
-    pub fn memory_need(directory: &Path, limits: ReadLimits) -> Result<MemoryNeed, LayoutError> {
+    pub fn memory_need(directory: &Path, limits: ReadOptions) -> Result<MemoryNeed, LayoutError> {
         let need = Described::read(directory)?.need(directory, limits.precision);
         check_need(need, directory, limits)?;
         Ok(need)
@@ -440,7 +444,7 @@ fn foreign_model(
     Ok(model)
 }
 
-fn check_need(need: MemoryNeed, directory: &Path, limits: ReadLimits) -> Result<(), LayoutError> {
+fn check_need(need: MemoryNeed, directory: &Path, limits: ReadOptions) -> Result<(), LayoutError> {
     let within = need.within(limits.model_bytes);
     within.map_err(|source| LayoutError::TooLarge {
         directory: directory.to_owned(),

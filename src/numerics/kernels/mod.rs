@@ -5,7 +5,16 @@
 //! same bits alone and among others. The functions of [`super`] are their oracles: `tests/kernels.rs` runs every kernel on
 //! the host, under an emulation, against them, and takes its list from here.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod launch;
+pub mod operations;
+
 use sha2::{Digest, Sha256};
+
+#[cfg(feature = "cuda")]
+pub(super) use self::cuda::trim;
+pub use self::launch::run_on;
 
 /// Threads of a block, of every kernel: `THREADS` of `device.cuh`.
 pub const THREADS: u32 = 256;

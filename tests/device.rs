@@ -1,0 +1,305 @@
+//! The engine as it is on a device, without one: its kernels' own text is run by the emulation of `tests/kernels`, and all
+//! that surrounds them (what they are given, the cache in the device's memory, rows put back) is what a device would have.
+
+#[path = "kernels/emulation.rs"]
+#[allow(dead_code)]
+mod emulation;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use candle_core::{Device, Tensor};
+use causeway::features::pair::Pair;
+use causeway::generation::capacity::Capacity;
+use causeway::generation::request::{EngineError, Generation, GenerationRequest};
+use causeway::generation::scheduler::{Observer, Scheduler};
+use causeway::models::kv_cache::{CacheRow, KvCache};
+use causeway::models::layers::Purpose;
+use causeway::models::layout::ModelFiles;
+use causeway::models::model::LoadedModel;
+use causeway::models::tap::NoTap;
+use causeway::models::token_rows::TokenRows;
+use causeway::models::transformer::Transformer;
+use causeway::numerics::kernels::launch::{HostKernels, HostLaunch, stand_in};
+use serde_json::{Value, json};
+
+use self::emulation::{Emulation, Launch, Order};
+
+/// Runs launches one after another, and counts them.
+struct Emulated {
+    driver: Mutex<Emulation>,
+    launched: Arc<Mutex<BTreeMap<String, usize>>>,
+}
+
+impl HostKernels for Emulated {
+    fn run(&self, launch: &HostLaunch) -> candle_core::Result<Vec<Vec<u8>>> {
+        *self
+            .launched
+            .lock()
+            .unwrap()
+            .entry(launch.kernel.clone())
+            .or_default() += 1;
+        let mut driver = self.driver.lock().unwrap();
+        let left = driver.run_once(&Launch::from(launch), Order::Forwards, 0);
+        Ok(left.unwrap_or_else(|| panic!("the driver ended in {}", launch.kernel)))
+    }
+}
+
+/// What `work` returns with the CPU's functions, and with kernels in their place; and the kernels that were launched.
+fn both<T>(work: impl Fn() -> T) -> (T, T, BTreeSet<String>) {
+    // What stands in for a device does so for the whole process.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(|held| held.into_inner());
+    let on_cpu = work();
+    let launched = Arc::default();
+    stand_in(Some(Box::new(Emulated {
+        driver: Mutex::new(Emulation::start()),
+        launched: Arc::clone(&launched),
+    })));
+    let on_device = work();
+    stand_in(None);
+    let launched = launched.lock().unwrap().keys().cloned().collect();
+    (on_cpu, on_device, launched)
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn furthest(one: &[f32], other: &[f32]) -> f32 {
+    assert_eq!(one.len(), other.len());
+    let differences = one
+        .iter()
+        .zip(other)
+        .map(|(one, other)| (one - other).abs());
+    differences.fold(0.0, f32::max)
+}
+
+/// Feeds a sequence in chunks over a cache: `[tokens, vocabulary]`, row after row.
+fn logits(files: &ModelFiles, ids: &[u32], chunk: usize) -> Vec<f32> {
+    let model = Transformer::new(files.config.clone(), &files.tensors, Purpose::Inference).unwrap();
+    let mut cache = KvCache::new(&model.config, 2, ids.len(), model.device()).unwrap();
+    let mut all = Vec::new();
+    for start in (0..ids.len()).step_by(chunk) {
+        let end = (start + chunk).min(ids.len());
+        let at = (start..end).map(|position| CacheRow { slot: 1, position });
+        let mut rows = TokenRows::cached(&ids[start..end], at.collect(), &mut cache).unwrap();
+        let logits = model.forward(&mut rows, &mut NoTap).unwrap();
+        all.extend(logits.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    }
+    all
+}
+
+#[test]
+fn every_family_has_the_same_logits_by_kernels() {
+    let folders = std::fs::read_dir(root().join("tests/golden/families")).unwrap();
+    let mut folders: Vec<PathBuf> = folders.map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    let mut launched = BTreeSet::new();
+    for folder in folders {
+        let files = ModelFiles::read(&folder).unwrap();
+        let stored =
+            candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu);
+        let ids = stored.unwrap().remove("ids").unwrap();
+        let ids: Vec<i32> = ids.to_vec1().unwrap();
+        let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
+        let (on_cpu, on_device, kernels) = both(|| logits(&files, &ids, 24));
+        let difference = furthest(&on_cpu, &on_device);
+        assert!(difference < 1e-4, "{}: {difference}", folder.display());
+        launched.extend(kernels);
+    }
+    for kernel in ["attention_f32", "cache_store_f32", "norm_f32", "rotary_f32"] {
+        assert!(
+            launched.contains(kernel),
+            "{kernel} is not among {launched:?}"
+        );
+    }
+}
+
+/// A sequence that is longer than a chunk of attention is divided between blocks where there are few.
+#[test]
+fn long_sequences_are_divided_between_blocks() {
+    let folder = root().join("bridges/tinypython/dense");
+    let files = ModelFiles::read(&folder).unwrap();
+    let mut config = files.config.clone();
+    config.context_length = 300;
+    // The positions behind the model's own context are its first ones again.
+    let mut tensors = files.tensors.clone();
+    if let Some(table) = tensors.get("transformer.wpe.weight").cloned() {
+        let longer = Tensor::cat(&[&table, &table.narrow(0, 0, 300 - 256).unwrap()], 0).unwrap();
+        tensors.insert("transformer.wpe.weight".to_owned(), longer);
+    }
+    let files = ModelFiles {
+        config,
+        tensors,
+        ..files
+    };
+    let ids: Vec<u32> = (0..262).map(|n| n * 37 % 2048).collect();
+    let (on_cpu, on_device, launched) = both(|| {
+        let (first, last) = ids.split_at(260);
+        let model =
+            Transformer::new(files.config.clone(), &files.tensors, Purpose::Inference).unwrap();
+        let mut cache = KvCache::new(&model.config, 1, 300, model.device()).unwrap();
+        let mut feed = |ids: &[u32], from: usize| {
+            let at = (from..from + ids.len()).map(|position| CacheRow { slot: 0, position });
+            let mut rows = TokenRows::cached(ids, at.collect(), &mut cache).unwrap();
+            let logits = model.forward(&mut rows, &mut NoTap).unwrap();
+            logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        feed(first, 0);
+        feed(last, 260)
+    });
+    let difference = furthest(&on_cpu, &on_device);
+    assert!(difference < 1e-3, "{difference}");
+    for kernel in ["attention_chunk_f32", "attention_join_f32"] {
+        assert!(
+            launched.contains(kernel),
+            "{kernel} is not among {launched:?}"
+        );
+    }
+}
+
+/// Blocks of the cache are what they are on the CPU, and go back into another slot.
+#[test]
+fn blocks_of_a_devices_cache_are_read_and_written() {
+    let folder = root().join("tests/golden/families");
+    let folder = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .min();
+    let files = ModelFiles::read(&folder.unwrap()).unwrap();
+    let (on_cpu, on_device, _) = both(|| {
+        let model =
+            Transformer::new(files.config.clone(), &files.tensors, Purpose::Inference).unwrap();
+        let mut cache = KvCache::empty(&model.config, 70, model.device());
+        let ids: Vec<u32> = (0..66).map(|n| n % 7).collect();
+        // Slots are added while others are in use.
+        cache.add_slot().unwrap();
+        let at = (0..66).map(|position| CacheRow { slot: 0, position });
+        let mut rows = TokenRows::cached(&ids, at.collect(), &mut cache).unwrap();
+        model.forward(&mut rows, &mut NoTap).unwrap();
+        cache.add_slot().unwrap();
+        cache.add_slot().unwrap();
+        let first = cache.read_block(0, 0..64).unwrap().unwrap();
+        let second = cache.read_block(0, 64..66).unwrap().unwrap();
+        cache.write_block(2, 0..64, &first).unwrap();
+        cache.write_block(2, 64..65, &second).unwrap();
+        let mut rows = TokenRows::cached(
+            &[3],
+            vec![CacheRow {
+                slot: 2,
+                position: 65,
+            }],
+            &mut cache,
+        );
+        let logits = model.forward(rows.as_mut().unwrap(), &mut NoTap).unwrap();
+        let logits = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (first, second, logits)
+    });
+    assert!(furthest(&on_cpu.0, &on_device.0) < 1e-4);
+    assert!(furthest(&on_cpu.1, &on_device.1) < 1e-4);
+    assert!(furthest(&on_cpu.2, &on_device.2) < 1e-4);
+}
+
+struct Answer(Arc<Mutex<Option<Result<Generation, EngineError>>>>);
+
+impl Observer for Answer {
+    fn more(&mut self, _: causeway::generation::request::Delta) -> bool {
+        true
+    }
+
+    fn waits(&self) -> bool {
+        true
+    }
+
+    fn done(self: Box<Self>, answer: Result<Generation, EngineError>) {
+        *self.0.lock().unwrap() = Some(answer);
+    }
+}
+
+/// Answers all requests together.
+fn answered(requests: Vec<GenerationRequest>) -> Vec<Generation> {
+    let mut scheduler = Scheduler::new(Capacity::default());
+    let answers: Vec<_> = requests
+        .into_iter()
+        .map(|request| {
+            let answer = Arc::default();
+            scheduler.submit(request, Box::new(Answer(Arc::clone(&answer))));
+            answer
+        })
+        .collect();
+    while !scheduler.is_idle() {
+        scheduler.step();
+    }
+    let taken = answers.iter().map(|answer| answer.lock().unwrap().take());
+    taken
+        .map(|answer| answer.expect("an answer").unwrap())
+        .collect()
+}
+
+fn request(
+    pair: &Arc<Pair>,
+    model: &Arc<LoadedModel>,
+    prompt: &str,
+    steer: Option<Value>,
+) -> GenerationRequest {
+    GenerationRequest {
+        pair: Some(pair.clone()),
+        prompts: vec![pair.tokenizer().encode(prompt).unwrap()],
+        max_tokens: 3,
+        logprobs: Some(1),
+        steer: steer.map(|steer| serde_json::from_value(steer).unwrap()),
+        ..GenerationRequest::of_one_token(model.clone())
+    }
+}
+
+/// The shipped pair: both models, edits over the bridge and natively, with their controls, in one batch.
+#[test]
+fn steered_answers_are_those_of_the_cpu() {
+    let steer = |feature: &str| {
+        json!({
+            "edits": [{"feature": feature, "op": "ablate"}],
+            "variants": ["steered", "baseline", "random"],
+            "return": ["receipt"],
+        })
+    };
+    let (on_cpu, on_device, launched) = both(|| {
+        let pair = Arc::new(Pair::read(&root().join("bridges/tinypython")).unwrap());
+        let feature = pair.features.keys().next().expect("a feature").clone();
+        let prompts = ["print(\"hello", "for i in range("];
+        answered(vec![
+            request(&pair, &pair.dense, prompts[0], Some(steer(&feature))),
+            request(&pair, &pair.sparse, prompts[0], Some(steer(&feature))),
+            request(&pair, &pair.dense, prompts[1], None),
+        ])
+    });
+    assert_eq!(on_cpu.len(), on_device.len());
+    for (on_cpu, on_device) in on_cpu.iter().zip(&on_device) {
+        assert_eq!(on_cpu.choices.len(), on_device.choices.len());
+        for (one, other) in on_cpu.choices.iter().zip(&on_device.choices) {
+            assert_eq!(one.text, other.text);
+            assert_eq!(one.variant, other.variant);
+            assert_eq!(one.receipt.is_some(), other.receipt.is_some());
+            let logprobs = |choice: &causeway::generation::request::Choice| -> Vec<f32> {
+                choice
+                    .tokens
+                    .iter()
+                    .filter_map(|token| token.logprob)
+                    .collect()
+            };
+            assert!(furthest(&logprobs(one), &logprobs(other)) < 1e-3);
+        }
+    }
+    for kernel in [
+        "abs_top_k_f32",
+        "attention_f32",
+        "cache_store_f32",
+        "norm_f32",
+    ] {
+        assert!(
+            launched.contains(kernel),
+            "{kernel} is not among {launched:?}"
+        );
+    }
+}
