@@ -13,14 +13,16 @@ use candle_core::{Device, Tensor};
 use causeway::features::pair::Pair;
 use causeway::generation::capacity::Capacity;
 use causeway::generation::request::{EngineError, Generation, GenerationRequest};
+use causeway::generation::sampling::Sampling;
 use causeway::generation::scheduler::{Observer, Scheduler};
 use causeway::models::kv_cache::{CacheRow, KvCache};
-use causeway::models::layers::Purpose;
+use causeway::models::layers::{Linear, Purpose};
 use causeway::models::layout::ModelFiles;
 use causeway::models::model::LoadedModel;
 use causeway::models::tap::NoTap;
 use causeway::models::token_rows::TokenRows;
 use causeway::models::transformer::Transformer;
+use causeway::numerics::columns::StoredMatrix;
 use causeway::numerics::kernels::launch::{HostKernels, HostLaunch, stand_in};
 use serde_json::{Value, json};
 
@@ -249,6 +251,11 @@ fn request(
         prompts: vec![pair.tokenizer().encode(prompt).unwrap()],
         max_tokens: 3,
         logprobs: Some(1),
+        // Controls are drawn from it.
+        sampling: Sampling {
+            seed: Some(7),
+            ..Sampling::greedy()
+        },
         steer: steer.map(|steer| serde_json::from_value(steer).unwrap()),
         ..GenerationRequest::of_one_token(model.clone())
     }
@@ -296,6 +303,62 @@ fn steered_answers_are_those_of_the_cpu() {
         "attention_f32",
         "cache_store_f32",
         "norm_f32",
+        "norm_top_k_product_f32",
+        "sparse_product_f32",
+    ] {
+        assert!(
+            launched.contains(kernel),
+            "{kernel} is not among {launched:?}"
+        );
+    }
+}
+
+/// A sparse layer gives a row the same bits by itself and among others, and the CPU's numbers.
+#[test]
+fn sparse_layers_are_those_of_the_cpu_and_the_same_in_a_batch() {
+    let (inputs, outputs, rows) = (300, 1030, 40);
+    let noise = |n: usize| ((n * 7919 % 2003) as f32 / 1000.0 - 1.0).sin();
+    let weight = |n: usize| {
+        if (n * 31).is_multiple_of(17) {
+            noise(n)
+        } else {
+            0.0
+        }
+    };
+    let weight: Vec<f32> = (0..inputs * outputs).map(weight).collect();
+    let bias: Vec<f32> = (0..outputs).map(noise).collect();
+    let x: Vec<f32> = (0..inputs * rows).map(|n| noise(n + 5)).collect();
+    let (on_cpu, on_device, launched) = both(|| {
+        let tensor = |values: &[f32], shape: (usize, usize)| {
+            Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+        };
+        let stored = StoredMatrix::Plain(tensor(&weight, (outputs, inputs)));
+        let bias = Tensor::new(bias.as_slice(), &Device::Cpu).unwrap();
+        let layer = Linear::new(stored, Some(bias), Purpose::Inference).unwrap();
+        let forward = |x: Tensor| {
+            let y = layer.forward(&x).unwrap();
+            y.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let x = tensor(&x, (rows, inputs));
+        let alone = forward(x.narrow(0, 33, 1).unwrap());
+        (forward(x), alone, layer.weights_of_output(1029).unwrap())
+    });
+    assert!(furthest(&on_cpu.0, &on_device.0) < 1e-4);
+    let bits = |values: &[f32]| {
+        values
+            .iter()
+            .map(|value| value.to_bits())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        bits(&on_device.1),
+        bits(&on_device.0[33 * outputs..][..outputs])
+    );
+    assert_eq!(on_cpu.2, on_device.2);
+    for kernel in [
+        "norm_top_k_product_f32",
+        "transpose_f32",
+        "sparse_product_f32",
     ] {
         assert!(
             launched.contains(kernel),

@@ -4,6 +4,7 @@ pub mod asking;
 pub mod carrying_out;
 pub mod circuits;
 pub mod client;
+mod compute_on;
 pub mod convert;
 pub mod corpus;
 pub mod eval;

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use candle_core::{Device, Result as CandleResult};
+use candle_core::Result as CandleResult;
 use serde::Serialize;
 
 use super::EvaluationError;
@@ -410,7 +410,7 @@ pub fn completions(models: &Pair) -> Result<String, EvaluationError> {
         let tokens = models.tokenizer().encode(prompt)?;
         let mut all = tokens.clone();
         for _ in 0..COMPLETION_TOKENS {
-            let mut rows = TokenRows::sequences(&all, all.len(), &Device::Cpu)?;
+            let mut rows = TokenRows::sequences(&all, all.len(), models.dense.device())?;
             let logits = models.dense.forward(&mut rows, &mut NoTap)?;
             let next = logits.get(all.len() - 1)?.argmax(0)?.to_scalar::<u32>()?;
             if Some(next) == models.tokenizer().end_of_text() {

@@ -1,7 +1,6 @@
 //! Held-out losses of both models and of counting models trained on the same tokens, and the bridge's fidelity
 //! at every site, source by source.
 
-use candle_core::Device;
 use serde::Serialize;
 
 use super::EvaluationError;
@@ -102,7 +101,7 @@ impl Counting<'_> {
             &models.sparse,
             &models.bridge,
             batch.text(),
-            &Device::Cpu,
+            models.dense.device(),
             sites,
         )?;
         tracing::info!(source, "losses are measured");

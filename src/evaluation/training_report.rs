@@ -152,7 +152,7 @@ pub fn of_pair(
             &models.sparse,
             &models.bridge,
             batch.text(),
-            &Device::Cpu,
+            models.dense.device(),
             Site::all(models.n_layers()),
         )?;
         let figures = SourceFigures {

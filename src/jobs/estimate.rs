@@ -51,7 +51,13 @@ pub async fn measure(
         artifacts.get(artifact, &to).await?;
     }
     let program = std::env::current_exe()?;
-    let mut command: Command = training(&program, spec, folder.path(), settings)?;
+    let mut command: Command = training(
+        &program,
+        spec,
+        folder.path(),
+        settings,
+        settings.devices.of_worker(0),
+    )?;
     let child = command
         .current_dir(folder.path())
         .arg("--dry-run")

@@ -19,6 +19,7 @@ use tokio::process::{Child, Command};
 use super::job::Failure;
 use super::spec::JobSpec;
 use crate::memory;
+use crate::numerics::device::DeviceChoice;
 use crate::settings::JobSettings;
 use crate::training::checkpoint::is_whole;
 use crate::training::exit::TrainingExit;
@@ -55,11 +56,12 @@ impl Process {
         spec: &JobSpec,
         directory: &Path,
         settings: &JobSettings,
+        device: DeviceChoice,
     ) -> io::Result<Self> {
         // The training forgets what it told after its checkpoint; whoever reads along must not have read it before.
         let first_step = steps(&directory.join(CHECKPOINTS)).first().copied();
         keep_before(directory, first_step.unwrap_or(0)).map_err(io::Error::other)?;
-        let child = training(program, spec, directory, settings)?
+        let child = training(program, spec, directory, settings, device)?
             .current_dir(directory)
             .args(["--resume", "--attended"])
             .stdin(Stdio::piped())
@@ -120,6 +122,7 @@ pub fn training(
     spec: &JobSpec,
     directory: &Path,
     settings: &JobSettings,
+    device: DeviceChoice,
 ) -> io::Result<Command> {
     let recipe = spec.recipe.clone().into_directory(directory);
     let text = recipe.to_toml().map_err(io::Error::other)?;
@@ -131,6 +134,7 @@ pub fn training(
         .arg("--recipe")
         .arg(&path)
         .args(["--nice", &settings.nice.to_string()])
+        .args(recipe.takes_device().then(|| format!("--device={device}")))
         .env("RAYON_NUM_THREADS", settings.threads.to_string())
         .kill_on_drop(true);
     Ok(command)

@@ -278,6 +278,11 @@ impl Recipe {
         }
     }
 
+    /// Whether it can compute on a device other than the CPU.
+    pub fn takes_device(&self) -> bool {
+        !matches!(self, Recipe::Prune(_))
+    }
+
     /// The folder of the result, below the output's directory.
     pub fn result(&self) -> &'static str {
         match self {

@@ -17,6 +17,7 @@ use super::store::{Store, StoreError};
 use crate::artifacts::{Manifest, atomic, is_full};
 use crate::circuits::directory;
 use crate::evaluation::training_report;
+use crate::numerics::device::DeviceChoice;
 use crate::settings::{JobSettings, Settings};
 
 /// Beside a result: what it was trained by. Paths in it begin where the training ran.
@@ -43,6 +44,8 @@ pub struct Worker {
     pub store: Store,
     pub artifacts: ArtifactStore,
     pub settings: JobSettings,
+    /// What its trainings compute on.
+    pub device: DeviceChoice,
     /// Where jobs have their directories.
     pub work: PathBuf,
     /// This program, which trains.
@@ -124,6 +127,7 @@ impl Worker {
             store: store.clone(),
             artifacts: artifacts.clone(),
             settings: settings.jobs.clone(),
+            device: settings.jobs.devices.of_worker(number),
             work: std::path::absolute(settings.data_dir.join("jobs"))?,
             program: std::env::current_exe()?,
         })
@@ -288,7 +292,12 @@ impl Worker {
 impl Attempt<'_> {
     async fn run(&mut self) -> Result<Outcome, Interruption> {
         let (worker, claim, job) = (self.worker, self.claim, self.job);
-        let text = format!("attempt {} on {}", claim.attempt, worker.name);
+        let device = match job.spec.recipe.takes_device() {
+            true => worker.device,
+            false => DeviceChoice::Cpu,
+        };
+        let (attempt, name) = (claim.attempt, &worker.name);
+        let text = format!("attempt {attempt} on {name}, computing on {device}");
         self.say("begun", &text, Level::Info).await?;
         self.directory = process::prepare(&worker.work, &job.id, claim.attempt)?;
         self.newest = self.keeping(self.bring()).await?;
@@ -370,7 +379,8 @@ impl Attempt<'_> {
         let kind = self.job.spec.recipe.result_kind();
         let is_there = |metrics: &Metrics| metrics.trained && kind == ResultKind::Model;
         let (spec, settings) = (&self.job.spec, &worker.settings);
-        let mut process = Process::start(&worker.program, spec, &self.directory, settings)?;
+        let device = worker.device;
+        let mut process = Process::start(&worker.program, spec, &self.directory, settings, device)?;
         let mut asked_for = None;
         loop {
             let ended = process.ended()?;

@@ -10,7 +10,8 @@ use super::config::{ActiveLocation, Norm, TransformerConfig};
 use super::variant::NormPlacement;
 use crate::numerics::abs_top_k::abs_top_k;
 use crate::numerics::columns::{Columns, StoredMatrix};
-use crate::numerics::{kernels, linear, norm};
+use crate::numerics::kernels::{self, sparse_matrix::SparseMatrix};
+use crate::numerics::{linear, norm};
 
 /// What a model's weights are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +117,7 @@ impl<'a> Weights<'a> {
 /// `y = W x + b`, rows in, rows out.
 #[derive(Debug, Clone)]
 pub enum Linear {
-    /// Plain matrices: training, and every device but the CPU.
+    /// Plain matrices: training, and dense layers on every device but the CPU.
     Matrix {
         weight: Tensor,
         bias: Option<Tensor>,
@@ -124,6 +125,11 @@ pub enum Linear {
     },
     /// Inference on the CPU.
     Columns(Arc<Columns>),
+    /// Inference on a device, where most weights are zero. The host has them too, for who asks which they are.
+    Sparse {
+        on_device: Arc<SparseMatrix>,
+        columns: Arc<Columns>,
+    },
 }
 
 impl Linear {
@@ -140,6 +146,15 @@ impl Linear {
                 return Ok(Linear::Columns(Arc::new(columns)));
             }
         };
+        if purpose == Purpose::Inference
+            && let Some(matrix) = SparseMatrix::of(&weight, bias.as_ref())?
+        {
+            let columns = Columns::new(&weight, bias.as_ref())?;
+            return Ok(Linear::Sparse {
+                on_device: Arc::new(matrix),
+                columns: Arc::new(columns),
+            });
+        }
         let frozen = purpose != Purpose::Training;
         Ok(Linear::Matrix {
             weight,
@@ -171,13 +186,14 @@ impl Linear {
                 frozen,
             } => linear::linear(x, weight, bias.as_ref(), *frozen),
             Linear::Columns(columns) => columns.forward(x),
+            Linear::Sparse { on_device, .. } => on_device.forward(x),
         }
     }
 
     /// Outputs and inputs.
     pub fn shape(&self) -> Result<(usize, usize)> {
         match self {
-            Linear::Columns(columns) => Ok(columns.shape()),
+            Linear::Columns(columns) | Linear::Sparse { columns, .. } => Ok(columns.shape()),
             Linear::Matrix { weight, .. } => weight.dims2(),
         }
     }
@@ -185,7 +201,9 @@ impl Linear {
     /// The weights of one input that are not zero, each with the output it adds to, in ascending order.
     pub fn weights_of_input(&self, input: usize) -> Result<Vec<(usize, f32)>> {
         match self {
-            Linear::Columns(columns) => Ok(columns.weights_of_input(input)),
+            Linear::Columns(columns) | Linear::Sparse { columns, .. } => {
+                Ok(columns.weights_of_input(input))
+            }
             Linear::Matrix { weight, .. } => nonzero(&weight.narrow(1, input, 1)?),
         }
     }
@@ -193,7 +211,9 @@ impl Linear {
     /// The weights of one output that are not zero, each with the input it reads, in ascending order.
     pub fn weights_of_output(&self, output: usize) -> Result<Vec<(usize, f32)>> {
         match self {
-            Linear::Columns(columns) => Ok(columns.weights_of_output(output)),
+            Linear::Columns(columns) | Linear::Sparse { columns, .. } => {
+                Ok(columns.weights_of_output(output))
+            }
             Linear::Matrix { weight, .. } => nonzero(&weight.narrow(0, output, 1)?),
         }
     }
@@ -201,7 +221,7 @@ impl Linear {
     /// The layer's columns, where it is held for inference.
     pub fn columns(&self) -> Option<&Columns> {
         match self {
-            Linear::Columns(columns) => Some(columns),
+            Linear::Columns(columns) | Linear::Sparse { columns, .. } => Some(columns),
             Linear::Matrix { .. } => None,
         }
     }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifacts::text_files;
 use crate::memory;
+use crate::numerics::device::{DeviceChoice, DeviceError};
 
 /// Hours.
 const LONGEST_KEPT: u64 = 87_600;
@@ -79,6 +80,8 @@ pub struct JobSettings {
     /// How far a training stands back behind everything else on the machine: 0 not at all, 19 up to using idle cores
     /// only.
     pub nice: i32,
+    /// What trainings compute on, separated by commas: each worker has one of them, in turn.
+    pub devices: Devices,
     /// A training that takes more memory is ended, in MiB; 0 for half of what the machine, or the container, has.
     pub memory_mib: u64,
     /// Seconds after which a job whose worker is not heard of is taken over.
@@ -93,6 +96,35 @@ pub struct JobSettings {
     pub max_files_bytes: u64,
     /// Jobs that are kept, those that have ended among them.
     pub max_jobs: u64,
+}
+
+/// Devices that workers take in turn; written as one text, separated by commas.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Devices(Vec<DeviceChoice>);
+
+impl Devices {
+    /// That of the worker of this number.
+    pub fn of_worker(&self, number: usize) -> DeviceChoice {
+        let turn = self.0.iter().cycle().nth(number % self.0.len().max(1));
+        turn.copied().unwrap_or(DeviceChoice::Cpu)
+    }
+}
+
+impl TryFrom<String> for Devices {
+    type Error = DeviceError;
+
+    fn try_from(text: String) -> Result<Self, DeviceError> {
+        let each = text.split(',').map(|device| device.trim().parse());
+        each.collect::<Result<_, _>>().map(Devices)
+    }
+}
+
+impl From<Devices> for String {
+    fn from(devices: Devices) -> String {
+        let names: Vec<String> = devices.0.iter().map(DeviceChoice::to_string).collect();
+        names.join(",")
+    }
 }
 
 impl JobSettings {
@@ -146,6 +178,7 @@ impl Default for JobSettings {
             workers: 1,
             threads: 1,
             nice: 19,
+            devices: Devices(vec![DeviceChoice::Cpu]),
             memory_mib: 0,
             lease_seconds: 30,
             max_file_bytes: 1 << 30,
@@ -175,6 +208,17 @@ mod tests {
             ..JobSettings::default()
         };
         assert_eq!(told.most_memory_mib(), 77);
+    }
+
+    #[test]
+    fn workers_take_devices_in_turn() {
+        let devices = Devices::try_from("cuda:0, cuda:1".to_owned()).unwrap();
+        let numbers = [0, 1, 2].map(|number| devices.of_worker(number));
+        assert_eq!(numbers, [0, 1, 0].map(DeviceChoice::Cuda));
+        assert_eq!(String::from(devices), "cuda:0,cuda:1");
+        for wrong in ["", "cuda:0,", "gpu"] {
+            assert!(Devices::try_from(wrong.to_owned()).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -17,7 +17,6 @@ use crate::discovery::patching::Patching;
 use crate::evaluation::card::{self, CardFigures};
 use crate::evaluation::steering::{Dose, dose_response};
 use crate::evaluation::{losses, quotes, task_pairs};
-use crate::features::pair::Pair;
 use crate::models::location::Location;
 use crate::tasks::Task;
 use crate::training::data::TrainingData;
@@ -49,7 +48,7 @@ pub struct CardArguments {
 impl CardArguments {
     pub fn run(self) -> anyhow::Result<()> {
         let directory = &self.features.pair;
-        let models = Pair::read(directory)?;
+        let models = self.features.on.pair(directory)?;
         let recipe = self.features.recipe.as_deref().context(
             "name the --recipe that the pair was trained by: its held-out text is measured",
         )?;

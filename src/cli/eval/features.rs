@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::files::{find_feature, read_features, sources, write_json, write_outputs};
 use super::tasks::TableArguments;
+use crate::cli::compute_on::ComputeOn;
 use crate::corpus::{CorpusGenerator, Split};
 use crate::discovery::patience::Patience;
 use crate::discovery::verify::verify;
@@ -31,6 +32,8 @@ const EXCERPT_SEQUENCES: usize = 64;
 pub struct FeaturesArguments {
     #[arg(long)]
     pub pair: PathBuf,
+    #[command(flatten)]
+    pub on: ComputeOn,
     #[command(flatten)]
     pub table: TableArguments,
     /// Reference text is drawn from the training part of this recipe's sources, in equal parts; without it,
@@ -60,7 +63,7 @@ pub struct FoundFeatures {
 
 impl FeaturesArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = Pair::read(&self.pair)?;
+        let models = self.on.pair(&self.pair)?;
         self.find(&models).map(|_| ())
     }
 
@@ -168,6 +171,8 @@ impl FeaturesArguments {
 pub struct VerifyArguments {
     #[arg(long)]
     pair: PathBuf,
+    #[command(flatten)]
+    pub on: ComputeOn,
     /// Only this feature.
     #[arg(long)]
     feature: Option<String>,
@@ -175,7 +180,7 @@ pub struct VerifyArguments {
 
 impl VerifyArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = Pair::read(&self.pair)?;
+        let models = self.on.pair(&self.pair)?;
         let features = match &self.feature {
             Some(name) => vec![find_feature(&self.pair, name)?],
             None => read_features(&self.pair)?,
@@ -200,6 +205,8 @@ impl VerifyArguments {
 pub struct TwinArguments {
     #[arg(long)]
     pair: PathBuf,
+    #[command(flatten)]
+    pub on: ComputeOn,
     /// Only this feature.
     #[arg(long, conflicts_with = "write")]
     feature: Option<String>,
@@ -215,7 +222,7 @@ pub struct TwinArguments {
 
 impl TwinArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = Pair::read(&self.pair)?;
+        let models = self.on.pair(&self.pair)?;
         let mut features = match &self.feature {
             Some(name) => vec![find_feature(&self.pair, name)?],
             None => read_features(&self.pair)?,

@@ -6,14 +6,16 @@ use anyhow::ensure;
 use clap::Args;
 
 use super::files::{sources, unseen_packages, write_outputs};
+use crate::cli::compute_on::ComputeOn;
 use crate::evaluation::{losses, report};
-use crate::features::pair::Pair;
 use crate::training::data::TrainingData;
 
 #[derive(Debug, Args)]
 pub struct LossesArguments {
     #[arg(long)]
     pair: PathBuf,
+    #[command(flatten)]
+    on: ComputeOn,
     /// The recipe the pair was trained by: its sources are measured.
     #[arg(long)]
     recipe: PathBuf,
@@ -32,7 +34,7 @@ pub struct LossesArguments {
 
 impl LossesArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = Pair::read(&self.pair)?;
+        let models = self.on.pair(&self.pair)?;
         let contexts = [&models.dense, &models.sparse].map(|model| model.config.context_length);
         let context = contexts[0].min(contexts[1]);
         let length = self.length.unwrap_or(context);

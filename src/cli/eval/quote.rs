@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::files::{find_feature, sources, unseen_packages, write_json};
+use crate::cli::compute_on::ComputeOn;
 use crate::evaluation::quotes;
-use crate::features::pair::Pair;
 
 #[derive(Debug, Args)]
 pub struct QuoteArguments {
     #[arg(long)]
     pair: PathBuf,
+    #[command(flatten)]
+    on: ComputeOn,
     /// The recipe the pair was trained by: its held-out documents are used.
     #[arg(long)]
     recipe: PathBuf,
@@ -32,7 +34,7 @@ pub struct QuoteArguments {
 
 impl QuoteArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = Pair::read(&self.pair)?;
+        let models = self.on.pair(&self.pair)?;
         let feature = find_feature(&self.pair, &self.feature)?;
         let unseen = unseen_packages(self.unseen.as_deref())?;
         let texts = quotes::held_out_texts(&sources(&self.recipe)?, &unseen)?;

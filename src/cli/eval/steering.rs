@@ -7,12 +7,12 @@ use clap::{Args, ValueEnum};
 
 use super::files::{find_feature, write_json};
 use crate::artifacts::atomic;
+use crate::cli::compute_on::ComputeOn;
 use crate::corpus::Split;
 use crate::discovery::patching::Patching;
 use crate::evaluation::steering::{Dose, dose_response};
 use crate::evaluation::task_pairs;
 use crate::features::group::Write;
-use crate::features::pair::Pair;
 use crate::interventions::carry::is_sublayer_input;
 use crate::models::location::Location;
 use crate::tasks::Task;
@@ -21,6 +21,8 @@ use crate::tasks::Task;
 pub struct SteeringArguments {
     #[arg(long)]
     pair: PathBuf,
+    #[command(flatten)]
+    on: ComputeOn,
     /// A feature of the pair's `features.json`.
     #[arg(long, conflicts_with = "place")]
     feature: Option<String>,
@@ -57,7 +59,7 @@ enum WriteName {
 
 impl SteeringArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = Pair::read(&self.pair)?;
+        let models = self.on.pair(&self.pair)?;
         let write = self.write.map(|write| match write {
             WriteName::Residual => Write::Residual,
             WriteName::Sublayer => Write::Sublayer,

@@ -6,6 +6,7 @@ use std::time::Instant;
 use clap::Args;
 
 use super::files::write_outputs;
+use crate::cli::compute_on::ComputeOn;
 use crate::discovery::contrast::ContrastOptions;
 use crate::evaluation::report;
 use crate::evaluation::task_table::{RouteFigures, TableOptions, TaskRow, task_row};
@@ -34,6 +35,8 @@ pub struct TableArguments {
 pub struct TasksArguments {
     #[arg(long)]
     pair: PathBuf,
+    #[command(flatten)]
+    on: ComputeOn,
     #[command(flatten)]
     table: TableArguments,
     /// Files to write: the table where the name ends in `.md`, every figure where it ends in `.json`.
@@ -88,7 +91,7 @@ impl TableArguments {
 
 impl TasksArguments {
     pub fn run(self) -> anyhow::Result<()> {
-        let models = Pair::read(&self.pair)?;
+        let models = self.on.pair(&self.pair)?;
         let rows = self.table.rows(&models);
         let table = report::task_table(&rows);
         print!("{table}");

@@ -10,6 +10,7 @@ use crate::circuits::circuit::Circuit;
 use crate::circuits::directory::{self, CIRCUIT_FILE};
 use crate::cli::asking::{Server, address, say};
 use crate::cli::circuits::file;
+use crate::cli::compute_on::ComputeOn;
 use crate::corpus::Split;
 use crate::evaluation::catalogue::{Measured, feature, name_of};
 use crate::evaluation::circuit_groups::{CircuitGroup, circuit_groups, row_of};
@@ -31,6 +32,8 @@ pub struct DiscoverArguments {
     /// The directory of a pair.
     #[arg(long, value_name = "DIR")]
     pair: PathBuf,
+    #[command(flatten)]
+    on: ComputeOn,
     /// One of the twenty tasks.
     #[arg(long, value_name = "NAME")]
     task: Task,
@@ -57,7 +60,7 @@ pub struct DiscoverArguments {
 impl DiscoverArguments {
     pub fn run(&self, server: &Server) -> anyhow::Result<()> {
         ensure!(self.pairs > 0, "--pairs is 0; it must be 1 or more");
-        let models = Pair::read(&self.pair)?;
+        let models = self.on.pair(&self.pair)?;
         let circuit = self.find_circuit(&models)?;
         let nodes = circuit.node_set(models.n_layers())?;
         let pairs = |count, split| task_pairs(&models, self.task, count, self.seed, split);

@@ -64,6 +64,7 @@ enum Numbers<'t> {
     Bf16(CudaView<'t, half::bf16>),
     U32(CudaView<'t, u32>),
     I32(CudaView<'t, i32>),
+    I16(CudaView<'t, i16>),
 }
 
 /// Puts a launch on the device's stream. What it writes is read by whatever is put there after it.
@@ -101,6 +102,7 @@ pub(super) fn launch(
             CudaStorageSlice::BF16(slice) => Numbers::Bf16(slice.slice(first..)),
             CudaStorageSlice::U32(slice) => Numbers::U32(slice.slice(first..)),
             CudaStorageSlice::I32(slice) => Numbers::I32(slice.slice(first..)),
+            CudaStorageSlice::I16(slice) => Numbers::I16(slice.slice(first..)),
             _ => bail!("{kernel} is given numbers of a type that no kernel takes"),
         })
     });
@@ -114,6 +116,7 @@ pub(super) fn launch(
                 Some(Numbers::Bf16(view)) => builder.arg(view),
                 Some(Numbers::U32(view)) => builder.arg(view),
                 Some(Numbers::I32(view)) => builder.arg(view),
+                Some(Numbers::I16(view)) => builder.arg(view),
                 None => bail!("{kernel} lacks a tensor"),
             },
             Argument::Null => builder.arg(&none),

@@ -216,6 +216,7 @@ fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
         CpuStorage::F32(values) => bytemuck::cast_slice(&values[range]).to_vec(),
         CpuStorage::U32(values) => bytemuck::cast_slice(&values[range]).to_vec(),
         CpuStorage::I32(values) => bytemuck::cast_slice(&values[range]).to_vec(),
+        CpuStorage::I16(values) => bytemuck::cast_slice(&values[range]).to_vec(),
         _ => bail!("kernels on the host are given {:?}", tensor.dtype()),
     })
 }

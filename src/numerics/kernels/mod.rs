@@ -9,6 +9,7 @@
 mod cuda;
 pub mod launch;
 pub mod operations;
+pub mod sparse_matrix;
 
 use sha2::{Digest, Sha256};
 
