@@ -7,7 +7,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::kv_cache::{BLOCK, CacheRow, SlotShape};
+use super::cache_layout::{BLOCK, CacheRow, SlotShape};
 use crate::numerics::attention::kernel::Heads;
 use crate::numerics::kernels::operations::{
     CacheEntries, CachePlace, CachedRows, attention, cache_store,

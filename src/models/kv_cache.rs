@@ -12,13 +12,13 @@ use bytemuck::allocation::try_zeroed_vec;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+pub use super::cache_layout::CacheRow;
+use super::cache_layout::{BLOCK, SlotShape};
 use super::config::TransformerConfig;
 use super::device_cache::{DeviceSlots, PlacedRows};
 use crate::numerics::attention::kernel::{Blocks, Heads, Keys, Values, attend, padded};
 use crate::numerics::{kernels, rows};
 
-/// Positions whose keys and values lie together.
-pub(super) const BLOCK: usize = 64;
 /// Keys and values to be gone through below which one thread is as fast as several.
 const WORTH_THREADS: usize = 1 << 18;
 
@@ -51,86 +51,6 @@ enum LentSlots<'c> {
     Host(Vec<Option<&'c mut [f32]>>),
     /// All of them, and where the rows of the pass stand.
     Device(&'c DeviceSlots, Option<PlacedRows>),
-}
-
-/// One row's sequence and its place in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheRow {
-    pub slot: usize,
-    pub position: usize,
-}
-
-/// How a slot is laid out.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct SlotShape {
-    n_layers: usize,
-    kv_heads: usize,
-    d_head: usize,
-    pub capacity: usize,
-}
-
-impl SlotShape {
-    /// Of one token's keys.
-    fn width(self) -> usize {
-        self.kv_heads * self.d_head
-    }
-
-    /// Numbers of a block's keys in one layer, and as many of its values.
-    pub fn half(self) -> usize {
-        self.width() * BLOCK
-    }
-
-    /// Numbers of a block in all layers.
-    pub fn block(self) -> usize {
-        2 * self.n_layers * self.half()
-    }
-
-    /// Where `positions`, all of one block, lie in a slot: a line of keys of each channel and one of values of each head,
-    /// layer after layer. A line has so many numbers a position.
-    fn lines(self, positions: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
-        let (block, place) = (positions.start / BLOCK, positions.start % BLOCK);
-        let first = block * self.block();
-        let line = move |begin: usize, width: usize| {
-            let begin = begin + place * width;
-            (begin..begin + positions.len() * width, width)
-        };
-        (0..2 * self.n_layers).flat_map(move |half| {
-            let width = if half % 2 == 0 { 1 } else { self.d_head };
-            let half = first + half * self.half()..first + (half + 1) * self.half();
-            let line = line.clone();
-            half.step_by(BLOCK * width)
-                .map(move |begin| line(begin, width))
-        })
-    }
-
-    /// Puts the first of the `of_block` positions that were read into `values`, at `positions`.
-    fn put(self, values: &mut [f32], positions: Range<usize>, block: &[f32], of_block: usize) {
-        let mut rest = block;
-        for (line, width) in self.lines(positions) {
-            let Some((from, after)) = rest.split_at_checked(of_block * width) else {
-                break;
-            };
-            let length = line.len();
-            values[line].copy_from_slice(&from[..length]);
-            rest = after;
-        }
-    }
-
-    fn new(config: &TransformerConfig, capacity: usize) -> Self {
-        SlotShape {
-            n_layers: config.n_layers,
-            kv_heads: config.n_kv_heads(),
-            d_head: config.d_head,
-            capacity: capacity.next_multiple_of(BLOCK),
-        }
-    }
-
-    /// Keys and values of all layers; `usize::MAX` where they are more than can be counted.
-    fn values(self) -> usize {
-        [2, self.kv_heads, self.d_head, self.capacity]
-            .into_iter()
-            .fold(self.n_layers, usize::saturating_mul)
-    }
 }
 
 impl KvCache {

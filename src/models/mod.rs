@@ -2,6 +2,7 @@
 //! read and changed, and their tokenizer.
 
 pub mod attention;
+mod cache_layout;
 pub mod chat_template;
 pub mod companions;
 pub mod config;

@@ -52,7 +52,8 @@ pub fn rotate(x: &Tensor, turns: &Arc<Turns>, pairing: Pairing) -> Result<Tensor
         let on_device =
             |angles: &[f32]| Tensor::from_slice(angles, (rows, turns.pairs), x.device());
         let (cosines, sines) = (on_device(&turns.cosines)?, on_device(&turns.sines)?);
-        return kernels::operations::rotate(x, &cosines, &sines, pairing);
+        let Pairing { d_head, neighbours } = pairing;
+        return kernels::operations::rotate(x, &cosines, &sines, d_head, neighbours);
     }
     if !x.device().is_cpu() {
         return composed(x, turns, pairing);

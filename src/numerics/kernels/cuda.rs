@@ -9,7 +9,7 @@ use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, Result, Storage, Tensor, bail};
 
-use super::launch::Argument;
+use super::argument::Argument;
 use super::{COMPILER_OPTIONS, SOURCES, THREADS};
 
 /// What a block may have of dynamic shared memory without asking for more.

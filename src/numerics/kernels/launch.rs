@@ -6,6 +6,7 @@
 
 use std::sync::RwLock;
 
+use super::argument::Argument;
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
 /// Carries launches out on the host.
@@ -55,17 +56,6 @@ pub struct Launch {
     grid: [u32; 3],
     shared: u32,
     arguments: Vec<Argument>,
-}
-
-/// What a kernel is given.
-#[derive(Clone)]
-pub(super) enum Argument {
-    Read(Tensor),
-    Written(Tensor),
-    Null,
-    Count(u32),
-    Long(u64),
-    Float(f32),
 }
 
 impl Launch {

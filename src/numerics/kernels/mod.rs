@@ -5,6 +5,7 @@
 //! same bits alone and among others. The functions of [`super`] are their oracles: `tests/kernels.rs` runs every kernel on
 //! the host, under an emulation, against them, and takes its list from here.
 
+mod argument;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod launch;

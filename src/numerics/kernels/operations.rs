@@ -8,7 +8,6 @@ use candle_core::{Result, Tensor, bail};
 use super::launch::Launch;
 use super::{ATTENTION_CHUNK, LANES, THREADS};
 use crate::numerics::attention::kernel::Heads;
-use crate::numerics::rotary::Pairing;
 
 /// Blocks that keep a large device busy: with fewer, long sequences are divided between blocks.
 const FEW_BLOCKS: usize = 256;
@@ -70,7 +69,14 @@ pub fn norm(
 }
 
 /// `x [rows, heads * d_head]` with the pairs of every head turned; `cosines` and `sines` are `[rows, pairs]`.
-pub fn rotate(x: &Tensor, cosines: &Tensor, sines: &Tensor, pairing: Pairing) -> Result<Tensor> {
+/// `neighbours` says that channel `2i` is turned with `2i + 1`, not `i` with `i + pairs`.
+pub fn rotate(
+    x: &Tensor,
+    cosines: &Tensor,
+    sines: &Tensor,
+    d_head: usize,
+    neighbours: bool,
+) -> Result<Tensor> {
     let (rows, width) = rows_of(x)?;
     // The kernel turns in place.
     let y = x.contiguous()?.copy()?;
@@ -79,9 +85,9 @@ pub fn rotate(x: &Tensor, cosines: &Tensor, sines: &Tensor, pairing: Pairing) ->
         .read(cosines)?
         .read(sines)?
         .count(width)?
-        .count(pairing.d_head)?
+        .count(d_head)?
         .count(cosines.dim(1)?)?
-        .count(usize::from(pairing.neighbours))?
+        .count(usize::from(neighbours))?
         .count(0)?
         .run(y.device())?;
     Ok(y)
