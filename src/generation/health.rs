@@ -107,6 +107,18 @@ impl EngineHealth {
         self.sound.store(true, Ordering::Release);
     }
 
+    /// What an error says of a device: that it is lost, or that it has no room, and is to give back what it keeps unused.
+    pub fn note(&self, error: &EngineError) {
+        match error {
+            EngineError::DeviceLost(details) => {
+                tracing::error!(details, "a device is lost");
+                self.lost.send_replace(true);
+            }
+            EngineError::NoMemory(_) => device::trim(),
+            _ => {}
+        }
+    }
+
     /// Does something; a panic comes back as an error and costs the soundness, a device's failure may cost it for good.
     pub fn contain<T>(
         &self,
@@ -116,13 +128,8 @@ impl EngineHealth {
             self.sound.store(false, Ordering::Release);
             Err(panicked(&*panic))
         });
-        match &done {
-            Err(EngineError::DeviceLost(details)) => {
-                tracing::error!(details, "a device is lost");
-                self.lost.send_replace(true);
-            }
-            Err(EngineError::NoMemory(_)) => device::trim(),
-            _ => {}
+        if let Err(error) = &done {
+            self.note(error);
         }
         done
     }

@@ -198,6 +198,7 @@ impl<'o> Scheduler<'o> {
         for ticket in tickets.filter(|ticket| ticket.failed.is_none()) {
             for arm in 0..ticket.session.arms.len() {
                 if let Err(error) = reuse::leave(&mut self.caches, &mut ticket.session, arm) {
+                    self.health.note(&error);
                     ticket.failed = Some(error);
                 }
             }
@@ -228,13 +229,19 @@ impl<'o> Scheduler<'o> {
                             self.reuse.queried += queried;
                             self.reuse.hit += hit;
                         }
-                        Err(error) => ticket.failed = Some(error),
+                        Err(error) => {
+                            self.health.note(&error);
+                            ticket.failed = Some(error);
+                        }
                     }
                     session.slots[arm] = Some(slots);
                     ticket.started.get_or_insert_with(Instant::now);
                 }
                 Ok(None) => return,
-                Err(error) => ticket.failed = Some(error),
+                Err(error) => {
+                    self.health.note(&error);
+                    ticket.failed = Some(error);
+                }
             }
         }
     }

@@ -135,7 +135,12 @@ impl Caches {
                 Ok(slot) => pool.free.push(slot),
                 // Those that are lent come back.
                 Err(_) if pool.cache.slots() > pool.free.len() => return Ok(false),
-                Err(error) => return Err(EngineError::NoMemory(error.to_string())),
+                Err(error) => {
+                    return Err(match EngineError::from(error) {
+                        EngineError::Failed(problem) => EngineError::NoMemory(problem),
+                        other => other,
+                    });
+                }
             }
         }
         Ok(true)
