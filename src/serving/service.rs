@@ -63,7 +63,7 @@ pub struct Service {
 pub enum StartError {
     #[error(transparent)]
     Conflict(#[from] Conflict),
-    #[error("engine.device: {0}")]
+    #[error(transparent)]
     Device(#[from] DeviceError),
     #[error(transparent)]
     Pair(#[from] PairError),
