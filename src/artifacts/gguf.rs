@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::quantized::gguf_file::Content;
 pub use candle_core::quantized::gguf_file::Value as HeaderValue;
@@ -38,7 +39,7 @@ pub const TYPES: [(&str, GgmlDType); 13] = [
 pub enum GgufTensor {
     /// In float32, float16 or bfloat16.
     Float(Tensor),
-    Quantised(QTensor),
+    Quantised(Arc<QTensor>),
 }
 
 /// An open file with its header.
@@ -131,7 +132,9 @@ impl GgufFile {
             match (stored.rank(), stored.dtype()) {
                 (2, GgmlDType::F16) => half(DType::F16),
                 (2, GgmlDType::BF16) => half(DType::BF16),
-                (2, dtype) if dtype != GgmlDType::F32 => Ok(GgufTensor::Quantised(stored)),
+                (2, dtype) if dtype != GgmlDType::F32 => {
+                    Ok(GgufTensor::Quantised(Arc::new(stored)))
+                }
                 _ => single(&stored).map(GgufTensor::Float),
             }
         });

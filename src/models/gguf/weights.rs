@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
@@ -66,6 +65,6 @@ pub fn of_file(
 pub fn matrix(tensor: GgufTensor) -> Result<StoredMatrix> {
     match tensor {
         GgufTensor::Float(tensor) => Ok(StoredMatrix::Plain(tensor)),
-        GgufTensor::Quantised(tensor) => StoredMatrix::Quantised(vec![Arc::new(tensor)]).kept(),
+        GgufTensor::Quantised(tensor) => StoredMatrix::Quantised(vec![tensor]).kept(),
     }
 }
