@@ -1,5 +1,5 @@
 //! The key-value cache of inference: slots that are allocated once each and written in place, here for the CPU and in
-//! [`super::device_cache`] on a device.
+//! `device_cache` on a device.
 //!
 //! A slot holds one sequence, in blocks of 64 positions, each with all layers. Keys are kept by channel (`[kv heads,
 //! d_head, BLOCK]`) so that scores run along the keys, values by position (`[kv heads, BLOCK, d_head]`). What one head reads
