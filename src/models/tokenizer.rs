@@ -25,6 +25,7 @@ pub use self::error::{END_OF_TEXT, TokenizerError};
 use super::text_bounds::TextBounds;
 
 mod byte_runs;
+mod charsmap;
 pub mod classes;
 mod decoder_rules;
 pub mod decoding;
@@ -88,8 +89,7 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
         // The library panics on some damaged files: on broken JSON, and inside two of its normalizers.
-        let _: serde::de::IgnoredAny = serde_json::from_slice(json)
-            .map_err(|error| TokenizerError::Invalid(error.to_string()))?;
+        charsmap::check(json)?;
         let inner = catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
             .map_err(|_| TokenizerError::Invalid("its reader gave up on it".to_owned()))?
             .map_err(|error| TokenizerError::Invalid(error.to_string()))?;

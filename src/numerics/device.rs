@@ -189,9 +189,11 @@ fn cuda(number: usize) -> Result<Device, DeviceError> {
         return Ok(device.clone());
     }
     // A stream of its own: work on the default one waits for everybody else's.
-    let device = Device::new_cuda_with_stream(number).map_err(|error| DeviceError::Unusable {
-        number,
-        problem: error.to_string(),
+    let device = Device::new_cuda_with_stream(number).map_err(|error| {
+        // Behind the first line comes where it was met.
+        let told = error.to_string();
+        let problem = told.lines().next().unwrap_or_default().to_owned();
+        DeviceError::Unusable { number, problem }
     })?;
     opened.insert(number, device.clone());
     Ok(device)
