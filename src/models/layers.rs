@@ -20,7 +20,7 @@ pub enum Purpose {
     Training,
     /// Gradients flow through the model, not to its weights.
     Frozen,
-    /// Like `Frozen`; on the CPU weights are stored by columns, sparse where they are.
+    /// Like `Frozen`; weights are stored for products alone: by columns on the CPU, and sparse where they are.
     Inference,
 }
 

@@ -3,7 +3,8 @@
 //! Everything a transformer does to numbers lives here; nothing here knows what a model is. Each operation
 //! is written for float32 on the CPU, one row at a time, in an order that does not depend on how many rows
 //! there are: a row's result is the same alone and in a batch. On other devices the same functions are
-//! composed of candle's own operations, with the CPU version as their oracle.
+//! launches of [`kernels`], or, where gradients are asked for or there is no kernel, composed of candle's own operations;
+//! the CPU version is the oracle of both.
 //!
 //! Shapes: a *row* is one token; tensors are `[rows, channels]` and contiguous unless stated otherwise.
 
