@@ -19,7 +19,7 @@ pub enum NormKind {
     Layer = 2,
 }
 
-/// A tensor like another whose numbers a kernel will write, all of them.
+/// A tensor of zeros like another; a kernel will write over all of them.
 fn unwritten(like: &Tensor) -> Result<Tensor> {
     like.zeros_like()
 }
