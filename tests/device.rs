@@ -1,9 +1,14 @@
 //! The engine as it is on a device, without one: its kernels' own text is run by the emulation of `tests/kernels`, and all
 //! that surrounds them (what they are given, the cache in the device's memory, rows put back) is what a device would have.
+//! Where `CAUSEWAY_TEST_DEVICE` names a device, that one is taken.
 
+#[path = "device/edits.rs"]
+mod edits;
 #[path = "kernels/emulation.rs"]
 #[allow(dead_code)]
 mod emulation;
+#[path = "device/training.rs"]
+mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,12 +22,14 @@ use causeway::generation::sampling::Sampling;
 use causeway::generation::scheduler::{Observer, Scheduler};
 use causeway::models::kv_cache::{CacheRow, KvCache};
 use causeway::models::layers::{Linear, Purpose};
-use causeway::models::layout::ModelFiles;
-use causeway::models::model::LoadedModel;
-use causeway::models::tap::NoTap;
+use causeway::models::layout::{ModelFiles, ReadOptions};
+use causeway::models::location::Location;
+use causeway::models::model::{LoadedModel, placed};
+use causeway::models::tap::{NoTap, ResidualTap};
 use causeway::models::token_rows::TokenRows;
 use causeway::models::transformer::Transformer;
 use causeway::numerics::columns::StoredMatrix;
+use causeway::numerics::device::{DeviceChoice, Placement};
 use causeway::numerics::kernels::launch::{HostKernels, HostLaunch, stand_in};
 use serde_json::{Value, json};
 
@@ -48,12 +55,43 @@ impl HostKernels for Emulated {
     }
 }
 
+/// Which kernels were launched; a device of its own does not tell.
+#[derive(Debug)]
+struct Launched(Option<BTreeSet<String>>);
+
+impl Launched {
+    fn contains(&self, kernel: &str) -> bool {
+        self.0.as_ref().is_none_or(|names| names.contains(kernel))
+    }
+}
+
+static PLACE: Mutex<DeviceChoice> = Mutex::new(DeviceChoice::Cpu);
+
+/// Where the work of [`both`] is to be done now.
+fn placement() -> Placement {
+    Placement::both(*PLACE.lock().unwrap_or_else(|held| held.into_inner()))
+}
+
+fn device() -> Device {
+    placement().dense.open().unwrap()
+}
+
+fn go_to(choice: DeviceChoice) {
+    *PLACE.lock().unwrap_or_else(|held| held.into_inner()) = choice;
+}
+
 /// What `work` returns with the CPU's functions, and with kernels in their place; and the kernels that were launched.
-fn both<T>(work: impl Fn() -> T) -> (T, T, BTreeSet<String>) {
+fn both<T>(work: impl Fn() -> T) -> (T, T, Launched) {
     // What stands in for a device does so for the whole process.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(|held| held.into_inner());
+    go_to(DeviceChoice::Cpu);
     let on_cpu = work();
+    if let Ok(named) = std::env::var("CAUSEWAY_TEST_DEVICE") {
+        go_to(named.parse().unwrap());
+        let on_device = work();
+        return (on_cpu, on_device, Launched(None));
+    }
     let launched = Arc::default();
     stand_in(Some(Box::new(Emulated {
         driver: Mutex::new(Emulation::start()),
@@ -62,7 +100,7 @@ fn both<T>(work: impl Fn() -> T) -> (T, T, BTreeSet<String>) {
     let on_device = work();
     stand_in(None);
     let launched = launched.lock().unwrap().keys().cloned().collect();
-    (on_cpu, on_device, launched)
+    (on_cpu, on_device, Launched(Some(launched)))
 }
 
 fn root() -> &'static Path {
@@ -78,9 +116,15 @@ fn furthest(one: &[f32], other: &[f32]) -> f32 {
     differences.fold(0.0, f32::max)
 }
 
+/// A model where the work is to be done.
+fn model(files: &ModelFiles, purpose: Purpose) -> Transformer {
+    let tensors = placed(&files.tensors, &device()).unwrap();
+    Transformer::new(files.config.clone(), &tensors, purpose).unwrap()
+}
+
 /// Feeds a sequence in chunks over a cache: `[tokens, vocabulary]`, row after row.
 fn logits(files: &ModelFiles, ids: &[u32], chunk: usize) -> Vec<f32> {
-    let model = Transformer::new(files.config.clone(), &files.tensors, Purpose::Inference).unwrap();
+    let model = model(files, Purpose::Inference);
     let mut cache = KvCache::new(&model.config, 2, ids.len(), model.device()).unwrap();
     let mut all = Vec::new();
     for start in (0..ids.len()).step_by(chunk) {
@@ -98,7 +142,7 @@ fn every_family_has_the_same_logits_by_kernels() {
     let folders = std::fs::read_dir(root().join("tests/golden/families")).unwrap();
     let mut folders: Vec<PathBuf> = folders.map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    let mut launched = BTreeSet::new();
+    let mut launched: Option<BTreeSet<String>> = Some(BTreeSet::new());
     for folder in folders {
         let files = ModelFiles::read(&folder).unwrap();
         let stored =
@@ -109,8 +153,12 @@ fn every_family_has_the_same_logits_by_kernels() {
         let (on_cpu, on_device, kernels) = both(|| logits(&files, &ids, 24));
         let difference = furthest(&on_cpu, &on_device);
         assert!(difference < 1e-4, "{}: {difference}", folder.display());
-        launched.extend(kernels);
+        launched = launched.zip(kernels.0).map(|(mut all, own)| {
+            all.extend(own);
+            all
+        });
     }
+    let launched = Launched(launched);
     for kernel in ["attention_f32", "cache_store_f32", "norm_f32", "rotary_f32"] {
         assert!(
             launched.contains(kernel),
@@ -140,8 +188,7 @@ fn long_sequences_are_divided_between_blocks() {
     let ids: Vec<u32> = (0..262).map(|n| n * 37 % 2048).collect();
     let (on_cpu, on_device, launched) = both(|| {
         let (first, last) = ids.split_at(260);
-        let model =
-            Transformer::new(files.config.clone(), &files.tensors, Purpose::Inference).unwrap();
+        let model = model(&files, Purpose::Inference);
         let mut cache = KvCache::new(&model.config, 1, 300, model.device()).unwrap();
         let mut feed = |ids: &[u32], from: usize| {
             let at = (from..from + ids.len()).map(|position| CacheRow { slot: 0, position });
@@ -172,8 +219,7 @@ fn blocks_of_a_devices_cache_are_read_and_written() {
         .min();
     let files = ModelFiles::read(&folder.unwrap()).unwrap();
     let (on_cpu, on_device, _) = both(|| {
-        let model =
-            Transformer::new(files.config.clone(), &files.tensors, Purpose::Inference).unwrap();
+        let model = model(&files, Purpose::Inference);
         let mut cache = KvCache::empty(&model.config, 70, model.device());
         let ids: Vec<u32> = (0..66).map(|n| n % 7).collect();
         // Slots are added while others are in use.
@@ -272,13 +318,32 @@ fn steered_answers_are_those_of_the_cpu() {
         })
     };
     let (on_cpu, on_device, launched) = both(|| {
-        let pair = Arc::new(Pair::read(&root().join("bridges/tinypython")).unwrap());
+        let pair = Arc::new(
+            Pair::read_within(
+                &root().join("bridges/tinypython"),
+                ReadOptions {
+                    placement: placement(),
+                    ..ReadOptions::UNBOUNDED
+                },
+            )
+            .unwrap(),
+        );
         let feature = pair.features.keys().next().expect("a feature").clone();
         let prompts = ["print(\"hello", "for i in range("];
+        // One whose tokens the device draws, from the probabilities.
+        let drawn = GenerationRequest {
+            logprobs: None,
+            sampling: Sampling {
+                temperature: 0.8,
+                ..request(&pair, &pair.dense, prompts[1], None).sampling
+            },
+            ..request(&pair, &pair.dense, prompts[1], None)
+        };
         answered(vec![
             request(&pair, &pair.dense, prompts[0], Some(steer(&feature))),
             request(&pair, &pair.sparse, prompts[0], Some(steer(&feature))),
             request(&pair, &pair.dense, prompts[1], None),
+            drawn,
         ])
     });
     assert_eq!(on_cpu.len(), on_device.len());
@@ -302,8 +367,12 @@ fn steered_answers_are_those_of_the_cpu() {
         "abs_top_k_f32",
         "attention_f32",
         "cache_store_f32",
+        "dense_decode_f32",
+        "dense_tile_f32",
+        "draw_f32",
         "norm_f32",
         "norm_top_k_product_f32",
+        "row_edits_f32",
         "sparse_product_f32",
     ] {
         assert!(
@@ -311,6 +380,75 @@ fn steered_answers_are_those_of_the_cpu() {
             "{kernel} is not among {launched:?}"
         );
     }
+}
+
+/// Rows of both shipped models, each the first of its sequence: `[rows][vocabulary]`.
+fn first_rows(model: &Transformer, ids: &[u32], tap: &mut dyn ResidualTap) -> Vec<Vec<f32>> {
+    let mut cache = KvCache::new(&model.config, ids.len(), 64, model.device()).unwrap();
+    let at = (0..ids.len()).map(|slot| CacheRow { slot, position: 0 });
+    let mut rows = TokenRows::cached(ids, at.collect(), &mut cache).unwrap();
+    model.forward(&mut rows, tap).unwrap().to_vec2().unwrap()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_among_others() {
+    for kind in ["dense", "sparse"] {
+        let files = ModelFiles::read(&root().join("bridges/tinypython").join(kind)).unwrap();
+        let ids: Vec<u32> = (0..40).map(|n| n * 37 % 2048).collect();
+        let (on_cpu, on_device, launched) = both(|| {
+            let model = model(&files, Purpose::Inference);
+            let alone = first_rows(&model, &ids[33..34], &mut NoTap);
+            // A tap that looks everywhere lets nothing be done in one launch.
+            let watched = first_rows(&model, &ids[33..34], &mut Everywhere);
+            (first_rows(&model, &ids, &mut NoTap), alone, watched)
+        });
+        for (one, other) in on_cpu.0.iter().zip(&on_device.0) {
+            assert!(furthest(one, other) < 1e-3, "{kind}");
+        }
+        assert_eq!(bits(&on_device.1[0]), bits(&on_device.0[33]), "{kind}");
+        assert_eq!(bits(&on_device.2[0]), bits(&on_device.1[0]), "{kind}");
+        let expected = match kind {
+            "dense" => "dense_tile_f32",
+            _ => "norm_top_k_product_f32",
+        };
+        assert!(launched.contains(expected), "{launched:?}");
+    }
+}
+
+struct Everywhere;
+
+impl ResidualTap for Everywhere {
+    fn visit(&mut self, _: Location, value: Tensor) -> candle_core::Result<Tensor> {
+        Ok(value)
+    }
+}
+
+/// Matrices in bfloat16 are read by the same kernels; many rows are rounded too.
+#[test]
+fn matrices_may_be_bfloat16() {
+    let files = ModelFiles::read(&root().join("bridges/tinypython/dense")).unwrap();
+    let ids: Vec<u32> = (0..40).map(|n| n * 37 % 2048).collect();
+    let (exact, rounded, launched) = both(|| {
+        let purpose = Purpose::InferenceInBf16;
+        let model = model(&files, purpose);
+        let few = first_rows(&model, &ids[..3], &mut NoTap);
+        let alone = first_rows(&model, &ids[2..3], &mut NoTap);
+        (few, alone, first_rows(&model, &ids, &mut NoTap))
+    });
+    assert_eq!(bits(&rounded.1[0]), bits(&rounded.0[2]));
+    let worst = |one: &[Vec<f32>], other: &[Vec<f32>]| {
+        let rows = one.iter().zip(other);
+        rows.map(|(one, other)| furthest(one, other))
+            .fold(0.0, f32::max)
+    };
+    let (few, many) = (worst(&exact.0, &rounded.0), worst(&exact.2, &rounded.2));
+    assert!(few > 1e-4 && few < 0.3, "{few}");
+    assert!(many > 1e-4 && many < 0.5, "{many}");
+    assert!(launched.contains("dense_decode_bf16"), "{launched:?}");
 }
 
 /// A sparse layer gives a row the same bits by itself and among others, and the CPU's numbers.
@@ -330,10 +468,10 @@ fn sparse_layers_are_those_of_the_cpu_and_the_same_in_a_batch() {
     let x: Vec<f32> = (0..inputs * rows).map(|n| noise(n + 5)).collect();
     let (on_cpu, on_device, launched) = both(|| {
         let tensor = |values: &[f32], shape: (usize, usize)| {
-            Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+            Tensor::from_slice(values, shape, &device()).unwrap()
         };
         let stored = StoredMatrix::Plain(tensor(&weight, (outputs, inputs)));
-        let bias = Tensor::new(bias.as_slice(), &Device::Cpu).unwrap();
+        let bias = Tensor::new(bias.as_slice(), &device()).unwrap();
         let layer = Linear::new(stored, Some(bias), Purpose::Inference).unwrap();
         let forward = |x: Tensor| {
             let y = layer.forward(&x).unwrap();
@@ -344,12 +482,6 @@ fn sparse_layers_are_those_of_the_cpu_and_the_same_in_a_batch() {
         (forward(x), alone, layer.weights_of_output(1029).unwrap())
     });
     assert!(furthest(&on_cpu.0, &on_device.0) < 1e-4);
-    let bits = |values: &[f32]| {
-        values
-            .iter()
-            .map(|value| value.to_bits())
-            .collect::<Vec<_>>()
-    };
     assert_eq!(
         bits(&on_device.1),
         bits(&on_device.0[33 * outputs..][..outputs])

@@ -29,10 +29,13 @@ fn every_kernel_agrees_with_its_oracle() {
     sparse::norm::<u16>(&mut emulation);
     sparse::sparse_products::<f32>(&mut emulation);
     sparse::sparse_products::<u16>(&mut emulation);
+    sparse::dense_products::<f32>(&mut emulation);
+    sparse::dense_products::<u16>(&mut emulation);
     attention::rotary::<f32>(&mut emulation);
     attention::rotary::<u16>(&mut emulation);
     attention::attention::<f32>(&mut emulation);
     attention::attention::<u16>(&mut emulation);
+    sparse::draws(&mut emulation);
     edits::row_edits::<f32>(&mut emulation);
     edits::row_edits::<u16>(&mut emulation);
     training::clipping(&mut emulation);

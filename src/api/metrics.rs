@@ -12,6 +12,7 @@ use crate::generation::health::{KeptPrefixes, Load};
 use crate::generation::request::Generation;
 use crate::jobs::job::Status;
 use crate::jobs::store::jobs::Tally;
+use crate::numerics::device::{self, DeviceUse};
 use crate::serving::snapshot::Snapshot;
 
 /// Upper bounds in seconds: from an answer out of memory to a long completion.
@@ -295,7 +296,27 @@ fn devices(served: &Snapshot) -> Result<Vec<MetricFamily>, prometheus::Error> {
     for card in served.models.values() {
         info.with_label_values(&[&card.id, &card.device]).set(1);
     }
-    Ok(told(&info))
+    let mut families = told(&info);
+    let used = device_memory(
+        "used",
+        "Bytes of a CUDA device's memory that are in use, by any process.",
+    )?;
+    let all = device_memory("total", "Bytes of memory that a CUDA device has.")?;
+    for (name, device) in device::opened() {
+        if let Some(DeviceUse { used: held, memory }) = device::usage(&device) {
+            used.with_label_values(&[&name]).set(held as i64);
+            all.with_label_values(&[&name]).set(memory as i64);
+        }
+    }
+    families.extend(told(&used));
+    families.extend(told(&all));
+    Ok(families)
+}
+
+/// `causeway_device_memory_..._bytes`, by device; it has no lines where there is no CUDA device.
+fn device_memory(part: &str, help: &str) -> Result<IntGaugeVec, prometheus::Error> {
+    let name = format!("causeway_device_memory_{part}_bytes");
+    IntGaugeVec::new(Opts::new(name, help), &["device"])
 }
 
 /// How the trainings stand, and those that run.

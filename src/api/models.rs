@@ -72,6 +72,10 @@ pub struct Model {
     /// What it computes on: `cpu`, or a CUDA device by its number.
     #[schema(example = "cpu")]
     pub device: String,
+    /// What its dense matrices are multiplied in there: `float32`, or on a CUDA device that the settings say so for
+    /// `bfloat16`.
+    #[schema(example = "float32")]
+    pub dtype: String,
     /// What its maker recorded: recipe, data, time.
     #[schema(value_type = Object)]
     pub provenance: BTreeMap<String, serde_json::Value>,
@@ -138,6 +142,7 @@ fn model(named: &NamedModel, snapshot: &Snapshot) -> Model {
         in_memory: card.weights.in_memory(),
         fingerprint: card.fingerprint.clone(),
         device: card.device.clone(),
+        dtype: card.matrices.to_string(),
         provenance: card.provenance.clone(),
     }
 }

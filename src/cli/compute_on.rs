@@ -7,7 +7,7 @@ use clap::Args;
 use crate::bridge::pair::PairError;
 use crate::features::pair::Pair;
 use crate::models::layout::ReadOptions;
-use crate::numerics::device::{DeviceChoice, Placement};
+use crate::numerics::device::{DeviceChoice, MatrixType, Placement};
 
 /// What a command computes on.
 #[derive(Debug, Clone, Copy, Args)]
@@ -15,13 +15,19 @@ pub struct ComputeOn {
     /// What the models compute on: auto, cpu, or cuda:N.
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
+    /// What a device holds dense matrices in: float32 or bfloat16.
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    dtype: MatrixType,
 }
 
 impl ComputeOn {
     /// The pair in `directory`, its models and its bridge there.
     pub fn pair(self, directory: &Path) -> Result<Pair, PairError> {
         let options = ReadOptions {
-            placement: Placement::both(self.device),
+            placement: Placement {
+                matrices: self.dtype,
+                ..Placement::both(self.device)
+            },
             ..ReadOptions::UNBOUNDED
         };
         Pair::read_within(directory, options)

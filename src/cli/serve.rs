@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::api::{loading, server};
 use crate::artifacts::ArtifactId;
-use crate::numerics::device::{DeviceChoice, DeviceLost};
+use crate::numerics::device::{DeviceChoice, DeviceLost, MatrixType};
 use crate::settings::Settings;
 use crate::telemetry::Telemetry;
 
@@ -49,6 +49,9 @@ pub struct ServeArguments {
     /// What sparse models compute on, where it is something else.
     #[arg(long, value_name = "DEVICE")]
     sparse_device: Option<DeviceChoice>,
+    /// What a device holds dense matrices in: float32 or bfloat16.
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<MatrixType>,
 }
 
 impl ServeArguments {
@@ -122,6 +125,7 @@ impl ServeArguments {
         settings.allow_remote |= self.allow_remote;
         settings.engine.device = self.device.unwrap_or(settings.engine.device);
         settings.engine.sparse_device = self.sparse_device.or(settings.engine.sparse_device);
+        settings.engine.dtype = self.dtype.unwrap_or(settings.engine.dtype);
         settings.data_dir = self.data_dir.unwrap_or(settings.data_dir);
         // Named pairs and models take the place of the file's, all of them together.
         if !self.pair.is_empty() || !self.model.is_empty() {

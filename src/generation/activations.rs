@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::Tensor;
 
 use super::batch::{self, Share};
+use super::next::Next;
 use super::request::{
     Activations, ActivationsRequest, EngineError, FeatureValues, GenerationRequest,
 };
@@ -142,15 +143,18 @@ fn run(asked: GenerationRequest, watched: BTreeSet<Location>) -> Result<Run, Eng
     }];
     let computed = batch::run(&mut shares, &mut caches)?.pop();
     let computed = computed.ok_or_else(|| EngineError::Failed("nothing was run".to_owned()))?;
-    for (_, logits) in &computed.logits {
-        session.arms[0].check(logits)?;
+    for (_, next) in &computed.next {
+        session.arms[0].check(next)?;
     }
     Ok(Run {
         seen: computed.seen,
         logits: computed
-            .logits
+            .next
             .into_iter()
-            .map(|(_, logits)| logits)
+            .filter_map(|(_, next)| match next {
+                Next::Logits(logits) => Some(logits),
+                Next::Token(_) => None,
+            })
             .collect(),
     })
 }

@@ -1,11 +1,13 @@
 //! One arm of a request: a sequence that grows token by token until something ends it.
 
+use super::next::Next;
 use super::request::{Delta, EngineError, Finish, GenerationRequest, Token};
 use super::sampler::{Sampler, log_probabilities};
 use super::stop::GrowingText;
 use crate::interventions::request::Variant;
 use crate::interventions::rows_of_arms::Feed;
 use crate::models::tokenizer::Tokenizer;
+use crate::numerics::kernels::operations::Draw;
 
 /// A sequence that is generated.
 pub struct Arm {
@@ -134,8 +136,12 @@ impl Arm {
     }
 
     /// Refuses logits that no token can be drawn from.
-    pub fn check(&self, logits: &[f32]) -> Result<(), EngineError> {
-        if logits.iter().all(|logit| logit.is_finite()) {
+    pub fn check(&self, next: &Next) -> Result<(), EngineError> {
+        let sound = match next {
+            Next::Logits(logits) => logits.iter().all(|logit| logit.is_finite()),
+            Next::Token(token) => token.is_some(),
+        };
+        if sound {
             return Ok(());
         }
         Err(match self.variant {
@@ -190,18 +196,41 @@ impl Arm {
         let Some(id) = self.sampler.draw(logits) else {
             return Err(EngineError::Failed("no token can be drawn".into()));
         };
+        self.append(id, tokenizer, |id| token(id, logits, logprobs));
+        Ok(())
+    }
+
+    /// How the next token is drawn where nothing but the logits decides it.
+    pub fn plain_draw(&self) -> Option<Draw> {
+        // An arm without tokens to draw says so of whatever comes.
+        (self.limit > 0)
+            .then(|| self.sampler.plain_draw())
+            .flatten()
+    }
+
+    /// Goes on with a token that was drawn so.
+    pub fn extend_by(&mut self, id: Option<u32>, tokenizer: &Tokenizer) -> Result<(), EngineError> {
+        let Some(id) = id else {
+            return Err(EngineError::Failed("no token can be drawn".into()));
+        };
+        self.sampler.take(id);
+        self.append(id, tokenizer, |id| token(id, &[], None));
+        Ok(())
+    }
+
+    /// Takes a token that was drawn: the end, or one more of the answer.
+    fn append(&mut self, id: u32, tokenizer: &Tokenizer, described: impl FnOnce(u32) -> Token) {
         if tokenizer.ends().contains(&id) {
             self.end(Finish::Stop, tokenizer);
-            return Ok(());
+            return;
         }
         self.tokens.push(id);
-        self.generated.push(token(id, logits, logprobs));
+        self.generated.push(described(id));
         if self.text.push(id, tokenizer) {
             self.end(Finish::Stop, tokenizer);
         } else if self.generated.len() == self.limit {
             self.end(Finish::Length, tokenizer);
         }
-        Ok(())
     }
 
     /// No token comes any more. What the decoder held back may complete a stop text; tokens that lie wholly in the stop

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
+use super::next::{Next, Wanted};
 use super::pass::{Part, Parting, pass};
 use super::session::Session;
 use super::slots::Caches;
@@ -36,8 +37,8 @@ pub struct Share<'s> {
 pub struct Computed {
     /// All rows that were fed.
     pub rows: Vec<Row>,
-    /// The logits after those rows that were wanted, by row.
-    pub logits: Vec<(usize, Vec<f32>)>,
+    /// What comes after those rows of which something was wanted, by row.
+    pub next: Vec<(usize, Next)>,
     /// What was watched, `[rows, width]` each.
     pub seen: BTreeMap<Location, Tensor>,
 }
@@ -46,7 +47,7 @@ pub struct Computed {
 struct Work<'s> {
     feeds: Vec<Feed<'s>>,
     rows: Vec<Row>,
-    wanted: Vec<usize>,
+    wanted: Vec<Wanted>,
     /// By arm.
     slots: BTreeMap<usize, &'s ArmSlots>,
     model: Arc<LoadedModel>,
@@ -81,7 +82,11 @@ impl<'s> Work<'s> {
             .map(|&(arm, most)| session.arms[arm].feed(arm, most))
             .collect();
         let rows = rows_of(&feeds);
-        let wanted = (0..rows.len()).filter(|&at| session.wants_logits(&rows[at]));
+        let wanted = rows.iter().filter(|row| session.wants_logits(row));
+        let wanted = wanted.map(|row| Wanted {
+            row: row.index,
+            draw: session.draw_after(row),
+        });
         let wanted = wanted.collect();
         let steering = session.steering.as_mut();
         let steering = steering.filter(|steering| !steering.plan.is_empty());
@@ -274,13 +279,13 @@ fn silent<'p>((rows, tap): (PassRows, &'p mut dyn RowTap)) -> Part<'p> {
     }
 }
 
-/// The answering models, and the logits after the rows that want them.
+/// The answering models, and what comes after the rows that want it.
 fn answer(works: &mut [Work], caches: &mut Caches) -> Result<Vec<Computed>> {
     let mut computed: Vec<Computed> = works
         .iter()
         .map(|work| Computed {
             rows: work.rows.clone(),
-            logits: Vec::new(),
+            next: Vec::new(),
             seen: BTreeMap::new(),
         })
         .collect();
@@ -315,9 +320,10 @@ fn answer(works: &mut [Work], caches: &mut Caches) -> Result<Vec<Computed>> {
         for (part, tap) in parts.iter_mut().zip(&mut taps) {
             part.tap = tap.as_mut().map(|tap| tap.as_mut() as &mut dyn RowTap);
         }
-        let logits = pass(&model.transformer, caches.cache_of(&model), parts)?;
-        for ((index, wanted), logits) in members.into_iter().zip(logits) {
-            computed[index].logits = wanted.into_iter().zip(logits).collect();
+        let next = pass(&model.transformer, caches.cache_of(&model), parts)?;
+        for ((index, wanted), next) in members.into_iter().zip(next) {
+            let rows = wanted.into_iter().map(|wanted| wanted.row);
+            computed[index].next = rows.zip(next).collect();
         }
     }
     for (computed, work) in computed.iter_mut().zip(works) {

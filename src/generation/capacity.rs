@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::numerics::device::{DeviceChoice, Placement, or_empty};
+use crate::numerics::device::{DeviceChoice, MatrixType, Placement, or_empty};
 
 /// How much the engine does at once, and on what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,8 @@ pub struct Capacity {
     /// What sparse ones do, where it is something else.
     #[serde(with = "or_empty")]
     pub sparse_device: Option<DeviceChoice>,
+    /// What a device holds dense matrices in.
+    pub dtype: MatrixType,
 }
 
 impl Default for Capacity {
@@ -34,6 +36,7 @@ impl Default for Capacity {
             prefix_cache_mib: 256,
             device: DeviceChoice::Auto,
             sparse_device: None,
+            dtype: MatrixType::Float32,
         }
     }
 }
@@ -44,6 +47,7 @@ impl Capacity {
         Placement {
             dense: self.device,
             sparse: self.sparse_device.unwrap_or(self.device),
+            matrices: self.dtype,
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod capacity;
 pub mod engine;
 pub mod health;
 pub mod needed_groups;
+pub mod next;
 pub mod pass;
 pub mod prefix_cache;
 pub mod prefix_chain;

@@ -1,6 +1,6 @@
 //! One pass through a model: the rows of many requests, divided between threads, each request's tap seeing its own.
 //!
-//! `parts -> logits`, `[vocabulary]` for every row that wants them. Rows go through the model in groups, a thread
+//! `parts -> logits`, `[vocabulary]` for every row that wants them, or on a device the token that was drawn from them. Rows go through the model in groups, a thread
 //! each, because a token's row meets no other but in its own slot of the cache: a group needs no word from the
 //! others between the embedding and the logits. What several rows of a part have in common (arms with the same
 //! prompt, below the first place where they can differ) is computed once and then given to all of them.
@@ -10,13 +10,15 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::next::{Next, Wanted};
 use crate::interventions::rows_of_arms::PassRows;
 use crate::models::kv_cache::{CacheSlots, KvCache};
 use crate::models::location::Site;
 use crate::models::tap::{RowTap, SplitTap};
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
-use crate::numerics::rows;
+use crate::numerics::kernels::operations::{Draw, draw};
+use crate::numerics::{kernels, rows};
 
 /// Logits are computed for this many rows at once.
 const ROWS_OF_LOGITS: usize = 256;
@@ -29,8 +31,8 @@ pub struct Part<'p> {
     pub tap: Option<&'p mut dyn RowTap>,
     /// Where `rows` become more.
     pub parting: Option<Parting>,
-    /// Of the rows at the end, those whose logits are wanted.
-    pub wanted: Vec<usize>,
+    /// Of the rows at the end, those of which something is wanted.
+    pub wanted: Vec<Wanted>,
 }
 
 /// Where rows that were computed once go separate ways.
@@ -55,12 +57,12 @@ impl Part<'_> {
     }
 }
 
-/// Runs all parts and returns, for each, the logits that it wants, in their order.
+/// Runs all parts and returns, for each, what it wants of its rows, in their order.
 pub fn pass(
     transformer: &Transformer,
     cache: &mut KvCache,
     parts: Vec<Part>,
-) -> Result<Vec<Vec<Vec<f32>>>> {
+) -> Result<Vec<Vec<Next>>> {
     let groups = match cache.is_divisible() {
         true => grouped(parts),
         false => vec![parts],
@@ -104,7 +106,7 @@ fn run_group(
     transformer: &Transformer,
     cache: CacheSlots,
     mut parts: Vec<Part>,
-) -> Result<Vec<Vec<Vec<f32>>>> {
+) -> Result<Vec<Vec<Next>>> {
     let (all, mut ranges) = joined(&parts);
     if all.ids.is_empty() {
         return Ok(parts.iter().map(|_| Vec::new()).collect());
@@ -172,29 +174,59 @@ fn wanted_logits(
     ids: &Tensor,
     parts: &[Part],
     ranges: &[Range<usize>],
-) -> Result<Vec<Vec<Vec<f32>>>> {
-    let wanted: Vec<(usize, u32)> = parts
+) -> Result<Vec<Vec<Next>>> {
+    let on_device = kernels::run_on(transformer.device());
+    let mut all: Vec<WantedOfPart> = parts
         .iter()
         .zip(ranges)
         .enumerate()
         .flat_map(|(part, (of, range))| {
-            let row = move |&row: &usize| (part, (range.start + row) as u32);
-            of.wanted.iter().map(row)
+            let wanted = move |(place, wanted): (usize, &Wanted)| WantedOfPart {
+                part,
+                place,
+                row: (range.start + wanted.row) as u32,
+                draw: wanted.draw.filter(|_| on_device),
+            };
+            of.wanted.iter().enumerate().map(wanted)
         })
         .collect();
+    // Rows whose tokens are drawn stand together; the sort keeps everyone else's order.
+    all.sort_by_key(|wanted| wanted.draw.is_some());
     let vocabulary = transformer.config.vocab_size;
-    let mut logits: Vec<Vec<Vec<f32>>> = parts.iter().map(|_| Vec::new()).collect();
-    for chunk in wanted.chunks(ROWS_OF_LOGITS) {
-        let picked: Vec<u32> = chunk.iter().map(|&(_, row)| row).collect();
+    let nothing = |part: &Part| vec![Next::Token(None); part.wanted.len()];
+    let mut found: Vec<Vec<Next>> = parts.iter().map(nothing).collect();
+    for chunk in all.chunks(ROWS_OF_LOGITS) {
+        let picked: Vec<u32> = chunk.iter().map(|wanted| wanted.row).collect();
         let picked = Tensor::new(picked, transformer.device())?;
         let stream = stream.index_select(&picked, 0)?;
         let ids = ids.index_select(&picked, 0)?;
-        let rows = transformer.unembed(&stream, &ids)?;
-        rows::with_values(&rows, |values| {
-            for (&(part, _), row) in chunk.iter().zip(values.chunks_exact(vocabulary)) {
-                logits[part].push(row.to_vec());
+        let logits = transformer.unembed(&stream, &ids)?;
+        let whole = chunk.partition_point(|wanted| wanted.draw.is_none());
+        let (whole, drawn) = chunk.split_at(whole);
+        if !drawn.is_empty() {
+            let draws: Vec<Draw> = drawn.iter().filter_map(|wanted| wanted.draw).collect();
+            let tokens = draw(&logits.narrow(0, whole.len(), drawn.len())?, &draws)?;
+            for (of, token) in drawn.iter().zip(tokens) {
+                found[of.part][of.place] = Next::Token(token);
             }
-        })?;
+        }
+        if !whole.is_empty() {
+            let logits = logits.narrow(0, 0, whole.len())?;
+            rows::with_values(&logits, |values| {
+                for (of, row) in whole.iter().zip(values.chunks_exact(vocabulary)) {
+                    found[of.part][of.place] = Next::Logits(row.to_vec());
+                }
+            })?;
+        }
     }
-    Ok(logits)
+    Ok(found)
+}
+
+/// One of the wanted rows of all parts.
+struct WantedOfPart {
+    part: usize,
+    /// Its place among those of the part.
+    place: usize,
+    row: u32,
+    draw: Option<Draw>,
 }

@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::sampling::Sampling;
+use crate::numerics::kernels::operations::Draw;
 use crate::numerics::loss::log_sum_exp;
 use crate::numerics::softmax;
 
@@ -42,9 +43,42 @@ impl Sampler {
             true => self.sample(&logits),
             false => softmax::largest(&logits).map(|(token, _)| token as u32),
         }?;
+        self.count(token);
+        Some(token)
+    }
+
+    /// How the next token is drawn where that takes nothing but the logits, a temperature and a share.
+    pub fn plain_draw(&self) -> Option<Draw> {
+        let sampling = &self.sampling;
+        let adjusted = sampling.repetition_penalty as f32 != 1.0
+            || sampling.presence_penalty != 0.0
+            || sampling.frequency_penalty != 0.0
+            || !sampling.logit_bias.is_empty();
+        let greedy = sampling.temperature <= 0.0;
+        (!adjusted && (greedy || !sampling.is_limited())).then(|| match greedy {
+            true => Draw {
+                inverse_temperature: 0.0,
+                share: 0.0,
+            },
+            // A step may be run again: the generator moves when the token is taken.
+            false => Draw {
+                inverse_temperature: inverse(sampling.temperature),
+                share: self.generator.clone().random(),
+            },
+        })
+    }
+
+    /// Takes a token that was drawn by [`Self::plain_draw`].
+    pub fn take(&mut self, token: u32) {
+        if self.sampling.temperature > 0.0 {
+            let _: f64 = self.generator.random();
+        }
+        self.count(token);
+    }
+
+    fn count(&mut self, token: u32) {
         *self.counts.entry(token).or_default() += 1;
         self.seen.insert(token);
-        Some(token)
     }
 
     fn adjust(&self, logits: &mut [f32]) {
@@ -80,12 +114,9 @@ impl Sampler {
     fn sample(&mut self, logits: &[f32]) -> Option<u32> {
         let (_, top) = softmax::largest(logits)?;
         let sampling = &self.sampling;
-        // Finite, so that the largest logit keeps its weight however low the temperature.
-        let inverse = (1.0 / sampling.temperature).min(f64::from(f32::MAX)) as f32;
-        let weights = softmax::weights(logits, top, inverse);
+        let weights = softmax::weights(logits, top, inverse(sampling.temperature));
         let share = self.generator.random::<f64>();
-        let limited = sampling.top_k > 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0;
-        if !limited {
+        if !sampling.is_limited() {
             return softmax::at_share(&weights, share).map(|token| token as u32);
         }
         let (tokens, weights) = self.limited(&weights);
@@ -108,6 +139,11 @@ impl Sampler {
         kept.retain(|(_, weight)| f64::from(*weight) >= sampling.min_p * f64::from(largest));
         kept.into_iter().unzip()
     }
+}
+
+/// Finite, so that the largest logit keeps its weight however low the temperature.
+fn inverse(temperature: f64) -> f32 {
+    (1.0 / temperature).min(f64::from(f32::MAX)) as f32
 }
 
 fn more_probable(a: &(u32, f32), b: &(u32, f32)) -> Ordering {

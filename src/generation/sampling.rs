@@ -109,6 +109,11 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// Whether some tokens may not be drawn however probable they are.
+    pub fn is_limited(&self) -> bool {
+        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
+    }
+
     /// Always the most probable token.
     pub fn greedy() -> Self {
         Sampling {

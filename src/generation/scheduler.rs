@@ -411,9 +411,9 @@ struct Advanced {
 }
 
 fn advance(session: &mut Session, computed: Computed) -> Result<Advanced, EngineError> {
-    let Computed { rows, logits, .. } = computed;
-    let drew = !logits.is_empty();
-    session.advance(&rows, logits)?;
+    let Computed { rows, next, .. } = computed;
+    let drew = !next.is_empty();
+    session.advance(&rows, next)?;
     let news = session.news().collect();
     Ok(Advanced { drew, news })
 }

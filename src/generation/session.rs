@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::admission::{check, check_bytes, keys, limits};
 use super::arms::Arm;
+use super::next::Next;
 use super::request::{Choice, Delta, EngineError, Finish, Generation, GenerationRequest};
 use super::slot_text::SlotText;
 use crate::features::pair::Pair;
@@ -19,6 +20,7 @@ use crate::interventions::rows_of_arms::Row;
 use crate::interventions::steering::{ArmPlan, ArmSlots, SlotNeeds, Steering};
 use crate::models::model::{LoadedModel, ModelKind};
 use crate::numerics::device::DeviceFailure;
+use crate::numerics::kernels::operations::Draw;
 use crate::numerics::loss::divergence;
 
 /// A request that is being answered.
@@ -201,29 +203,46 @@ impl Session {
         last || (self.echoes() && row.position + 1 < row.prompt_length)
     }
 
+    /// How the token after a row is drawn, where its logits are good for nothing else.
+    pub fn draw_after(&self, row: &Row) -> Option<Draw> {
+        let arm = &self.arms[row.arm];
+        let told = self.request.logprobs.is_some() || self.compares(arm);
+        let is_last = row.position + 1 == arm.length();
+        match told || !is_last {
+            true => None,
+            false => arm.plain_draw(),
+        }
+    }
+
+    /// Whether a receipt compares the logits of the first token that the arm draws, which it has yet to draw.
+    fn compares(&self, arm: &Arm) -> bool {
+        let steering = self.steering.as_ref();
+        steering.is_some_and(|steering| steering.plan.receipt) && arm.first_logits.is_none()
+    }
+
     fn echoes(&self) -> bool {
         self.request.echo && self.request.logprobs.is_some()
     }
 
-    /// Takes in what a step has computed: `rows` are all rows that were fed, with the logits after those that
-    /// were wanted, in their order.
-    pub fn advance(
-        &mut self,
-        rows: &[Row],
-        logits: Vec<(usize, Vec<f32>)>,
-    ) -> Result<(), EngineError> {
-        let receipt = self
-            .steering
-            .as_ref()
-            .is_some_and(|steering| steering.plan.receipt);
+    /// Takes in what a step has computed: `rows` are all rows that were fed, with what comes after those of which it was
+    /// wanted, in their order.
+    pub fn advance(&mut self, rows: &[Row], next: Vec<(usize, Next)>) -> Result<(), EngineError> {
         let echoes = self.echoes();
         for row in rows {
             self.arms[row.arm].mark_fed(row.position + 1);
         }
-        for (at, logits) in logits {
+        for (at, next) in next {
             let row = rows[at];
+            let compares = self.compares(&self.arms[row.arm]);
             let arm = &mut self.arms[row.arm];
-            arm.check(&logits)?;
+            arm.check(&next)?;
+            let logits = match next {
+                Next::Logits(logits) => logits,
+                Next::Token(token) => {
+                    arm.extend_by(token, &self.model.tokenizer)?;
+                    continue;
+                }
+            };
             if echoes && row.position + 1 < row.prompt_length {
                 arm.echo(
                     row.position,
@@ -233,7 +252,7 @@ impl Session {
             }
             if row.position + 1 == arm.length() {
                 arm.extend(&logits, &self.model.tokenizer, self.request.logprobs)?;
-                if receipt && arm.first_logits.is_none() {
+                if compares {
                     arm.first_logits = Some(logits);
                 }
             }

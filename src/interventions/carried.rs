@@ -13,18 +13,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{Result, Tensor, bail};
 
 use super::carry::is_sublayer_input;
+use super::delta::Delta;
 use super::in_place::{change_in_place, touches};
 use super::operation::Action;
 use super::plan::condition::Test;
 use super::plan::{Edit, Plan, Route, Source, Step, needs_sparse_rms};
 use super::readings::Readings;
 use super::receipt::{Record, Records};
-use super::row_edits::{Change, ReadFrom, RowEdit, RowEdits, WriteTo, add};
+use super::row_edits::{Change, Outcome, ReadFrom, Rms, RowEdit, RowEdits, WriteTo};
 use super::rows_of_arms::{Row, RowBlock, SteeredArm};
 use crate::features::pair::Pair;
 use crate::models::location::{Location, Site};
 use crate::models::tap::{OwnRows, RowTap};
-use crate::numerics::norm::root_mean_square;
+use crate::numerics::kernels::edit_table::{EditTable, OwnOutcomes};
 use crate::numerics::row_updates;
 
 /// What other runs of the same step have read.
@@ -58,9 +59,18 @@ pub struct CarriedTap<'a> {
     notes: Vec<(usize, Note<'a>)>,
 }
 
+/// What a block has beside a row.
+fn beside(block: &Option<RowBlock>, row: usize) -> Result<Option<&[f32]>> {
+    match block {
+        Some(block) => block.row(row),
+        None => Ok(None),
+    }
+}
+
 /// A change that waits for the pass to come by.
+#[derive(Default)]
 struct Pending {
-    change: Vec<f32>,
+    changes: Vec<Delta>,
     /// The edits that it is made of, with their norms.
     edits: Vec<(usize, f32)>,
 }
@@ -85,8 +95,8 @@ struct Operands {
     /// Where the table keeps the values that the feature is read and moved in.
     block: Option<usize>,
     partners: Option<RowBlock>,
-    /// The sparse stream, whose size the change takes.
-    stream: Option<RowBlock>,
+    /// Where the table keeps the sparse stream, whose size the change takes.
+    stream: Option<usize>,
     /// A sublayer's output without and with the edits inside.
     outputs: Option<(RowBlock, RowBlock)>,
 }
@@ -137,7 +147,25 @@ impl RowTap for CarriedTap<'_> {
     }
 
     fn change(&mut self, _place: Location, rows: &mut [f32], width: usize) -> Result<()> {
-        let outcomes = self.table.carry_out(rows, width, self.records.wanted());
+        let outcomes = self.table.carry_out(rows, width, self.records.wanted())?;
+        self.note(outcomes);
+        Ok(())
+    }
+
+    fn tabulate(&mut self, _place: Location, first: u32, table: &mut EditTable) -> Result<bool> {
+        self.table.tabulate(first, table)
+    }
+
+    fn carried_out(&mut self, _place: Location, done: &OwnOutcomes) -> Result<()> {
+        let outcomes = self.table.outcomes(done, self.records.wanted())?;
+        self.note(outcomes);
+        Ok(())
+    }
+}
+
+impl<'a> CarriedTap<'a> {
+    /// Takes down what the table's entries came to, and keeps what waits for its place.
+    fn note(&mut self, outcomes: Vec<Outcome>) {
         for ((at, note), outcome) in self.notes.drain(..).zip(outcomes) {
             let row = &self.rows[at];
             match note {
@@ -150,11 +178,8 @@ impl RowTap for CarriedTap<'_> {
                     self.records.note(row.arm, edit, row.position, record);
                     if let Some(change) = outcome.later {
                         let waiting = self.pending.entry(target).or_default();
-                        let waiting = waiting.entry(at).or_insert_with(|| Pending {
-                            change: vec![0.0; change.len()],
-                            edits: Vec::new(),
-                        });
-                        add(&mut waiting.change, &change);
+                        let waiting = waiting.entry(at).or_default();
+                        change.join(&mut waiting.changes);
                         waiting.edits.push((edit, outcome.change_norm));
                     }
                 }
@@ -174,11 +199,8 @@ impl RowTap for CarriedTap<'_> {
                 }
             }
         }
-        Ok(())
     }
-}
 
-impl<'a> CarriedTap<'a> {
     /// Makes the table of a node of the dense model: what waits for it, a sublayer's input `[rows, d_read]` whose first
     /// channels are the stream's, is added; then the model's own nodes there are edited.
     fn compile_node(&mut self, place: Location) -> Result<()> {
@@ -210,20 +232,24 @@ impl<'a> CarriedTap<'a> {
         rows.sort_unstable();
         rows.dedup();
         for at in rows {
-            if let Some(Pending { change, edits }) = waiting.remove(&at) {
-                let entry = RowEdit {
-                    row: self.table.row(at),
-                    change: Change::Given(change),
-                    control: None,
-                };
-                self.table.push(entry);
-                self.notes.push((at, Note::Arrived(edits)));
+            if let Some(Pending { changes, mut edits }) = waiting.remove(&at) {
+                for change in changes {
+                    let entry = RowEdit {
+                        row: self.table.row(at),
+                        change: Change::Given(change),
+                        control: None,
+                    };
+                    self.table.push(entry);
+                    // The first of them stands for all.
+                    let edits = std::mem::take(&mut edits);
+                    self.notes.push((at, Note::Arrived(edits)));
+                }
             }
             let Ok(candidate) = edited.binary_search(&at) else {
                 continue;
             };
             for (&index, partners) in here.iter().zip(&partners) {
-                let partner = partners.as_ref().and_then(|block| block.row(candidate));
+                let partner = beside(partners, candidate)?;
                 self.compile_own(index, place, at, partner)?;
             }
         }
@@ -342,7 +368,7 @@ impl<'a> CarriedTap<'a> {
             for (&step, operands) in steps.iter().zip(&operands) {
                 match step {
                     Step::Edit(index) => self.compile_edit(index, site, candidate, at, operands)?,
-                    Step::Replay(index) => self.compile_replay(index, candidate, at, operands),
+                    Step::Replay(index) => self.compile_replay(index, candidate, at, operands)?,
                 }
             }
         }
@@ -381,6 +407,7 @@ impl<'a> CarriedTap<'a> {
         if let Some(read) = read {
             known.insert((place, edit.source), self.table.add_block(read));
         }
+        let stream = stream.map(|stream| self.table.add_block(stream));
         Ok(Operands {
             block: known.get(&(place, edit.source)).copied(),
             partners,
@@ -432,10 +459,7 @@ impl<'a> CarriedTap<'a> {
     ) -> Result<()> {
         let (plan, arms, row) = (self.plan, self.arms, &self.rows[at]);
         let (edit, arm) = (&plan.edits[index], &arms[row.arm]);
-        let beside = |block: &'_ Option<RowBlock>| -> Option<Vec<f32>> {
-            Some(block.as_ref()?.row(candidate)?.to_vec())
-        };
-        let counterfactual = beside(&operands.partners);
+        let counterfactual = beside(&operands.partners, candidate)?.map(<[f32]>::to_vec);
         let paired = counterfactual.is_some() || !matches!(edit.action, Action::Patch { .. });
         let touched = arm.edits() && touches(edit, row) && paired && self.allowed(edit, at)?;
         if !touched && !self.records.wanted() {
@@ -462,13 +486,12 @@ impl<'a> CarriedTap<'a> {
             ),
             true => {
                 let rms = match needs_sparse_rms(edit) {
-                    false => 1.0,
-                    true => match operands
-                        .stream
-                        .as_ref()
-                        .and_then(|block| block.row(candidate))
-                    {
-                        Some(stream) => root_mean_square(stream, 0.0),
+                    false => Rms::Known(1.0),
+                    true => match operands.stream {
+                        Some(block) => Rms::Of {
+                            block,
+                            row: candidate,
+                        },
                         None => bail!("the sparse stream was not read for the dense one at {site}"),
                     },
                 };
@@ -507,14 +530,21 @@ impl<'a> CarriedTap<'a> {
     }
 
     /// Adds the counterpart of the change that edits inside a sublayer made to its output.
-    fn compile_replay(&mut self, index: usize, candidate: usize, at: usize, operands: &Operands) {
+    fn compile_replay(
+        &mut self,
+        index: usize,
+        candidate: usize,
+        at: usize,
+        operands: &Operands,
+    ) -> Result<()> {
         let (plan, arms) = (self.plan, self.arms);
         let (replay, arm) = (&plan.replays[index], &arms[self.rows[at].arm]);
-        let outputs = operands.outputs.as_ref().filter(|_| arm.edits());
-        let outputs = outputs
-            .and_then(|(unedited, edited)| unedited.row(candidate).zip(edited.row(candidate)));
-        let Some((unedited, edited)) = outputs else {
-            return;
+        let Some((unedited, edited)) = operands.outputs.as_ref().filter(|_| arm.edits()) else {
+            return Ok(());
+        };
+        let (unedited, edited) = (unedited.row(candidate)?, edited.row(candidate)?);
+        let Some((unedited, edited)) = unedited.zip(edited) else {
+            return Ok(());
         };
         let changes: Vec<f32> = edited.iter().zip(unedited).map(|(a, b)| a - b).collect();
         let mut delta = vec![0.0; replay.carrier.width()];
@@ -523,11 +553,12 @@ impl<'a> CarriedTap<'a> {
         let directions = arm.directions.as_deref();
         let entry = RowEdit {
             row: self.table.row(at),
-            change: Change::Given(delta),
+            change: Change::Given(Delta::OnHost(delta)),
             control: directions.and_then(|directions| directions.of_edit(first)),
         };
         self.table.push(entry);
         self.notes.push((at, Note::Together(&replay.edits)));
+        Ok(())
     }
 
     fn allowed(&self, edit: &Edit, at: usize) -> Result<bool> {

@@ -138,7 +138,6 @@ impl Carrier {
     }
 
     /// One that writes these columns `[channels][D]` to a place.
-    #[cfg(test)]
     pub fn of_columns(target: Location, columns: Vec<Vec<f32>>, times_sparse_rms: bool) -> Self {
         Carrier {
             target,
@@ -163,6 +162,11 @@ impl Carrier {
                 }
             }
         }
+    }
+
+    /// `[channels][D]`.
+    pub fn columns(&self) -> impl Iterator<Item = &[f32]> {
+        self.columns.iter().map(AsRef::as_ref)
     }
 
     /// Width of the dense stream.

@@ -8,10 +8,11 @@ use super::operation::Action;
 use super::plan::{Edit, Plan};
 use super::readings::Readings;
 use super::receipt::{Record, Records};
-use super::row_edits::{Change, ReadFrom, RowEdit, RowEdits, WriteTo};
+use super::row_edits::{Change, Outcome, ReadFrom, RowEdit, RowEdits, WriteTo};
 use super::rows_of_arms::{Row, RowBlock, SteeredArm};
 use crate::models::location::Location;
 use crate::models::tap::{OwnRows, RowTap};
+use crate::numerics::kernels::edit_table::{EditTable, OwnOutcomes};
 
 /// Changes values where they are.
 pub struct InPlaceTap<'a> {
@@ -53,12 +54,18 @@ impl RowTap for InPlaceTap<'_> {
     }
 
     fn change(&mut self, _place: Location, rows: &mut [f32], width: usize) -> Result<()> {
-        let outcomes = self.table.carry_out(rows, width, self.records.wanted());
-        for (&(at, edit, touched), outcome) in self.notes.iter().zip(outcomes) {
-            let row = &self.rows[at];
-            let record = Record::of(touched, &outcome);
-            self.records.note(row.arm, edit, row.position, record);
-        }
+        let outcomes = self.table.carry_out(rows, width, self.records.wanted())?;
+        self.note(outcomes);
+        Ok(())
+    }
+
+    fn tabulate(&mut self, _place: Location, first: u32, table: &mut EditTable) -> Result<bool> {
+        self.table.tabulate(first, table)
+    }
+
+    fn carried_out(&mut self, _place: Location, done: &OwnOutcomes) -> Result<()> {
+        let outcomes = self.table.outcomes(done, self.records.wanted())?;
+        self.note(outcomes);
         Ok(())
     }
 
@@ -71,6 +78,15 @@ impl RowTap for InPlaceTap<'_> {
 }
 
 impl InPlaceTap<'_> {
+    /// Takes down what the table's entries came to.
+    fn note(&mut self, outcomes: Vec<Outcome>) {
+        for (&(at, edit, touched), outcome) in self.notes.iter().zip(outcomes) {
+            let row = &self.rows[at];
+            let record = Record::of(touched, &outcome);
+            self.records.note(row.arm, edit, row.position, record);
+        }
+    }
+
     /// Makes the table of these edits of a place.
     fn compile(&mut self, place: Location, here: &[usize]) -> Result<()> {
         let (plan, arms) = (self.plan, self.arms);
@@ -97,7 +113,10 @@ impl InPlaceTap<'_> {
             let arm = &arms[row.arm];
             for (&index, partners) in here.iter().zip(&partners) {
                 let edit = &plan.edits[index];
-                let partner = partners.as_ref().and_then(|block| block.row(candidate));
+                let partner = match partners {
+                    Some(block) => block.row(candidate)?,
+                    None => None,
+                };
                 let paired = partner.is_some() || !matches!(edit.action, Action::Patch { .. });
                 let touched =
                     arm.edits() && touches(edit, row) && paired && self.allowed(edit, row)?;
@@ -125,7 +144,10 @@ impl InPlaceTap<'_> {
         condition.holds(|test| {
             let only = std::iter::once(row.index);
             let values = self.readings.own(test.subject.place(), only)?;
-            let values = values.as_ref().and_then(|values| values.row(0));
+            let values = match &values {
+                Some(values) => values.row(0)?,
+                None => None,
+            };
             Ok(values.map(|values| test.subject.read(values)))
         })
     }

@@ -13,6 +13,7 @@ pub mod carry;
 pub mod control;
 pub mod control_directions;
 pub mod cost;
+pub mod delta;
 pub mod effect;
 pub mod in_place;
 pub mod nearest;

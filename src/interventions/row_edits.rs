@@ -2,13 +2,20 @@
 //!
 //! An entry names a row, the feature that is read of it with its channels and weights, the operation with its
 //! operands, and the columns that the change is written with. The rows are taken out of the batch and put back by
-//! [`crate::models::tap::SplitTap`], for all requests of a pass at once and wherever the batch is. A control arm
-//! differs from a steered one in what is written alone: a unit vector, as long as the steered change would have been.
+//! [`crate::models::tap::SplitTap`], for all requests of a pass at once; on a device they stay there, and a kernel does what
+//! this routine does (`on_device`). A control arm differs from a steered one in what is written alone: a unit vector, as long
+//! as the steered change would have been.
+
+mod on_device;
+
+use candle_core::{Result, bail};
 
 use super::carry::Carrier;
+use super::delta::Delta;
 use super::operation::{Action, norm};
 use super::rows_of_arms::RowBlock;
 use super::subject::Subject;
+use crate::numerics::norm::root_mean_square;
 
 /// The changes of one place. Entries of one row are carried out in their order, each on what its predecessors left.
 #[derive(Debug, Default)]
@@ -44,7 +51,7 @@ pub enum Change<'a> {
         write: WriteTo<'a>,
     },
     /// Known beforehand, one number for each channel of the row.
-    Given(Vec<f32>),
+    Given(Delta),
     /// None: the feature is only read.
     Nothing {
         subject: &'a Subject,
@@ -71,13 +78,41 @@ pub enum WriteTo<'a> {
     /// Added, a number for each channel of the row.
     Added,
     /// By a column for each channel of the feature; `rms` is that of the sparse stream, where the columns take it.
-    Columns { carrier: &'a Carrier, rms: f32 },
+    Columns { carrier: &'a Carrier, rms: Rms },
     /// The same, but the change is handed back for a place that the pass has still to come to.
-    Later { carrier: &'a Carrier, rms: f32 },
+    Later { carrier: &'a Carrier, rms: Rms },
+}
+
+/// A root mean square of a row.
+#[derive(Debug, Clone, Copy)]
+pub enum Rms {
+    Known(f32),
+    /// Of a row of one of the table's blocks.
+    Of {
+        block: usize,
+        row: usize,
+    },
+}
+
+impl Rms {
+    fn in_blocks(self, blocks: &[RowBlock]) -> Result<f32> {
+        let (block, row) = match self {
+            Rms::Known(rms) => return Ok(rms),
+            Rms::Of { block, row } => (block, row),
+        };
+        let values = match blocks.get(block) {
+            Some(block) => block.row(row)?,
+            None => None,
+        };
+        match values {
+            Some(values) => Ok(root_mean_square(values, 0.0)),
+            None => bail!("the stream whose size a change takes was not read"),
+        }
+    }
 }
 
 /// What one entry came to.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Outcome {
     /// The feature's value before and after.
     pub before: f32,
@@ -87,7 +122,7 @@ pub struct Outcome {
     /// Of the row before any entry; zero where it was not to be measured.
     pub base_norm: f32,
     /// A change for a later place.
-    pub later: Option<Vec<f32>>,
+    pub later: Option<Delta>,
 }
 
 impl<'a> RowEdits<'a> {
@@ -116,7 +151,12 @@ impl<'a> RowEdits<'a> {
 
     /// Changes `rows [table's rows, width]`; what each entry came to, in their order. `measured` asks for the norms of
     /// the rows.
-    pub fn carry_out(&mut self, rows: &mut [f32], width: usize, measured: bool) -> Vec<Outcome> {
+    pub fn carry_out(
+        &mut self,
+        rows: &mut [f32],
+        width: usize,
+        measured: bool,
+    ) -> Result<Vec<Outcome>> {
         let base_norms: Vec<f32> = match measured {
             true => rows.chunks_exact(width).map(norm).collect(),
             false => Vec::new(),
@@ -132,11 +172,11 @@ impl<'a> RowEdits<'a> {
         let outcomes = entries.iter().map(|entry| {
             let row = &mut rows[entry.row * width..][..width];
             let steered = steered.get_mut(entry.row).unwrap_or(&mut none);
-            let outcome = entry.carry_out(row, steered, blocks);
-            Outcome {
+            let outcome = entry.carry_out(row, steered, blocks)?;
+            Ok(Outcome {
                 base_norm: base_norms.get(entry.row).copied().unwrap_or_default(),
                 ..outcome
-            }
+            })
         });
         outcomes.collect()
     }
@@ -148,7 +188,7 @@ impl RowEdit<'_> {
         row: &mut [f32],
         steered: &mut Option<Vec<f32>>,
         blocks: &mut [RowBlock],
-    ) -> Outcome {
+    ) -> Result<Outcome> {
         let (subject, action, strength, counterfactual, read, write) = match &self.change {
             Change::Operation {
                 subject,
@@ -159,27 +199,29 @@ impl RowEdit<'_> {
                 write,
             } => (subject, action, *strength, counterfactual, *read, *write),
             Change::Given(delta) => {
-                let change_norm = norm(delta);
-                self.add(row, delta, change_norm);
-                return Outcome {
+                let delta = delta.values()?;
+                let change_norm = norm(&delta);
+                self.add(row, &delta, change_norm);
+                return Ok(Outcome {
                     change_norm,
                     ..Outcome::default()
-                };
+                });
             }
             Change::Nothing { subject, read } => {
                 let values = match *read {
                     ReadFrom::Row => Some(steered.as_deref().unwrap_or(row)),
-                    ReadFrom::Block { block, row } => {
-                        blocks.get(block).and_then(|block| block.row(row))
-                    }
+                    ReadFrom::Block { block, row } => match blocks.get(block) {
+                        Some(block) => block.row(row)?,
+                        None => None,
+                    },
                     ReadFrom::Nowhere => None,
                 };
                 let before = values.map_or(0.0, |values| subject.read(values));
-                return Outcome {
+                return Ok(Outcome {
                     before,
                     after: before,
                     ..Outcome::default()
-                };
+                });
             }
         };
         let counterfactual = counterfactual.as_deref();
@@ -195,9 +237,13 @@ impl RowEdit<'_> {
                 subject.apply(action, &mut row.to_vec(), counterfactual, strength)
             }
             (ReadFrom::Block { block, row }, _) => {
-                match blocks.get_mut(block).and_then(|block| block.row_mut(row)) {
+                let values = match blocks.get_mut(block) {
+                    Some(block) => block.row_mut(row)?,
+                    None => None,
+                };
+                match values {
                     Some(values) => subject.apply(action, values, counterfactual, strength),
-                    None => return Outcome::default(),
+                    None => return Ok(Outcome::default()),
                 }
             }
             (ReadFrom::Nowhere, _) => subject.known_move(action, strength),
@@ -219,21 +265,21 @@ impl RowEdit<'_> {
                 self.add(row, &moved.change, outcome.change_norm);
             }
             WriteTo::Columns { carrier, rms } => {
-                let delta = carried(carrier, &moved.change, rms);
+                let delta = carried(carrier, &moved.change, rms.in_blocks(blocks)?);
                 outcome.change_norm = norm(&delta);
                 self.add(row, &delta, outcome.change_norm);
             }
             WriteTo::Later { carrier, rms } => {
-                let mut delta = carried(carrier, &moved.change, rms);
+                let mut delta = carried(carrier, &moved.change, rms.in_blocks(blocks)?);
                 outcome.change_norm = norm(&delta);
                 if let Some(unit) = self.control {
                     delta.fill(0.0);
                     add_scaled(&mut delta, unit, outcome.change_norm);
                 }
-                outcome.later = (outcome.change_norm != 0.0).then_some(delta);
+                outcome.later = (outcome.change_norm != 0.0).then_some(Delta::OnHost(delta));
             }
         }
-        outcome
+        Ok(outcome)
     }
 
     /// Adds a change of this norm, or the control's in its place.

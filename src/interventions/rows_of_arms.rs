@@ -3,15 +3,16 @@
 //! An *arm* is one sequence that is generated: a prompt, a sample, a variant, a strength. All arms of a request
 //! step together; their tokens are the rows of one batch.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::control::Directions;
 use super::request::Variant;
 use crate::models::kv_cache::CacheRow;
-use crate::numerics::row_updates;
+use crate::numerics::{kernels, row_updates, rows};
 
 /// What steering knows of an arm.
 #[derive(Debug, Clone)]
@@ -148,7 +149,18 @@ pub struct RowBlock {
     width: usize,
     /// By the row that was asked for.
     at: Vec<Option<usize>>,
-    values: Vec<f32>,
+    values: BlockValues,
+}
+
+/// Where a block's values are.
+#[derive(Debug, Clone)]
+enum BlockValues {
+    OnHost(Vec<f32>),
+    /// On the device that they were computed on, and from when the host first asks also there.
+    OnDevice {
+        rows: Tensor,
+        read: OnceCell<Vec<f32>>,
+    },
 }
 
 impl RowBlock {
@@ -159,21 +171,72 @@ impl RowBlock {
             at.push(row.map(|_| found.len()));
             found.extend(row.map(|row| row as u32));
         }
+        let on_device = kernels::run_on(values.device()) && !found.is_empty();
         Ok(RowBlock {
             width: values.dim(1)?,
             at,
-            values: row_updates::gather(values, &found)?,
+            values: match on_device {
+                true => BlockValues::OnDevice {
+                    rows: values
+                        .contiguous()?
+                        .index_select(&Tensor::new(found, values.device())?, 0)?,
+                    read: OnceCell::new(),
+                },
+                false => BlockValues::OnHost(row_updates::gather(values, &found)?),
+            },
         })
     }
 
-    /// Of the row that was asked for as number `index`.
-    pub fn row(&self, index: usize) -> Option<&[f32]> {
-        let at = (*self.at.get(index)?)?;
-        self.values.get(at * self.width..(at + 1) * self.width)
+    pub fn width(&self) -> usize {
+        self.width
     }
 
-    pub fn row_mut(&mut self, index: usize) -> Option<&mut [f32]> {
-        let at = (*self.at.get(index)?)?;
-        self.values.get_mut(at * self.width..(at + 1) * self.width)
+    /// Which of the block's rows is the one that was asked for as number `index`.
+    pub fn place(&self, index: usize) -> Option<usize> {
+        *self.at.get(index)?
+    }
+
+    /// All of the block's rows as a device may read them, `[rows, width]`; none where it has no rows.
+    pub fn tensor(&self) -> Result<Option<Tensor>> {
+        match &self.values {
+            BlockValues::OnDevice { rows, .. } => Ok(Some(rows.clone())),
+            BlockValues::OnHost(values) if values.is_empty() => Ok(None),
+            BlockValues::OnHost(values) => {
+                let shape = (values.len() / self.width, self.width);
+                Tensor::from_slice(values, shape, &Device::Cpu).map(Some)
+            }
+        }
+    }
+
+    /// Of the row that was asked for as number `index`, on the host.
+    pub fn row(&self, index: usize) -> Result<Option<&[f32]>> {
+        let Some(at) = self.place(index) else {
+            return Ok(None);
+        };
+        let values = match &self.values {
+            BlockValues::OnHost(values) => values,
+            BlockValues::OnDevice { rows, read } => match read.get() {
+                Some(values) => values,
+                None => {
+                    let values = rows::to_vec(rows)?;
+                    read.get_or_init(|| values)
+                }
+            },
+        };
+        Ok(values.get(at * self.width..(at + 1) * self.width))
+    }
+
+    pub fn row_mut(&mut self, index: usize) -> Result<Option<&mut [f32]>> {
+        // A device's values are changed where the host has them.
+        self.row(index)?;
+        let Some(at) = self.place(index) else {
+            return Ok(None);
+        };
+        let values = match &mut self.values {
+            BlockValues::OnHost(values) => Some(values),
+            BlockValues::OnDevice { read, .. } => read.get_mut(),
+        };
+        let range = at * self.width..(at + 1) * self.width;
+        Ok(values.and_then(|values| values.get_mut(range)))
     }
 }

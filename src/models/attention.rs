@@ -134,23 +134,16 @@ impl Attention {
                 kind,
             })
         };
-        let layer = self.layer;
-        let kind = NodeKind::AttnIn;
-        let scale = tap.norm_scale(Node { layer, kind });
-        let x = self.input.forward_scaled(h, positional, scale.as_ref())?;
-        let x = tap.visit(node(kind), x)?;
-        let q = tap.visit(
-            node(NodeKind::Q),
-            self.active[0].forward(self.q.forward(&x)?)?,
+        let (layer, kind) = (self.layer, NodeKind::AttnIn);
+        let [q, k, v] = self.input.read_by(
+            (h, positional),
+            Node { layer, kind },
+            [&self.q, &self.k, &self.v],
+            tap,
         )?;
-        let k = tap.visit(
-            node(NodeKind::K),
-            self.active[1].forward(self.k.forward(&x)?)?,
-        )?;
-        let v = tap.visit(
-            node(NodeKind::V),
-            self.active[2].forward(self.v.forward(&x)?)?,
-        )?;
+        let q = tap.visit(node(NodeKind::Q), self.active[0].forward(q)?)?;
+        let k = tap.visit(node(NodeKind::K), self.active[1].forward(k)?)?;
+        let v = tap.visit(node(NodeKind::V), self.active[2].forward(v)?)?;
         let (q, k) = self.scored(q, k, turns)?;
         let y = match &mut rows.arrangement {
             Arrangement::Sequences { length } => {

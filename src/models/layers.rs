@@ -7,9 +7,13 @@ use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::config::{ActiveLocation, Norm, TransformerConfig};
+use super::location::{Location, Node};
+use super::tap::ResidualTap;
 use super::variant::NormPlacement;
 use crate::numerics::abs_top_k::abs_top_k;
 use crate::numerics::columns::{Columns, StoredMatrix};
+use crate::numerics::kernels::dense_matrix::DenseMatrix;
+use crate::numerics::kernels::operations::{NormKind, RowNorm};
 use crate::numerics::kernels::{self, sparse_matrix::SparseMatrix};
 use crate::numerics::{linear, norm};
 
@@ -22,6 +26,15 @@ pub enum Purpose {
     Frozen,
     /// Like `Frozen`; weights are stored for products alone: by columns on the CPU, and sparse where they are.
     Inference,
+    /// Like `Inference`; on a device matrices are held in bfloat16, and so are the rows of products of many rows. Norms,
+    /// sums, what is not a product, and the logits stay float32.
+    InferenceInBf16,
+}
+
+impl Purpose {
+    fn is_inference(self) -> bool {
+        matches!(self, Purpose::Inference | Purpose::InferenceInBf16)
+    }
 }
 
 /// The matrices of a checkpoint that are quantised, by name: each of parts one below the other.
@@ -51,7 +64,7 @@ impl<'a> Weights<'a> {
 
     /// Whether layers hold matrices as the file has them.
     fn keeps_precision(&self) -> bool {
-        self.purpose == Purpose::Inference && !kernels::run_on(self.device())
+        self.purpose.is_inference() && !kernels::run_on(self.device())
     }
 
     /// The matrix called `name`, as it is held for this purpose; it must have `shape`.
@@ -70,9 +83,15 @@ impl<'a> Weights<'a> {
                 [outputs, inputs]
             )
         }
-        match self.keeps_precision() {
-            true => stored.kept(),
-            false => stored
+        match stored {
+            stored if self.keeps_precision() => stored.kept(),
+            // A device holds it so too.
+            StoredMatrix::Plain(tensor)
+                if self.purpose.is_inference() && tensor.dtype() == DType::BF16 =>
+            {
+                Ok(StoredMatrix::Plain(tensor))
+            }
+            stored => stored
                 .to_float32()?
                 .to_device(self.device())
                 .map(StoredMatrix::Plain),
@@ -95,7 +114,9 @@ impl<'a> Weights<'a> {
         }
         match self.purpose {
             Purpose::Training => tensor.to_dtype(DType::F32),
-            Purpose::Frozen | Purpose::Inference => tensor.detach().to_dtype(DType::F32),
+            Purpose::Frozen | Purpose::Inference | Purpose::InferenceInBf16 => {
+                tensor.detach().to_dtype(DType::F32)
+            }
         }
     }
 
@@ -117,7 +138,7 @@ impl<'a> Weights<'a> {
 /// `y = W x + b`, rows in, rows out.
 #[derive(Debug, Clone)]
 pub enum Linear {
-    /// Plain matrices: training, and dense layers on every device but the CPU.
+    /// Plain matrices: training.
     Matrix {
         weight: Tensor,
         bias: Option<Tensor>,
@@ -125,6 +146,8 @@ pub enum Linear {
     },
     /// Inference on the CPU.
     Columns(Arc<Columns>),
+    /// Inference on a device.
+    Dense(Arc<DenseMatrix>),
     /// Inference on a device, where most weights are zero. The host has them too, for who asks which they are.
     Sparse {
         on_device: Arc<SparseMatrix>,
@@ -137,7 +160,7 @@ impl Linear {
     pub fn new(weight: StoredMatrix, bias: Option<Tensor>, purpose: Purpose) -> Result<Self> {
         let weight = match weight {
             StoredMatrix::Plain(weight)
-                if purpose != Purpose::Inference || kernels::run_on(weight.device()) =>
+                if !purpose.is_inference() || kernels::run_on(weight.device()) =>
             {
                 weight
             }
@@ -146,14 +169,21 @@ impl Linear {
                 return Ok(Linear::Columns(Arc::new(columns)));
             }
         };
-        if purpose == Purpose::Inference
-            && let Some(matrix) = SparseMatrix::of(&weight, bias.as_ref())?
-        {
-            let columns = Columns::new(&weight, bias.as_ref())?;
-            return Ok(Linear::Sparse {
-                on_device: Arc::new(matrix),
-                columns: Arc::new(columns),
-            });
+        if purpose.is_inference() {
+            if let Some(matrix) = SparseMatrix::of(&weight, bias.as_ref())? {
+                let columns = Columns::new(&weight, bias.as_ref())?;
+                return Ok(Linear::Sparse {
+                    on_device: Arc::new(matrix),
+                    columns: Arc::new(columns),
+                });
+            }
+            let in_bf16 = purpose == Purpose::InferenceInBf16;
+            let weight = match in_bf16 {
+                true => weight.to_dtype(DType::BF16)?,
+                false => weight,
+            };
+            let matrix = DenseMatrix::new(&weight, bias.as_ref(), in_bf16)?;
+            return Ok(Linear::Dense(Arc::new(matrix)));
         }
         let frozen = purpose != Purpose::Training;
         Ok(Linear::Matrix {
@@ -186,7 +216,16 @@ impl Linear {
                 frozen,
             } => linear::linear(x, weight, bias.as_ref(), *frozen),
             Linear::Columns(columns) => columns.forward(x),
+            Linear::Dense(matrix) => matrix.forward(x),
             Linear::Sparse { on_device, .. } => on_device.forward(x),
+        }
+    }
+
+    /// The matrix that a device multiplies so many rows by while it norms them, where it is one of those.
+    fn fused(&self, rows: usize) -> Option<&SparseMatrix> {
+        match self {
+            Linear::Sparse { on_device, .. } if SparseMatrix::norms(rows) => Some(on_device),
+            _ => None,
         }
     }
 
@@ -194,6 +233,7 @@ impl Linear {
     pub fn shape(&self) -> Result<(usize, usize)> {
         match self {
             Linear::Columns(columns) | Linear::Sparse { columns, .. } => Ok(columns.shape()),
+            Linear::Dense(matrix) => matrix.shape(),
             Linear::Matrix { weight, .. } => weight.dims2(),
         }
     }
@@ -204,6 +244,7 @@ impl Linear {
             Linear::Columns(columns) | Linear::Sparse { columns, .. } => {
                 Ok(columns.weights_of_input(input))
             }
+            Linear::Dense(matrix) => nonzero(&matrix.of_input(input)?),
             Linear::Matrix { weight, .. } => nonzero(&weight.narrow(1, input, 1)?),
         }
     }
@@ -214,6 +255,7 @@ impl Linear {
             Linear::Columns(columns) | Linear::Sparse { columns, .. } => {
                 Ok(columns.weights_of_output(output))
             }
+            Linear::Dense(matrix) => nonzero(&matrix.of_output(output)?),
             Linear::Matrix { weight, .. } => nonzero(&weight.narrow(0, output, 1)?),
         }
     }
@@ -222,7 +264,7 @@ impl Linear {
     pub fn columns(&self) -> Option<&Columns> {
         match self {
             Linear::Columns(columns) | Linear::Sparse { columns, .. } => Some(columns),
-            Linear::Matrix { .. } => None,
+            Linear::Dense(_) | Linear::Matrix { .. } => None,
         }
     }
 }
@@ -283,6 +325,20 @@ impl NormLayer {
                 norm::layer_norm(x, &self.gain, self.bias.as_ref(), self.epsilon)
             }
         }
+    }
+
+    /// The same as a kernel is told of it; none where there is no norm.
+    fn of_kernel(&self) -> Option<RowNorm<'_>> {
+        let kind = match self.kind? {
+            Norm::Rms => NormKind::Rms,
+            Norm::Layer | Norm::LayerNoBias => NormKind::Layer,
+        };
+        Some(RowNorm {
+            kind,
+            gain: &self.gain,
+            bias: self.bias.as_ref(),
+            epsilon: self.epsilon,
+        })
     }
 
     /// What each row is multiplied by before the gain, `[rows, 1]`; ones where there is no norm.
@@ -366,6 +422,37 @@ impl SublayerInput {
             },
             active: Active::at(config, location, config.d_read()),
         })
+    }
+
+    /// What `layers` make of the stream as this sublayer reads it, `[rows, outputs]` each. A device takes the norm, the
+    /// AbsTopK and the product of a sparse layer in one launch, where nobody looks at what comes between.
+    pub fn read_by<const N: usize>(
+        &self,
+        (h, positional): (&Tensor, Option<&Tensor>),
+        input: Node,
+        layers: [&Linear; N],
+        tap: &mut dyn ResidualTap,
+    ) -> Result<[Tensor; N]> {
+        let scale = tap.norm_scale(input);
+        let rows = h.dim(0)?;
+        let is_plain = scale.is_none() && self.positional_norm.is_none();
+        let fused = layers.iter().map(|layer| layer.fused(rows)).collect();
+        let fused: Option<Vec<&SparseMatrix>> = fused;
+        let read: Vec<Tensor> = match fused {
+            Some(fused) if is_plain && !tap.looks_at(Location::Node(input)) => {
+                let norm = self.norm.of_kernel();
+                let product = |matrix: &&SparseMatrix| matrix.of_normed(h, norm, self.active.0);
+                fused.iter().map(product).collect::<Result<_>>()?
+            }
+            _ => {
+                let x = self.forward_scaled(h, positional, scale.as_ref())?;
+                let x = tap.visit(Location::Node(input), x)?;
+                let products = layers.iter().map(|layer| layer.forward(&x));
+                products.collect::<Result<_>>()?
+            }
+        };
+        read.try_into()
+            .map_err(|_| candle_core::Error::msg("a product for each layer"))
     }
 
     /// `h [rows, d_model]`, `positional [rows, channels]` `-> [rows, d_read]`.

@@ -75,12 +75,8 @@ impl Mlp {
                 kind,
             })
         };
-        let layer = self.layer;
-        let kind = NodeKind::MlpIn;
-        let scale = tap.norm_scale(Node { layer, kind });
-        let x = self.input.forward_scaled(h, positional, scale.as_ref())?;
-        let x = tap.visit(node(kind), x)?;
-        let hidden = self.expand.forward(&x)?;
+        let (layer, kind) = (self.layer, NodeKind::MlpIn);
+        let (read, input) = ((h, positional), Node { layer, kind });
         let nonlinear = |x: &Tensor| match self.activation {
             Activation::Gelu => gelu(x),
             Activation::GeluTanh => gelu_tanh(x),
@@ -88,8 +84,15 @@ impl Mlp {
             Activation::Silu => silu(x),
         };
         let neurons = match &self.gate {
-            Some(gate) => (nonlinear(&gate.forward(&x)?)? * hidden)?,
-            None => nonlinear(&hidden)?,
+            Some(gate) => {
+                let layers = [&self.expand, gate];
+                let [hidden, gate] = self.input.read_by(read, input, layers, tap)?;
+                (nonlinear(&gate)? * hidden)?
+            }
+            None => {
+                let [hidden] = self.input.read_by(read, input, [&self.expand], tap)?;
+                nonlinear(&hidden)?
+            }
         };
         let neurons = tap.visit(node(NodeKind::PostAct), self.active[0].forward(neurons)?)?;
         let delta = self.project.forward(&neurons)?;

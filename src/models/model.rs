@@ -17,7 +17,7 @@ use super::tokenizer::{Tokenizer, TokenizerError};
 use super::transformer::Transformer;
 use crate::artifacts::{ArtifactError, hexadecimal};
 use crate::memory;
-use crate::numerics::device::{self, DeviceError, Placement};
+use crate::numerics::device::{self, DeviceError, MatrixType, Placement};
 use crate::numerics::rows;
 
 /// Why a directory's model cannot answer.
@@ -60,6 +60,8 @@ pub struct LoadedModel {
     pub chat_template: Option<Arc<ChatTemplate>>,
     pub parameters: usize,
     pub nonzeros: usize,
+    /// What a device holds its dense matrices in.
+    pub matrices: MatrixType,
     /// Sha256 of its configuration and weights, in hexadecimal.
     pub fingerprint: String,
 }
@@ -129,13 +131,17 @@ impl LoadedModel {
             ModelKind::Dense => placement.dense.open()?,
             ModelKind::Sparse => placement.sparse.open()?,
         };
-        let held = format!("{} {fingerprint}", device::name(&device));
+        let purpose = match placement.matrices {
+            MatrixType::Float32 => Purpose::Inference,
+            MatrixType::Bfloat16 => Purpose::InferenceInBf16,
+        };
+        let held = format!("{} {purpose:?} {fingerprint}", device::name(&device));
         let transformer = TRANSFORMERS.get_or(&held, || {
             Transformer::stored(
                 files.config.clone(),
                 &*placed(&files.tensors, &device)?,
                 &files.quantised,
-                Purpose::Inference,
+                purpose,
             )
         })?;
         Ok(LoadedModel {
@@ -146,6 +152,7 @@ impl LoadedModel {
             chat_template: None,
             parameters,
             nonzeros,
+            matrices: placement.matrices,
             fingerprint,
         })
     }
@@ -160,7 +167,12 @@ pub fn placed<'t>(
         return Ok(Cow::Borrowed(tensors));
     }
     let moved = tensors.iter().map(|(name, tensor)| {
-        let tensor = tensor.to_dtype(DType::F32)?.to_device(device)?;
+        // What is bfloat16 loses nothing by staying so.
+        let tensor = match tensor.dtype() {
+            DType::BF16 => tensor.clone(),
+            _ => tensor.to_dtype(DType::F32)?,
+        };
+        let tensor = tensor.to_device(device)?;
         Ok((name.clone(), tensor))
     });
     moved.collect::<candle_core::Result<_>>().map(Cow::Owned)

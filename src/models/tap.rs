@@ -6,12 +6,18 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 
 use super::location::{Location, Node, Site};
-use crate::numerics::row_updates;
+use crate::numerics::kernels::edit_table::{EditTable, OwnOutcomes};
+use crate::numerics::{kernels, row_updates};
 
 /// Sees every value of a forward pass on its way, `[rows, channels]`, and may put another in its place.
 pub trait ResidualTap {
     /// Called once for each place in the order of the pass; what it returns goes on.
     fn visit(&mut self, place: Location, value: Tensor) -> Result<Tensor>;
+
+    /// Whether it looks at this place: where it does not, the value need not be there.
+    fn looks_at(&self, _place: Location) -> bool {
+        true
+    }
 
     /// What the norm before a sublayer's input, `attn.act_in` or `mlp.act_in`, multiplies each row by, `[rows, 1]`, where it
     /// shall not be what it finds.
@@ -24,6 +30,10 @@ pub trait ResidualTap {
 pub struct NoTap;
 
 impl ResidualTap for NoTap {
+    fn looks_at(&self, _place: Location) -> bool {
+        false
+    }
+
     fn visit(&mut self, _place: Location, value: Tensor) -> Result<Tensor> {
         Ok(value)
     }
@@ -39,6 +49,17 @@ pub trait RowTap: Send {
 
     /// Changes the rows that it has just named: `[named rows, width]`, in the order in which it named them.
     fn change(&mut self, _place: Location, _rows: &mut [f32], _width: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// Puts what it does with the rows that it has just named into a table that a device carries out, its own first row being
+    /// number `first` of the batch. False where it does it itself, by [`RowTap::change`].
+    fn tabulate(&mut self, _place: Location, _first: u32, _table: &mut EditTable) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Sees what its entries of the table came to.
+    fn carried_out(&mut self, _place: Location, _done: &OwnOutcomes) -> Result<()> {
         Ok(())
     }
 
@@ -98,6 +119,20 @@ impl RowTap for WatchTap<'_> {
         }
     }
 
+    fn tabulate(&mut self, place: Location, first: u32, table: &mut EditTable) -> Result<bool> {
+        match self.edits_at(place) {
+            Some(edits) => edits.tabulate(place, first, table),
+            None => Ok(false),
+        }
+    }
+
+    fn carried_out(&mut self, place: Location, done: &OwnOutcomes) -> Result<()> {
+        match self.edits_at(place) {
+            Some(edits) => edits.carried_out(place, done),
+            None => Ok(()),
+        }
+    }
+
     fn leave(&mut self, place: Location, rows: &OwnRows) -> Result<()> {
         if let Some(edits) = self.edits_at(place) {
             edits.leave(place, rows)?;
@@ -123,7 +158,8 @@ impl OwnRows<'_> {
 }
 
 /// Shows every part of a pass its own rows. The parts share the pass, whatever each of them does: the rows that any
-/// of them changes are taken out of the batch together, and put back together.
+/// of them changes are taken out of the batch together, and put back together; on a device one launch changes them where
+/// they are.
 #[derive(Default)]
 pub struct SplitTap<'a> {
     parts: Vec<(Range<usize>, &'a mut dyn RowTap)>,
@@ -145,13 +181,19 @@ impl<'a> SplitTap<'a> {
 }
 
 impl ResidualTap for SplitTap<'_> {
+    fn looks_at(&self, place: Location) -> bool {
+        self.lookers.contains_key(&place)
+    }
+
     fn visit(&mut self, place: Location, value: Tensor) -> Result<Tensor> {
         let Some(lookers) = self.lookers.get(&place) else {
             return Ok(value);
         };
         let value = value.contiguous()?;
-        let mut changed = Vec::new();
-        let mut shares = Vec::with_capacity(lookers.len());
+        let (mut changed, mut shares) = (Vec::new(), Vec::with_capacity(lookers.len()));
+        let on_device = kernels::run_on(value.device());
+        let mut tabulated = Vec::new();
+        let mut table = EditTable::new(value.dim(1)?);
         for &part in lookers {
             let (rows, tap) = &mut self.parts[part];
             let (first, before) = (rows.start as u32, changed.len());
@@ -160,6 +202,11 @@ impl ResidualTap for SplitTap<'_> {
                 rows: rows.clone(),
             };
             tap.look(place, &own, &mut changed)?;
+            let mark = table.mark();
+            if on_device && changed.len() > before && tap.tabulate(place, first, &mut table)? {
+                changed.truncate(before);
+                tabulated.push((part, mark, table.mark()));
+            }
             changed[before..].iter_mut().for_each(|row| *row += first);
             shares.push(changed.len() - before);
         }
@@ -177,6 +224,17 @@ impl ResidualTap for SplitTap<'_> {
                     rest = others;
                 }
                 row_updates::scatter(&value, &changed, taken)?
+            }
+        };
+        let value = match tabulated.is_empty() {
+            true => value,
+            false => {
+                let done = table.carry_out(&value)?;
+                for (part, first, end) in tabulated {
+                    let own = done.between(first, end);
+                    self.parts[part].1.carried_out(place, &own)?;
+                }
+                done.rows
             }
         };
         for &part in lookers {
@@ -231,6 +289,10 @@ impl Recorder {
 }
 
 impl ResidualTap for Recorder {
+    fn looks_at(&self, place: Location) -> bool {
+        self.wanted.contains(&place)
+    }
+
     fn visit(&mut self, place: Location, value: Tensor) -> Result<Tensor> {
         if self.wanted.contains(&place) {
             self.values.insert(place, value.clone());

@@ -22,6 +22,7 @@ use super::tensor_names::{EMBEDDING, UNEMBEDDING};
 use super::token_rows::TokenRows;
 use crate::numerics::activation::relu;
 use crate::numerics::columns::{Columns, StoredMatrix};
+use crate::numerics::kernels;
 
 /// A transformer with its weights.
 #[derive(Debug, Clone)]
@@ -53,7 +54,7 @@ impl Embedding {
     /// `ids [rows] -> [rows, d_model]`.
     fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
-            Embedding::Table(table) => table.index_select(ids, 0),
+            Embedding::Table(table) => table.index_select(ids, 0)?.to_dtype(DType::F32),
             Embedding::Outputs(columns) => columns.select_outputs(ids),
         }
     }
@@ -122,6 +123,12 @@ impl Transformer {
         let embedding = match (embedding, &unembedding) {
             (_, Linear::Columns(columns)) if config.tied_unembedding && !columns.is_sparse() => {
                 Embedding::Outputs(columns.clone())
+            }
+            (StoredMatrix::Plain(table), _) if kernels::run_on(table.device()) => {
+                Embedding::Table(match purpose {
+                    Purpose::InferenceInBf16 => table.to_dtype(DType::BF16)?,
+                    _ => table,
+                })
             }
             (StoredMatrix::Plain(table), _) if table.dtype() == DType::F32 => {
                 Embedding::Table(table)

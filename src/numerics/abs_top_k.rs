@@ -4,7 +4,7 @@
 //! magnitudes, which order like the numbers themselves; among equals at the threshold the first ones stay.
 //! The gradient passes where the result is not zero.
 
-use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use multiversion::multiversion;
 
 use super::{kernels, rows};
@@ -14,12 +14,14 @@ pub fn abs_top_k(x: &Tensor, k: usize) -> Result<Tensor> {
     if k >= x.dim(D::Minus1)? {
         return Ok(x.clone());
     }
-    if kernels::run_on(x.device()) && !x.track_op() {
-        kernels::operations::abs_top_k(x, k)
-    } else if x.device().is_cpu() {
-        x.contiguous()?.apply_op1(AbsTopK { k })
-    } else {
-        composed(x, k)
+    if !kernels::run_on(x.device()) {
+        return x.contiguous()?.apply_op1(AbsTopK { k });
+    }
+    let kept = kernels::operations::abs_top_k(&x.detach(), k)?;
+    match x.track_op() {
+        // What stays is multiplied by one, and so is its gradient.
+        true => x * kept.ne(0f32)?.to_dtype(x.dtype())?,
+        false => Ok(kept),
     }
 }
 
@@ -43,13 +45,8 @@ impl CustomOp1 for AbsTopK {
     }
 
     fn bwd(&self, _x: &Tensor, result: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        if result.device().is_cpu() {
-            Ok(Some(
-                grad.contiguous()?.apply_op2_no_bwd(result, &WhereNonzero)?,
-            ))
-        } else {
-            Ok(Some((grad * result.ne(0f32)?.to_dtype(grad.dtype())?)?))
-        }
+        let masked = grad.contiguous()?.apply_op2_no_bwd(result, &WhereNonzero)?;
+        Ok(Some(masked))
     }
 }
 
@@ -154,35 +151,6 @@ fn kth_magnitude(row: &[f32], k: usize) -> Option<u32> {
     Some(low)
 }
 
-/// The same out of candle's operations, for devices without a kernel of ours. Ties keep the first entries
-/// only up to float32's resolution of the running count, which is exact below 2^24 channels.
-fn composed(x: &Tensor, k: usize) -> Result<Tensor> {
-    let magnitude = x.abs()?.detach();
-    let mut low = magnitude.max_keepdim(D::Minus1)?.zeros_like()?;
-    let mut high = magnitude.max_keepdim(D::Minus1)?;
-    let wanted = Tensor::full(k as f32, low.shape(), x.device())?;
-    // Halving a float32 interval reaches neighbouring floats in well under 160 steps; 60 leave an interval
-    // of the maximum times 1e-18, below any float32 difference that a sum of products can carry.
-    for _ in 0..60 {
-        let middle = ((&low + &high)? * 0.5)?;
-        let above = magnitude
-            .broadcast_ge(&middle)?
-            .to_dtype(DType::F32)?
-            .sum_keepdim(D::Minus1)?;
-        let enough = above.ge(&wanted)?;
-        low = enough.where_cond(&middle, &low)?;
-        high = enough.where_cond(&high, &middle)?;
-    }
-    let candidates = magnitude.broadcast_ge(&low)?.to_dtype(DType::F32)?;
-    let above = magnitude.broadcast_gt(&high)?.to_dtype(DType::F32)?;
-    let at_threshold = (&candidates - &above)?;
-    let room = wanted.sub(&above.sum_keepdim(D::Minus1)?)?;
-    let rank = at_threshold.cumsum(D::Minus1)?;
-    let first = rank.broadcast_le(&room)?.to_dtype(DType::F32)?;
-    let mask = (above + (at_threshold * first)?)?;
-    x * mask.detach()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,20 +184,6 @@ mod tests {
             keep_largest(&row, k, &mut out);
             assert_eq!(out, by_sorting(&row, k), "k {k} of {row:?}");
         }
-    }
-
-    #[test]
-    fn the_composed_version_agrees_with_the_kernel() -> Result<()> {
-        let mut rng = SmallRng::seed_from_u64(2);
-        for _ in 0..20 {
-            let values: Vec<f32> = (0..4 * 33)
-                .map(|_| rng.random_range(-5..6) as f32)
-                .collect();
-            let x = Tensor::from_vec(values, (4, 33), &Device::Cpu)?;
-            let kernel = abs_top_k(&x, 8)?.to_vec2::<f32>()?;
-            assert_eq!(composed(&x, 8)?.to_vec2::<f32>()?, kernel);
-        }
-        Ok(())
     }
 
     #[test]

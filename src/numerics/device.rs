@@ -24,11 +24,47 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
-/// Where the two models of a pair are. A model on its own goes where its kind would.
+/// What a device holds dense matrices in, and multiplies many rows with them in. Everything else is float32 either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MatrixType {
+    #[default]
+    Float32,
+    Bfloat16,
+}
+
+impl fmt::Display for MatrixType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MatrixType::Float32 => "float32",
+            MatrixType::Bfloat16 => "bfloat16",
+        })
+    }
+}
+
+/// A text that names no such type.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no type of matrices; use float32 or bfloat16")]
+pub struct UnknownMatrixType(String);
+
+impl FromStr for MatrixType {
+    type Err = UnknownMatrixType;
+
+    fn from_str(text: &str) -> Result<Self, UnknownMatrixType> {
+        match text {
+            "float32" => Ok(MatrixType::Float32),
+            "bfloat16" => Ok(MatrixType::Bfloat16),
+            _ => Err(UnknownMatrixType(text.to_owned())),
+        }
+    }
+}
+
+/// Where the two models of a pair are, and what their matrices are there. A model on its own goes where its kind would.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
     pub dense: DeviceChoice,
     pub sparse: DeviceChoice,
+    pub matrices: MatrixType,
 }
 
 impl Placement {
@@ -42,9 +78,15 @@ impl Placement {
                 DeviceLocation::Cpu | DeviceLocation::Metal { .. } => DeviceChoice::Cpu,
             })
         };
+        let (dense, sparse) = (definite(self.dense)?, definite(self.sparse)?);
         Ok(Placement {
-            dense: definite(self.dense)?,
-            sparse: definite(self.sparse)?,
+            dense,
+            sparse,
+            // The CPU has its own ways with what a file has in sixteen bits.
+            matrices: match (dense, sparse) {
+                (DeviceChoice::Cpu, DeviceChoice::Cpu) => MatrixType::Float32,
+                _ => self.matrices,
+            },
         })
     }
 
@@ -53,6 +95,7 @@ impl Placement {
         Placement {
             dense: device,
             sparse: device,
+            matrices: MatrixType::Float32,
         }
     }
 }
@@ -159,6 +202,45 @@ pub fn trim() {
     }
 }
 
+/// What a device's memory holds, and how busy the device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceUse {
+    /// Bytes, of every process.
+    pub used: u64,
+    /// Bytes that there are.
+    pub memory: u64,
+}
+
+/// The use of a CUDA device; none for the CPU, or where the driver does not tell.
+pub fn usage(device: &Device) -> Option<DeviceUse> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => super::kernels::usage(device)
+            .inspect_err(|error| tracing::debug!(%error, "a device does not tell its memory"))
+            .ok(),
+        _ => None,
+    }
+}
+
+/// In percent, how much of the last second or less a CUDA device computed something; none for the CPU, or where the
+/// driver's `nvidia-smi` does not tell.
+pub fn busy(device: &Device) -> Option<u32> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => super::kernels::busy(device),
+        _ => None,
+    }
+}
+
+/// The CUDA devices that were opened, by their names.
+pub fn opened() -> Vec<(String, Device)> {
+    let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    let devices = opened.values();
+    devices
+        .map(|device| (name(device), device.clone()))
+        .collect()
+}
+
 /// What was opened, by number.
 static OPENED: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
 
@@ -195,6 +277,15 @@ fn cuda(number: usize) -> Result<Device, DeviceError> {
         let problem = told.lines().next().unwrap_or_default().to_owned();
         DeviceError::Unusable { number, problem }
     })?;
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = &device {
+        // SAFETY: whatever is put on this device goes through its one stream, which does things in their order, so nothing
+        // has to wait for anything by an event; nothing has been put there yet.
+        unsafe { device.disable_event_tracking() }
+        if let Err(error) = super::kernels::keep_freed(device) {
+            tracing::warn!(%error, "a device gives freed memory back at once");
+        }
+    }
     opened.insert(number, device.clone());
     Ok(device)
 }

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor
 use multiversion::multiversion;
 
 use super::lanes::{LANES, Lanes};
-use super::{exponential, rows};
+use super::{exponential, kernels, rows};
 
 /// `-log softmax(logits)[target]` for each row: `[rows, vocabulary]`, `[rows]` (u32) `-> [rows]`.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
@@ -22,6 +22,9 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
 
 /// `KL(softmax(teacher) || softmax(student))` for each row. The teacher is a constant: its gradient is none.
 pub fn kl_divergence(teacher: &Tensor, student: &Tensor) -> Result<Tensor> {
+    if kernels::run_on(student.device()) {
+        return kernels::training::kl_divergence(teacher, student);
+    }
     if student.device().is_cpu() {
         let teacher = teacher.detach().contiguous()?;
         return student.contiguous()?.apply_op2(&teacher, KlDivergence);

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::lanes::{LANES, Lanes};
 use super::loss::{cross_entropy, kl_divergence, mean};
 use super::parts::Part;
-use super::{exponential, rows};
+use super::{exponential, kernels, rows};
 
 /// What a model learns from, each with its weight in the loss.
 pub struct Lessons<'a> {
@@ -37,7 +37,7 @@ pub struct StudentLoss {
 /// The loss of `logits`.
 pub fn student_loss(logits: &Tensor, lessons: &Lessons) -> Result<StudentLoss> {
     let device = logits.device();
-    if !device.is_cpu() {
+    if !device.is_cpu() || kernels::run_on(device) {
         return composed(logits, lessons);
     }
     let found = Arc::new(Mutex::new([0f32; 2]));

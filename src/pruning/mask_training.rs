@@ -81,7 +81,7 @@ impl MaskTraining {
         let tensors = parameters.tensors(ParameterGroup::Model);
         Ok(MaskTraining {
             setting,
-            optimizer: AdamW::new(recipe.clone(), &parameters),
+            optimizer: AdamW::new(recipe.clone(), &parameters)?,
             recipe,
             steps,
             seed: search.seed,
@@ -143,7 +143,7 @@ impl MaskTraining {
         Ok(MaskStep {
             task_loss: answers.loss(Rescaling::NONE),
             nodes: kept.into_iter().filter(|kept| *kept).count(),
-            gradient_norm,
+            gradient_norm: gradient_norm.value()?,
             learning_rate,
         })
     }

@@ -115,6 +115,7 @@ fn card(
             false => placement.dense,
         }
         .to_string(),
+        matrices: placement.matrices,
         provenance: Default::default(),
         config,
         weights,

@@ -84,6 +84,7 @@ pub fn system_fingerprint(named: &NamedModel, bridge: Option<&ServedPair>) -> St
     hasher.update(env!("CARGO_PKG_VERSION"));
     hasher.update(&model.fingerprint);
     hasher.update(&model.device);
+    hasher.update(model.matrices.to_string());
     hasher.update(bridge.map_or("", |bridge| &bridge.fingerprint));
     let template = model.chat_template.as_ref();
     hasher.update(template.map_or("", |template| template.source()));

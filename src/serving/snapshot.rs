@@ -20,7 +20,7 @@ use crate::models::chat_template::ChatTemplate;
 use crate::models::config::TransformerConfig;
 use crate::models::model::{LoadedModel, ModelKind};
 use crate::models::tokenizer::Tokenizer;
-use crate::numerics::device;
+use crate::numerics::device::{self, MatrixType};
 use crate::serving::library::EntryKind;
 use crate::serving::preset_store::Presets;
 use crate::serving::weights::{Loaded, ServedWeights, WeightsError};
@@ -60,6 +60,8 @@ pub struct ModelCard {
     pub fingerprint: String,
     /// What it computes on: `cpu` or `cuda:N`.
     pub device: String,
+    /// What its dense matrices are there.
+    pub matrices: MatrixType,
     pub provenance: Provenance,
     /// Its own, or those of the pair that it came with.
     pub weights: ServedWeights,
@@ -359,6 +361,7 @@ impl ModelCard {
             loaded: unix_seconds(),
             fingerprint: model.fingerprint.clone(),
             device: device::name(model.device()),
+            matrices: model.matrices,
             provenance,
             weights,
         }

@@ -25,7 +25,7 @@ use super::TrainingError;
 use super::data::{Batch, DRAW_CHANNELS, DRAW_PAIRS, DRAW_SITES, TrainingData, step_rng};
 use super::initialise;
 use super::model::{check_vocabulary, trainable};
-use super::parameters::{ParameterGroup, Parameters};
+use super::parameters::{ParameterGroup, Parameters, moved};
 use super::passes::Passes;
 use super::passes::gradients::WeightGradients;
 use super::recipe::{BridgeRecipe, SiteChoice, Terms};
@@ -169,7 +169,11 @@ pub fn initial_parameters(
 ) -> Result<Parameters, TrainingError> {
     let seed = recipe.batches.seed;
     let (sparse, bridge) = match &recipe.start_from {
-        Some(directory) => start_from(directory, recipe)?,
+        Some(directory) => {
+            let (sparse, bridge) = start_from(directory, recipe)?;
+            let bridge = bridge.map(|tensors| moved(&tensors, device));
+            (moved(&sparse, device)?, bridge.transpose()?)
+        }
         None => (initialise::model(&recipe.sparse, seed, device)?, None),
     };
     let mut parameters = Parameters::of_model(sparse, Some(recipe.sparsity.protected))?;
@@ -239,13 +243,6 @@ impl<'a> BridgeObjective<'a> {
         tokenizer: Tokenizer,
         device: &Device,
     ) -> Result<Self, TrainingError> {
-        let on_device =
-            |tensors: &BTreeMap<String, Tensor>| -> CandleResult<BTreeMap<String, Tensor>> {
-                let moved = tensors
-                    .iter()
-                    .map(|(name, t)| Ok((name.clone(), t.to_device(device)?)));
-                moved.collect()
-            };
         let (config, sparse) = (dense.config.clone(), recipe.sparse.clone());
         let site_map = site_map(recipe, config.n_layers)?;
         Ok(BridgeObjective {
@@ -257,7 +254,7 @@ impl<'a> BridgeObjective<'a> {
                 recipe.encoder_fraction,
                 Purpose::Training,
             )?,
-            dense: Passes::new(config, &on_device(&dense.tensors)?, Purpose::Frozen)?,
+            dense: Passes::new(config, &moved(&dense.tensors, device)?, Purpose::Frozen)?,
             sparse: Passes::new(
                 sparse,
                 &parameters.tensors(ParameterGroup::Model),

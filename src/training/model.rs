@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use super::TrainingError;
 use super::data::{Batch, TrainingData};
 use super::initialise;
-use super::parameters::{ParameterGroup, Parameters};
+use super::parameters::{ParameterGroup, Parameters, moved};
 use super::passes::Passes;
 use super::passes::gradients::WeightGradients;
 use super::recipe::{Batches, ModelRecipe};
@@ -43,7 +43,8 @@ pub fn train_model(
     let initial = match &recipe.start_from {
         Some(directory) => {
             let files = ModelFiles::read(directory)?;
-            trainable(files, directory, &recipe.model, recipe.batches.seed)?
+            let start = trainable(files, directory, &recipe.model, recipe.batches.seed)?;
+            moved(&start, device)?
         }
         None => initialise::model(&recipe.model, recipe.batches.seed, device)?,
     };

@@ -1,7 +1,10 @@
 //! AdamW with gradient clipping and the magnitude mask.
 //!
 //! `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`, `w -= rate (m^ / (sqrt(v^) + epsilon) +
-//! decay w)` with bias-corrected `m^`, `v^`; then the mask. The moments are never masked.
+//! decay w)` with bias-corrected `m^`, `v^`; then the mask. The moments are never masked. On a device weights, gradients and
+//! moments stay there ([`on_device`]).
+
+mod on_device;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -11,23 +14,47 @@ use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use self::on_device::DeviceMoments;
 use super::parameters::{Parameter, ParameterGroup, Parameters};
 use super::passes::gradients::WeightGradients;
 use super::recipe::{Clip, Optimizer as Recipe};
 use super::weight_mask::{Protect, keep_fraction};
-use crate::numerics::rows;
+use crate::numerics::kernels::training::AdamwNumbers;
+use crate::numerics::{kernels, rows};
 
 /// The moments of every parameter and how many steps they have seen.
 pub struct AdamW {
     recipe: Recipe,
     steps: usize,
-    /// In the order of the parameters.
-    moments: Vec<Mutex<Moments>>,
+    moments: AllMoments,
+}
+
+/// In the order of the parameters.
+enum AllMoments {
+    OnHost(Vec<Mutex<Moments>>),
+    OnDevice(Vec<DeviceMoments>),
 }
 
 struct Moments {
     mean: Vec<f32>,
     square: Vec<f32>,
+}
+
+/// The norm of a step's gradient before clipping.
+pub enum GradientNorm {
+    Known(f64),
+    /// The device knows it.
+    Later(Tensor),
+}
+
+impl GradientNorm {
+    /// Waits for it.
+    pub fn value(&self) -> Result<f64> {
+        match self {
+            GradientNorm::Known(norm) => Ok(*norm),
+            GradientNorm::Later(norm) => norm.squeeze(0)?.to_scalar(),
+        }
+    }
 }
 
 /// The gradients of one step.
@@ -66,7 +93,9 @@ pub struct StepRates {
 }
 
 impl AdamW {
-    pub fn new(recipe: Recipe, parameters: &Parameters) -> Self {
+    pub fn new(recipe: Recipe, parameters: &Parameters) -> Result<Self> {
+        let first = parameters.as_slice().first();
+        let on_device = first.is_some_and(|first| kernels::run_on(first.var.device()));
         let zeros = |parameter: &Parameter| {
             let count = parameter.var.elem_count();
             Mutex::new(Moments {
@@ -74,11 +103,18 @@ impl AdamW {
                 square: vec![0.0; count],
             })
         };
-        AdamW {
+        let moments = match on_device {
+            false => AllMoments::OnHost(parameters.iter().map(zeros).collect()),
+            true => {
+                let zeros = parameters.iter().map(DeviceMoments::zeros);
+                AllMoments::OnDevice(zeros.collect::<Result<_>>()?)
+            }
+        };
+        Ok(AdamW {
             recipe,
             steps: 0,
-            moments: parameters.iter().map(zeros).collect(),
-        }
+            moments,
+        })
     }
 
     /// Changes every parameter that has a gradient; returns the gradient's norm before clipping.
@@ -87,8 +123,20 @@ impl AdamW {
         parameters: &Parameters,
         gradients: &StepGradients,
         rates: &StepRates,
-    ) -> Result<f64> {
+    ) -> Result<GradientNorm> {
+        self.steps += 1;
         let parameters = parameters.as_slice();
+        let all_moments = match &self.moments {
+            AllMoments::OnHost(moments) => moments,
+            AllMoments::OnDevice(moments) => {
+                let step = on_device::Step {
+                    optimizer: self,
+                    gradients,
+                    rates,
+                };
+                return step.run(parameters, moments).map(GradientNorm::Later);
+            }
+        };
         let squares: Vec<(f64, usize)> = parameters
             .par_iter()
             .map(|parameter| {
@@ -100,52 +148,65 @@ impl AdamW {
         let norm = squares.iter().map(|(square, _)| square).sum::<f64>().sqrt();
         let count = squares.iter().map(|(_, count)| count).sum::<usize>();
         let scale = clip_scale(self.recipe.clip, norm, count);
-        self.steps += 1;
-        let corrections = (
-            1.0 - self.recipe.beta1.powi(self.steps as i32),
-            1.0 - self.recipe.beta2.powi(self.steps as i32),
-        );
         parameters
             .par_iter()
-            .zip(&self.moments)
+            .zip(all_moments)
             .try_for_each(|(parameter, moments)| {
-                let rate = match parameter.group {
-                    ParameterGroup::Model => rates.model,
-                    ParameterGroup::Bridge => rates.bridge,
-                };
                 gradients.with_values(parameter, |gradient| {
                     let update = Update {
                         gradient,
                         moments,
                         scale: scale as f32,
-                        betas: (self.recipe.beta1 as f32, self.recipe.beta2 as f32),
-                        step_size: (rate / corrections.0) as f32,
-                        square_scale: (1.0 / corrections.1) as f32,
-                        epsilon: self.recipe.epsilon as f32,
-                        shrink: match parameter.decays {
-                            true => (1.0 - rate * self.recipe.weight_decay) as f32,
-                            false => 1.0,
-                        },
+                        numbers: self.numbers(parameter, rates),
                     };
-                    update.apply(parameter)
+                    parameter.var.as_tensor().inplace_op1(&update)
                 })?;
                 match (rates.kept_fraction, parameter.masked) {
-                    (Some(fraction), Some(protect)) => Mask { fraction, protect }.apply(parameter),
+                    (Some(fraction), Some(protect)) => {
+                        let mask = Mask { fraction, protect };
+                        parameter.var.as_tensor().inplace_op1(&mask)
+                    }
                     _ => Ok(()),
                 }
             })?;
-        Ok(norm)
+        Ok(GradientNorm::Known(norm))
+    }
+
+    /// What the step that has begun multiplies a parameter's numbers by.
+    fn numbers(&self, parameter: &Parameter, rates: &StepRates) -> AdamwNumbers {
+        let rate = match parameter.group {
+            ParameterGroup::Model => rates.model,
+            ParameterGroup::Bridge => rates.bridge,
+        };
+        let correction = |beta: f64| 1.0 - beta.powi(self.steps as i32);
+        AdamwNumbers {
+            beta1: self.recipe.beta1 as f32,
+            beta2: self.recipe.beta2 as f32,
+            step: (rate / correction(self.recipe.beta1)) as f32,
+            square_scale: (1.0 / correction(self.recipe.beta2)) as f32,
+            epsilon: self.recipe.epsilon as f32,
+            shrink: match parameter.decays {
+                true => (1.0 - rate * self.recipe.weight_decay) as f32,
+                false => 1.0,
+            },
+        }
     }
 
     /// The moments as tensors, for a checkpoint.
     pub fn state(&self, parameters: &Parameters) -> Result<BTreeMap<String, Tensor>> {
         let mut state = BTreeMap::new();
-        for (parameter, moments) in parameters.iter().zip(&self.moments) {
-            let moments = moments.lock().map_err(|_| lost_moments())?;
-            for (kind, values) in [("mean", &moments.mean), ("square", &moments.square)] {
-                let tensor = Tensor::from_slice(values, parameter.var.dims(), &Device::Cpu)?;
-                state.insert(format!("{kind}.{}", parameter.name), tensor);
-            }
+        for (index, parameter) in parameters.iter().enumerate() {
+            let [mean, square] = match &self.moments {
+                AllMoments::OnDevice(moments) => moments[index].on_host()?,
+                AllMoments::OnHost(moments) => {
+                    let moments = moments[index].lock().map_err(|_| lost_moments())?;
+                    let shape = parameter.var.dims();
+                    let tensor = |values| Tensor::from_slice(values, shape, &Device::Cpu);
+                    [tensor(&moments.mean)?, tensor(&moments.square)?]
+                }
+            };
+            state.insert(format!("mean.{}", parameter.name), mean);
+            state.insert(format!("square.{}", parameter.name), square);
         }
         Ok(state)
     }
@@ -157,19 +218,27 @@ impl AdamW {
         state: &BTreeMap<String, Tensor>,
         steps: usize,
     ) -> Result<()> {
-        for (parameter, moments) in parameters.iter().zip(&mut self.moments) {
+        for (index, parameter) in parameters.iter().enumerate() {
             let read = |kind: &str| match state.get(&format!("{kind}.{}", parameter.name)) {
-                Some(tensor) if tensor.dims() == parameter.var.dims() => rows::to_vec(tensor),
+                Some(tensor) if tensor.dims() == parameter.var.dims() => Ok(tensor),
                 _ => bail!(
                     "the optimizer's state has no {kind} of {} in its shape",
                     parameter.name
                 ),
             };
-            let restored = Moments {
-                mean: read("mean")?,
-                square: read("square")?,
-            };
-            *moments.get_mut().map_err(|_| lost_moments())? = restored;
+            let (mean, square) = (read("mean")?, read("square")?);
+            match &mut self.moments {
+                AllMoments::OnHost(moments) => {
+                    let restored = Moments {
+                        mean: rows::to_vec(mean)?,
+                        square: rows::to_vec(square)?,
+                    };
+                    *moments[index].get_mut().map_err(|_| lost_moments())? = restored;
+                }
+                AllMoments::OnDevice(moments) => {
+                    moments[index] = DeviceMoments::of([mean, square], parameter)?;
+                }
+            }
         }
         self.steps = steps;
         Ok(())
@@ -220,25 +289,7 @@ struct Update<'a> {
     moments: &'a Mutex<Moments>,
     /// Multiplies the gradient: clipping.
     scale: f32,
-    betas: (f32, f32),
-    step_size: f32,
-    square_scale: f32,
-    epsilon: f32,
-    /// Multiplies the weight: decay.
-    shrink: f32,
-}
-
-impl Update<'_> {
-    fn apply(&self, parameter: &Parameter) -> Result<()> {
-        let tensor = parameter.var.as_tensor();
-        if tensor.device().is_cpu() {
-            return tensor.inplace_op1(self);
-        }
-        // On other devices the update runs on the host: the moments stay in one place and one format.
-        let host = tensor.to_device(&Device::Cpu)?;
-        host.inplace_op1(self)?;
-        parameter.var.set(&host.to_device(tensor.device())?)
-    }
+    numbers: AdamwNumbers,
 }
 
 impl InplaceOp1 for Update<'_> {
@@ -282,14 +333,21 @@ fn adamw_update(
     mean: &mut [f32],
     square: &mut [f32],
 ) {
-    let (beta1, beta2) = update.betas;
+    let AdamwNumbers {
+        beta1,
+        beta2,
+        step,
+        square_scale,
+        epsilon,
+        shrink,
+    } = update.numbers;
     let moments = mean.iter_mut().zip(square.iter_mut());
     for ((weight, &gradient), (mean, square)) in weights.iter_mut().zip(gradient).zip(moments) {
         let gradient = gradient * update.scale;
         *mean = beta1 * *mean + (1.0 - beta1) * gradient;
         *square = beta2 * *square + (1.0 - beta2) * gradient * gradient;
-        let denominator = (*square * update.square_scale).sqrt() + update.epsilon;
-        *weight = *weight * update.shrink - update.step_size * *mean / denominator;
+        let denominator = (*square * square_scale).sqrt() + epsilon;
+        *weight = *weight * shrink - step * *mean / denominator;
     }
 }
 
@@ -297,18 +355,6 @@ fn adamw_update(
 struct Mask {
     fraction: f64,
     protect: Protect,
-}
-
-impl Mask {
-    fn apply(&self, parameter: &Parameter) -> Result<()> {
-        let tensor = parameter.var.as_tensor();
-        if tensor.device().is_cpu() {
-            return tensor.inplace_op1(self);
-        }
-        let host = tensor.to_device(&Device::Cpu)?;
-        host.inplace_op1(self)?;
-        parameter.var.set(&host.to_device(tensor.device())?)
-    }
 }
 
 impl InplaceOp1 for Mask {

@@ -2,9 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 
 use super::weight_mask::Protect;
+
+/// Tensors on the device that a training is on.
+pub fn moved(
+    tensors: &BTreeMap<String, Tensor>,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>> {
+    let moved = tensors
+        .iter()
+        .map(|(name, tensor)| Ok((name.clone(), tensor.to_device(device)?)));
+    moved.collect()
+}
 
 /// Which learning rate a parameter follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use super::progress::Progress;
 use super::recipe::{Batches, Optimizer, Output, Sparsity};
 use super::schedule::{kept_fraction, sparse_rate, warmup_and_decay};
 use crate::artifacts::atomic;
+use crate::numerics::device::{self, DeviceUse};
 use crate::numerics::parts::{self, Part};
 
 /// Set when this process has been asked to end: its training then writes a checkpoint after its step and stops.
@@ -138,7 +139,7 @@ pub fn train(
     let directory = &plan.output.directory;
     let checkpoints = directory.join("checkpoints");
     atomic::create_directory(&checkpoints)?;
-    let mut optimizer = AdamW::new(plan.optimizer.clone(), parameters);
+    let mut optimizer = AdamW::new(plan.optimizer.clone(), parameters)?;
     let first = first_step(plan, parameters, &mut optimizer, &checkpoints, mode)?;
     if mode == Mode::Export {
         return Ok(End::Trained);
@@ -161,6 +162,7 @@ pub fn train(
         }
         let done = step + 1;
         if done % plan.output.evaluate_every == 0 || done == steps {
+            tell_device(parameters);
             progress.evaluation(step, &objective.evaluate()?)?;
         }
         let early = done < steps && ASKED_TO_END.load(Ordering::Relaxed);
@@ -179,6 +181,20 @@ pub fn train(
     }
     progress.finish();
     Ok(End::Trained)
+}
+
+/// Logs what a device that is trained on holds and how busy it is.
+fn tell_device(parameters: &Parameters) {
+    let Some(first) = parameters.as_slice().first() else {
+        return;
+    };
+    let on = first.var.device();
+    if let Some(DeviceUse { used, memory }) = device::usage(on) {
+        let (used_mib, memory_mib) = (used >> 20, memory >> 20);
+        let busy_percent = device::busy(on);
+        let device = device::name(on);
+        tracing::info!(device, used_mib, memory_mib, ?busy_percent, "the device");
+    }
 }
 
 fn minutes(count: f64) -> Duration {
@@ -215,7 +231,7 @@ fn measure(
     objective: &mut dyn Objective,
 ) -> Result<Cost, TrainingError> {
     let setup_seconds = plan.begun.elapsed().as_secs_f64();
-    let mut optimizer = AdamW::new(plan.optimizer.clone(), parameters);
+    let mut optimizer = AdamW::new(plan.optimizer.clone(), parameters)?;
     let mut times = Vec::new();
     for step in 0..MEASURED {
         if step == 1 {
@@ -280,7 +296,7 @@ fn one_step(
     for (name, value) in loss.terms {
         terms.push((name, value.to_scalar::<f32>()?));
     }
-    terms.push(("gradient_norm".into(), norm as f32));
+    terms.push(("gradient_norm".into(), norm.value()? as f32));
     terms.push(("learning_rate".into(), rates.model as f32));
     if let Some(kept) = rates.kept_fraction {
         terms.push(("kept_fraction".into(), kept as f32));

@@ -16,13 +16,18 @@ pub enum Protect {
     Columns(usize),
 }
 
+/// How many of `count` weights stay; none where all do.
+pub fn kept_count(fraction: f64, count: usize) -> Option<usize> {
+    let keep = (fraction * count as f64).floor() as usize;
+    (keep < count).then_some(keep)
+}
+
 /// Zeroes all but `floor(fraction * len)` weights of a row-major matrix of `columns` columns, smallest
 /// magnitudes first; among equals the first stay.
 pub fn keep_fraction(weights: &mut [f32], columns: usize, fraction: f64, protect: Protect) {
-    let keep = (fraction * weights.len() as f64).floor() as usize;
-    if keep >= weights.len() {
+    let Some(keep) = kept_count(fraction, weights.len()) else {
         return;
-    }
+    };
     let mut ranks: Vec<u32> = weights
         .iter()
         .map(|weight| weight.to_bits() & 0x7fff_ffff)

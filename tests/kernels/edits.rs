@@ -17,6 +17,8 @@ const CHANNELS: usize = 5;
 enum Read {
     Row,
     Source,
+    /// A source that is made a copy of the row first.
+    Copy,
     Nowhere,
 }
 
@@ -44,8 +46,13 @@ struct Edit {
     write: Write,
     columns: Vec<Vec<f32>>,
     factor: f32,
+    /// Whether the root mean square of the first numbers of the source multiplies the columns too.
+    scaled: bool,
     control: Option<Vec<f32>>,
 }
+
+/// So many of a source's numbers are a stream.
+const STREAM: usize = 11;
 
 impl Edit {
     /// One of the kinds that there are, which `kind` goes through.
@@ -112,9 +119,11 @@ impl Edit {
         let unit_length = norm(&unit);
         let control = (noise.below(4) == 0).then(|| unit.iter().map(|x| x / unit_length).collect());
         let read = match noise.below(3) {
+            0 if is_direction && control.is_some() => Read::Copy,
             _ if is_direction => Read::Row,
             // What is written where it was read goes on from a copy in a control arm.
-            _ if write == Write::Itself && control.is_some() => Read::Source,
+            1 if write == Write::Itself && control.is_some() => Read::Source,
+            _ if write == Write::Itself && control.is_some() => Read::Copy,
             _ if write == Write::Itself => Read::Row,
             0 if matches!(action, Action::Add(_)) => Read::Nowhere,
             1 => Read::Row,
@@ -134,6 +143,7 @@ impl Edit {
             write,
             columns: (0..count).map(|_| noise.many(WIDTH)).collect(),
             factor: 1.0 + noise.one(),
+            scaled: noise.below(2) == 0,
             control,
         }
     }
@@ -141,13 +151,15 @@ impl Edit {
     /// What interventions/row_edits.rs does; the outcome's first three numbers.
     fn carry_out(&self, row: &mut [f32], source: &mut [f32], later: &mut [f32]) -> [f32; 3] {
         let is_later = self.write == Write::Later;
+        if self.read == Read::Copy && !matches!(self.what, What::Given(_)) {
+            source[..WIDTH].copy_from_slice(row);
+        }
         let mut outcome = [0.0; 3];
         let delta = match &self.what {
             What::ReadOnly => {
-                let values = if self.read == Read::Source {
-                    source
-                } else {
-                    row
+                let values = match self.read {
+                    Read::Source | Read::Copy => source,
+                    Read::Row | Read::Nowhere => row,
                 };
                 let value = self.subject.read(values);
                 return [value, value, 0.0];
@@ -155,11 +167,15 @@ impl Edit {
             What::Given(delta) => delta.clone(),
             What::Operation(action) => {
                 let partner = Some(self.counterfactual.as_slice());
+                let mut factor = self.factor;
                 let in_place = self.write == Write::Itself && self.control.is_none();
                 let is_direction = matches!(self.subject, Subject::Direction(_));
                 let moved = match self.read {
                     Read::Nowhere => self.subject.known_move(action, self.strength),
-                    Read::Source => self.subject.apply(action, source, partner, self.strength),
+                    Read::Source | Read::Copy => {
+                        self.subject
+                            .apply(action, &mut *source, partner, self.strength)
+                    }
                     Read::Row if in_place => {
                         self.subject.apply(action, row, partner, self.strength)
                     }
@@ -169,6 +185,10 @@ impl Edit {
                     }
                 };
                 outcome = [moved.before, moved.after, moved.norm()];
+                if self.scaled {
+                    let squares = source[..STREAM].iter().map(|&x| f64::from(x).powi(2));
+                    factor *= (squares.sum::<f64>() / STREAM as f64).sqrt() as f32;
+                }
                 if in_place {
                     return outcome;
                 }
@@ -183,7 +203,7 @@ impl Edit {
                     let mut delta = vec![0.0; WIDTH];
                     for (column, change) in self.columns.iter().zip(&moved.change) {
                         for (sum, value) in delta.iter_mut().zip(column) {
-                            *sum += change * self.factor * value;
+                            *sum += change * factor * value;
                         }
                     }
                     delta
@@ -304,7 +324,7 @@ impl Tables {
         let source = match edit.read {
             Read::Row => -1,
             Read::Nowhere => -2,
-            Read::Source => line as i32,
+            Read::Source | Read::Copy => line as i32,
         };
         for number in [edit.strength, value, bound, squared_norm] {
             self.edits.extend(number.to_le_bytes());
@@ -323,7 +343,11 @@ impl Tables {
             self.edits.extend(number.to_le_bytes());
         }
         self.edits.extend(edit.factor.to_le_bytes());
-        self.edits.extend(0i32.to_le_bytes());
+        let stream = if edit.scaled { line as i32 } else { -1 };
+        let fills = i32::from(edit.read == Read::Copy && !matches!(edit.what, What::Given(_)));
+        for number in [stream, STREAM as i32, fills] {
+            self.edits.extend(number.to_le_bytes());
+        }
     }
 }
 

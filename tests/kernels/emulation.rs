@@ -12,7 +12,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 
 use bytemuck::Pod;
-use causeway::numerics::kernels::launch::{HostArgument, HostLaunch};
+use causeway::numerics::device::DeviceChoice;
+use causeway::numerics::kernels::launch::{HostArgument, HostLaunch, run_bytes};
 use causeway::numerics::kernels::{SOURCES, THREADS};
 
 /// In `faults.cu`.
@@ -26,7 +27,7 @@ pub const FAULTS: [&str; 7] = [
     "fault_past_dynamic_shared",
 ];
 
-const FLAGS: [&str; 7] = [
+const FLAGS: [&str; 8] = [
     "-std=c++17",
     "-O1",
     "-g1",
@@ -35,6 +36,8 @@ const FLAGS: [&str; 7] = [
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
     "-Wall",
+    // Loops are unrolled for devices alone.
+    "-Wno-unknown-pragmas",
 ];
 
 #[derive(Clone, Copy)]
@@ -122,6 +125,23 @@ impl Launch {
 
     pub fn null(self) -> Self {
         self.with(Argument::Null)
+    }
+
+    /// As a device is given it; what the kernel is to fill holds bytes of `pattern`.
+    fn with_bytes(&self, pattern: u8) -> HostLaunch {
+        let arguments = self.arguments.iter().map(|argument| match argument {
+            Argument::Number(bytes) => HostArgument::Number(bytes.clone()),
+            Argument::Input(bytes) => HostArgument::Read(bytes.clone()),
+            Argument::Changed(bytes) => HostArgument::Written(bytes.clone()),
+            Argument::Output(length) => HostArgument::Written(vec![pattern; *length]),
+            Argument::Null => HostArgument::Null,
+        });
+        HostLaunch {
+            kernel: self.kernel.clone(),
+            grid: self.grid.map(|blocks| blocks as u32),
+            shared: self.shared as u32,
+            arguments: arguments.collect(),
+        }
     }
 
     fn bytes(&self, order: Order, pattern: u8) -> Vec<u8> {
@@ -231,13 +251,21 @@ impl Emulation {
         }
     }
 
-    /// Runs a launch in all orders and returns what it left.
+    /// Runs a launch in all orders and returns what it left. Where `CAUSEWAY_TEST_DEVICE` names a device, that one runs it.
     pub fn run(&mut self, launch: &Launch) -> Left {
+        let device = std::env::var("CAUSEWAY_TEST_DEVICE").ok();
+        let device = device.map(|named| {
+            let choice: DeviceChoice = named.parse().expect("a device");
+            choice.open().expect("a device that is there")
+        });
         let mut left: Option<Vec<Vec<u8>>> = None;
         for (order, pattern) in RUNS {
-            let here = self
-                .run_once(launch, order, pattern)
-                .unwrap_or_else(|| panic!("the driver ended in {}", launch.kernel));
+            let here = match &device {
+                Some(device) => run_bytes(device, &launch.with_bytes(pattern)).expect("a launch"),
+                None => self
+                    .run_once(launch, order, pattern)
+                    .unwrap_or_else(|| panic!("the driver ended in {}", launch.kernel)),
+            };
             match &left {
                 None => left = Some(here),
                 Some(before) => {

@@ -7,6 +7,7 @@ use causeway::numerics::abs_top_k::keep_largest;
 use causeway::numerics::columns::Columns;
 use causeway::numerics::kernels::{LANES, WARPS};
 use causeway::numerics::norm::{layer_norm, rms_norm};
+use causeway::numerics::softmax;
 
 use super::emulation::{Emulation, Launch};
 use super::values::{
@@ -387,4 +388,122 @@ pub fn sparse_products<E: Element>(emulation: &mut Emulation) {
     assert_alone_as_in_batch(64, "product by rows", |rows| {
         bytes_of_rows(&matrix.product(emulation, &picked(&x, 130, rows)), 70)
     });
+}
+
+/// By `dense_decode` or `dense_tile`.
+fn dense_product<E: Element>(
+    emulation: &mut Emulation,
+    kernel: &str,
+    x: &[f32],
+    weights: &[E],
+    bias: Option<&[f32]>,
+    (inputs, outputs): (usize, usize),
+) -> Vec<f32> {
+    let rows = x.len() / inputs;
+    let (across, down) = match kernel {
+        "dense_decode" => (32, 4),
+        _ => (64, 64),
+    };
+    let grid = [outputs.div_ceil(across), rows.div_ceil(down), 1];
+    let launch = Launch::new(format!("{kernel}_{}", E::SUFFIX), grid)
+        .input(x)
+        .input(weights)
+        .optional(bias)
+        .output::<f32>(rows * outputs)
+        .count(rows)
+        .count(inputs)
+        .count(outputs);
+    emulation.run(&launch).take()
+}
+
+pub fn dense_products<E: Element>(emulation: &mut Emulation) {
+    let mut noise = Noise::new(12);
+    for (rows, inputs, outputs) in [
+        (1, 1, 1),
+        (4, 8192, 3),
+        (5, 33, 40),
+        (65, 257, 70),
+        (257, 40, 33),
+    ] {
+        let x = noise.finite_rows(rows, inputs);
+        let weights = E::all(&noise.many(inputs * outputs));
+        let bias = noise.many(outputs);
+        let bias = (rows != 5).then_some(bias.as_slice());
+        let tensor = |values: &[f32], shape: (usize, usize)| {
+            Tensor::from_slice(values, shape, &Device::Cpu).expect("a matrix")
+        };
+        let values = tensor(&E::values(&weights), (inputs, outputs));
+        let y = tensor(&x, (rows, inputs)).matmul(&values);
+        let y = y.and_then(|y| match bias {
+            Some(bias) => y.broadcast_add(&Tensor::new(bias, &Device::Cpu)?),
+            None => Ok(y),
+        });
+        let expected = y
+            .and_then(|y| y.flatten_all()?.to_vec1())
+            .expect("a product");
+        let shape = (inputs, outputs);
+        let what = format!("dense product {rows} x {inputs} x {outputs}");
+        let decoded = dense_product(emulation, "dense_decode", &x, &weights, bias, shape);
+        assert_near(&decoded, &expected, 1e-5 * (inputs as f32).sqrt(), &what);
+        let tiled = dense_product(emulation, "dense_tile", &x, &weights, bias, shape);
+        assert_same(&tiled, &decoded, &format!("{what}, by tiles"));
+    }
+    // Among 64 rows by tiles, alone by segments.
+    let (x, weights) = (noise.many(64 * 300), E::all(&noise.many(300 * 70)));
+    assert_alone_as_in_batch(64, "dense product", |rows| {
+        let kernel = match rows.len() {
+            1 => "dense_decode",
+            _ => "dense_tile",
+        };
+        let x = picked(&x, 300, rows);
+        bytes_of_rows(
+            &dense_product(emulation, kernel, &x, &weights, None, (300, 70)),
+            70,
+        )
+    });
+}
+
+pub fn draws(emulation: &mut Emulation) {
+    let mut noise = Noise::new(13);
+    for (rows, vocabulary) in [(1, 1), (7, 63), (40, 300), (5, 8192)] {
+        let mut logits: Vec<f32> = noise
+            .many(rows * vocabulary)
+            .iter()
+            .map(|x| (6.0 * x).round() * 0.7)
+            .collect();
+        if rows == 7 {
+            logits[3 * vocabulary + 5] = f32::NAN;
+            logits[4 * vocabulary + 6] = f32::NEG_INFINITY;
+        }
+        let inverse = |row: usize| [0.0, 1.0, 3.0, 200.0][row % 4];
+        let inverses: Vec<f32> = (0..rows).map(inverse).collect();
+        let shares: Vec<f64> = (0..rows)
+            .map(|row| match row {
+                0..4 => 0.0,
+                4..8 => 1.0 - f64::EPSILON / 2.0,
+                _ => f64::from(noise.one().abs()),
+            })
+            .collect();
+        let launch = Launch::new("draw_f32", [rows, 1, 1])
+            .shared(4 * vocabulary.div_ceil(64))
+            .input(&logits)
+            .input(&inverses)
+            .input(&shares)
+            .output::<i32>(rows)
+            .count(vocabulary);
+        let found = emulation.run(&launch).take::<i32>();
+        for (row, logits) in logits.chunks_exact(vocabulary).enumerate() {
+            let expected = match softmax::largest(logits) {
+                _ if logits.iter().any(|logit| !logit.is_finite()) => None,
+                Some((token, _)) if inverses[row] == 0.0 => Some(token),
+                Some((_, top)) => {
+                    let weights = softmax::weights(logits, top, inverses[row]);
+                    softmax::at_share(&weights, shares[row])
+                }
+                None => None,
+            };
+            let expected = expected.map_or(-1, |token| token as i32);
+            assert_eq!(found[row], expected, "draw {row} of {vocabulary}");
+        }
+    }
 }

@@ -11,4 +11,5 @@ pub(super) enum Argument {
     Count(u32),
     Long(u64),
     Float(f32),
+    Double(f64),
 }

@@ -7,7 +7,9 @@
 use std::sync::RwLock;
 
 use super::argument::Argument;
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail,
+};
 
 /// Carries launches out on the host.
 pub trait HostKernels: Send + Sync {
@@ -34,9 +36,32 @@ pub enum HostArgument {
 
 static STAND_IN: RwLock<Option<Box<dyn HostKernels>>> = RwLock::new(None);
 
+/// Carries a launch out on a CUDA device, whose buffers are made for it: for tests of the kernels themselves.
+pub fn run_bytes(device: &Device, launch: &HostLaunch) -> Result<Vec<Vec<u8>>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => super::cuda::run_bytes(device, launch),
+        _ => bail!("{} cannot be run on {device:?}", launch.kernel),
+    }
+}
+
 /// Lets the host do what a device would, with tensors on the CPU; `None` ends it. For tests.
 pub fn stand_in(kernels: Option<Box<dyn HostKernels>>) {
     *STAND_IN.write().unwrap_or_else(|held| held.into_inner()) = kernels;
+}
+
+/// A tensor all of which a launch is to write: on a device it holds whatever was there before.
+pub(super) fn unwritten(
+    shape: impl Into<Shape>,
+    numbers: DType,
+    device: &Device,
+) -> Result<Tensor> {
+    match device.is_cpu() {
+        true => Tensor::zeros(shape, numbers, device),
+        // SAFETY: the launch that it is made for writes every number that is read afterwards. The tests of kernels fill such
+        // buffers with different patterns and expect one result.
+        false => unsafe { Tensor::empty(shape, numbers, device) },
+    }
 }
 
 /// Whether work on this device is done by kernels, not by the functions for the CPU.
@@ -66,12 +91,17 @@ impl Launch {
             DType::BF16 => "bf16",
             other => bail!("there is no {name} for {other:?}; f32 and bf16 have one"),
         };
+        Self::of(&format!("{name}_{suffix}"), grid)
+    }
+
+    /// Of the kernel with this whole name.
+    pub fn of(kernel: &str, grid: [usize; 3]) -> Result<Self> {
         let mut blocks = [0; 3];
         for (blocks, wanted) in blocks.iter_mut().zip(grid) {
             *blocks = count_of(wanted)?;
         }
         Ok(Launch {
-            kernel: format!("{name}_{suffix}"),
+            kernel: kernel.to_owned(),
             grid: blocks,
             shared: 0,
             arguments: Vec::new(),
@@ -109,6 +139,14 @@ impl Launch {
         Ok(self.with(Argument::Written(tensor.clone())))
     }
 
+    /// The same where there may be none.
+    pub fn changed(self, tensor: Option<&Tensor>) -> Result<Self> {
+        match tensor {
+            Some(tensor) => self.written(tensor),
+            None => Ok(self.null()),
+        }
+    }
+
     pub fn null(self) -> Self {
         self.with(Argument::Null)
     }
@@ -124,6 +162,10 @@ impl Launch {
 
     pub fn float(self, value: f32) -> Self {
         self.with(Argument::Float(value))
+    }
+
+    pub fn double(self, value: f64) -> Self {
+        self.with(Argument::Double(value))
     }
 
     /// Carries it out on the device where its tensors are. A grid without blocks does nothing.
@@ -165,6 +207,7 @@ impl Launch {
                 Argument::Count(value) => HostArgument::Number(value.to_le_bytes().to_vec()),
                 Argument::Long(value) => HostArgument::Number(value.to_le_bytes().to_vec()),
                 Argument::Float(value) => HostArgument::Number(value.to_le_bytes().to_vec()),
+                Argument::Double(value) => HostArgument::Number(value.to_le_bytes().to_vec()),
             });
         }
         let left = kernels.run(&HostLaunch {
@@ -204,9 +247,14 @@ fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
     let range = layout.start_offset()..layout.start_offset() + tensor.elem_count();
     Ok(match storage {
         CpuStorage::F32(values) => bytemuck::cast_slice(&values[range]).to_vec(),
+        CpuStorage::F64(values) => bytemuck::cast_slice(&values[range]).to_vec(),
         CpuStorage::U32(values) => bytemuck::cast_slice(&values[range]).to_vec(),
         CpuStorage::I32(values) => bytemuck::cast_slice(&values[range]).to_vec(),
         CpuStorage::I16(values) => bytemuck::cast_slice(&values[range]).to_vec(),
+        CpuStorage::BF16(values) => {
+            let bits = values[range].iter().map(|value| value.to_bits());
+            bits.flat_map(u16::to_le_bytes).collect()
+        }
         _ => bail!("kernels on the host are given {:?}", tensor.dtype()),
     })
 }
@@ -224,6 +272,7 @@ impl InplaceOp1 for Filled<'_> {
         let range = first..first + layout.shape().elem_count();
         let place: &mut [u8] = match storage {
             CpuStorage::F32(values) => bytemuck::cast_slice_mut(&mut values[range]),
+            CpuStorage::F64(values) => bytemuck::cast_slice_mut(&mut values[range]),
             CpuStorage::U32(values) => bytemuck::cast_slice_mut(&mut values[range]),
             CpuStorage::I32(values) => bytemuck::cast_slice_mut(&mut values[range]),
             other => bail!("kernels on the host write no {:?}", other),

@@ -8,14 +8,17 @@
 mod argument;
 #[cfg(feature = "cuda")]
 mod cuda;
+pub mod dense_matrix;
+pub mod edit_table;
 pub mod launch;
 pub mod operations;
 pub mod sparse_matrix;
+pub mod training;
 
 use sha2::{Digest, Sha256};
 
 #[cfg(feature = "cuda")]
-pub(super) use self::cuda::trim;
+pub(super) use self::cuda::{busy, keep_freed, trim, usage};
 pub use self::launch::run_on;
 
 /// Threads of a block, of every kernel: `THREADS` of `device.cuh`.
@@ -58,7 +61,7 @@ const NORM: &str = include_str!("norm.cuh");
 const WEIGHT_MASK: &str = include_str!("weight_mask.cuh");
 
 /// All files of kernels.
-pub const SOURCES: [KernelSource; 11] = [
+pub const SOURCES: [KernelSource; 13] = [
     KernelSource {
         name: "abs_top_k",
         text: include_str!("abs_top_k.cu"),
@@ -94,6 +97,17 @@ pub const SOURCES: [KernelSource; 11] = [
         ],
     },
     KernelSource {
+        name: "dense_product",
+        text: include_str!("dense_product.cu"),
+        headers: &[DEVICE, SELECTION],
+        kernels: &[
+            "dense_decode_f32",
+            "dense_decode_bf16",
+            "dense_tile_f32",
+            "dense_tile_bf16",
+        ],
+    },
+    KernelSource {
         name: "rotary",
         text: include_str!("rotary.cu"),
         headers: &[DEVICE],
@@ -113,6 +127,12 @@ pub const SOURCES: [KernelSource; 11] = [
             "cache_store_f32",
             "cache_store_bf16",
         ],
+    },
+    KernelSource {
+        name: "draw",
+        text: include_str!("draw.cu"),
+        headers: &[DEVICE],
+        kernels: &["draw_f32"],
     },
     KernelSource {
         name: "row_edits",

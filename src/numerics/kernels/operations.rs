@@ -3,9 +3,9 @@
 //! Shapes are those of the functions for the CPU in [`super::super`], which call these where their tensors are on a device
 //! and nobody asks for gradients; the kernels' files say what each argument is.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
-use super::launch::Launch;
+use super::launch::{Launch, unwritten};
 use super::{ATTENTION_CHUNK, LANES, THREADS};
 use crate::numerics::attention::kernel::Heads;
 
@@ -19,16 +19,21 @@ pub enum NormKind {
     Layer = 2,
 }
 
-/// A tensor of zeros like another; a kernel will write over all of them.
-fn unwritten(like: &Tensor) -> Result<Tensor> {
-    like.zeros_like()
+/// A norm as kernels that take it on their way are told of it.
+#[derive(Debug, Clone, Copy)]
+pub struct RowNorm<'n> {
+    pub kind: NormKind,
+    /// `[width]`, as the bias.
+    pub gain: &'n Tensor,
+    pub bias: Option<&'n Tensor>,
+    pub epsilon: f32,
 }
 
 /// `x [rows, width] -> [rows, width]`, of each row the `k` largest in magnitude.
 pub fn abs_top_k(x: &Tensor, k: usize) -> Result<Tensor> {
     let (rows, width) = rows_of(x)?;
     let x = x.contiguous()?;
-    let y = unwritten(&x)?;
+    let y = unwritten(x.shape(), x.dtype(), x.device())?;
     Launch::new("abs_top_k", x.dtype(), [rows, 1, 1])?
         .shared(4 * (width + width.div_ceil(LANES as usize)))?
         .read(&x)?
@@ -53,7 +58,7 @@ pub fn norm(
 ) -> Result<Tensor> {
     let (rows, width) = rows_of(x)?;
     let x = x.contiguous()?;
-    let y = unwritten(&x)?;
+    let y = unwritten(x.shape(), x.dtype(), x.device())?;
     Launch::new("norm", x.dtype(), [rows, 1, 1])?
         .shared(4 * width)?
         .read(&x)?
@@ -165,7 +170,7 @@ pub fn attention(
     }
     let q = q.contiguous()?;
     let (count, _) = rows_of(&q)?;
-    let y = unwritten(&q)?;
+    let y = unwritten(q.shape(), q.dtype(), q.device())?;
     let given = |launch: Launch| -> Result<Launch> {
         let scores = heads.scores;
         launch
@@ -192,7 +197,7 @@ pub fn attention(
         return Ok(y);
     }
     let shape = (count, heads.count, chunks, heads.d_head + 2);
-    let parts = Tensor::zeros(shape, candle_core::DType::F32, q.device())?;
+    let parts = unwritten(shape, DType::F32, q.device())?;
     let launch = Launch::new("attention_chunk", q.dtype(), [heads.count, count, chunks])?
         .read(&q)?
         .read(cache.pool)?
@@ -211,6 +216,43 @@ pub fn attention(
         .count(heads.scores.window.unwrap_or(0))?
         .run(q.device())?;
     Ok(y)
+}
+
+/// How a row's next token is found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// One over the temperature; 0 takes the largest logit.
+    pub inverse_temperature: f32,
+    /// Where in the sum of all weights the draw falls, in `0..1`.
+    pub share: f64,
+}
+
+/// Weights of a vocabulary that are summed together.
+const WEIGHTS_TOGETHER: usize = 64;
+
+/// The next token of each row of `logits [rows, vocabulary]`; none where a logit is not a finite number.
+pub fn draw(logits: &Tensor, draws: &[Draw]) -> Result<Vec<Option<u32>>> {
+    let (rows, vocabulary) = logits.dims2()?;
+    if rows != draws.len() {
+        bail!("{} draws from {rows} rows", draws.len())
+    }
+    let device = logits.device();
+    let tokens = unwritten(rows, DType::I32, device)?;
+    let inverses: Vec<f32> = draws.iter().map(|draw| draw.inverse_temperature).collect();
+    let shares: Vec<f64> = draws.iter().map(|draw| draw.share).collect();
+    Launch::new("draw", logits.dtype(), [rows, 1, 1])?
+        .shared(4 * vocabulary.div_ceil(WEIGHTS_TOGETHER))?
+        .read(&logits.contiguous()?)?
+        .read(&Tensor::new(inverses, device)?)?
+        .read(&Tensor::new(shares, device)?)?
+        .written(&tokens)?
+        .count(vocabulary)?
+        .run(device)?;
+    let tokens = tokens.to_vec1::<i32>()?;
+    Ok(tokens
+        .into_iter()
+        .map(|token| token.try_into().ok())
+        .collect())
 }
 
 /// Rows and width of a tensor whose last dimension is a row.

@@ -12,8 +12,8 @@
 // numbers each. `columns` [_, width] holds columns, directions and control vectors. `later` [_, width] takes changes for places
 // that the pass has still to come to. `outcomes` [edits, 4]: the feature's value before and after, the norm of what was
 // written, the norm of the row before any edit.
-// A control arm's edits of the row's own features go on from moved values that the row does not get: their `source` is a copy
-// of the row among `sources`, and what is written is the control alone.
+// A control arm's edits of the row's own features, and of directions, go on from moved values that the row does not get: their
+// `source` is a row that the first of them fills with a copy of what it finds, and what is written is the control alone.
 // Dynamic shared memory: 12 * most_channels + 4 * width bytes.
 #include "device.cuh"
 
@@ -57,8 +57,10 @@ struct Edit {
     int column;   // the first of the channels' columns, or the direction
     int control;  // the vector that is written in the change's place, as long as it; -1: none
     int later;
-    float factor;
-    int unused;
+    float factor;  // of the columns
+    int stream;    // a row of `sources` whose root mean square multiplies the columns too; -1: none
+    int stream_width;
+    int fills_source;  // 1: the source is filled with a copy of the row first
 };
 
 struct EditTables {
@@ -189,12 +191,24 @@ __device__ void row_edits(T* x, float* sources, const int* rows, const int* star
         const Edit& edit = edits[n];
         const float* control = edit.control < 0 ? nullptr : tables.columns + u64(edit.control) * width;
         Values values{0.0, 0.0, 0.0f};
+        if (edit.fills_source) {
+            float* copy = sources + u64(edit.source) * source_width;
+            for (u32 d = threadIdx.x; d < width; d += THREADS) copy[d] = to_float(row[d]);
+            __syncthreads();
+        }
         bool is_added = edit.write != ITSELF && edit.operation != READ_ONLY;
         if (edit.operation == GIVEN) {
             is_added = true;
         } else if (edit.squared_norm != 0.0) {
-            values = move_along(row, edit, tables, control, delta, width, shared, turn);
             is_added = false;
+            if (edit.source == OF_ROW) {
+                values = move_along(row, edit, tables, control, delta, width, shared, turn);
+            } else {
+                float* source = sources + u64(edit.source) * source_width;
+                values = move_along<float>(source, edit, tables, nullptr, delta, width, shared, turn);
+                if (edit.operation != READ_ONLY && control)
+                    write_change(row, delta, values.change_norm, control, width);
+            }
         } else if (edit.source == OF_ROW) {
             // What is added by columns takes the place of a move.
             values = move_channels(row, !is_added, edit, tables, steps, targets, shared, turn);
@@ -207,12 +221,20 @@ __device__ void row_edits(T* x, float* sources, const int* rows, const int* star
         }
         if (is_added) {
             bool given = edit.operation == GIVEN;
+            float factor = edit.factor;
+            if (edit.stream >= 0) {
+                const float* stream = sources + u64(edit.stream) * source_width;
+                double stream_square = 0.0;
+                for (u32 d = threadIdx.x; d < u32(edit.stream_width); d += THREADS)
+                    stream_square += double(stream[d]) * double(stream[d]);
+                factor *= float(sqrt(block_sum(stream_square, shared, turn) / double(edit.stream_width)));
+            }
             const float* columns = tables.columns + u64(edit.column) * width;
             double squares = 0.0;
             for (u32 d = threadIdx.x; d < width; d += THREADS) {
                 float sum = given ? columns[d] : 0.0f;
                 for (u32 c = 0; !given && c < u32(edit.channel_count); c++) {
-                    float change = steps[c] * edit.factor;
+                    float change = steps[c] * factor;
                     if (change != 0.0f) sum += change * columns[u64(c) * width + d];
                 }
                 delta[d] = sum;

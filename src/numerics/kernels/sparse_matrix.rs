@@ -7,7 +7,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::launch::Launch;
+use super::launch::{Launch, unwritten};
+use super::operations::RowNorm;
 use super::{LANES, WARPS};
 use crate::numerics::rows;
 
@@ -97,46 +98,60 @@ impl SparseMatrix {
         }))
     }
 
+    /// Whether so many rows are normed on their way into a product.
+    pub fn norms(rows: usize) -> bool {
+        rows <= FEW_ROWS
+    }
+
     /// `x [rows, inputs] -> [rows, outputs]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.contiguous()?;
         let (count, _) = x.dims2()?;
-        let y = Tensor::zeros((count, self.outputs), x.dtype(), x.device())?;
-        match count <= FEW_ROWS {
-            true => self.by_columns(&x, &y, count)?,
-            false => self.by_rows(&x, &y, count)?,
+        if count <= FEW_ROWS {
+            return self.of_normed(&x, None, None);
         }
+        let y = unwritten((count, self.outputs), x.dtype(), x.device())?;
+        self.by_rows(&x, &y, count)?;
         Ok(y)
     }
 
-    fn by_columns(&self, x: &Tensor, y: &Tensor, count: usize) -> Result<()> {
+    /// Few rows `x [rows, inputs] -> [rows, outputs]`, normed on their way, of each the `active` largest channels alone.
+    pub fn of_normed(
+        &self,
+        x: &Tensor,
+        norm: Option<RowNorm>,
+        active: Option<usize>,
+    ) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        let (count, _) = x.dims2()?;
+        let y = unwritten((count, self.outputs), x.dtype(), x.device())?;
         let panel = PANEL.min(self.outputs);
         let grid = [count, self.outputs.div_ceil(panel), 1];
-        // Neither norm nor AbsTopK: both have been taken, and taps have looked at what is read.
         Launch::new("norm_top_k_product", x.dtype(), grid)?
             .shared(4 * (self.inputs + WARPS as usize * panel))?
-            .read(x)?
-            .null()
-            .null()
+            .read(&x)?
+            .optional(norm.map(|norm| norm.gain))?
+            .optional(norm.and_then(|norm| norm.bias))?
             .read(&self.columns.starts)?
             .read(&self.columns.places)?
             .read(&self.columns.weights)?
             .optional(self.bias.as_ref())?
             .null()
-            .written(y)?
+            .written(&y)?
             .count(self.inputs)?
             .count(self.outputs)?
             .count(panel)?
-            .float(0.0)
-            .count(0)?
-            .count(self.inputs)?
-            .run(x.device())
+            .float(norm.map_or(0.0, |norm| norm.epsilon))
+            .count(norm.map_or(0, |norm| norm.kind as usize))?
+            .count(active.unwrap_or(self.inputs))?
+            .run(x.device())?;
+        Ok(y)
     }
 
     fn by_rows(&self, x: &Tensor, y: &Tensor, count: usize) -> Result<()> {
         let lanes = LANES as usize;
         let (across, down) = (self.inputs.div_ceil(lanes), count.div_ceil(lanes));
-        let by_channel = Tensor::zeros((self.inputs, count), x.dtype(), x.device())?;
+        let by_channel = unwritten((self.inputs, count), x.dtype(), x.device())?;
         Launch::new("transpose", x.dtype(), [across, down, 1])?
             .read(x)?
             .written(&by_channel)?

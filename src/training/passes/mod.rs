@@ -22,7 +22,7 @@ pub mod unembedding;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use self::attention::AttentionWeights;
@@ -37,6 +37,7 @@ use crate::models::location::Site;
 use crate::models::tap::Recorder;
 use crate::models::token_rows::{Arrangement, TokenRows};
 use crate::models::transformer::Transformer;
+use crate::numerics::kernels;
 use crate::numerics::tiles::processor::{Instructions, Processor};
 
 /// A model as a training runs it.
@@ -67,7 +68,8 @@ impl Passes {
         tensors: &BTreeMap<String, Tensor>,
         purpose: Purpose,
     ) -> Result<Self> {
-        let on_cpu = tensors.values().all(|tensor| tensor.device().is_cpu());
+        let host = |device: &Device| device.is_cpu() && !kernels::run_on(device);
+        let on_cpu = tensors.values().all(|tensor| host(tensor.device()));
         let cpu = Processor::detect().filter(|_| on_cpu && layer::is_known(&config));
         Self::on(cpu, config, tensors, purpose)
     }

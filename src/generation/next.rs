@@ -1,0 +1,22 @@
+//! What comes back of a row whose next token is wanted: its logits, or, where nobody else needs them and the model is on a
+//! device, the token that the device has drawn.
+
+use crate::numerics::kernels::operations::Draw;
+
+/// A row whose next token, or whose logits, are wanted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Wanted {
+    /// Its number among the rows.
+    pub row: usize,
+    /// How its token is drawn; none where the logits themselves are needed.
+    pub draw: Option<Draw>,
+}
+
+/// What a row has come to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next {
+    /// `[vocabulary]`.
+    Logits(Vec<f32>),
+    /// None where a logit is not a finite number.
+    Token(Option<u32>),
+}
