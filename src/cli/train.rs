@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 
 use super::carrying_out::{CarryingOut, end_early, nothing_to_keep};
 use crate::evaluation::training_report;
-use crate::numerics::device::DeviceChoice;
+use crate::numerics::device::{DeviceChoice, MatrixType};
+use crate::numerics::linear;
 use crate::training::progress::tell_trained;
 use crate::training::recipe::{self, Batches, BridgeRecipe, ModelRecipe, Output};
 use crate::training::run::End;
@@ -24,6 +25,9 @@ pub struct TrainArguments {
     /// What to compute on: auto, cpu, or cuda:N.
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
+    /// What a device takes products in: float32 or bfloat16. Weights, norms and losses are float32 either way.
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    dtype: MatrixType,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -38,6 +42,7 @@ impl TrainArguments {
     pub fn run(self) -> anyhow::Result<()> {
         self.how.begin()?;
         let device = self.device.open()?;
+        linear::multiply_in(self.dtype);
         let mode = self.how.mode();
         let end = match self.kind {
             Kind::Tokenizer => {

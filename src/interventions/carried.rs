@@ -13,20 +13,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{Result, Tensor, bail};
 
 use super::carry::is_sublayer_input;
-use super::delta::Delta;
+use super::host_copies::HostCopies;
 use super::in_place::{change_in_place, touches};
 use super::operation::Action;
 use super::plan::condition::Test;
 use super::plan::{Edit, Plan, Route, Source, Step, needs_sparse_rms};
 use super::readings::Readings;
 use super::receipt::{Record, Records};
+use super::row_delta::RowDelta;
 use super::row_edits::{Change, Outcome, ReadFrom, Rms, RowEdit, RowEdits, WriteTo};
 use super::rows_of_arms::{Row, RowBlock, SteeredArm};
 use crate::features::pair::Pair;
 use crate::models::location::{Location, Site};
 use crate::models::tap::{OwnRows, RowTap};
 use crate::numerics::kernels::edit_table::{EditTable, OwnOutcomes};
-use crate::numerics::row_updates;
 
 /// What other runs of the same step have read.
 pub struct Beside<'a> {
@@ -52,6 +52,7 @@ pub struct CarriedTap<'a> {
     encoded_unedited: BTreeMap<Location, Tensor>,
     /// The dense stream where conditions look at it.
     watched: BTreeMap<Site, Tensor>,
+    tested: HostCopies,
     /// Changes that wait for their node, by row.
     pending: BTreeMap<Location, BTreeMap<usize, Pending>>,
     /// What is to be done at the place that was looked at last, and what is noted of each entry.
@@ -70,7 +71,7 @@ fn beside(block: &Option<RowBlock>, row: usize) -> Result<Option<&[f32]>> {
 /// A change that waits for the pass to come by.
 #[derive(Default)]
 struct Pending {
-    changes: Vec<Delta>,
+    changes: Vec<RowDelta>,
     /// The edits that it is made of, with their norms.
     edits: Vec<(usize, f32)>,
 }
@@ -120,6 +121,7 @@ impl<'a> CarriedTap<'a> {
             encoded: BTreeMap::new(),
             encoded_unedited: BTreeMap::new(),
             watched: BTreeMap::new(),
+            tested: HostCopies::default(),
             pending: BTreeMap::new(),
             table: RowEdits::default(),
             notes: Vec::new(),
@@ -553,7 +555,7 @@ impl<'a> CarriedTap<'a> {
         let directions = arm.directions.as_deref();
         let entry = RowEdit {
             row: self.table.row(at),
-            change: Change::Given(Delta::OnHost(delta)),
+            change: Change::Given(RowDelta::OnHost(delta)),
             control: directions.and_then(|directions| directions.of_edit(first)),
         };
         self.table.push(entry);
@@ -585,7 +587,7 @@ impl<'a> CarriedTap<'a> {
         let Some((values, row)) = values.zip(row) else {
             return Ok(None);
         };
-        let values = row_updates::gather(values, &[row as u32])?;
+        let values = self.tested.row(values, row)?;
         Ok(Some(test.subject.read(&values)))
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Result, Tensor};
 
+use super::host_copies::HostCopies;
 use super::operation::Action;
 use super::plan::{Edit, Plan};
 use super::readings::Readings;
@@ -31,6 +32,8 @@ pub struct InPlaceTap<'a> {
     pub wanted: Option<Location>,
     pub recorded: BTreeMap<Location, Tensor>,
     pub records: &'a mut Records,
+    /// What conditions look at.
+    pub tested: HostCopies,
     /// What is to be done at the place that was looked at last.
     pub table: RowEdits<'a>,
     /// Of each of the table's entries: its row, its edit, and whether the edit touches it.
@@ -142,13 +145,12 @@ impl InPlaceTap<'_> {
             return Ok(true);
         };
         condition.holds(|test| {
-            let only = std::iter::once(row.index);
-            let values = self.readings.own(test.subject.place(), only)?;
-            let values = match &values {
-                Some(values) => values.row(0)?,
-                None => None,
+            let values = self.readings.all(test.subject.place());
+            let Some((values, at)) = values.zip(self.readings.own_row(row.index)) else {
+                return Ok(None);
             };
-            Ok(values.map(|values| test.subject.read(values)))
+            let values = self.tested.row(values, at)?;
+            Ok(Some(test.subject.read(&values)))
         })
     }
 }

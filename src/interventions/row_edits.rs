@@ -11,8 +11,8 @@ mod on_device;
 use candle_core::{Result, bail};
 
 use super::carry::Carrier;
-use super::delta::Delta;
 use super::operation::{Action, norm};
+use super::row_delta::{RowDelta, add};
 use super::rows_of_arms::RowBlock;
 use super::subject::Subject;
 use crate::numerics::norm::root_mean_square;
@@ -51,7 +51,7 @@ pub enum Change<'a> {
         write: WriteTo<'a>,
     },
     /// Known beforehand, one number for each channel of the row.
-    Given(Delta),
+    Given(RowDelta),
     /// None: the feature is only read.
     Nothing {
         subject: &'a Subject,
@@ -122,7 +122,7 @@ pub struct Outcome {
     /// Of the row before any entry; zero where it was not to be measured.
     pub base_norm: f32,
     /// A change for a later place.
-    pub later: Option<Delta>,
+    pub later: Option<RowDelta>,
 }
 
 impl<'a> RowEdits<'a> {
@@ -276,7 +276,7 @@ impl RowEdit<'_> {
                     delta.fill(0.0);
                     add_scaled(&mut delta, unit, outcome.change_norm);
                 }
-                outcome.later = (outcome.change_norm != 0.0).then_some(Delta::OnHost(delta));
+                outcome.later = (outcome.change_norm != 0.0).then_some(RowDelta::OnHost(delta));
             }
         }
         Ok(outcome)
@@ -298,13 +298,6 @@ fn carried(carrier: &Carrier, changes: &[f32], rms: f32) -> Vec<f32> {
     let mut delta = vec![0.0; carrier.width()];
     carrier.add(changes, rms, &mut delta);
     delta
-}
-
-/// `row += change`.
-pub fn add(row: &mut [f32], change: &[f32]) {
-    for (value, change) in row.iter_mut().zip(change) {
-        *value += change;
-    }
 }
 
 fn add_scaled(row: &mut [f32], unit: &[f32], size: f32) {

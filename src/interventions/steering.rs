@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::carried::{Beside, CarriedTap};
 use super::control::{Directions, Draws};
 use super::effect::{Effect, Fingerprints};
+use super::host_copies::HostCopies;
 use super::in_place::InPlaceTap;
 use super::plan::counterfactual::StreamModel;
 use super::plan::{Plan, PlanError, Scene};
@@ -221,6 +222,7 @@ impl Steering {
             wanted: Some(replay.output),
             recorded: BTreeMap::new(),
             records,
+            tested: HostCopies::default(),
             table: RowEdits::default(),
             notes: Vec::new(),
         }
@@ -252,6 +254,7 @@ impl Steering {
                 wanted: None,
                 recorded: BTreeMap::new(),
                 records,
+                tested: HostCopies::default(),
                 table: RowEdits::default(),
                 notes: Vec::new(),
             });

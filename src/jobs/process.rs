@@ -135,6 +135,11 @@ pub fn training(
         .arg(&path)
         .args(["--nice", &settings.nice.to_string()])
         .args(recipe.takes_device().then(|| format!("--device={device}")))
+        .args(
+            recipe
+                .takes_device()
+                .then(|| format!("--dtype={}", settings.dtype)),
+        )
         .env("RAYON_NUM_THREADS", settings.threads.to_string())
         .kill_on_drop(true);
     Ok(command)

@@ -215,9 +215,13 @@ pub struct DeviceUse {
 pub fn usage(device: &Device) -> Option<DeviceUse> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => super::kernels::usage(device)
+        Device::Cuda(device) => super::kernels::free_and_all(device)
             .inspect_err(|error| tracing::debug!(%error, "a device does not tell its memory"))
-            .ok(),
+            .ok()
+            .map(|(free, all)| DeviceUse {
+                used: all.saturating_sub(free) as u64,
+                memory: all as u64,
+            }),
         _ => None,
     }
 }

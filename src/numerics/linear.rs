@@ -4,21 +4,42 @@
 //! broadcast sum, because candle's backward pass computes the gradient of both factors always: a frozen layer
 //! (the dense model while a bridge is trained) would pay for weight gradients nobody reads.
 //! Inference uses [`super::columns`], whose rows do not depend on their neighbours.
+//!
+//! On a device the product and its gradients may be taken in bfloat16 ([`multiply_in`]): both factors are rounded, the result
+//! and the weights themselves stay float32.
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
 use super::dense_product::{Matrix, add_product, all_threads};
-use super::rows;
+use super::device::MatrixType;
+use super::{kernels, rows};
+
+/// Whether products on devices are rounded.
+static ROUNDED: AtomicBool = AtomicBool::new(false);
+
+/// Says what this process takes the products of training in on a device; a training has a process of its own.
+pub fn multiply_in(matrices: MatrixType) {
+    ROUNDED.store(matrices == MatrixType::Bfloat16, Ordering::Relaxed);
+}
 
 /// `x W^T + b`. A `frozen` layer passes gradients to `x` only.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, frozen: bool) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !x.device().is_cpu() || kernels::run_on(x.device()) {
         let weight = if frozen {
             weight.detach()
         } else {
             weight.clone()
         };
-        let product = x.matmul(&weight.t()?)?;
+        let product = match ROUNDED.load(Ordering::Relaxed) {
+            false => x.matmul(&weight.t()?)?,
+            true => {
+                let weight = weight.to_dtype(DType::BF16)?;
+                let product = x.to_dtype(DType::BF16)?.matmul(&weight.t()?)?;
+                product.to_dtype(DType::F32)?
+            }
+        };
         return match bias {
             Some(bias) if frozen => product.broadcast_add(&bias.detach()),
             Some(bias) => product.broadcast_add(bias),

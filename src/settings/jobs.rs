@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifacts::text_files;
 use crate::memory;
-use crate::numerics::device::{DeviceChoice, DeviceError};
+use crate::numerics::device::{DeviceChoice, DeviceError, MatrixType};
 
 /// Hours.
 const LONGEST_KEPT: u64 = 87_600;
@@ -82,6 +82,8 @@ pub struct JobSettings {
     pub nice: i32,
     /// What trainings compute on, separated by commas: each worker has one of them, in turn.
     pub devices: Devices,
+    /// What a device takes the products of a training in.
+    pub dtype: MatrixType,
     /// A training that takes more memory is ended, in MiB; 0 for half of what the machine, or the container, has.
     pub memory_mib: u64,
     /// Seconds after which a job whose worker is not heard of is taken over.
@@ -179,6 +181,7 @@ impl Default for JobSettings {
             threads: 1,
             nice: 19,
             devices: Devices(vec![DeviceChoice::Cpu]),
+            dtype: MatrixType::Float32,
             memory_mib: 0,
             lease_seconds: 30,
             max_file_bytes: 1 << 30,

@@ -14,7 +14,7 @@ use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use self::on_device::DeviceMoments;
+use self::on_device::{DeviceMoments, ParameterStep};
 use super::parameters::{Parameter, ParameterGroup, Parameters};
 use super::passes::gradients::WeightGradients;
 use super::recipe::{Clip, Optimizer as Recipe};
@@ -129,12 +129,17 @@ impl AdamW {
         let all_moments = match &self.moments {
             AllMoments::OnHost(moments) => moments,
             AllMoments::OnDevice(moments) => {
-                let step = on_device::Step {
-                    optimizer: self,
-                    gradients,
-                    rates,
+                if gradients.by_passes.is_some() {
+                    bail!("gradients that the CPU's passes have added up are not on a device")
+                }
+                let of_parameter = |parameter: &Parameter| ParameterStep {
+                    gradient: gradients.by_candle.get(&parameter.var).cloned(),
+                    numbers: self.numbers(parameter, rates),
                 };
-                return step.run(parameters, moments).map(GradientNorm::Later);
+                let steps: Vec<ParameterStep> = parameters.iter().map(of_parameter).collect();
+                let (clip, kept) = (self.recipe.clip, rates.kept_fraction);
+                let norm = on_device::step(parameters, moments, &steps, clip, kept)?;
+                return Ok(GradientNorm::Later(norm));
             }
         };
         let squares: Vec<(f64, usize)> = parameters

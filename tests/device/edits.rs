@@ -3,8 +3,8 @@
 use candle_core::Tensor;
 use causeway::features::group::Group;
 use causeway::interventions::carry::Carrier;
-use causeway::interventions::delta::Delta;
 use causeway::interventions::operation::Action;
+use causeway::interventions::row_delta::RowDelta;
 use causeway::interventions::row_edits::{
     Change, Outcome, ReadFrom, Rms, RowEdit, RowEdits, WriteTo,
 };
@@ -138,7 +138,7 @@ fn entry(of: &Drawn, row: usize, block: usize, stream: usize) -> RowEdit<'_> {
     };
     let (subject, carrier) = (&of.subject, &of.carrier);
     let change = match of.how {
-        How::Given => Change::Given(Delta::OnHost(of.given.clone())),
+        How::Given => Change::Given(RowDelta::OnHost(of.given.clone())),
         How::ReadOnly => Change::Nothing { subject, read },
         _ => Change::Operation {
             subject,

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Tensor, Var};
 use causeway::models::layout::ModelFiles;
 use causeway::numerics::abs_top_k::abs_top_k;
+use causeway::numerics::device::MatrixType;
+use causeway::numerics::linear::multiply_in;
 use causeway::numerics::loss::kl_divergence;
 use causeway::training::model::train_model;
 use causeway::training::optimizer::{AdamW, StepGradients, StepRates};
@@ -136,9 +139,8 @@ fn gradients_by_kernels_are_the_cpus() {
     }
 }
 
-#[test]
-fn a_sparse_model_is_trained_as_on_the_cpu() {
-    let folder = std::env::temp_dir().join(format!("causeway-device-{}", std::process::id()));
+/// A small sparse model's recipe of three steps, which writes into `folder`.
+fn recipe(folder: &Path) -> ModelRecipe {
     let recipe = format!(
         r#"
 tokenizer = "{}"
@@ -188,19 +190,52 @@ checkpoint_every = 3
             .display(),
         folder.display(),
     );
-    let recipe: ModelRecipe = toml::from_str(&recipe).unwrap();
-    let (cpu, device, launched) = both(|| {
-        let _ = fs::remove_dir_all(&folder);
-        train_model(&recipe, &device(), Mode::Start).unwrap();
-        let metrics = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-        let losses = metrics.lines().filter_map(|line| {
-            let line: serde_json::Value = serde_json::from_str(line).unwrap();
-            line["loss"].as_f64().map(|loss| loss as f32)
-        });
-        let losses: Vec<f32> = losses.collect();
-        (losses, ModelFiles::read(&folder.join("model")).unwrap())
+    toml::from_str(&recipe).unwrap()
+}
+
+/// The losses of its steps, and the model.
+fn trained(recipe: &ModelRecipe) -> (Vec<f32>, ModelFiles) {
+    let folder = &recipe.output.directory;
+    let _ = fs::remove_dir_all(folder);
+    train_model(recipe, &device(), Mode::Start).unwrap();
+    let metrics = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    let losses = metrics.lines().filter_map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["loss"].as_f64().map(|loss| loss as f32)
     });
-    let _ = fs::remove_dir_all(&folder);
+    let model = ModelFiles::read(&folder.join("model")).unwrap();
+    let _ = fs::remove_dir_all(folder);
+    (losses.collect(), model)
+}
+
+fn folder(of: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("causeway-device-{of}-{}", std::process::id()))
+}
+
+#[test]
+fn products_of_a_training_may_be_bfloat16() {
+    let recipe = recipe(&folder("bf16"));
+    let (cpu, device, _) = both(|| {
+        multiply_in(MatrixType::Bfloat16);
+        let trained = trained(&recipe);
+        multiply_in(MatrixType::Float32);
+        trained
+    });
+    let apart = furthest(&cpu.0, &device.0);
+    // The CPU knows nothing of it.
+    assert!(apart > 1e-5 && apart < 0.05, "{:?} {:?}", cpu.0, device.0);
+    for (name, weights) in &device.1.tensors {
+        assert!(
+            values(weights).iter().all(|weight| weight.is_finite()),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_sparse_model_is_trained_as_on_the_cpu() {
+    let recipe = recipe(&folder("f32"));
+    let (cpu, device, launched) = both(|| trained(&recipe));
     assert_eq!(cpu.0.len(), 3);
     assert!(
         furthest(&cpu.0, &device.0) < 1e-4,

@@ -4,8 +4,8 @@ use candle_core::Result;
 
 use super::{Change, Outcome, ReadFrom, Rms, RowEdit, RowEdits, WriteTo};
 use crate::interventions::carry::Carrier;
-use crate::interventions::delta::Delta;
 use crate::interventions::operation::Action;
+use crate::interventions::row_delta::RowDelta;
 use crate::interventions::rows_of_arms::RowBlock;
 use crate::interventions::subject::Subject;
 use crate::numerics::kernels::edit_table::{
@@ -46,10 +46,10 @@ impl RowEdits<'_> {
                 ReadFrom::Block { block, row } => source(block, row).map(ReadAt::Source),
             };
             match &entry.change {
-                Change::Given(Delta::OnHost(change)) => {
+                Change::Given(RowDelta::OnHost(change)) => {
                     table.push(Entry::Given(change), entry.control)
                 }
-                Change::Given(Delta::OnDevice(change)) => {
+                Change::Given(RowDelta::OnDevice(change)) => {
                     table.push(Entry::Waited(change), entry.control)
                 }
                 Change::Nothing { subject, read: at } => {
@@ -147,7 +147,7 @@ impl RowEdits<'_> {
                 after,
                 change_norm,
                 base_norm,
-                later: handed_back.map(Delta::OnDevice),
+                later: handed_back.map(RowDelta::OnDevice),
             }
         });
         Ok(outcomes.collect())
@@ -167,7 +167,7 @@ impl RowEdit<'_> {
         } = &self.change
         else {
             return match &self.change {
-                Change::Given(Delta::OnHost(change)) => change.len() == width,
+                Change::Given(RowDelta::OnHost(change)) => change.len() == width,
                 _ => true,
             };
         };

@@ -320,7 +320,7 @@ fn entry(of: &Drawn, row: usize, block: usize) -> RowEdit<'_> {
     };
     let subject = &of.subject;
     let change = match of.how {
-        How::Given => Change::Given(Delta::OnHost(of.given.clone())),
+        How::Given => Change::Given(RowDelta::OnHost(of.given.clone())),
         How::ReadOnly => Change::Nothing { subject, read },
         _ => Change::Operation {
             subject,

@@ -13,3 +13,20 @@ pub(super) enum Argument {
     Float(f32),
     Double(f64),
 }
+
+/// A launch whose tensors have become bytes.
+pub struct HostLaunch {
+    pub kernel: String,
+    pub grid: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    pub arguments: Vec<HostArgument>,
+}
+
+pub enum HostArgument {
+    /// A number of the kernel's own width.
+    Number(Vec<u8>),
+    Read(Vec<u8>),
+    Written(Vec<u8>),
+    Null,
+}

@@ -12,10 +12,8 @@ use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, Result, Storage, Tensor, bail};
 
-use super::argument::Argument;
-use super::launch::{HostArgument, HostLaunch};
+use super::argument::{Argument, HostArgument, HostLaunch};
 use super::{COMPILER_OPTIONS, SOURCES, THREADS};
-use crate::numerics::device::DeviceUse;
 
 /// What a block may have of dynamic shared memory without asking for more.
 const SHARED_UNASKED: u32 = 48 << 10;
@@ -126,13 +124,9 @@ fn memory_pool(device: &CudaDevice) -> Result<sys::CUmemoryPool> {
     Ok(pool)
 }
 
-/// What the device's memory holds.
-pub(in crate::numerics) fn usage(device: &CudaDevice) -> Result<DeviceUse> {
-    let (free, all) = device.cuda_stream().context().mem_get_info().w()?;
-    Ok(DeviceUse {
-        used: all.saturating_sub(free) as u64,
-        memory: all as u64,
-    })
+/// Bytes of the device's memory that are free, and all of them.
+pub(in crate::numerics) fn free_and_all(device: &CudaDevice) -> Result<(usize, usize)> {
+    device.cuda_stream().context().mem_get_info().w()
 }
 
 /// How busy the device is, in percent, as the driver's own program tells it.

@@ -7,6 +7,7 @@
 use std::sync::RwLock;
 
 use super::argument::Argument;
+pub use super::argument::{HostArgument, HostLaunch};
 use candle_core::{
     CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail,
 };
@@ -15,23 +16,6 @@ use candle_core::{
 pub trait HostKernels: Send + Sync {
     /// The new bytes of everything that the kernel may write, in its order.
     fn run(&self, launch: &HostLaunch) -> Result<Vec<Vec<u8>>>;
-}
-
-/// A launch whose tensors have become bytes.
-pub struct HostLaunch {
-    pub kernel: String,
-    pub grid: [u32; 3],
-    /// Bytes of dynamic shared memory.
-    pub shared: u32,
-    pub arguments: Vec<HostArgument>,
-}
-
-pub enum HostArgument {
-    /// A number of the kernel's own width.
-    Number(Vec<u8>),
-    Read(Vec<u8>),
-    Written(Vec<u8>),
-    Null,
 }
 
 static STAND_IN: RwLock<Option<Box<dyn HostKernels>>> = RwLock::new(None);

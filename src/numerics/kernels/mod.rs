@@ -18,7 +18,7 @@ pub mod training;
 use sha2::{Digest, Sha256};
 
 #[cfg(feature = "cuda")]
-pub(super) use self::cuda::{busy, keep_freed, trim, usage};
+pub(super) use self::cuda::{busy, free_and_all, keep_freed, trim};
 pub use self::launch::run_on;
 
 /// Threads of a block, of every kernel: `THREADS` of `device.cuh`.

@@ -2,9 +2,8 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::{AdamW, StepGradients, StepRates};
 use crate::numerics::kernels::training::{
-    Clipping, MaskSearch, Moving, ProtectedLines, adamw, clipped,
+    AdamwNumbers, Clipping, MaskSearch, Moving, ProtectedLines, adamw, clipped,
 };
 use crate::training::parameters::Parameter;
 use crate::training::recipe::Clip;
@@ -42,66 +41,65 @@ impl DeviceMoments {
     }
 }
 
-/// A step that has begun.
-pub(super) struct Step<'s> {
-    pub optimizer: &'s AdamW,
-    pub gradients: &'s StepGradients<'s>,
-    pub rates: &'s StepRates,
+/// What a step does with one parameter.
+pub(super) struct ParameterStep {
+    /// None leaves the parameter as it is.
+    pub gradient: Option<Tensor>,
+    pub numbers: AdamwNumbers,
 }
 
-impl Step<'_> {
-    /// Changes the parameters and their moments; returns the gradient's norm before clipping, `[1]`.
-    pub fn run(&self, parameters: &[Parameter], moments: &[DeviceMoments]) -> Result<Tensor> {
-        let Some(first) = parameters.first() else {
-            bail!("there is nothing to train")
-        };
-        if self.gradients.by_passes.is_some() {
-            bail!("gradients that the CPU's passes have added up are not on a device")
-        }
-        let gradient = |parameter: &Parameter| self.gradients.by_candle.get(&parameter.var);
-        let all: Vec<Tensor> = parameters.iter().filter_map(gradient).cloned().collect();
-        let count = parameters.iter().map(|one| one.var.elem_count()).sum();
-        let clipping = match self.optimizer.recipe.clip {
-            Clip::Norm { at } => Clipping::Norm(at),
-            Clip::Rms { at } => Clipping::Rms(at),
-            Clip::NormaliseRms { to } => Clipping::NormaliseRms(to),
-        };
-        let clipped = clipped(&all, count, clipping, first.var.device())?;
-        for (parameter, moments) in parameters.iter().zip(moments) {
-            let weights = parameter.var.as_tensor();
-            let mask = match (self.rates.kept_fraction, parameter.masked) {
-                (Some(fraction), Some(protect)) => {
-                    let keep = kept_count(fraction, weights.elem_count());
-                    keep.map(|keep| (keep, protect))
-                }
-                _ => None,
-            };
-            let search = match mask {
-                Some((keep, _)) => Some(MaskSearch::begin(keep, weights.device())?),
-                None => None,
-            };
-            let lines = match mask {
-                Some((_, protect)) => protected_lines(weights, protect)?,
-                None => None,
-            };
-            let mut counted = false;
-            if let Some(gradient) = gradient(parameter) {
-                let moving = Moving {
-                    weights,
-                    mean: &moments.mean,
-                    square: &moments.square,
-                };
-                let begun = search.as_ref().filter(|_| lines.is_none());
-                counted = begun.is_some();
-                let numbers = self.optimizer.numbers(parameter, self.rates);
-                adamw(moving, gradient, &clipped.scale, numbers, begun)?;
+/// Changes the parameters and their moments; returns the gradient's norm before clipping, `[1]`.
+pub(super) fn step(
+    parameters: &[Parameter],
+    moments: &[DeviceMoments],
+    steps: &[ParameterStep],
+    clip: Clip,
+    kept_fraction: Option<f64>,
+) -> Result<Tensor> {
+    let Some(first) = parameters.first() else {
+        bail!("there is nothing to train")
+    };
+    let gradients = steps.iter().filter_map(|step| step.gradient.clone());
+    let count = parameters.iter().map(|one| one.var.elem_count()).sum();
+    let clipping = match clip {
+        Clip::Norm { at } => Clipping::Norm(at),
+        Clip::Rms { at } => Clipping::Rms(at),
+        Clip::NormaliseRms { to } => Clipping::NormaliseRms(to),
+    };
+    let gradients: Vec<Tensor> = gradients.collect();
+    let clipped = clipped(&gradients, count, clipping, first.var.device())?;
+    for ((parameter, moments), step) in parameters.iter().zip(moments).zip(steps) {
+        let weights = parameter.var.as_tensor();
+        let mask = match (kept_fraction, parameter.masked) {
+            (Some(fraction), Some(protect)) => {
+                let keep = kept_count(fraction, weights.elem_count());
+                keep.map(|keep| (keep, protect))
             }
-            if let Some(search) = search {
-                search.apply(weights, lines, counted)?;
-            }
+            _ => None,
+        };
+        let (search, lines) = match mask {
+            Some((keep, protect)) => (
+                Some(MaskSearch::begin(keep, weights.device())?),
+                protected_lines(weights, protect)?,
+            ),
+            None => (None, None),
+        };
+        let mut counted = false;
+        if let Some(gradient) = &step.gradient {
+            let moving = Moving {
+                weights,
+                mean: &moments.mean,
+                square: &moments.square,
+            };
+            let begun = search.as_ref().filter(|_| lines.is_none());
+            counted = begun.is_some();
+            adamw(moving, gradient, &clipped.scale, step.numbers, begun)?;
         }
-        Ok(clipped.norm)
+        if let Some(search) = search {
+            search.apply(weights, lines, counted)?;
+        }
     }
+    Ok(clipped.norm)
 }
 
 /// The lines of a matrix `[rows, columns]`, or of a vector that is one row, in which weights are protected.
