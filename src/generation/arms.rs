@@ -7,7 +7,7 @@ use super::stop::GrowingText;
 use crate::interventions::request::Variant;
 use crate::interventions::rows_of_arms::Feed;
 use crate::models::tokenizer::Tokenizer;
-use crate::numerics::kernels::operations::Draw;
+use crate::numerics::kernels::operations::TokenDraw;
 
 /// A sequence that is generated.
 pub struct Arm {
@@ -201,7 +201,7 @@ impl Arm {
     }
 
     /// How the next token is drawn where nothing but the logits decides it.
-    pub fn plain_draw(&self) -> Option<Draw> {
+    pub fn plain_draw(&self) -> Option<TokenDraw> {
         // An arm without tokens to draw says so of whatever comes.
         (self.limit > 0)
             .then(|| self.sampler.plain_draw())

@@ -17,7 +17,7 @@ use crate::models::location::Site;
 use crate::models::tap::{RowTap, SplitTap};
 use crate::models::token_rows::TokenRows;
 use crate::models::transformer::Transformer;
-use crate::numerics::kernels::operations::{Draw, draw};
+use crate::numerics::kernels::operations::{TokenDraw, draw};
 use crate::numerics::{kernels, rows};
 
 /// Logits are computed for this many rows at once.
@@ -204,7 +204,7 @@ fn wanted_logits(
         let whole = chunk.partition_point(|wanted| wanted.draw.is_none());
         let (whole, drawn) = chunk.split_at(whole);
         if !drawn.is_empty() {
-            let draws: Vec<Draw> = drawn.iter().filter_map(|wanted| wanted.draw).collect();
+            let draws: Vec<TokenDraw> = drawn.iter().filter_map(|wanted| wanted.draw).collect();
             let tokens = draw(&logits.narrow(0, whole.len(), drawn.len())?, &draws)?;
             for (of, token) in drawn.iter().zip(tokens) {
                 found[of.part][of.place] = Next::Token(token);
@@ -228,5 +228,5 @@ struct WantedOfPart {
     /// Its place among those of the part.
     place: usize,
     row: u32,
-    draw: Option<Draw>,
+    draw: Option<TokenDraw>,
 }

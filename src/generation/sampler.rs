@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::sampling::Sampling;
-use crate::numerics::kernels::operations::Draw;
+use crate::numerics::kernels::operations::TokenDraw;
 use crate::numerics::loss::log_sum_exp;
 use crate::numerics::softmax;
 
@@ -48,7 +48,7 @@ impl Sampler {
     }
 
     /// How the next token is drawn where that takes nothing but the logits, a temperature and a share.
-    pub fn plain_draw(&self) -> Option<Draw> {
+    pub fn plain_draw(&self) -> Option<TokenDraw> {
         let sampling = &self.sampling;
         let adjusted = sampling.repetition_penalty as f32 != 1.0
             || sampling.presence_penalty != 0.0
@@ -56,12 +56,12 @@ impl Sampler {
             || !sampling.logit_bias.is_empty();
         let greedy = sampling.temperature <= 0.0;
         (!adjusted && (greedy || !sampling.is_limited())).then(|| match greedy {
-            true => Draw {
+            true => TokenDraw {
                 inverse_temperature: 0.0,
                 share: 0.0,
             },
             // A step may be run again: the generator moves when the token is taken.
-            false => Draw {
+            false => TokenDraw {
                 inverse_temperature: inverse(sampling.temperature),
                 share: self.generator.clone().random(),
             },

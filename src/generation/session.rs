@@ -20,7 +20,7 @@ use crate::interventions::rows_of_arms::Row;
 use crate::interventions::steering::{ArmPlan, ArmSlots, SlotNeeds, Steering};
 use crate::models::model::{LoadedModel, ModelKind};
 use crate::numerics::device::DeviceFailure;
-use crate::numerics::kernels::operations::Draw;
+use crate::numerics::kernels::operations::TokenDraw;
 use crate::numerics::loss::divergence;
 
 /// A request that is being answered.
@@ -204,7 +204,7 @@ impl Session {
     }
 
     /// How the token after a row is drawn, where its logits are good for nothing else.
-    pub fn draw_after(&self, row: &Row) -> Option<Draw> {
+    pub fn draw_after(&self, row: &Row) -> Option<TokenDraw> {
         let arm = &self.arms[row.arm];
         let told = self.request.logprobs.is_some() || self.compares(arm);
         let is_last = row.position + 1 == arm.length();

@@ -172,7 +172,12 @@ impl Edit {
                 let is_direction = matches!(self.subject, Subject::Direction(_));
                 let moved = match self.read {
                     Read::Nowhere => self.subject.known_move(action, self.strength),
-                    Read::Source | Read::Copy => {
+                    // A copy is as long as the row.
+                    Read::Copy => {
+                        self.subject
+                            .apply(action, &mut source[..WIDTH], partner, self.strength)
+                    }
+                    Read::Source => {
                         self.subject
                             .apply(action, &mut *source, partner, self.strength)
                     }
@@ -445,26 +450,6 @@ pub fn row_edits<E: Element>(emulation: &mut Emulation) {
         // A number that is rounded to the other side is read by the edits that follow.
         let tolerance = 2e-6 + 8.0 * E::ROUNDING;
         let what = format!("edits of {lines} rows");
-        if std::env::var("DEBUG_EDITS").is_ok() && lines == 64 {
-            let line = 64 + 5 - 1 - 11;
-            for (n, edit) in all[line].iter().enumerate() {
-                eprintln!(
-                    "{n}: {:?} {} {:?} read {} write {} strength {} scaled {} control {} {:?}",
-                    edit.subject,
-                    matches!(edit.what, What::Given(_)),
-                    match &edit.what {
-                        What::Operation(a) => Some(a),
-                        _ => None,
-                    },
-                    edit.read as u8,
-                    edit.write as u8,
-                    edit.strength,
-                    edit.scaled,
-                    edit.control.is_some(),
-                    &outcomes[..0]
-                );
-            }
-        }
         assert_near(&found.rows, &expected, tolerance, &what);
         assert_near(
             &found.sources,

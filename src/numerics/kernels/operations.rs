@@ -220,7 +220,7 @@ pub fn attention(
 
 /// How a row's next token is found.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Draw {
+pub struct TokenDraw {
     /// One over the temperature; 0 takes the largest logit.
     pub inverse_temperature: f32,
     /// Where in the sum of all weights the draw falls, in `0..1`.
@@ -231,7 +231,7 @@ pub struct Draw {
 const WEIGHTS_TOGETHER: usize = 64;
 
 /// The next token of each row of `logits [rows, vocabulary]`; none where a logit is not a finite number.
-pub fn draw(logits: &Tensor, draws: &[Draw]) -> Result<Vec<Option<u32>>> {
+pub fn draw(logits: &Tensor, draws: &[TokenDraw]) -> Result<Vec<Option<u32>>> {
     let (rows, vocabulary) = logits.dims2()?;
     if rows != draws.len() {
         bail!("{} draws from {rows} rows", draws.len())
