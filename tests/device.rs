@@ -7,6 +7,8 @@ mod edits;
 #[path = "kernels/emulation.rs"]
 #[allow(dead_code)]
 mod emulation;
+#[path = "device/steering.rs"]
+mod steering;
 #[path = "device/training.rs"]
 mod training;
 

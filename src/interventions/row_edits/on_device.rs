@@ -9,7 +9,7 @@ use crate::interventions::row_delta::RowDelta;
 use crate::interventions::rows_of_arms::RowBlock;
 use crate::interventions::subject::Subject;
 use crate::numerics::kernels::edit_table::{
-    EditTable, Entry, Feature, Operation, OwnOutcomes, ReadAt, WriteAt, WrittenBy,
+    EditTable, EditedFeature, OwnOutcomes, ReadAt, TableEntry, TableOperation, WriteAt, WrittenBy,
 };
 
 impl RowEdits<'_> {
@@ -47,16 +47,16 @@ impl RowEdits<'_> {
             };
             match &entry.change {
                 Change::Given(RowDelta::OnHost(change)) => {
-                    table.push(Entry::Given(change), entry.control)
+                    table.push(TableEntry::Given(change), entry.control)
                 }
                 Change::Given(RowDelta::OnDevice(change)) => {
-                    table.push(Entry::Waited(change), entry.control)
+                    table.push(TableEntry::Waited(change), entry.control)
                 }
                 Change::Nothing { subject, read: at } => {
                     let own = (*at == ReadFrom::Row).then_some(steered).flatten();
-                    let entry = Entry::Move {
+                    let entry = TableEntry::Move {
                         feature: feature(subject),
-                        operation: Operation::ReadOnly,
+                        operation: TableOperation::ReadOnly,
                         strength: 0.0,
                         // A row that is not there has no value.
                         read: own.or(read(*at)).unwrap_or(ReadAt::Nowhere),
@@ -102,7 +102,7 @@ impl RowEdits<'_> {
                     else {
                         candle_core::bail!("an edit was taken for one that a device can do")
                     };
-                    let entry_of = Entry::Move {
+                    let entry_of = TableEntry::Move {
                         feature: feature(subject),
                         operation,
                         strength: *strength,
@@ -186,13 +186,13 @@ impl RowEdit<'_> {
     }
 }
 
-fn feature(subject: &Subject) -> Feature<'_> {
+fn feature(subject: &Subject) -> EditedFeature<'_> {
     match subject {
-        Subject::Channels(group) | Subject::OwnChannels(group) => Feature::Channels {
+        Subject::Channels(group) | Subject::OwnChannels(group) => EditedFeature::Channels {
             channels: &group.channels,
             weights: &group.weights,
         },
-        Subject::Direction(direction) => Feature::Direction {
+        Subject::Direction(direction) => EditedFeature::Direction {
             vector: &direction.vector,
             squared_norm: direction.squared_norm,
         },
@@ -204,21 +204,23 @@ fn operation(
     subject: &Subject,
     action: &Action,
     counterfactual: Option<&[f32]>,
-) -> Option<Operation> {
+) -> Option<TableOperation> {
     let group = match subject {
         Subject::Channels(group) | Subject::OwnChannels(group) => Some(group),
         Subject::Direction(_) => None,
     };
     Some(match (action, group) {
-        (Action::Add(value), _) => Operation::Add(*value),
-        (Action::Set(value), _) => Operation::Set(*value),
-        (Action::Clamp { min, max }, _) => Operation::Clamp(*min, *max),
-        (Action::Scale(value), _) => Operation::Scale(*value),
-        (Action::AddResidual(value), None) => Operation::AddResidual(*value),
-        (Action::Ablate(_), None) => Operation::Set(0.0),
-        (Action::Patch { .. }, None) => Operation::Set(f64::from(subject.read(counterfactual?))),
+        (Action::Add(value), _) => TableOperation::Add(*value),
+        (Action::Set(value), _) => TableOperation::Set(*value),
+        (Action::Clamp { min, max }, _) => TableOperation::Clamp(*min, *max),
+        (Action::Scale(value), _) => TableOperation::Scale(*value),
+        (Action::AddResidual(value), None) => TableOperation::AddResidual(*value),
+        (Action::Ablate(_), None) => TableOperation::Set(0.0),
+        (Action::Patch { .. }, None) => {
+            TableOperation::Set(f64::from(subject.read(counterfactual?)))
+        }
         (Action::Ablate(to), Some(_)) => {
-            Operation::EachTo(to.iter().map(|&value| f64::from(value)).collect())
+            TableOperation::EachTo(to.iter().map(|&value| f64::from(value)).collect())
         }
         (Action::Patch { .. }, Some(group)) => {
             let partner = counterfactual?;
@@ -226,12 +228,12 @@ fn operation(
                 .channels
                 .iter()
                 .map(|&channel| f64::from(partner[channel]));
-            Operation::EachTo(to.collect())
+            TableOperation::EachTo(to.collect())
         }
-        (Action::AddEach(values), Some(_)) => Operation::AddEach(values.clone()),
-        (Action::ClampEach(bounds), Some(_)) => Operation::ClampEach(bounds.clone()),
-        (Action::ScaleEach(value), Some(_)) => Operation::ScaleEach(*value),
-        (Action::Swap, Some(_)) => Operation::Swap,
+        (Action::AddEach(values), Some(_)) => TableOperation::AddEach(values.clone()),
+        (Action::ClampEach(bounds), Some(_)) => TableOperation::ClampEach(bounds.clone()),
+        (Action::ScaleEach(value), Some(_)) => TableOperation::ScaleEach(*value),
+        (Action::Swap, Some(_)) => TableOperation::Swap,
         (Action::AddResidual(_), Some(_))
         | (Action::AddEach(_) | Action::ClampEach(_) | Action::ScaleEach(_) | Action::Swap, None) =>
         {

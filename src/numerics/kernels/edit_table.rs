@@ -20,7 +20,7 @@ const OUTCOME: usize = 4;
 
 /// What the feature's value, or each of its channels, is moved to; numbered as in the kernel.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Operation {
+pub enum TableOperation {
     Add(f64),
     AddResidual(f64),
     Set(f64),
@@ -36,7 +36,7 @@ pub enum Operation {
 
 /// What an entry reads and moves.
 #[derive(Debug, Clone, Copy)]
-pub enum Feature<'f> {
+pub enum EditedFeature<'f> {
     Channels {
         channels: &'f [usize],
         weights: &'f [f64],
@@ -80,10 +80,10 @@ pub enum WriteAt<'f> {
 
 /// One change of a line's row.
 #[derive(Debug)]
-pub enum Entry<'f> {
+pub enum TableEntry<'f> {
     Move {
-        feature: Feature<'f>,
-        operation: Operation,
+        feature: EditedFeature<'f>,
+        operation: TableOperation,
         strength: f64,
         read: ReadAt,
         write: WriteAt<'f>,
@@ -286,7 +286,7 @@ impl EditTable {
     }
 
     /// Adds a change to the last line. A control stands in for it, at its length.
-    pub fn push(&mut self, entry: Entry, control: Option<&[f32]>) {
+    pub fn push(&mut self, entry: TableEntry, control: Option<&[f32]>) {
         let mut row = EntryRow {
             strength: 1.0,
             control: control.map_or(-1, |control| self.column(control) as i32),
@@ -296,16 +296,16 @@ impl EditTable {
         };
         let number = self.entries.len() / ENTRY_WORDS;
         match entry {
-            Entry::Given(change) => {
+            TableEntry::Given(change) => {
                 (row.operation, row.write) = (GIVEN, COLUMNS);
                 row.column = self.column(change) as i32;
             }
-            Entry::Waited(change) => {
+            TableEntry::Waited(change) => {
                 (row.operation, row.write) = (GIVEN, COLUMNS);
                 self.waiting.push((number, self.waited.len()));
                 self.waited.push(change.clone());
             }
-            Entry::Move {
+            TableEntry::Move {
                 feature,
                 operation,
                 strength,
@@ -315,7 +315,7 @@ impl EditTable {
                 row.strength = strength;
                 let operands = row.operate(operation);
                 match feature {
-                    Feature::Channels { channels, weights } => {
+                    EditedFeature::Channels { channels, weights } => {
                         let count = channels.len();
                         row.channel_count = count as i32;
                         self.most_channels = self.most_channels.max(count);
@@ -325,7 +325,7 @@ impl EditTable {
                         self.operands.extend(operands.into_iter().flatten());
                         self.operands.resize(2 * self.weights.len(), 0.0);
                     }
-                    Feature::Direction {
+                    EditedFeature::Direction {
                         vector,
                         squared_norm,
                     } => {
@@ -504,23 +504,23 @@ struct EntryRow {
 
 impl EntryRow {
     /// Takes an operation in, and returns its operands: two of each channel.
-    fn operate(&mut self, operation: Operation) -> Vec<[f64; 2]> {
+    fn operate(&mut self, operation: TableOperation) -> Vec<[f64; 2]> {
         let single = |values: Vec<f64>| values.into_iter().map(|value| [value, 0.0]).collect();
         let (number, value, bound, operands) = match operation {
-            Operation::Add(value) => (0, value, 0.0, Vec::new()),
-            Operation::AddResidual(value) => (1, value, 0.0, Vec::new()),
-            Operation::Set(value) => (2, value, 0.0, Vec::new()),
-            Operation::Clamp(low, high) => (3, low, high, Vec::new()),
-            Operation::Scale(value) => (4, value, 0.0, Vec::new()),
-            Operation::EachTo(values) => (5, 0.0, 0.0, single(values)),
-            Operation::AddEach(values) => (6, 0.0, 0.0, single(values)),
-            Operation::ClampEach(bounds) => {
+            TableOperation::Add(value) => (0, value, 0.0, Vec::new()),
+            TableOperation::AddResidual(value) => (1, value, 0.0, Vec::new()),
+            TableOperation::Set(value) => (2, value, 0.0, Vec::new()),
+            TableOperation::Clamp(low, high) => (3, low, high, Vec::new()),
+            TableOperation::Scale(value) => (4, value, 0.0, Vec::new()),
+            TableOperation::EachTo(values) => (5, 0.0, 0.0, single(values)),
+            TableOperation::AddEach(values) => (6, 0.0, 0.0, single(values)),
+            TableOperation::ClampEach(bounds) => {
                 let bounds = bounds.into_iter().map(|(low, high)| [low, high]);
                 (7, 0.0, 0.0, bounds.collect())
             }
-            Operation::ScaleEach(value) => (8, value, 0.0, Vec::new()),
-            Operation::Swap => (9, 0.0, 0.0, Vec::new()),
-            Operation::ReadOnly => (10, 0.0, 0.0, Vec::new()),
+            TableOperation::ScaleEach(value) => (8, value, 0.0, Vec::new()),
+            TableOperation::Swap => (9, 0.0, 0.0, Vec::new()),
+            TableOperation::ReadOnly => (10, 0.0, 0.0, Vec::new()),
         };
         (self.operation, self.value, self.bound) = (number, value, bound);
         operands
