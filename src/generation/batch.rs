@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::next::{Next, Wanted};
+use super::next::{Next, WantedRow};
 use super::pass::{Part, Parting, pass};
 use super::session::Session;
 use super::slots::Caches;
@@ -47,7 +47,7 @@ pub struct Computed {
 struct Work<'s> {
     feeds: Vec<Feed<'s>>,
     rows: Vec<Row>,
-    wanted: Vec<Wanted>,
+    wanted: Vec<WantedRow>,
     /// By arm.
     slots: BTreeMap<usize, &'s ArmSlots>,
     model: Arc<LoadedModel>,
@@ -83,7 +83,7 @@ impl<'s> Work<'s> {
             .collect();
         let rows = rows_of(&feeds);
         let wanted = rows.iter().filter(|row| session.wants_logits(row));
-        let wanted = wanted.map(|row| Wanted {
+        let wanted = wanted.map(|row| WantedRow {
             row: row.index,
             draw: session.draw_after(row),
         });

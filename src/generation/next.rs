@@ -5,7 +5,7 @@ use crate::numerics::kernels::operations::TokenDraw;
 
 /// A row whose next token, or whose logits, are wanted.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Wanted {
+pub struct WantedRow {
     /// Its number among the rows.
     pub row: usize,
     /// How its token is drawn; none where the logits themselves are needed.

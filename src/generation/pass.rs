@@ -10,7 +10,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::next::{Next, Wanted};
+use super::next::{Next, WantedRow};
 use crate::interventions::rows_of_arms::PassRows;
 use crate::models::kv_cache::{CacheSlots, KvCache};
 use crate::models::location::Site;
@@ -32,7 +32,7 @@ pub struct Part<'p> {
     /// Where `rows` become more.
     pub parting: Option<Parting>,
     /// Of the rows at the end, those of which something is wanted.
-    pub wanted: Vec<Wanted>,
+    pub wanted: Vec<WantedRow>,
 }
 
 /// Where rows that were computed once go separate ways.
@@ -181,7 +181,7 @@ fn wanted_logits(
         .zip(ranges)
         .enumerate()
         .flat_map(|(part, (of, range))| {
-            let wanted = move |(place, wanted): (usize, &Wanted)| WantedOfPart {
+            let wanted = move |(place, wanted): (usize, &WantedRow)| WantedOfPart {
                 part,
                 place,
                 row: (range.start + wanted.row) as u32,

@@ -98,9 +98,7 @@ impl DeviceSlots {
 
     /// What a pass of these rows does with the pool, `copies` being further places of some rows' keys and values.
     pub fn rows(&self, at: &[CacheRow], copies: &[(usize, CacheRow)]) -> Result<PlacedRows> {
-        let count = at.len() + copies.len();
-        let mut sources = Vec::with_capacity(count);
-        let (mut blocks, mut places) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let (mut sources, mut blocks, mut places) = (Vec::new(), Vec::new(), Vec::new());
         let own = at.iter().copied().enumerate();
         for (row, place) in own.chain(copies.iter().copied()) {
             sources.push(number(row)?);
@@ -119,16 +117,25 @@ impl DeviceSlots {
             }
             positions.push(number(row.position)?);
         }
-        let device = &self.device;
+        let parts = [sources, blocks, places, table, positions];
+        // One copy to the device.
+        let all = Tensor::new(parts.concat(), &self.device)?;
+        let mut first = 0;
+        let mut part = |length: usize| {
+            let begin = first;
+            first += length;
+            all.narrow(0, begin, length)
+        };
+        let [sources, blocks, places, table, positions] = parts.map(|values| part(values.len()));
         Ok(PlacedRows {
             entries: CacheEntries {
-                sources: Tensor::new(sources, device)?,
-                blocks: Tensor::new(blocks, device)?,
-                places: Tensor::new(places, device)?,
+                sources: sources?,
+                blocks: blocks?,
+                places: places?,
             },
             rows: CachedRows {
-                table: Tensor::from_vec(table, (at.len(), width), device)?,
-                positions: Tensor::new(positions, device)?,
+                table: table?.reshape((at.len(), width))?,
+                positions: positions?,
                 last_position,
             },
         })

@@ -59,11 +59,13 @@ impl<'c> TokenRows<'c> {
             bail!("{} tokens for {} rows", ids.len(), at.len())
         }
         cache.prepare(&at, &copies)?;
-        let positions: Vec<u32> = at.iter().map(|row| row.position as u32).collect();
-        let device = cache.device();
+        let positions = at.iter().map(|row| row.position as u32);
+        // One copy to a device.
+        let both: Vec<u32> = ids.iter().copied().chain(positions).collect();
+        let both = Tensor::new(both, cache.device())?;
         Ok(TokenRows {
-            ids: Tensor::new(ids, device)?,
-            positions: Tensor::new(positions, device)?,
+            ids: both.narrow(0, 0, ids.len())?,
+            positions: both.narrow(0, ids.len(), at.len())?,
             arrangement: Arrangement::Cached { at, copies, cache },
         })
     }
