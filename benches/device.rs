@@ -2,10 +2,10 @@
 //! with PyTorch on the same machine and weights.
 //!
 //! `cargo bench --bench device -- write DIR`: a random model of the paper's shape, 1 weight in 64 not zero.
-//! `... -- decode DIR DEVICE [ROWS] [DTYPE]`: seconds of a step of so many rows, each in a sequence of its own, and the bytes
-//! of weights that a step reads at least.
-//! `... -- edits DEVICE [ROWS]`: tokens a second of so many sequences of the shipped pair's dense model, as they are and with
-//! an edit each that no other has.
+//! `... -- decode DIR DEVICE [ROWS] [DTYPE]`: seconds of a step of so many rows, each in a sequence of its own, and the
+//! bytes of weights that a step reads at least.
+//! `... -- edits DEVICE [ROWS]`: tokens a second of so many sequences of the shipped pair's dense model, as they are and
+//! with an edit each that no other has.
 //! `... -- top_k DEVICE [ROWS] [WIDTH]`: seconds of AbsTopK that keeps a quarter.
 //!
 //! DEVICE is `cpu` or `cuda:N` (with `--features cuda`). A step ends when its logits are on the host.

@@ -2,7 +2,7 @@
 //!
 //! `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`, `w -= rate (m^ / (sqrt(v^) + epsilon) +
 //! decay w)` with bias-corrected `m^`, `v^`; then the mask. The moments are never masked. On a device weights, gradients and
-//! moments stay there ([`on_device`]).
+//! moments stay there (`on_device`).
 
 mod on_device;
 
