@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use causeway::features::pair::Pair;
 use causeway::generation::capacity::Capacity;
 use causeway::generation::request::{EngineError, Generation, GenerationRequest};
@@ -418,6 +418,29 @@ fn a_row_has_the_same_bits_alone_and_among_others() {
             _ => "norm_top_k_product_f32",
         };
         assert!(launched.contains(expected), "{launched:?}");
+    }
+}
+
+/// Who asks for gradients through a model that is served gets them.
+#[test]
+fn gradients_go_through_served_models() {
+    for kind in ["dense", "sparse"] {
+        let files = ModelFiles::read(&root().join("bridges/tinypython").join(kind)).unwrap();
+        let (on_cpu, on_device, _) = both(|| {
+            let model = model(&files, Purpose::Inference);
+            let width = model.config.d_model;
+            let values: Vec<f32> = (0..3 * width).map(|n| (n as f32 * 0.37).sin()).collect();
+            let stream = Tensor::from_vec(values, (3, width), &device()).unwrap();
+            let stream = Var::from_tensor(&stream).unwrap();
+            let ids = Tensor::new(&[1u32, 2, 3], &device()).unwrap();
+            let logits = model.unembed(stream.as_tensor(), &ids).unwrap();
+            let loss = logits.narrow(1, 5, 3).unwrap().sum_all().unwrap();
+            let gradients = loss.backward().unwrap();
+            let gradient = gradients.get(&stream).expect("a gradient");
+            gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        });
+        assert!(on_cpu.iter().any(|value| value.abs() > 1e-3), "{kind}");
+        assert!(furthest(&on_cpu, &on_device) < 1e-4, "{kind}");
     }
 }
 

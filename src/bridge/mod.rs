@@ -21,6 +21,7 @@ use self::site_map::SiteMap;
 use crate::models::layers::{Linear, Purpose, Weights};
 use crate::models::location::Site;
 use crate::numerics::abs_top_k::abs_top_k;
+use crate::numerics::device;
 
 /// The encoders and decoders of all sites of a sparse model; its methods take those sites.
 #[derive(Debug, Clone)]
@@ -115,19 +116,19 @@ impl Bridge {
     /// `f(h_d)`, of the dense stream where the site is joined: `[rows, D] -> [rows, S]`.
     pub fn encode(&self, site: Site, dense: &Tensor) -> Result<Tensor> {
         let bridge = &self.sites[site.index()];
-        let dense = dense.to_device(self.device())?;
+        let dense = device::moved(dense, self.device())?;
         abs_top_k(&bridge.encoder.forward(&dense)?, bridge.active)
     }
 
     /// `g(h_s)`, the dense stream where the site is joined: `[rows, S] -> [rows, D]`.
     pub fn decode(&self, site: Site, sparse: &Tensor) -> Result<Tensor> {
-        let sparse = sparse.to_device(self.device())?;
+        let sparse = device::moved(sparse, self.device())?;
         self.sites[site.index()].decoder.forward(&sparse)
     }
 
     /// What a change of the sparse stream is in the dense one: `[rows, S] -> [rows, D]`, linear, no bias.
     pub fn decode_change(&self, site: Site, change: &Tensor) -> Result<Tensor> {
-        let change = change.to_device(self.device())?;
+        let change = device::moved(change, self.device())?;
         change.matmul(&self.sites[site.index()].decoder_weight.t()?)
     }
 

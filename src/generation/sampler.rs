@@ -141,9 +141,9 @@ impl Sampler {
     }
 }
 
-/// Finite, so that the largest logit keeps its weight however low the temperature.
+/// Finite, so that the largest logit keeps its weight however low the temperature; and not zero, which would be greedy.
 fn inverse(temperature: f64) -> f32 {
-    (1.0 / temperature).min(f64::from(f32::MAX)) as f32
+    (1.0 / temperature).clamp(f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX)) as f32
 }
 
 fn more_probable(a: &(u32, f32), b: &(u32, f32)) -> Ordering {

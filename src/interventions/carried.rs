@@ -26,6 +26,7 @@ use super::rows_of_arms::{Row, RowBlock, SteeredArm};
 use crate::features::pair::Pair;
 use crate::models::location::{Location, Site};
 use crate::models::tap::{OwnRows, RowTap};
+use crate::numerics::device;
 use crate::numerics::kernels::edit_table::{EditTable, OwnOutcomes};
 
 /// What other runs of the same step have read.
@@ -325,7 +326,7 @@ impl<'a> CarriedTap<'a> {
             return Ok(Vec::new());
         };
         let encoded = pair.bridge.encode(site, &stream.contiguous()?)?;
-        let encoded = encoded.to_device(pair.sparse.device())?;
+        let encoded = device::moved(&encoded, pair.sparse.device())?;
         let mut values = vec![(Location::Site(site), encoded.clone())];
         for place in places.filter(|place| is_sublayer_input(*place)) {
             let Some(input) = pair.sparse.sublayer_input(site) else {

@@ -217,7 +217,18 @@ impl Linear {
             } => linear::linear(x, weight, bias.as_ref(), *frozen),
             Linear::Columns(columns) => columns.forward(x),
             Linear::Dense(matrix) => matrix.forward(x),
-            Linear::Sparse { on_device, .. } => on_device.forward(x),
+            Linear::Sparse { on_device, .. } if !x.track_op() => on_device.forward(x),
+            Linear::Sparse { on_device, .. } => {
+                let (outputs, inputs) = self.shape()?;
+                let mut weight = vec![0f32; outputs * inputs];
+                for (output, row) in weight.chunks_exact_mut(inputs).enumerate() {
+                    for (input, value) in self.weights_of_output(output)? {
+                        row[input] = value;
+                    }
+                }
+                let weight = Tensor::from_vec(weight, (outputs, inputs), x.device())?;
+                linear::linear(x, &weight, on_device.bias(), true)
+            }
         }
     }
 
@@ -435,7 +446,7 @@ impl SublayerInput {
     ) -> Result<[Tensor; N]> {
         let scale = tap.norm_scale(input);
         let rows = h.dim(0)?;
-        let is_plain = scale.is_none() && self.positional_norm.is_none();
+        let is_plain = scale.is_none() && self.positional_norm.is_none() && !h.track_op();
         let fused = layers.iter().map(|layer| layer.fused(rows)).collect();
         let fused: Option<Vec<&SparseMatrix>> = fused;
         let read: Vec<Tensor> = match fused {

@@ -152,7 +152,10 @@ impl LoadedModel {
             chat_template: None,
             parameters,
             nonzeros,
-            matrices: placement.matrices,
+            matrices: match device.is_cpu() {
+                true => MatrixType::Float32,
+                false => placement.matrices,
+            },
             fingerprint,
         })
     }

@@ -22,7 +22,7 @@ use super::tensor_names::{EMBEDDING, UNEMBEDDING};
 use super::token_rows::TokenRows;
 use crate::numerics::activation::relu;
 use crate::numerics::columns::{Columns, StoredMatrix};
-use crate::numerics::kernels;
+use crate::numerics::{device, kernels};
 
 /// A transformer with its weights.
 #[derive(Debug, Clone)]
@@ -222,7 +222,7 @@ impl Transformer {
             )
         }
         // It may come over a bridge, from a model on another device.
-        let mut h = stream.to_device(self.device())?;
+        let mut h = device::moved(&stream, self.device())?;
         // What the MLP of a layer of parallel sublayers reads.
         let mut before_layer = None;
         let sites = Site::all(self.config.n_layers).skip(from.index());

@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{Device, DeviceLocation};
+use candle_core::{Device, DeviceLocation, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// What to compute on.
@@ -88,6 +88,14 @@ impl Placement {
                 _ => self.matrices,
             },
         })
+    }
+
+    /// What matrices are on one of its devices: the CPU has its own ways with what a file has in sixteen bits.
+    pub fn matrices_on(self, device: DeviceChoice) -> MatrixType {
+        match device {
+            DeviceChoice::Cpu => MatrixType::Float32,
+            DeviceChoice::Auto | DeviceChoice::Cuda(_) => self.matrices,
+        }
     }
 
     /// Both on one device.
@@ -283,8 +291,8 @@ fn cuda(number: usize) -> Result<Device, DeviceError> {
     })?;
     #[cfg(feature = "cuda")]
     if let Device::Cuda(device) = &device {
-        // SAFETY: whatever is put on this device goes through its one stream, which does things in their order, so nothing
-        // has to wait for anything by an event; nothing has been put there yet.
+        // SAFETY: whatever is put on this device goes through its one stream, which does things in their order, and
+        // what goes to another device is waited for (`moved`): nothing has to wait by an event. Nothing is there yet.
         unsafe { device.disable_event_tracking() }
         if let Err(error) = super::kernels::keep_freed(device) {
             tracing::warn!(%error, "a device gives freed memory back at once");
@@ -292,6 +300,17 @@ fn cuda(number: usize) -> Result<Device, DeviceError> {
     }
     opened.insert(number, device.clone());
     Ok(device)
+}
+
+/// A tensor on another device. Between two CUDA devices the copy is waited for: the first one's memory may go to the next tensor
+/// there as soon as this one is dropped, and its stream knows nothing of the copy.
+pub fn moved(tensor: &Tensor, device: &Device) -> candle_core::Result<Tensor> {
+    let moved = tensor.to_device(device)?;
+    let between = !tensor.device().is_cpu() && !device.is_cpu();
+    if between && !tensor.device().same_device(device) {
+        device.synchronize()?;
+    }
+    Ok(moved)
 }
 
 /// What a device is called: `cpu` or `cuda:N`.

@@ -115,7 +115,10 @@ fn card(
             false => placement.dense,
         }
         .to_string(),
-        matrices: placement.matrices,
+        matrices: match size.is_sparse {
+            true => placement.matrices_on(placement.sparse),
+            false => placement.matrices_on(placement.dense),
+        },
         provenance: Default::default(),
         config,
         weights,

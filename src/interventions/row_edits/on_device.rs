@@ -168,6 +168,7 @@ impl RowEdit<'_> {
         else {
             return match &self.change {
                 Change::Given(RowDelta::OnHost(change)) => change.len() == width,
+                Change::Given(RowDelta::OnDevice(change)) => change.width().ok() == Some(width),
                 _ => true,
             };
         };

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use candle_core::cuda_backend::cudarc::driver::{
@@ -15,14 +14,14 @@ use candle_core::{CudaDevice, Result, Storage, Tensor, bail};
 use super::argument::{Argument, HostArgument, HostLaunch};
 use super::{COMPILER_OPTIONS, SOURCES, THREADS};
 
-/// What a block may have of dynamic shared memory without asking for more.
-const SHARED_UNASKED: u32 = 48 << 10;
+/// What a block may have of dynamic shared memory without asking for more: 48 KiB less what kernels have of their own.
+const SHARED_UNASKED: u32 = 47 << 10;
 
 /// A kernel on its device, and how much dynamic shared memory it may have.
 #[derive(Clone)]
 struct Loaded {
     function: CudaFunction,
-    shared: Arc<AtomicU32>,
+    shared: Arc<Mutex<u32>>,
 }
 
 /// By the device's number and the kernel's name.
@@ -43,7 +42,7 @@ fn loaded(device: &CudaDevice, kernel: &str, shared: u32) -> Result<CudaFunction
         None => {
             let loaded = Loaded {
                 function: load(device, kernel)?,
-                shared: Arc::new(AtomicU32::new(SHARED_UNASKED)),
+                shared: Arc::new(Mutex::new(SHARED_UNASKED)),
             };
             let mut all = LOADED.write().unwrap_or_else(PoisonError::into_inner);
             let of_device = all.entry(number).or_default();
@@ -51,14 +50,16 @@ fn loaded(device: &CudaDevice, kernel: &str, shared: u32) -> Result<CudaFunction
             loaded
         }
     };
-    if shared > loaded.shared.load(Ordering::Relaxed) {
+    let mut most = loaded.shared.lock().unwrap_or_else(PoisonError::into_inner);
+    if shared > *most {
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         loaded
             .function
             .set_attribute(attribute, shared as i32)
             .w()?;
-        loaded.shared.fetch_max(shared, Ordering::Relaxed);
+        *most = shared;
     }
+    drop(most);
     Ok(loaded.function)
 }
 

@@ -4,7 +4,7 @@
 //! (`dense_product.cu`), so that a row has the same bits alone and in a batch. A matrix that is held in bfloat16 for speed
 //! multiplies many rows by the library's product instead, which rounds them to bfloat16 and takes the device's matrix units.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::LANES;
 use super::launch::{Launch, unwritten};
@@ -53,11 +53,21 @@ impl DenseMatrix {
         self.transposed.narrow(1, output, 1)?.to_dtype(DType::F32)
     }
 
-    /// `x [rows, inputs] -> [rows, outputs]`.
+    /// `x [rows, inputs] -> [rows, outputs]`. Where somebody asks for gradients it is candle's product.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.contiguous()?;
         let (rows, inputs) = x.dims2()?;
-        let (outputs, _) = self.shape()?;
+        let (outputs, expected) = self.shape()?;
+        if inputs != expected {
+            bail!("a layer of {expected} inputs was given rows of {inputs}")
+        }
+        if x.track_op() {
+            let y = x.matmul(&self.transposed.to_dtype(DType::F32)?)?;
+            return match &self.bias {
+                Some(bias) => y.broadcast_add(bias),
+                None => Ok(y),
+            };
+        }
         if rows > FEW_ROWS && self.rounds_rows {
             let y = x.to_dtype(DType::BF16)?.matmul(&self.transposed)?;
             let y = y.to_dtype(DType::F32)?;

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use candle_core::{DType, Result, Tensor};
 
 use super::launch::{Launch, unwritten};
+use crate::numerics::device;
 
 /// Bytes of shared memory that every device has for a block.
 const SHARED_EVERYWHERE: usize = 96 << 10;
@@ -102,6 +103,11 @@ pub struct DeviceRow {
 }
 
 impl DeviceRow {
+    /// How many numbers it has.
+    pub fn width(&self) -> Result<usize> {
+        self.rows.dim(1)
+    }
+
     /// Its numbers, brought to the host.
     pub fn values(&self) -> Result<Vec<f32>> {
         self.rows.get(self.row)?.to_vec1()
@@ -318,7 +324,10 @@ impl EditTable {
                     EditedFeature::Channels { channels, weights } => {
                         let count = channels.len();
                         row.channel_count = count as i32;
-                        self.most_channels = self.most_channels.max(count);
+                        // What is only read takes no room.
+                        if row.operation != READ_ONLY {
+                            self.most_channels = self.most_channels.max(count);
+                        }
                         self.channels
                             .extend(channels.iter().map(|&channel| channel as i32));
                         self.weights.extend(weights);
@@ -401,7 +410,7 @@ impl EditTable {
         let source_width = source_width.max_by_key(|width| *width.as_ref().unwrap_or(&0));
         let source_width = source_width.transpose()?.unwrap_or(0);
         let widened = self.sources.iter().map(|rows| {
-            let rows = rows.to_device(device)?;
+            let rows = device::moved(rows, device)?;
             let short = source_width - rows.dim(1)?;
             match short {
                 0 => Ok(rows),
@@ -474,6 +483,7 @@ fn shared_memory(most_channels: usize, width: usize) -> usize {
 }
 
 // The kernel's numbers.
+const READ_ONLY: i32 = 10;
 const GIVEN: i32 = 11;
 const ITSELF: i32 = 0;
 const COLUMNS: i32 = 1;
@@ -520,7 +530,7 @@ impl EntryRow {
             }
             TableOperation::ScaleEach(value) => (8, value, 0.0, Vec::new()),
             TableOperation::Swap => (9, 0.0, 0.0, Vec::new()),
-            TableOperation::ReadOnly => (10, 0.0, 0.0, Vec::new()),
+            TableOperation::ReadOnly => (READ_ONLY, 0.0, 0.0, Vec::new()),
         };
         (self.operation, self.value, self.bound) = (number, value, bound);
         operands
