@@ -10,26 +10,24 @@
 //!
 //! DEVICE is `cpu` or `cuda:N` (with `--features cuda`). A step ends when its logits are on the host.
 
-use std::collections::{BTreeMap, HashMap};
+mod paper;
+
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use causeway::features::pair::Pair;
 use causeway::generation::capacity::Capacity;
 use causeway::generation::request::{Delta, EngineError, Generation, GenerationRequest};
 use causeway::generation::sampling::Sampling;
 use causeway::generation::scheduler::{Observer, Scheduler};
-use causeway::models::config::{
-    Activation, ActiveLocation, Norm, Positions, ResidualActivation, TransformerConfig,
-};
 use causeway::models::kv_cache::{CacheRow, KvCache};
 use causeway::models::layers::Purpose;
 use causeway::models::layout::{ModelFiles, ReadOptions};
 use causeway::models::model::placed;
 use causeway::models::tap::NoTap;
-use causeway::models::tensor_names::tensor_shapes;
 use causeway::models::token_rows::TokenRows;
 use causeway::models::transformer::Transformer;
 use causeway::numerics::abs_top_k::abs_top_k;
@@ -39,8 +37,6 @@ use serde_json::json;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// One weight of so many is not zero.
-const ONE_IN: usize = 64;
 const WARM_UP: usize = 8;
 const STEPS: usize = 64;
 const ROUNDS: usize = 7;
@@ -68,55 +64,11 @@ fn main() -> Outcome<()> {
     }
 }
 
-fn config() -> TransformerConfig {
-    let without = [ActiveLocation::ResidPostAttn, ActiveLocation::ResidPostMlp];
-    TransformerConfig {
-        n_layers: 8,
-        d_model: 2048,
-        n_heads: 128,
-        d_head: 16,
-        d_mlp: 8192,
-        vocab_size: 2048,
-        context_length: 256,
-        norm: Norm::Rms,
-        bias: true,
-        activation: Activation::Gelu,
-        residual_activation: ResidualActivation::Identity,
-        positions: Positions::None,
-        active_fraction: Some(0.25),
-        active_locations: ActiveLocation::NAMES
-            .iter()
-            .map(|&(_, location)| location)
-            .filter(|location| !without.contains(location))
-            .collect(),
-        tied_unembedding: false,
-        bigram_table: false,
-        attention_sinks: false,
-        variant: Default::default(),
-    }
-}
-
 fn write(directory: &Path) -> Outcome<()> {
-    let config = config();
-    let mut rng = SmallRng::seed_from_u64(1);
-    let mut tensors = BTreeMap::new();
-    for (name, shape) in tensor_shapes(&config) {
-        if name.contains(".ln_") {
-            let ones = Tensor::ones(shape, DType::F32, &Device::Cpu)?;
-            tensors.insert(name, ones);
-            continue;
-        }
-        let mut values = vec![0f32; shape.iter().product()];
-        let size = (3.0 * ONE_IN as f32 / shape[shape.len() - 1] as f32).sqrt();
-        for block in values.chunks_mut(ONE_IN) {
-            let place = rng.random_range(0..block.len());
-            block[place] = rng.random_range(-size..size);
-        }
-        tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu)?);
-    }
+    let config = paper::config();
     let files = ModelFiles {
+        tensors: paper::tensors(&config)?,
         config,
-        tensors,
         quantised: Default::default(),
         tokenizer: None,
     };

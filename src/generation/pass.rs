@@ -2,8 +2,8 @@
 //!
 //! `parts -> logits`, `[vocabulary]` for every row that wants them, or on a device the token that was drawn from them. Rows go
 //! through the model in groups, a thread each, because a token's row meets no other but in its own slot of the cache: a
-//! group needs no word from the others between the embedding and the logits. What several rows of a part have in common (arms with the same
-//! prompt, below the first place where they can differ) is computed once and then given to all of them.
+//! group needs no word from the others between the embedding and the logits. What several rows of a part have in common
+//! (arms with the same prompt, below the first place where they can differ) is computed once and then given to all of them.
 
 use std::ops::Range;
 

@@ -83,15 +83,9 @@ impl<'a> Weights<'a> {
                 [outputs, inputs]
             )
         }
-        match stored {
-            stored if self.keeps_precision() => stored.kept(),
-            // A device holds it so too.
-            StoredMatrix::Plain(tensor)
-                if self.purpose.is_inference() && tensor.dtype() == DType::BF16 =>
-            {
-                Ok(StoredMatrix::Plain(tensor))
-            }
-            stored => stored
+        match self.keeps_precision() {
+            true => stored.kept(),
+            false => stored
                 .to_float32()?
                 .to_device(self.device())
                 .map(StoredMatrix::Plain),

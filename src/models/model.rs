@@ -170,12 +170,7 @@ pub fn placed<'t>(
         return Ok(Cow::Borrowed(tensors));
     }
     let moved = tensors.iter().map(|(name, tensor)| {
-        // What is bfloat16 loses nothing by staying so.
-        let tensor = match tensor.dtype() {
-            DType::BF16 => tensor.clone(),
-            _ => tensor.to_dtype(DType::F32)?,
-        };
-        let tensor = tensor.to_device(device)?;
+        let tensor = tensor.to_dtype(DType::F32)?.to_device(device)?;
         Ok((name.clone(), tensor))
     });
     moved.collect::<candle_core::Result<_>>().map(Cow::Owned)

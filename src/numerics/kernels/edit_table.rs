@@ -252,10 +252,6 @@ impl EditTable {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// Begins the line of a row of the batch that has none yet.
     pub fn begin_line(&mut self, row: u32) {
         self.rows.push(row as i32);

@@ -5,7 +5,7 @@
 //! the same bits alone and in a batch. Where more of the weights are not zero than [`MOST_NONZERO`], the dense product is
 //! faster and takes no more memory.
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::launch::{Launch, unwritten};
 use super::operations::RowNorm;
@@ -79,7 +79,7 @@ impl SparseMatrix {
     /// Of `weight [outputs, inputs]`, where it is sparse enough.
     pub fn of(weight: &Tensor, bias: Option<&Tensor>) -> Result<Option<Self>> {
         let (outputs, inputs) = weight.dims2()?;
-        let made = rows::with_values(&weight.to_dtype(DType::F32)?, |values| {
+        let made = rows::with_values(weight, |values| {
             let nonzero = values.iter().filter(|weight| **weight != 0.0).count();
             let sparse = (nonzero as f64) <= MOST_NONZERO * values.len() as f64;
             (sparse && inputs <= MOST_INPUTS && nonzero <= u32::MAX as usize)
