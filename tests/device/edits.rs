@@ -200,6 +200,31 @@ fn carried_out(x: &Tensor, read: &Tensor, edits: &[Drawn]) -> (Vec<f32>, Vec<Out
     )
 }
 
+/// An operation on a row that a block does not have is the host's, which leaves it out.
+#[test]
+fn a_row_that_was_not_read_is_left_to_the_host() {
+    let (_, (), _) = both(|| {
+        let mut draw = SmallRng::seed_from_u64(8);
+        let read = Tensor::from_vec(numbers(READ_WIDTH, &mut draw), (1, READ_WIDTH), &device());
+        let read = read.unwrap();
+        let of = loop {
+            let of = drawn(0, &mut draw);
+            if of.how == How::Columns && !of.carrier.times_sparse_rms {
+                break of;
+            }
+        };
+        for (beside, fits) in [(Some(0), true), (None, false)] {
+            let mut table = RowEdits::default();
+            let block = RowBlock::gather(&read, std::iter::once(beside)).unwrap();
+            let block = table.add_block(block);
+            let row = table.row(0);
+            table.push(entry(&of, row, block, block));
+            let mut device_table = EditTable::new(WIDTH);
+            assert_eq!(table.tabulate(0, &mut device_table).unwrap(), fits);
+        }
+    });
+}
+
 #[test]
 fn tables_of_edits_are_carried_out_as_on_the_host() {
     let mut draw = SmallRng::seed_from_u64(4);

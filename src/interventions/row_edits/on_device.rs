@@ -17,7 +17,7 @@ impl RowEdits<'_> {
     /// host alone, and then nothing is put there.
     pub fn tabulate(&self, first: u32, table: &mut EditTable) -> Result<bool> {
         let width = table.width();
-        let can_be = |entry: &RowEdit| entry.is_for_devices(width, table);
+        let can_be = |entry: &RowEdit| entry.is_for_devices(width, table) && self.finds(entry);
         if !self.entries.iter().all(can_be) {
             return Ok(false);
         }
@@ -122,6 +122,31 @@ impl RowEdits<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// Whether the blocks have the rows that an operation reads and takes its size from. Where they do not the host knows what
+    /// is to be done.
+    fn finds(&self, entry: &RowEdit) -> bool {
+        let Change::Operation { read, write, .. } = &entry.change else {
+            return true;
+        };
+        let is_there = |block: usize, row: usize| {
+            let block = self.blocks.get(block);
+            block.is_some_and(|block| block.place(row).is_some())
+        };
+        let rms = match write {
+            WriteTo::Columns { rms, .. } | WriteTo::Later { rms, .. } => Some(*rms),
+            WriteTo::Itself | WriteTo::Added => None,
+        };
+        let reads = match *read {
+            ReadFrom::Block { block, row } => is_there(block, row),
+            ReadFrom::Row | ReadFrom::Nowhere => true,
+        };
+        let measures = match rms {
+            Some(Rms::Of { block, row }) => is_there(block, row),
+            Some(Rms::Known(_)) | None => true,
+        };
+        reads && measures
     }
 
     /// What the entries came to on the device; their numbers only where they are `wanted`, for they must be waited for.
